@@ -1,0 +1,65 @@
+"""What one stage costs: parameters, multiply-adds, and the memory that its results take.
+
+FLOPs follow fvcore's convention everywhere in branchnet: one multiply-add counts as one FLOP.
+All figures are for one example input at the batch size of the example that the network was split with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Cost of one stage, or of one head.
+
+    Attributes:
+        name: the location at which the stage ends; `"head"` for a head.
+        params: parameters that the stage holds, each counted once.
+        flops: multiply-adds of one forward pass at the example's size.
+        activation_bytes: bytes of all intermediate results of one forward pass at the example's size.
+        cut_bytes: bytes of the tensors alive at the location that ends the stage.
+    """
+
+    name: str
+    params: int
+    flops: int
+    activation_bytes: int = 0
+    cut_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class StageCosts(Sequence[StageCost]):
+    """The costs of the D stages of one network, from input to output."""
+
+    stages: tuple[StageCost, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Location names, one per stage."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def params(self) -> tuple[int, ...]:
+        """Parameters, one number per stage."""
+        return tuple(stage.params for stage in self.stages)
+
+    @property
+    def flops(self) -> tuple[int, ...]:
+        """Multiply-adds, one number per stage."""
+        return tuple(stage.flops for stage in self.stages)
+
+    @overload
+    def __getitem__(self, index: int) -> StageCost: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[StageCost, ...]: ...
+    def __getitem__(self, index: int | slice) -> StageCost | tuple[StageCost, ...]:
+        return self.stages[index]
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __iter__(self) -> Iterator[StageCost]:
+        return iter(self.stages)

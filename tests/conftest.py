@@ -1,0 +1,22 @@
+"""Shared fixtures. Defines the operators that torchvision's CUDA build registers, so that it imports beside CPU torch."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+_LIBRARIES: list[torch.library.Library] = []
+
+
+def _define_torchvision_operators() -> None:
+    """Give `torchvision::nms` and `qnms` a schema where the compiled extension cannot be loaded."""
+    if importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _LIBRARIES.append(library)
+
+
+_define_torchvision_operators()

@@ -1,0 +1,10 @@
+from .assembly import build as build
+from .assembly import choose_donors as choose_donors
+from .compilation import CompiledNetwork as CompiledNetwork
+from .compilation import compile as compile
+from .compilation import compiler_problem as compiler_problem
+from .network import BranchedNetwork as BranchedNetwork
+from .network import Node as Node
+from .weights import load_weights as load_weights
+from .weights import read_weights as read_weights
+from .weights import save_weights as save_weights

@@ -1,0 +1,140 @@
+"""Building a branched network from staged single-task networks: choose a donor for each node, copy its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from branchnet.builder.network import BranchedNetwork, Input
+from branchnet.errors import BuildError
+from branchnet.stages import StagedNetwork, split_all
+
+if TYPE_CHECKING:
+    from branchnet.affinity import Affinity
+    from branchnet.clustering import Tree
+
+Donors = tuple[tuple[str, ...], ...]
+
+
+def build(
+    tree: Tree,
+    networks: Mapping[str, nn.Module],
+    *,
+    init: Literal["donor"] = "donor",
+    affinity: Affinity | None = None,
+    example: Input | None = None,
+    locations: Sequence[str] | int | None = None,
+) -> BranchedNetwork:
+    """Build the branched network that `tree` describes, with copies of the single-task networks' weights in place.
+
+    A node keeps its parent's donor while that task is in its cluster; otherwise its donor is the cluster's medoid by
+    affinity (the task with the largest sum of affinities to the others at that stage), or without an affinity its
+    first task. So a chain of nodes with one donor reproduces that donor exactly. Parameters that a donor shares
+    between stages stay shared between nodes that serve the same tasks, and become independent elsewhere.
+
+    Args:
+        tree: D stages over the tasks.
+        networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
+            They are not changed.
+        init: where the weights come from; `"donor"` is the rule above.
+        affinity: chooses the medoids.
+        example: inputs to split plain networks with.
+        locations: where to split plain networks; by default at the affinity's locations.
+
+    Raises:
+        BuildError: tasks or depth of tree, networks and affinity that do not agree.
+        SplitError: plain networks that cannot be split.
+    """
+    if init != "donor":
+        raise BuildError(f"init must be 'donor'; {init!r} was given")
+    staged = _staged(networks, example, locations if locations or affinity is None else affinity.locations)
+    _check_fit(tree, staged, affinity)
+    donors = choose_donors(tree, affinity)
+    memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
+
+    def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
+        return copy.deepcopy(module, memos.setdefault((donor, tuple(cluster)), {}))
+
+    nodes = [
+        [clone(staged[donor].stages[d], donor, cluster) for donor, cluster in zip(donors[d], clusters, strict=True)]
+        for d, clusters in enumerate(tree.partitions)
+    ]
+    heads = [clone(staged[task].head, task, (task,)) for task in tree.tasks]
+    first = staged[tree.tasks[0]]
+    branched = BranchedNetwork(
+        tree,
+        nodes,
+        heads,
+        locations=first.locations,
+        donors=donors,
+        costs=first.costs,
+        head_costs={task: staged[task].head_cost for task in tree.tasks},
+        interface=first.interface,
+        constructors={task: staged[task].constructor for task in tree.tasks},
+        eval_only="; ".join(f"{task}: {net.eval_only}" for task, net in staged.items() if net.eval_only),
+    )
+    return branched.train(first.training)
+
+
+def choose_donors(tree: Tree, affinity: Affinity | None = None) -> Donors:
+    """Name the donor task of every node, stage by stage, by the rule of `build`."""
+    position = {task: i for i, task in enumerate(affinity.tasks)} if affinity is not None else {}
+
+    def medoid(stage: int, cluster: Sequence[str]) -> str:
+        if affinity is None:
+            return cluster[0]
+        members = [position[task] for task in cluster]
+        closeness = affinity.values[stage][members][:, members].sum(axis=1)
+        return cluster[int(closeness.argmax())]
+
+    donors: list[tuple[str, ...]] = []
+    for d, clusters in enumerate(tree.partitions):
+        parents = dict(_parent_donors(tree, d, donors)) if d else {}
+        donors.append(
+            tuple(
+                parents[cluster] if parents.get(cluster) in cluster else medoid(d, cluster)
+                for cluster in map(tuple, clusters)
+            )
+        )
+    return tuple(donors)
+
+
+def _parent_donors(tree: Tree, stage: int, donors: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], str]]:
+    above = list(zip(tree.partitions[stage - 1], donors[stage - 1], strict=True))
+    return [
+        (tuple(cluster), next(donor for parent, donor in above if cluster[0] in parent))
+        for cluster in tree.partitions[stage]
+    ]
+
+
+def _staged(
+    networks: Mapping[str, nn.Module], example: Input | None, locations: Sequence[str] | int | None
+) -> dict[str, StagedNetwork]:
+    staged = {task: net for task, net in networks.items() if isinstance(net, StagedNetwork)}
+    if len(staged) == len(networks):
+        return staged
+    if staged:
+        raise BuildError(f"{sorted(set(networks) - set(staged))} are plain networks and the others staged: mix neither")
+    if example is None:
+        raise BuildError("plain networks need `example=` to be split with; or pass the result of branchnet.split_all")
+    return split_all(networks, example, locations=locations)
+
+
+def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:
+    missing = [task for task in tree.tasks if task not in staged]
+    if missing:
+        raise BuildError(f"the tree has tasks {missing} that no network is given for; networks: {sorted(staged)}")
+    for task in tree.tasks:
+        network = staged[task]
+        if len(network.stages) != tree.depth:
+            raise BuildError(f"the tree has {tree.depth} stages, the network of {task!r} has {len(network.stages)}")
+    if affinity is not None:
+        unknown = [task for task in tree.tasks if task not in affinity.tasks]
+        if unknown or len(affinity.locations) != tree.depth:
+            raise BuildError(
+                f"the affinity knows tasks {list(affinity.tasks)} at {len(affinity.locations)} locations; "
+                f"the tree has tasks {list(tree.tasks)} and {tree.depth} stages"
+            )

@@ -1,0 +1,79 @@
+"""Weights in safetensors files: written atomically, checked against the module before a single value is copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from branchnet.errors import CheckpointError
+from branchnet.files import atomic_write
+
+
+def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the parameters and buffers of `module`; a tensor that has several names is written under the first."""
+    state = module.state_dict()
+    aliases = _aliases(state)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
+    with atomic_write(path) as temporary:
+        save_file(kept, temporary)
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy the tensors of `path` into `module`, all of them or none.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a key, a shape or a type is not what the module expects;
+            every difference is named.
+    """
+    stored = read_weights(path)
+    state = module.state_dict(keep_vars=True)
+    aliases = _aliases(state)
+    problems = [f"{name}: not in the file" for name in state if aliases[name] == name and name not in stored]
+    for name, tensor in stored.items():
+        if name not in state:
+            problems.append(f"{name}: the network has no such tensor")
+        elif tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+            problems.append(f"{name}: expected {_describe(state[name])}, found {_describe(tensor)}")
+    if problems:
+        raise CheckpointError(f"{Path(path)} does not fit the network:\n  " + "\n  ".join(problems))
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            state[name].copy_(tensor)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file onto the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{Path(path)} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{Path(path)} is no complete safetensors file: {error}") from error
+
+
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name to the first name of the same tensor."""
+    first: dict[tuple[object, ...], str] = {}
+    return {
+        name: first.setdefault(
+            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+            if tensor.numel()
+            else (name,),
+            name,
+        )
+        for name, tensor in state.items()
+    }
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -5,6 +5,7 @@ from .compilation import compile as compile
 from .compilation import compiler_problem as compiler_problem
 from .network import BranchedNetwork as BranchedNetwork
 from .network import Node as Node
+from .separate import SeparateNetworks as SeparateNetworks
 from .weights import load_weights as load_weights
 from .weights import read_weights as read_weights
 from .weights import save_weights as save_weights

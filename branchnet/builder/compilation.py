@@ -100,7 +100,7 @@ def _with_dynamic_batch(x: Input) -> Input:
 
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] > 1:
-            value = value.detach()
+            value = value.view_as(value)
             torch._dynamo.mark_dynamic(value, 0)
         return value
 

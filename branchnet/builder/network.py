@@ -109,14 +109,16 @@ class BranchedNetwork(nn.Module):
                 cluster = self._clusters[stage][task]
                 if cluster not in computed:
                     node = row[cluster]  # type: ignore[index]
-                    computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else _call(node, x)
+                    computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else call_network(node, x)
             cuts = computed
         names = self.tasks
         return {names[task]: self.heads[task](*cuts[self._clusters[-1][task]]) for task in wanted}
 
     def members(self) -> Iterator[Node]:
         """Every node from input to output, then every head."""
-        for stage, (row, clusters, donors) in enumerate(zip(self.nodes, self.tree.partitions, self.donors, strict=True)):
+        for stage, (row, clusters, donors) in enumerate(
+            zip(self.nodes, self.tree.partitions, self.donors, strict=True)
+        ):
             for k, (cluster, donor) in enumerate(zip(clusters, donors, strict=True)):
                 yield Node(f"nodes.{stage}.{k}", tuple(cluster), donor, row[k])  # type: ignore[index]
         for i, task in enumerate(self.tasks):
@@ -140,7 +142,8 @@ def tree_positions(tree: Tree) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def _call(module: nn.Module, x: Input) -> Any:
+def call_network(module: nn.Module, x: Input) -> Any:
+    """Call `module` with `x`: a tensor as it is, a tuple as positional and a mapping as keyword arguments."""
     if isinstance(x, Mapping):
         return module(**x)
     if isinstance(x, tuple):

@@ -1,0 +1,30 @@
+"""The N single-task networks as one module: what a branched network is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from branchnet.builder.network import Input, call_network
+
+
+class SeparateNetworks(nn.Module):
+    """N single-task networks run one after another on the same input; called like a `BranchedNetwork`.
+
+    The networks are held by reference, in the order given.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.tasks = tuple(networks)
+        self.networks = nn.ModuleList(networks.values())
+
+    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+        """Compute `{task: output}` for `tasks`, all by default."""
+        return {
+            task: call_network(network, x)
+            for task, network in zip(self.tasks, self.networks, strict=True)
+            if tasks is None or task in tasks
+        }

@@ -1,0 +1,35 @@
+"""Progress bars on stderr for work that takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Reports that one more unit of work is done, with a few words on how it goes."""
+
+    def __call__(self, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress_bar(description: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
+    """Show a bar of `total` units, `done` of them finished already; yield the function that advances it by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(note: str = "") -> None:
+            bar.update(task, advance=1, note=note)
+
+        yield advance

@@ -1,0 +1,16 @@
+from .batchnorm import reestimate_batchnorm as reestimate_batchnorm
+from .distillation import distill as distill
+from .loop import History as History
+from .metrics import Metric as Metric
+from .metrics import accuracy as accuracy
+from .metrics import evaluate as evaluate
+from .metrics import explained_variance as explained_variance
+from .metrics import kl_divergence as kl_divergence
+from .metrics import mean_absolute_error as mean_absolute_error
+from .metrics import mean_angle as mean_angle
+from .metrics import mean_iou as mean_iou
+from .metrics import multi_task_performance as multi_task_performance
+from .metrics import rmse as rmse
+from .metrics import top1_agreement as top1_agreement
+from .supervised import fit as fit
+from .teachers import Teachers as Teachers

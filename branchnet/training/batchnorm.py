@@ -1,0 +1,57 @@
+"""BatchNorm statistics of nodes that are fed by another donor's features, estimated anew from data."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from branchnet.builder import BranchedNetwork
+from branchnet.training.inputs import Inputs, batches, count_samples, take
+
+SAMPLES = 512
+
+
+def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
+    """Nodes and heads that do not get their own donor's features: some node above them has another donor."""
+    foreign = []
+    for node in branched.members():
+        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else len(branched.donors)
+        path = (
+            donor
+            for clusters, donors in zip(branched.tree.partitions[:stage], branched.donors[:stage], strict=True)
+            for cluster, donor in zip(clusters, donors, strict=True)
+            if node.tasks[0] in cluster
+        )
+        if any(donor != node.donor for donor in path):
+            foreign.append(node.module)
+    return foreign
+
+
+def reestimate_batchnorm(branched: BranchedNetwork, images: Inputs, *, batch_size: int = 64) -> int:
+    """Replace the running statistics below foreign features by the mean over batches of up to 512 samples.
+
+    Returns:
+        the number of BatchNorm layers that were estimated.
+    """
+    layers = [m for node in foreign_modules(branched) for m in node.modules() if isinstance(m, _BatchNorm)]
+    layers = [layer for layer in dict.fromkeys(layers) if layer.running_mean is not None]
+    if not layers:
+        return 0
+    device = next(branched.parameters()).device
+    training, momenta = branched.training, [layer.momentum for layer in layers]
+    branched.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative mean over the batches
+            layer.train()
+        with torch.no_grad():
+            for index in batches(min(count_samples(images), SAMPLES), batch_size):
+                if len(index) > 1:
+                    branched(take(images, index, device))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        branched.train(training)
+    return len(layers)

@@ -1,0 +1,95 @@
+"""Distilling a branched network from single-task networks, on images without labels.
+
+Each task's loss is the squared difference between the branched network's output and its donor's, divided by the
+variance of the donor's output: 1 means no better than a constant, whatever the task's unit. A node's learning rate is
+divided by the number of tasks that it serves, so that it takes the mean of their gradients and not the sum.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from branchnet.builder import BranchedNetwork
+from branchnet.errors import TrainingError
+from branchnet.training.batchnorm import reestimate_batchnorm
+from branchnet.training.groups import node_groups
+from branchnet.training.inputs import Inputs, count_samples, take
+from branchnet.training.loop import History, optimize
+from branchnet.training.teachers import Teachers
+
+
+def distill(
+    branched: BranchedNetwork,
+    networks: Mapping[str, nn.Module] | Teachers,
+    images: Inputs,
+    *,
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train `branched` in place to give the outputs of the single-task networks.
+
+    Before the first step the BatchNorm statistics of every node that is fed by another donor's features are estimated
+    anew. Outputs may be tensors or nested dicts, tuples and dataclasses of them.
+
+    Args:
+        branched: the network to train, on the device where it shall be trained. It is left in eval mode.
+        networks: the single-task networks by task, plain or staged; or `Teachers`, to record them once for several runs.
+        images: K samples.
+        steps: batches to train on.
+        learning_rate: peak rate of a node that serves one task.
+        checkpoint: a file to resume from after an interruption; removed at the end.
+
+    Raises:
+        TrainingError: tasks without a network, a network that cannot be trained, a constant output, a diverging loss.
+    """
+    if branched.eval_only:
+        raise TrainingError(f"this network can only be evaluated: {branched.eval_only}")
+    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images)
+    if missing := [task for task in branched.tasks if task not in teachers.tasks]:
+        raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
+    device = next(branched.parameters()).device
+    scales = {task: teachers.variances(task) for task in branched.tasks}
+    if checkpoint is None or not os.path.exists(checkpoint):
+        reestimate_batchnorm(branched, images)
+
+    def task_losses(index: Tensor) -> dict[str, Tensor]:
+        wanted = teachers.outputs(index, branched.tasks, device)
+        outputs = branched(take(images, index, device))
+        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in branched.tasks}
+
+    branched.train()
+    try:
+        return optimize(
+            branched,
+            task_losses,
+            node_groups(branched, learning_rate),
+            samples=count_samples(images),
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            description="distil",
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+    finally:
+        branched.eval()
+
+
+def _scaled_error(output: Any, wanted: Any, variances: Sequence[float]) -> Tensor:
+    found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    targets = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    errors = [
+        (one.float() - other.float()).square().mean() / variance
+        for one, other, variance in zip(found, targets, variances, strict=True)
+    ]
+    return torch.stack(errors).mean()

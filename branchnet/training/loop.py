@@ -1,0 +1,196 @@
+"""The optimisation loop that distillation and supervised training share.
+
+AdamW with a cosine schedule after a short linear warm-up. The order of the samples depends on the seed alone; the
+global random state is restored afterwards. With a checkpoint file, an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchnet.errors import CheckpointError, TrainingError
+from branchnet.files import atomic_write
+from branchnet.interrupt import deferred_interrupt
+from branchnet.progress import progress_bar
+
+WARM_UP = 0.05
+WEIGHT_DECAY = 1e-4
+LARGEST_GRADIENT = 5.0
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+TaskLosses = Callable[[Tensor], Mapping[str, Tensor]]
+"""From the indices of a batch to the scalar loss of each task."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained with one learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class History:
+    """What training reported.
+
+    Attributes:
+        losses: for each task its loss at every step.
+        seconds: time spent in this process.
+        resumed_at: the step at which a checkpoint was taken up; 0 without one.
+    """
+
+    losses: Mapping[str, tuple[float, ...]]
+    seconds: float
+    resumed_at: int = 0
+
+
+@dataclass
+class _State:
+    step: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+
+def optimize(
+    module: nn.Module,
+    task_losses: TaskLosses,
+    groups: Sequence[Group],
+    *,
+    samples: int,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    description: str,
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> History:
+    """Train `module` in place for `steps` batches drawn without replacement, epoch by epoch.
+
+    Raises:
+        TrainingError: settings that make no training, or a loss that is not finite (the task and the step are named).
+        CheckpointError: a checkpoint of other settings, or a damaged one.
+    """
+    if steps < 1 or batch_size < 1:
+        raise TrainingError(f"steps and batch_size must be at least 1; {steps} and {batch_size} were given")
+    optimizer = torch.optim.AdamW(
+        [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters],
+        weight_decay=WEIGHT_DECAY,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {sorted(module.state_dict())}")
+    started = time.monotonic()
+    with _seeded(seed, next(module.parameters()).device):
+        state = saved.restore(module, optimizer)
+        resumed_at = state.step
+        with (
+            deferred_interrupt() as interrupted,
+            progress_bar(description, steps, shown=progress, done=state.step) as advance,
+        ):
+            for step in range(state.step, steps):
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * schedule(step, steps)
+                losses = task_losses(sample_indices(step, samples, batch_size, seed))
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(losses.values())).sum().backward()
+                nn.utils.clip_grad_norm_(module.parameters(), LARGEST_GRADIENT)
+                optimizer.step()
+                advance(f"loss {_record(state, losses):.3f}")
+                saved.save_when_due(module, optimizer, state)
+                if interrupted():
+                    saved.save(module, optimizer, state)
+                    raise KeyboardInterrupt
+    saved.remove()
+    return History(
+        {task: tuple(values) for task, values in state.losses.items()}, time.monotonic() - started, resumed_at
+    )
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then half a cosine down to zero."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tensor:
+    """Indices of batch number `step`: each epoch is a permutation made from (seed, epoch); the last batch is full."""
+    batch_size = min(batch_size, samples)
+    per_epoch = samples // batch_size
+    epoch, position = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
+
+
+def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
+    values = torch.stack(list(losses.values())).tolist()
+    for task, value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss of {task!r} became {value} at step {state.step}; lower the learning rate")
+        state.losses.setdefault(task, []).append(value)
+    state.step += 1
+    return sum(values)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Checkpoint:
+    """Saves and restores a run; does nothing where no file was asked for."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, settings: str) -> None:
+        self.path = Path(path) if path is not None else None
+        self.settings = hashlib.sha256(settings.encode()).hexdigest()
+        self.last = time.monotonic()
+
+    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+        if self.path is None or not self.path.exists():
+            return _State()
+        try:
+            stored: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged or hostile files
+            raise CheckpointError(f"{self.path} cannot be read: {error}; delete it to start again") from error
+        if stored.get("settings") != self.settings:
+            raise CheckpointError(f"{self.path} belongs to a run with other settings; delete it or name another file")
+        module.load_state_dict(stored["module"])
+        optimizer.load_state_dict(stored["optimizer"])
+        torch.set_rng_state(stored["random"])
+        return _State(stored["step"], stored["losses"])
+
+    def save_when_due(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
+        if time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS:
+            self.save(module, optimizer, state)
+
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
+        self.last = time.monotonic()
+        if self.path is None:
+            return
+        content = {
+            "settings": self.settings,
+            "step": state.step,
+            "losses": state.losses,
+            "module": module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        with atomic_write(self.path) as temporary:
+            torch.save(content, temporary)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

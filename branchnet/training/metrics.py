@@ -1,0 +1,193 @@
+"""Metrics as streams of sums: each batch adds to a vector, the vector gives the number at the end.
+
+So a metric over a whole data set is exact (a mean IoU is not the mean of batch IoUs) and needs no memory for outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from branchnet.errors import TrainingError
+from branchnet.training.inputs import Inputs, batches, count_samples, take
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good outputs are.
+
+    Attributes:
+        name: what tables call it, with its unit.
+        larger_is_better: its direction.
+        sums: from a batch's outputs and targets to a float64 vector that is added up over batches.
+        result: from the total vector to the metric.
+    """
+
+    name: str
+    larger_is_better: bool
+    sums: Callable[[Tensor, Tensor], Tensor]
+    result: Callable[[Tensor], float]
+
+
+def accuracy() -> Metric:
+    """Share of samples (or pixels) whose largest logit, along dimension 1, is the target's class; in percent."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        hits = output.argmax(1) == target
+        return _pair(hits.sum(), hits.numel())
+
+    return Metric("accuracy %", True, sums, lambda total: 100 * _ratio(total))
+
+
+def mean_iou(classes: int) -> Metric:
+    """Mean over the classes that occur of intersection over union (Everingham et al. 2010); in percent.
+
+    Outputs are logits (B, classes, ...), targets integers (B, ...); negative targets are ignored.
+    """
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        known = target >= 0
+        pairs = target[known] * classes + output.argmax(1)[known]
+        return torch.bincount(pairs, minlength=classes**2).double()
+
+    def result(total: Tensor) -> float:
+        confusion = total.view(classes, classes)
+        hits = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - hits
+        return 100 * float((hits[union > 0] / union[union > 0]).mean())
+
+    return Metric("mean IoU %", True, sums, result)
+
+
+def rmse(unit: str = "") -> Metric:
+    """Root of the mean squared difference."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        return _pair((output.double() - target.double()).square().sum(), target.numel())
+
+    return Metric(f"RMSE {unit}".strip(), False, sums, lambda total: _ratio(total) ** 0.5)
+
+
+def mean_absolute_error(unit: str = "") -> Metric:
+    """Mean absolute difference."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        return _pair((output.double() - target.double()).abs().sum(), target.numel())
+
+    return Metric(f"MAE {unit}".strip(), False, sums, _ratio)
+
+
+def mean_angle() -> Metric:
+    """Mean angle between vectors along dimension 1, in degrees."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        cosine = F.cosine_similarity(output.double(), target.double(), dim=1).clamp(-1, 1)
+        return _pair(torch.rad2deg(torch.acos(cosine)).sum(), cosine.numel())
+
+    return Metric("mean angle °", False, sums, _ratio)
+
+
+def explained_variance() -> Metric:
+    """Share of the target's variance (around its mean for each channel) that the output explains; in percent."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        wanted = channels_last_rows(target).double()
+        error = (channels_last_rows(output).double() - wanted).square().sum().view(1)
+        count = torch.tensor([wanted.shape[0]], dtype=torch.float64, device=wanted.device)
+        return torch.cat([error, count, wanted.sum(0), wanted.square().sum(0)])
+
+    def result(total: Tensor) -> float:
+        error, count = total[0], total[1]
+        first, second = total[2:].chunk(2)
+        spread = (second - first.square() / count).sum()
+        return 100 * float(1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny))
+
+    return Metric("explained variance %", True, sums, result)
+
+
+def top1_agreement() -> Metric:
+    """Share of samples on which two sets of logits have the same largest class; in percent."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        same = output.argmax(1) == target.argmax(1)
+        return _pair(same.sum(), same.numel())
+
+    return Metric("top-1 agreement %", True, sums, lambda total: 100 * _ratio(total))
+
+
+def kl_divergence() -> Metric:
+    """Mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats."""
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        wanted = target.double().log_softmax(1)
+        divergence = (wanted.exp() * (wanted - output.double().log_softmax(1))).sum(1)
+        return _pair(divergence.sum(), divergence.numel())
+
+    return Metric("KL nats", False, sums, _ratio)
+
+
+def evaluate(
+    network: nn.Module,
+    inputs: Inputs,
+    targets: Mapping[str, Tensor],
+    metrics: Mapping[str, Metric],
+    *,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Compute each task's metric of a network that returns `{task: output}`, in eval mode; its mode is restored.
+
+    Args:
+        network: a `BranchedNetwork`, or `SeparateNetworks`.
+        inputs: K samples.
+        targets: for each task K targets: labels, or another network's outputs.
+        metrics: for each task its metric.
+
+    Raises:
+        TrainingError: a metric without targets.
+    """
+    if missing := sorted(set(metrics) - set(targets)):
+        raise TrainingError(f"tasks {missing} have a metric and no targets; targets: {sorted(targets)}")
+    device = next(network.parameters()).device
+    totals: dict[str, Tensor] = {}
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            for index in batches(count_samples(inputs), batch_size):
+                outputs = network(take(inputs, index, device), tasks=list(metrics))
+                for task, metric in metrics.items():
+                    sums = metric.sums(outputs[task], targets[task][index].to(device))
+                    totals[task] = totals[task] + sums if task in totals else sums
+    finally:
+        network.train(training)
+    return {task: metric.result(totals[task]) for task, metric in metrics.items()}
+
+
+def multi_task_performance(
+    values: Mapping[str, float], single: Mapping[str, float], metrics: Mapping[str, Metric]
+) -> dict[str, float]:
+    """Relative change of each task against its single-task network, in percent; better is positive.
+
+    Their mean is Delta of Maninis et al. (2019, "Attentive Single-Tasking of Multiple Tasks", eq. 7).
+    """
+    return {
+        task: 100 * (1 if metrics[task].larger_is_better else -1) * (values[task] - single[task]) / single[task]
+        for task in single
+    }
+
+
+def channels_last_rows(values: Tensor) -> Tensor:
+    """Reshape (B, C, ...) to rows (B * ..., C); (B,) to (B, 1)."""
+    return values.reshape(-1, 1) if values.dim() < 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
+
+
+def _pair(total: Tensor, count: int) -> Tensor:
+    return torch.stack([total.double(), torch.tensor(float(count), dtype=torch.float64, device=total.device)])
+
+
+def _ratio(total: Tensor) -> float:
+    return float(total[0] / total[1])

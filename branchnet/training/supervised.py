@@ -1,0 +1,89 @@
+"""Training with labels: branched networks, or the single-task networks that everything starts from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from branchnet.builder import BranchedNetwork
+from branchnet.builder.network import call_network
+from branchnet.errors import TrainingError
+from branchnet.training.groups import node_groups
+from branchnet.training.inputs import Inputs, count_samples, take
+from branchnet.training.loop import Group, History, optimize
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+def fit(
+    network: nn.Module,
+    images: Inputs,
+    labels: Tensor | Mapping[str, Tensor],
+    losses: Loss | Mapping[str, Loss],
+    *,
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    description: str = "fit",
+) -> History:
+    """Train `network` in place on labels.
+
+    Args:
+        network: a `BranchedNetwork` with labels and losses by task, or any network with one tensor of labels and one
+            loss. It is trained on the device where it is, and left in eval mode.
+        images: K samples.
+        labels: K labels, or `{task: K labels}`.
+        losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
+        learning_rate: peak rate; in a branched network divided by the number of tasks that a node serves.
+
+    Raises:
+        TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
+    """
+    count = count_samples(images)
+    by_task = isinstance(network, BranchedNetwork)
+    if by_task != isinstance(labels, Mapping) or by_task != isinstance(losses, Mapping):
+        raise TrainingError("a branched network takes labels and losses by task, a single network one of each")
+    tasks = network.tasks if isinstance(network, BranchedNetwork) else ("loss",)
+    targets = labels if isinstance(labels, Mapping) else {"loss": labels}
+    functions = losses if isinstance(losses, Mapping) else {"loss": losses}
+    for task in tasks:
+        if task not in targets or task not in functions:
+            raise TrainingError(f"task {task!r} needs labels and a loss")
+        if len(targets[task]) != count:
+            raise TrainingError(f"{len(targets[task])} labels of {task!r} for {count} samples")
+    if reason := getattr(network, "eval_only", ""):
+        raise TrainingError(f"this network can only be evaluated: {reason}")
+    device = next(network.parameters()).device
+
+    def task_losses(index: Tensor) -> dict[str, Tensor]:
+        outputs = call_network(network, take(images, index, device))
+        outputs = outputs if by_task else {"loss": outputs}
+        return {task: functions[task](outputs[task], targets[task][index].to(device)) for task in tasks}
+
+    groups = (
+        node_groups(network, learning_rate)
+        if isinstance(network, BranchedNetwork)
+        else [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
+    )
+    network.train()
+    try:
+        return optimize(
+            network,
+            task_losses,
+            groups,
+            samples=count,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            description=description,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+    finally:
+        network.eval()

@@ -1,0 +1,113 @@
+"""The outputs of the single-task networks on the training images, computed once where they fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from branchnet.builder.network import call_network
+from branchnet.errors import TrainingError
+from branchnet.progress import progress_bar
+from branchnet.training.inputs import Inputs, batches, count_samples, take
+from branchnet.training.metrics import channels_last_rows
+
+RECORDED_BYTES = 2 * 2**30
+SAMPLES_FOR_VARIANCE = 256
+
+
+class Teachers:
+    """Single-task networks as teachers on K fixed samples.
+
+    Their outputs are kept in memory where all of them together take at most `recorded_bytes`, and computed for each
+    batch otherwise. The networks run in eval mode without gradients; their mode is restored after every call.
+
+    Raises:
+        TrainingError: no network, or an output that is constant or not finite.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        images: Inputs,
+        *,
+        batch_size: int = 64,
+        recorded_bytes: int = RECORDED_BYTES,
+        progress: bool = True,
+    ) -> None:
+        if not networks:
+            raise TrainingError("distillation needs at least one single-task network")
+        self.networks = dict(networks)
+        self.images = images
+        self._recorded: dict[str, Any] = {}
+        self._variances: dict[str, tuple[float, ...]] = {}
+        count = count_samples(images)
+        self._measure_variances(batches(min(count, SAMPLES_FOR_VARIANCE), batch_size))
+        if self._bytes_per_sample * count <= recorded_bytes:
+            self._record(batches(count, batch_size), progress)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that there is a teacher for."""
+        return tuple(self.networks)
+
+    def variances(self, task: str) -> tuple[float, ...]:
+        """Variance of each floating-point tensor of the task's output, around its mean for each channel."""
+        return self._variances[task]
+
+    def outputs(self, index: Tensor, tasks: Sequence[str], device: torch.device) -> dict[str, Any]:
+        """Outputs of `tasks` for the samples at `index`, on `device`."""
+        if self._recorded:
+            return {
+                task: pytree.tree_map_only(Tensor, lambda t: t[index].to(device), self._recorded[task])
+                for task in tasks
+            }
+        return {task: self._run(task, index, device) for task in tasks}
+
+    def _run(self, task: str, index: Tensor, device: torch.device) -> Any:
+        network = self.networks[task]
+        training = network.training
+        network.eval().to(device)
+        try:
+            with torch.no_grad():
+                return call_network(network, take(self.images, index, device))
+        finally:
+            network.train(training)
+
+    def _measure_variances(self, pieces: Sequence[Tensor]) -> None:
+        self._bytes_per_sample = 0
+        count = sum(len(piece) for piece in pieces)
+        for task, network in self.networks.items():
+            device = next(network.parameters()).device
+            outputs = [_float_leaves(self._run(task, piece, device)) for piece in pieces]
+            leaves = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+            spreads = tuple(float(channels_last_rows(leaf.double()).var(0, correction=0).mean()) for leaf in leaves)
+            if not spreads or not all(0 < spread < float("inf") for spread in spreads):
+                raise TrainingError(
+                    f"the output of {task!r} has variance {spreads} over {count} samples; "
+                    "a constant or non-finite output teaches nothing"
+                )
+            self._variances[task] = spreads
+            self._bytes_per_sample += sum(leaf.nbytes for leaf in leaves) // count
+
+    def _record(self, pieces: Sequence[Tensor], progress: bool) -> None:
+        parts: dict[str, list[Any]] = {task: [] for task in self.tasks}
+        with progress_bar("record the donors' outputs", len(pieces) * len(self.tasks), shown=progress) as advance:
+            for task, network in self.networks.items():
+                device = next(network.parameters()).device
+                for piece in pieces:
+                    output = self._run(task, piece, device)
+                    parts[task].append(pytree.tree_map_only(Tensor, lambda t: t.cpu(), output))
+                    advance(task)
+        self._recorded = {task: pytree.tree_map(_concatenate, *batches_) for task, batches_ in parts.items()}
+
+
+def _concatenate(*parts: Any) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+
+
+def _float_leaves(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -91,23 +91,15 @@ def choose_donors(tree: Tree, affinity: Affinity | None = None) -> Donors:
         return cluster[int(closeness.argmax())]
 
     donors: list[tuple[str, ...]] = []
-    for d, clusters in enumerate(tree.partitions):
-        parents = dict(_parent_donors(tree, d, donors)) if d else {}
+    for d, (clusters, parents) in enumerate(zip(tree.partitions, tree.parents, strict=True)):
+        inherited = [donors[d - 1][parent] if d else None for parent in parents]
         donors.append(
             tuple(
-                parents[cluster] if parents.get(cluster) in cluster else medoid(d, cluster)
-                for cluster in map(tuple, clusters)
+                donor if donor is not None and donor in cluster else medoid(d, cluster)
+                for donor, cluster in zip(inherited, clusters, strict=True)
             )
         )
     return tuple(donors)
-
-
-def _parent_donors(tree: Tree, stage: int, donors: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], str]]:
-    above = list(zip(tree.partitions[stage - 1], donors[stage - 1], strict=True))
-    return [
-        (tuple(cluster), next(donor for parent, donor in above if cluster[0] in parent))
-        for cluster in tree.partitions[stage]
-    ]
 
 
 def _staged(

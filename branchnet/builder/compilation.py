@@ -58,7 +58,7 @@ class CompiledNetwork:
         return torch.compile(separate, fullgraph=True, mode=self.mode, dynamic=None if self.dynamic else False)
 
 
-def compile(  # noqa: A001
+def compile(
     branched: BranchedNetwork, example: Input, *, mode: str | None = None, dynamic: bool = True
 ) -> CompiledNetwork:
     """Compile all tasks of `branched` as one graph and run it once on `example`.

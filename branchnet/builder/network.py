@@ -81,7 +81,7 @@ class BranchedNetwork(nn.Module):
         self.eval_only = eval_only
         self.nodes = nn.ModuleList(nn.ModuleList(stage) for stage in nodes)
         self.heads = nn.ModuleList(heads)
-        self._clusters = tree_positions(tree)
+        self._clusters = tree.labels()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -132,14 +132,6 @@ class BranchedNetwork(nn.Module):
         if unknown or isinstance(tasks, str) or not tasks:
             raise BuildError(f"tasks must be a non-empty sequence of {list(names)}; {tasks!r} was given")
         return [i for i, name in enumerate(names) if name in tasks]
-
-
-def tree_positions(tree: Tree) -> tuple[tuple[int, ...], ...]:
-    """For each stage, the index of the cluster that each task belongs to, in task order."""
-    return tuple(
-        tuple(next(k for k, cluster in enumerate(partition) if task in cluster) for task in tree.tasks)
-        for partition in tree.partitions
-    )
 
 
 def call_network(module: nn.Module, x: Input) -> Any:

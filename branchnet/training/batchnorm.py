@@ -16,13 +16,8 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
     """Nodes and heads that do not get their own donor's features: some node above them has another donor."""
     foreign = []
     for node in branched.members():
-        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else len(branched.donors)
-        path = (
-            donor
-            for clusters, donors in zip(branched.tree.partitions[:stage], branched.donors[:stage], strict=True)
-            for cluster, donor in zip(clusters, donors, strict=True)
-            if node.tasks[0] in cluster
-        )
+        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else branched.tree.depth
+        path = (donors[branched.tree.cluster_of(node.tasks[0], d)] for d, donors in enumerate(branched.donors[:stage]))
         if any(donor != node.donor for donor in path):
             foreign.append(node.module)
     return foreign

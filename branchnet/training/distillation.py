@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def distill(
 
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
-        networks: the single-task networks by task, plain or staged; or `Teachers`, to record them once for several runs.
+        networks: the single-task networks by task, plain or staged; or `Teachers`, to
+            record their outputs once for several runs.
         images: K samples.
         steps: batches to train on.
         learning_rate: peak rate of a node that serves one task.
@@ -59,7 +61,7 @@ def distill(
         raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
     device = next(branched.parameters()).device
     scales = {task: teachers.variances(task) for task in branched.tasks}
-    if checkpoint is None or not os.path.exists(checkpoint):
+    if checkpoint is None or not Path(checkpoint).exists():
         reestimate_batchnorm(branched, images)
 
     def task_losses(index: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,128 @@
+"""The config of `branchnet run`: which networks, which images, which budget.
+
+A config names Python factories, which are imported and called: it is trusted code, unlike an architecture spec.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from branchnet.errors import DataError, SpecError
+
+FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Strict):
+    """One single-task network.
+
+    Attributes:
+        factory: `package.module:function`, called without arguments; returns the network.
+        weights: safetensors file; without it the factory's own weights count.
+        kind: `"classification"` adds the top-1 agreement and the KL divergence to what is measured.
+    """
+
+    factory: FactoryName
+    weights: Path | None = None
+    kind: Literal["classification", "regression"] = "regression"
+
+
+class ImagesConfig(_Strict):
+    """Where the images come from: exactly one of `folder`, `npz` and `factory`.
+
+    Attributes:
+        folder: images of any format that Pillow reads, in the order of their names.
+        npz: a file with an array `images`.
+        factory: `package.module:function`, returns a tensor (K, C, H, W).
+        size: height and width to which folder images are resized and cropped.
+        mean: subtracted from each channel of an image in [0, 1].
+        std: divides each channel afterwards.
+    """
+
+    folder: Path | None = None
+    npz: Path | None = None
+    factory: FactoryName | None = None
+    size: Annotated[int, Field(ge=8)] = 224
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class RunConfig(_Strict):
+    """A whole run.
+
+    Attributes:
+        networks: the single-task networks by task.
+        images: unlabelled images: the probe, the distillation set and the held-out set are taken from them.
+        budget: e.g. `60% params`, `25e6 params`, `4 GMACs`.
+        objective: how trees are judged by the affinity.
+        locations: where to branch: a number of places, their names, or nothing for branchnet's choice.
+        probe: how many images the networks are compared on.
+        held_out: share of the images that the results are measured on and nothing is trained on.
+        steps: batches of distillation for each branched network; 0 leaves the donors' weights.
+        batch_size: images in a batch.
+        learning_rate: peak learning rate of a node that serves one task.
+        baselines: what the chosen tree is compared with, trained alike.
+        seed: decides the split of the images and the order of the batches.
+    """
+
+    networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
+    images: ImagesConfig
+    budget: str
+    objective: str = "mean-max"
+    locations: Annotated[int, Field(ge=1)] | list[str] | None = None
+    probe: Annotated[int, Field(ge=3)] = 500
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    steps: Annotated[int, Field(ge=0)] = 1000
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    baselines: list[Literal["shared", "random"]] = ["shared", "random"]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def resolve_factory(name: str, folder: Path) -> Callable[[], Any]:
+    """Import the function that `package.module:function` names; modules beside the config are found too.
+
+    Raises:
+        SpecError: no such module or function.
+    """
+    module_name, function_name = name.split(":")
+    with _importable(folder):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise SpecError(f"factory {name!r}: {error} (looked beside the config and in the environment)") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise SpecError(f"factory {name!r}: {module_name} has no function {function_name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def one_source(images: ImagesConfig) -> str:
+    """Name the one source of images that the config gives.
+
+    Raises:
+        DataError: none, or more than one.
+    """
+    given = [name for name in ("folder", "npz", "factory") if getattr(images, name) is not None]
+    if len(given) != 1:
+        raise DataError(f"images: exactly one of folder, npz and factory is needed; given: {given or 'none'}")
+    return given[0]
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))

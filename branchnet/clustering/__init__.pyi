@@ -1,0 +1,17 @@
+from .budgets import Budget as Budget
+from .budgets import tree_size as tree_size
+from .constraints import Constraints as Constraints
+from .counting import count_trees as count_trees
+from .counting import enumerate_trees as enumerate_trees
+from .objectives import OBJECTIVES as OBJECTIVES
+from .objectives import Objective as Objective
+from .objectives import StageLosses as StageLosses
+from .objectives import clustering_cost as clustering_cost
+from .objectives import stage_losses as stage_losses
+from .results import SearchResult as SearchResult
+from .sampling import TreeSampler as TreeSampler
+from .sampling import random_tree as random_tree
+from .sampling import tree_sampler as tree_sampler
+from .searching import pareto_front as pareto_front
+from .searching import search as search
+from .tree import Tree as Tree

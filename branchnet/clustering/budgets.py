@@ -1,0 +1,224 @@
+"""Budgets, and what a tree of given widths costs in the budget's unit.
+
+A tree's size is the sum over stages of the cost of its copies of that stage, plus all heads where they are known.
+Parameters and FLOPs (one multiply-add is one FLOP) grow linearly with the copies; a latency may come from a table
+`table[stage][width]` that was measured for every number of copies.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from branchnet.clustering.tree import Tree
+from branchnet.errors import BudgetError
+from branchnet.stages.costs import StageCost, StageCosts
+
+Floats = npt.NDArray[np.float64]
+Costs = StageCosts | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64]
+HeadCosts = Mapping[str, float] | Mapping[str, StageCost]
+
+UNITS = ("params", "flops", "latency")
+_WRITTEN = {"params": "params", "flops": "MACs", "latency": "ms"}
+_TOLERANCE = 1e-12
+_PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_WORDS = {
+    "params": ("params", 1.0),
+    "parameters": ("params", 1.0),
+    "param": ("params", 1.0),
+    "macs": ("flops", 1.0),
+    "mac": ("flops", 1.0),
+    "flops": ("flops", 0.5),
+    "flop": ("flops", 0.5),
+    "ms": ("latency", 1.0),
+    "us": ("latency", 1e-3),
+    "s": ("latency", 1e3),
+    "latency": ("latency", 1.0),
+}
+_NUMBER = r"[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?"
+_PATTERN = re.compile(rf"\s*({_NUMBER})\s*(%)?\s*([a-z ]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper bound on the size of a tree.
+
+    Attributes:
+        amount: the bound: parameters, multiply-adds or milliseconds; a share (0.6 for 60%) if `relative`.
+        unit: `"params"`, `"flops"` or `"latency"`.
+        relative: whether the amount is a share of N separate networks, heads included where they are known.
+
+    Raises:
+        BudgetError: an amount that is not a positive number, or an unknown unit.
+    """
+
+    amount: float
+    unit: str = "params"
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.amount, (int, float, np.number)) and math.isfinite(self.amount) and self.amount > 0):
+            raise BudgetError(f"a budget must be a positive number, not {self.amount!r}")
+        if self.unit not in UNITS:
+            raise BudgetError(f"{self.unit!r} is no unit of a budget; choose from {', '.join(UNITS)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`.
+
+        MACs are multiply-adds; a FLOP written out counts half of one. Percentages are of the separate networks.
+
+        Raises:
+            BudgetError: text of another form.
+        """
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise _unreadable(text)
+        number, percent, word = float(match[1]), match[2], match[3].lower().replace(" ", "")
+        if percent:
+            unit = _WORDS.get(word or "params", (None, 0.0))[0]
+            if unit is None:
+                raise _unreadable(text)
+            return cls(number / 100, unit, relative=True)
+        unit, factor = _unit_of(word, text)
+        return cls(number * factor, unit)
+
+    def __str__(self) -> str:
+        if self.relative:
+            return f"{100 * self.amount:g}% {self.unit}"
+        return f"{self.amount:g} {_WRITTEN[self.unit]}"
+
+
+def _unit_of(word: str, text: str) -> tuple[str, float]:
+    if word in _WORDS and word != "latency":
+        return _WORDS[word]
+    prefix, rest = word[:1], word[1:]
+    if word and prefix in _PREFIX and rest in _WORDS and _WORDS[rest][0] != "latency":
+        unit, factor = _WORDS[rest]
+        return unit, factor * _PREFIX[prefix]
+    raise _unreadable(text)
+
+
+def _unreadable(text: str) -> BudgetError:
+    return BudgetError(
+        f"cannot read the budget {text!r}; write for example '60% params', '25e6 params', '4 GMACs', '8 GFLOPs' "
+        "(two per multiply-add) or '4 ms'"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SizeModel:
+    """What trees cost in one unit.
+
+    Attributes:
+        table: (D, N + 1); `table[d, w]` is the cost of w copies of stage d, `table[d, 0]` is 0.
+        heads: cost of all heads together; 0 where they are not counted.
+        unit: the unit of these numbers.
+    """
+
+    table: Floats
+    heads: float
+    unit: str
+
+    @property
+    def separate(self) -> float:
+        """Size of N separate networks."""
+        return self.of_widths([self.table.shape[1] - 1] * len(self.table))
+
+    def of_widths(self, widths: Sequence[int]) -> float:
+        """Size of a tree with these widths."""
+        stages = [float(row[width]) for row, width in zip(self.table, widths, strict=True)]
+        return math.fsum([*stages, self.heads])
+
+    def limit(self, budget: Budget) -> float:
+        """The budget as an absolute number."""
+        if budget.unit != self.unit:
+            raise BudgetError(f"the budget is in {budget.unit} but the costs are in {self.unit}")
+        return budget.amount * self.separate if budget.relative else float(budget.amount)
+
+
+def fits(size: float | Floats, limit: float) -> bool | npt.NDArray[np.bool_]:
+    """Whether a size is within a limit, up to a relative 1e-12 of rounding."""
+    return size <= limit + _TOLERANCE * abs(limit)
+
+
+def as_budget(budget: Budget | float | str) -> Budget:
+    """A budget from a budget, its text, or a number of parameters."""
+    if isinstance(budget, Budget):
+        return budget
+    return Budget.parse(budget) if isinstance(budget, str) else Budget(float(budget))
+
+
+def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCosts | None) -> SizeModel:
+    """Costs per stage and width, and of all heads, in `unit`.
+
+    Args:
+        costs: StageCosts, or one number per stage, or a table `costs[stage][width]` for widths 0..N.
+        tasks: the N task names.
+        unit: `"params"`, `"flops"` or `"latency"`; plain numbers and tables are taken to be in it.
+        head_costs: `{task: number or StageCost}`, or None where heads are not counted.
+
+    Raises:
+        BudgetError: costs that are negative, not finite or of the wrong shape, heads that do not match the tasks, or a
+            latency asked of StageCosts, which know none.
+    """
+    table = _table(costs, len(tasks), unit)
+    if not (np.isfinite(table).all() and (table >= 0).all()):
+        raise BudgetError(f"stage costs must be finite and not negative; they are {np.array(costs, dtype=object)}")
+    return SizeModel(table, _heads(head_costs, tasks, unit), unit)
+
+
+def _table(costs: Costs, n_tasks: int, unit: str) -> Floats:
+    if isinstance(costs, StageCosts):
+        if unit == "latency":
+            raise BudgetError("stage costs know no latency; pass a table costs[stage][width] in milliseconds")
+        numbers = np.array(getattr(costs, unit), dtype=np.float64)
+    else:
+        numbers = np.array(costs, dtype=np.float64)
+    if numbers.ndim == 1:
+        return numbers[:, None] * np.arange(n_tasks + 1)
+    if numbers.ndim != 2 or numbers.shape[1] != n_tasks + 1:
+        raise BudgetError(
+            f"a cost table has the shape (stages, {n_tasks + 1}), for 0..{n_tasks} copies of a stage; "
+            f"this one has {numbers.shape}"
+        )
+    if numbers[:, 0].any():
+        raise BudgetError("the first column of a cost table is for no copy of the stage and must be 0")
+    return numbers
+
+
+def _heads(head_costs: HeadCosts | None, tasks: Sequence[str], unit: str) -> float:
+    if head_costs is None:
+        return 0.0
+    if set(head_costs) != set(tasks):
+        strange = sorted(set(head_costs) ^ set(tasks))
+        raise BudgetError(f"head costs must name exactly the tasks; these differ: {', '.join(strange)}")
+    total = math.fsum(_head_cost(head_costs[task], task, unit) for task in tasks)
+    if not math.isfinite(total) or total < 0:
+        raise BudgetError(f"head costs must be finite and not negative; their sum is {total}")
+    return total
+
+
+def _head_cost(cost: float | StageCost, task: str, unit: str) -> float:
+    if not isinstance(cost, StageCost):
+        return float(cost)
+    if unit == "latency":
+        raise BudgetError(f"the head of {task!r} has no known latency; pass milliseconds")
+    return float(getattr(cost, unit))
+
+
+def tree_size(tree: Tree, costs: Costs, *, head_costs: HeadCosts | None = None, unit: str = "params") -> float:
+    """Size of a tree: the sum over stages of the cost of its nodes, plus the heads where they are given.
+
+    Raises:
+        BudgetError: costs that do not fit the tree.
+    """
+    model = size_model(costs, tree.tasks, unit, head_costs)
+    if len(model.table) != tree.depth:
+        raise BudgetError(f"the tree has {tree.depth} stages, the costs {len(model.table)}")
+    return model.of_widths(tree.widths)

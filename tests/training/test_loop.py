@@ -1,0 +1,130 @@
+"""The optimisation loop: schedule and order in closed form, resuming equals running through, failures are named."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from branchnet.errors import CheckpointError, TrainingError
+from branchnet.training.loop import Group, History, optimize, sample_indices, schedule
+
+X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2))
+
+
+def run(net: nn.Module, *, interrupt_at: int | None = None, checkpoint: Path | None = None, steps: int = 12) -> History:
+    calls = 0
+
+    def losses(index: Tensor) -> Mapping[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == interrupt_at:
+            signal.raise_signal(signal.SIGINT)
+        error = (net(X[index]) - Y[index]).square()
+        return {"first": error[:, 0].mean(), "second": error[:, 1].mean()}
+
+    return optimize(
+        net.train(),
+        losses,
+        [Group(list(net.parameters()), 1e-2)],
+        samples=24,
+        steps=steps,
+        batch_size=8,
+        seed=3,
+        description="test",
+        progress=False,
+        checkpoint=checkpoint,
+    )
+
+
+def test_an_interrupted_run_ends_exactly_like_one_that_ran_through(tmp_path: Path) -> None:
+    whole, halved, file = network(), network(), tmp_path / "run.pt"
+    expected = run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(halved, interrupt_at=5, checkpoint=file)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+    fresh = network()
+    resumed = run(fresh, checkpoint=file)
+    assert resumed.resumed_at == 5
+    assert resumed.losses == expected.losses
+    for one, other in zip(whole.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not file.exists()
+
+
+def test_interruption_restores_the_signal_handler() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(network(), interrupt_at=2)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_global_random_state_is_untouched() -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    run(network())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(network(), interrupt_at=3, checkpoint=file)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(network(), checkpoint=file, steps=13)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run(network(), checkpoint=file)
+
+
+def test_a_diverging_loss_names_task_and_step() -> None:
+    net = network()
+
+    def losses(index: Tensor) -> dict[str, Tensor]:
+        fine = net(X[index]).square().mean()
+        return {"fine": fine, "broken": fine * math.inf}
+
+    with pytest.raises(TrainingError, match="'broken' became inf at step 0"):
+        optimize(
+            net, losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=2, batch_size=8, seed=0,
+            description="test", progress=False,
+        )  # fmt: skip
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(TrainingError, match="at least 1"):
+        run(network(), steps=0)
+
+
+@given(samples=st.integers(1, 50), batch_size=st.integers(1, 60), seed=st.integers(0, 2**40))
+def test_an_epoch_visits_every_sample_at_most_once_in_full_batches(samples: int, batch_size: int, seed: int) -> None:
+    full = min(batch_size, samples)
+    pieces = [sample_indices(step, samples, batch_size, seed) for step in range(samples // full)]
+    seen = torch.cat(pieces)
+    assert all(len(piece) == full for piece in pieces)
+    assert len(seen.unique()) == len(seen) == samples // full * full
+
+
+@given(steps=st.integers(1, 1000))
+def test_the_schedule_warms_up_then_falls_to_zero(steps: int) -> None:
+    rates = [schedule(step, steps) for step in range(steps)]
+    peak = max(1, round(0.05 * steps)) - 1
+    assert rates[peak] == pytest.approx(1)
+    assert all(a < b for a, b in zip(rates[:peak], rates[1 : peak + 1], strict=True))
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert min(rates) >= 0

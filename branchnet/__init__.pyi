@@ -1,3 +1,23 @@
+from .affinity import Affinity as Affinity
+from .affinity import rsa as rsa
+from .architecture import Architecture as Architecture
+from .builder import BranchedNetwork as BranchedNetwork
+from .builder import SeparateNetworks as SeparateNetworks
+from .builder import build as build
+from .builder import compile as compile
+from .builder import load as load
+from .builder import save as save
+from .clustering import Budget as Budget
+from .clustering import SearchResult as SearchResult
+from .clustering import Tree as Tree
+from .clustering import clustering_cost as clustering_cost
+from .clustering import count_trees as count_trees
+from .clustering import enumerate_trees as enumerate_trees
+from .clustering import pareto_front as pareto_front
+from .clustering import random_tree as random_tree
+from .clustering import search as search
+from .constructors import Constructor as Constructor
+from .constructors import create as create
 from .errors import AffinityError as AffinityError
 from .errors import BranchnetError as BranchnetError
 from .errors import BudgetError as BudgetError
@@ -8,5 +28,15 @@ from .errors import SpecError as SpecError
 from .errors import SplitError as SplitError
 from .errors import TrainingError as TrainingError
 from .errors import TreeError as TreeError
+from .stages import Interface as Interface
+from .stages import Location as Location
+from .stages import StagedNetwork as StagedNetwork
+from .stages import candidate_locations as candidate_locations
+from .stages import split as split
+from .stages import split_all as split_all
+from .training import distill as distill
+from .training import evaluate as evaluate
+from .training import fit as fit
+from .training import multi_task_performance as multi_task_performance
 
 __version__: str

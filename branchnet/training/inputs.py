@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ def take(inputs: Inputs, index: Tensor, device: torch.device) -> Any:
     if isinstance(inputs, tuple):
         return tuple(take(value, index, device) for value in inputs)
     batch = inputs[index] if isinstance(inputs, Tensor) else torch.stack([inputs[i] for i in index.tolist()])
-    batch = cast(Tensor, batch).to(device)
+    batch = batch.to(device)
     return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
 
 
 def batches(count: int, batch_size: int) -> tuple[Tensor, ...]:
     """Indices 0..count-1 in order, in pieces of at most `batch_size`."""
-    return torch.arange(count).split(batch_size)
+    return torch.split(torch.arange(count), batch_size)

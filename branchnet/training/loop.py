@@ -134,7 +134,7 @@ def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tenso
 
 
 def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
-    values = torch.stack(list(losses.values())).tolist()
+    values: list[float] = torch.stack(list(losses.values())).tolist()
     for task, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
             raise TrainingError(f"the loss of {task!r} became {value} at step {state.step}; lower the learning rate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -23,4 +22,4 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Pat
 def test_the_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
     write_text(tmp_path / "ours", "x")
     (tmp_path / "plain").write_text("x")
-    assert os.stat(tmp_path / "ours").st_mode == os.stat(tmp_path / "plain").st_mode
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from collections.abc import Mapping
@@ -125,6 +126,6 @@ def test_the_schedule_warms_up_then_falls_to_zero(steps: int) -> None:
     rates = [schedule(step, steps) for step in range(steps)]
     peak = max(1, round(0.05 * steps)) - 1
     assert rates[peak] == pytest.approx(1)
-    assert all(a < b for a, b in zip(rates[:peak], rates[1 : peak + 1], strict=True))
-    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(rates[: peak + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[peak:]))
     assert min(rates) >= 0

@@ -1,0 +1,5 @@
+"""Layer-wise affinities between tasks: representation similarity, gradients, measured pairs."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -6,13 +6,26 @@ For directed measures `[i, j]` is the effect of task i's step on task j.
 
 from __future__ import annotations
 
+import json
+import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from branchnet.errors import AffinityError
+from branchnet.files import atomic_write
+
+from .reliability import Reliability
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +39,9 @@ class Affinity:
         measure: what the numbers are, e.g. `"rsa"`.
         standard_errors: float64, (D, N, N), or None.
         probe_hash: content hash of the probe inputs, or None.
+        samples: float64, (B, D, N, N): values recomputed on resampled probe inputs (and networks), or None.
+        reliability: agreement between networks of different seeds, or None where each task has one network.
+        directed: whether `[i, j]` (effect of i on j) and `[j, i]` are different things.
 
     Raises:
         AffinityError: shapes that do not fit, names that repeat, or values that are not finite.
@@ -37,18 +53,165 @@ class Affinity:
     measure: str = "rsa"
     standard_errors: npt.NDArray[np.float64] | None = None
     probe_hash: str | None = None
+    samples: npt.NDArray[np.float64] | None = None
+    reliability: Reliability | None = None
+    directed: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", tuple(self.tasks))
-        object.__setattr__(self, "locations", tuple(self.locations))
-        values = np.array(self.values, dtype=np.float64)
+        for field in ("tasks", "locations"):
+            object.__setattr__(self, field, _names(getattr(self, field), field))
         shape = (len(self.locations), len(self.tasks), len(self.tasks))
-        if values.shape != shape:
-            raise AffinityError(f"values have shape {values.shape}; {shape} (locations, tasks, tasks) was expected")
-        if not np.isfinite(values).all():
-            d, i, j = np.argwhere(~np.isfinite(values))[0]
+        object.__setattr__(self, "values", self._checked("values", self.values, shape))
+        if self.samples is not None:
+            object.__setattr__(self, "samples", self._checked("samples", self.samples, (len(self.samples), *shape)))
+        if self.standard_errors is not None:
+            errors = self._checked("standard_errors", self.standard_errors, shape)
+            object.__setattr__(self, "standard_errors", errors)
+
+    def _checked(self, field: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """A read-only float64 copy of `array`, which must be finite and of the given shape."""
+        checked = np.array(array, dtype=np.float64)
+        if checked.shape != shape:
+            raise AffinityError(f"{field} have shape {checked.shape}; {shape} (locations, tasks, tasks) was expected")
+        if not np.isfinite(checked).all():
+            *_, d, i, j = (int(index) for index in np.argwhere(~np.isfinite(checked))[0])
             raise AffinityError(
-                f"affinity of {self.tasks[i]!r} and {self.tasks[j]!r} at {self.locations[d]!r} is {values[d, i, j]}"
+                f"{field}: affinity of {self.tasks[i]!r} and {self.tasks[j]!r} at {self.locations[d]!r} is not finite"
             )
-        values.setflags(write=False)
-        object.__setattr__(self, "values", values)
+        checked.setflags(write=False)
+        return checked
+
+    def replicates(self, n: int | None = None) -> npt.NDArray[np.float64]:
+        """The first `n` bootstrap samples of the values, float64, (n, D, N, N); all of them by default.
+
+        Raises:
+            AffinityError: the affinity holds fewer than `n` samples.
+        """
+        held = 0 if self.samples is None else len(self.samples)
+        wanted = held if n is None else n
+        if self.samples is None or wanted > held:
+            raise AffinityError(f"{wanted} replicates asked for, {held} held; measure again with bootstrap={n or 100}")
+        return self.samples[:wanted]
+
+    def interval(self, level: float = 0.95) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Lower and upper bound of the bootstrap percentile interval of every value, each (D, N, N).
+
+        Raises:
+            AffinityError: no samples are held, or `level` is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise AffinityError(f"level is {level}; a number between 0 and 1 was expected")
+        low, high = np.quantile(self.replicates(), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
+
+    def symmetric(self) -> Affinity:
+        """The mean of both directions, as an undirected affinity; itself where it is undirected already."""
+        if not self.directed:
+            return self
+        samples = None if self.samples is None else _both_ways(self.samples)
+        errors = None if self.standard_errors is None else _symmetric_errors(self.standard_errors, samples)
+        return Affinity(
+            self.tasks,
+            self.locations,
+            _both_ways(self.values),
+            f"{self.measure}, mean of both directions",
+            errors,
+            self.probe_hash,
+            samples,
+            self.reliability,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an npz file that holds no pickled object; `path` ends in `.npz`."""
+        arrays: dict[str, npt.NDArray[Any]] = {"values": self.values}
+        for name in ("standard_errors", "samples"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        text: dict[str, Any] = {
+            "format": _FORMAT,
+            "tasks": self.tasks,
+            "locations": self.locations,
+            "measure": self.measure,
+            "probe_hash": self.probe_hash,
+            "directed": self.directed,
+            "reliability": None,
+        }
+        if self.reliability is not None:
+            text["reliability"] = self.reliability.to_dict()
+        arrays["description"] = np.frombuffer(json.dumps(text).encode(), dtype=np.uint8)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Affinity:
+        """Read what `save` wrote.
+
+        Raises:
+            AffinityError: the file is no affinity, is damaged, or was written by a later version.
+            FileNotFoundError: there is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            text = json.loads(arrays.pop("description").tobytes().decode())
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise AffinityError(f"{os.fspath(path)} is no affinity file, or it is damaged: {error}") from error
+        if text.pop("format", None) != _FORMAT:
+            raise AffinityError(f"{os.fspath(path)} was written in another format; {_FORMAT} was expected")
+        reliability = text.pop("reliability")
+        return cls(**text, **arrays, reliability=None if reliability is None else Reliability.from_dict(reliability))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per location and pair of tasks (ordered pairs where directed); needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record per location and pair: location, task_i, task_j, affinity and, where known, standard_error."""
+        records = []
+        for d, i, j in np.ndindex(*self.values.shape):
+            if i < j or (self.directed and i != j):
+                record = {
+                    "location": self.locations[d],
+                    "task_i": self.tasks[i],
+                    "task_j": self.tasks[j],
+                    "affinity": float(self.values[d, i, j]),
+                }
+                if self.standard_errors is not None:
+                    record["standard_error"] = float(self.standard_errors[d, i, j])
+                records.append(record)
+        return records
+
+    def plot(self) -> Figure:
+        """A heat map for every location, tasks ordered and joined by a dendrogram."""
+        from .plots import plot_heatmaps
+
+        return plot_heatmaps(self)
+
+    def plot_depth(self) -> Figure:
+        """How the affinity of every pair changes with depth."""
+        from .plots import plot_depth
+
+        return plot_depth(self)
+
+
+def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
+    checked = tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in checked):
+        raise AffinityError(f"{field} are {names!r}; a sequence of non-empty strings was expected")
+    repeated = {name for name in checked if checked.count(name) > 1}
+    if repeated:
+        raise AffinityError(f"{field} repeat {sorted(repeated)}; distinct names were expected")
+    return checked
+
+
+def _both_ways(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return (values + np.swapaxes(values, -1, -2)) / 2
+
+
+def _symmetric_errors(
+    errors: npt.NDArray[np.float64], samples: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64]:
+    """Standard errors of the mean of both directions; without samples, an upper bound: full correlation is assumed."""
+    return _both_ways(errors) if samples is None else samples.std(axis=0, ddof=1)

@@ -1,0 +1,89 @@
+"""Resampling probe inputs, from comparisons of inputs that were computed once.
+
+A bootstrap draw takes K inputs with replacement. Input a drawn w_a times makes the pair (a, b) count w_a * w_b times;
+pairs of copies of one input, which agree in every network, do not count. So a draw needs no new RDM and no new
+sorting: average ranks follow from the running sum of the weights in the order of the full RDM.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .comparing import Comparison, compare_entries, tied_runs, unit_diagonal
+
+Vector = npt.NDArray[np.float64]
+
+
+def draw_weights(inputs: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often every input is drawn: (draws, K). Draws with fewer than three distinct inputs are drawn again."""
+    random = np.random.default_rng(seed)
+    weights = random.multinomial(inputs, np.full(inputs, 1 / inputs), size=draws)
+    while (few := (weights > 0).sum(axis=1) < 3).any():
+        weights[few] = random.multinomial(inputs, np.full(inputs, 1 / inputs), size=int(few.sum()))
+    return weights
+
+
+def resample_entries(
+    entries: npt.NDArray[np.floating], inputs: int, comparison: Comparison, draws: int, seed: int
+) -> Vector:
+    """`compare_entries` on every draw: (draws, M, M).
+
+    entries: (M, P), upper triangles of RDMs over `inputs` inputs.
+    """
+    if comparison == "kendall":
+        return _resample_kendall(entries, inputs, draws, seed)
+    count = len(entries)
+    row, column = np.triu_indices(inputs, 1)
+    order = [_Order(one) for one in entries] if comparison == "spearman" else None
+    result = np.empty((draws, count, count))
+    for draw, weights in enumerate(draw_weights(inputs, draws, seed)):
+        pairs = (weights[row] * weights[column]).astype(np.float64)
+        values = np.stack([one.ranks(pairs) for one in order]) if order else entries.astype(np.float64)
+        result[draw] = _weighted_similarity(values, pairs, centred=comparison != "cosine")
+    return result
+
+
+class _Order:
+    """The order of one RDM's entries, sorted once."""
+
+    def __init__(self, values: npt.NDArray[np.floating]) -> None:
+        order = np.argsort(values)
+        starts, ends = tied_runs(values[order])
+        self._order = order.astype(np.int32)
+        self._runs = None if len(starts) == len(values) else (starts, ends)
+
+    def ranks(self, weights: Vector) -> Vector:
+        """Average rank of every entry where entry p occurs `weights[p]` times."""
+        ordered = weights[self._order]
+        below = np.cumsum(ordered)
+        if self._runs is None:
+            middle = below - ordered / 2
+        else:
+            starts, ends = self._runs
+            total = np.append(0.0, below)
+            middle = np.repeat((total[starts] + total[ends]) / 2, ends - starts)
+        ranks = np.empty_like(middle)
+        ranks[self._order] = middle
+        return ranks
+
+
+def _weighted_similarity(values: Vector, weights: Vector, *, centred: bool) -> Vector:
+    """Correlation (or cosine) of every pair of rows, entry p counting `weights[p]` times; 0 where a row is constant."""
+    if centred:
+        values = values - (values @ weights / weights.sum())[:, None]
+    products = (values * weights) @ values.T
+    norms = np.sqrt(products.diagonal())
+    norms = np.where(norms > 0, norms, np.inf)
+    return unit_diagonal(np.clip(products / norms[:, None] / norms[None, :], -1.0, 1.0))
+
+
+def _resample_kendall(entries: npt.NDArray[np.floating], inputs: int, draws: int, seed: int) -> Vector:
+    """Kendall's tau knows no weights here: pairs are repeated as often as they were drawn."""
+    row, column = np.triu_indices(inputs, 1)
+    names = [f"RDM {index}" for index in range(len(entries))]
+    result = np.empty((draws, len(entries), len(entries)))
+    for draw, weights in enumerate(draw_weights(inputs, draws, seed)):
+        repeated = np.repeat(entries, weights[row] * weights[column], axis=1)
+        result[draw] = compare_entries(repeated, "kendall", names)
+    return result

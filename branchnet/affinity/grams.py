@@ -1,0 +1,116 @@
+"""Inner products of K feature vectors, accumulated in float64 over blocks of features.
+
+Everything that this room compares follows from the (K, K) inner products of one network at one location. A block is
+centred as it is read, so features are read from memory once; block means are merged by the pairwise update of Chan,
+Golub and LeVeque (1983), "Algorithms for computing the sample variance", equation 2.1, so nothing cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK_NUMBERS = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+_ROUNDING = 64.0
+
+
+@dataclass(frozen=True)
+class Centring:
+    """Which means are taken off before the inner products.
+
+    Attributes:
+        inputs: the mean of every feature over the K inputs.
+        features: the mean of every input over its F features.
+    """
+
+    inputs: bool = False
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Inner products of K inputs.
+
+    Attributes:
+        products: float64, (K, K).
+        floor: float64, (K,): a squared norm up to this size is rounding error alone.
+    """
+
+    products: Tensor
+    floor: Tensor
+
+
+class GramAccumulator:
+    """Adds up the inner products of K inputs over features that arrive in pieces."""
+
+    def __init__(self, centring: Centring) -> None:
+        self._centring = centring
+        self._products: Tensor | None = None
+        self._norms: Tensor | None = None
+        self._means: list[Tensor] = []
+        self._sizes: list[int] = []
+        self._epsilon = 0.0
+
+    def add(self, features: Tensor) -> None:
+        """Add features (K, F); half precision is computed in float32."""
+        if self._products is None or self._norms is None:
+            self._products = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
+            self._norms = torch.zeros(len(features), dtype=torch.float64, device=features.device)
+        self._epsilon = max(self._epsilon, torch.finfo(_computed_in(features)).eps)
+        for block in _blocks(features):
+            self._norms += torch.linalg.vector_norm(block, dim=1).double() ** 2
+            if self._centring.inputs:
+                block = block - block.mean(dim=0)
+            if self._centring.features:
+                mean = block.mean(dim=1, keepdim=True)
+                block = block - mean
+                self._means.append(mean[:, 0].double())
+                self._sizes.append(block.shape[1])
+            self._products += _symmetric_product(block)
+
+    def finish(self) -> Gram:
+        """The inner products of everything added."""
+        if self._products is None or self._norms is None:
+            raise ValueError("no features were added")
+        products = self._products
+        if self._centring.features:
+            sizes = torch.tensor(self._sizes, dtype=torch.float64, device=products.device)
+            products = products + _spread_of_means(torch.stack(self._means, dim=1), sizes)
+        return Gram(products, _ROUNDING * self._epsilon**2 * self._norms)
+
+
+def gram(features: Tensor, centring: Centring) -> Gram:
+    """Inner products of the rows of `features` (K, F)."""
+    accumulator = GramAccumulator(centring)
+    accumulator.add(features)
+    return accumulator.finish()
+
+
+def _blocks(features: Tensor) -> Iterator[Tensor]:
+    width = max(256, _BLOCK_NUMBERS.get(features.device.type, _BLOCK_NUMBERS["cpu"]) // len(features))
+    for start in range(0, features.shape[1], width):
+        yield features[:, start : start + width].to(_computed_in(features))
+
+
+def _computed_in(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _symmetric_product(block: Tensor) -> Tensor:
+    """`block @ block.T`; on CPU by numpy, which sees that the result is symmetric and computes half of it."""
+    if block.device.type == "cpu":
+        array = block.numpy()
+        return torch.from_numpy(array @ array.T)
+    return block @ block.T
+
+
+def _spread_of_means(means: Tensor, sizes: Tensor) -> Tensor:
+    """What centring every block by its own mean took off beyond the mean over all blocks.
+
+    means: (K, blocks); sizes: features in every block.
+    """
+    offsets = means - (means @ sizes / sizes.sum())[:, None]
+    return (offsets * sizes) @ offsets.T

@@ -1,0 +1,70 @@
+"""Reading features without a trace: a network leaves this room exactly as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def untouched(network: nn.Module, device: torch.device | None = None) -> Iterator[torch.device]:
+    """In eval mode, without gradients, on `device` (its own by default) inside; as it was before, outside.
+
+    Training flags, the content and place of parameters and buffers and the random state are put back, also after an
+    exception. Yields the device.
+    """
+    before = _State.of(network)
+    place = device if device is not None else device_of(network)
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        try:
+            torch.manual_seed(0)
+            network.eval()
+            if device is not None:
+                network.to(device)
+            yield place
+        finally:
+            before.restore()
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU where there is none."""
+    for tensor in chain(network.parameters(), network.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What running a network could change. Buffers are copied; parameters only change place."""
+
+    modes: list[tuple[nn.Module, bool]]
+    parameters: list[tuple[nn.Parameter, Tensor]]
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> _State:
+        modules = list(network.modules())
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        parameters = [(parameter, parameter.data) for parameter in network.parameters()]
+        return cls([(module, module.training) for module in modules], parameters, buffers)
+
+    def restore(self) -> None:
+        for module, mode in self.modes:
+            module.training = mode
+        for parameter, data in self.parameters:
+            parameter.data = data
+        for module, name, buffer, content in self.buffers:
+            if not torch.equal(buffer, content):
+                buffer.copy_(content)
+            module._buffers[name] = buffer

@@ -1,0 +1,59 @@
+"""Representation similarity analysis (RSA) of networks, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from .bootstrap import resample_entries
+from .comparing import Comparison, compare_entries
+from .networks import Networks, gather_networks
+from .options import Options, ProbeArguments
+from .probes import read_probe
+from .rdms import Dissimilarity
+from .results import assemble
+from .signatures import rdm_kind, read_signatures
+from .tensor import Affinity
+
+
+def rsa(
+    networks: Networks,
+    probe: Any,
+    *,
+    dissimilarity: Dissimilarity = "pearson",
+    comparison: Comparison = "spearman",
+    center: bool = False,
+    **options: Unpack[ProbeArguments],
+) -> Affinity:
+    """Affinity by representation similarity: how alike two networks see which inputs are alike.
+
+    At every location the dissimilarity of each pair of the K inputs is computed for every network (`rdm`), and those
+    of two networks are compared (`compare_rdms`). The defaults are those of Branched Multi-Task Networks
+    (Vandenhende et al. 2020, section 3.1): 1 - Pearson, compared by Spearman correlation; K = 500 there.
+
+    networks: {task: network, or several networks of different seeds}; plain ones, or results of `split_all`. Networks
+        run in eval mode without gradients and are left exactly as they were.
+    probe: the K inputs: a tensor or array (K, ...), a tuple or dict of them, or a re-iterable of batches in a fixed
+        order, which is compared by content each time it is read.
+    dissimilarity, center: as `rdm` takes them. comparison: as `compare_rdms` takes it.
+    options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
+        memory_limit, cache.
+
+    Raises:
+        AffinityError: fewer than three inputs; a probe that changes; features that are constant or not finite, named
+            by task and location; staged networks that are cut differently.
+        SplitError: plain networks that cannot be cut.
+    """
+    settings = Options(**options)
+    fixed = read_probe(probe, settings.batch_size)
+    family = gather_networks(networks, fixed.example(), settings.locations)
+    signatures = read_signatures(family, fixed, rdm_kind(dissimilarity, center), settings)
+    between, samples = [], []
+    for location, entries in zip(family.locations, signatures, strict=True):
+        names = [f"{member.label} at {location!r}" for member in family.members]
+        stacked = np.stack(entries)
+        between.append(compare_entries(stacked, comparison, names))
+        samples.append(resample_entries(stacked, fixed.inputs, comparison, settings.bootstrap, settings.seed))
+    return assemble("rsa", family, fixed, between, samples, settings)

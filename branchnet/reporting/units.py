@@ -1,0 +1,45 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def si(number: float, digits: int = 3) -> str:
+    """`number` with an SI prefix and `digits` significant digits: 11176512 is `"11.2 M"`."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # Rounded first: 999,999 is 1 M, not 1000 k.
+        if abs(float(f"{number:.{digits}g}")) >= factor:
+            return f"{_plain(number / factor, digits)} {prefix}"
+    return _plain(number, digits)
+
+
+def binary(size: float) -> str:
+    """`size` in bytes as KiB, MiB or GiB."""
+    for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(size) >= factor:
+            return f"{_plain(size / factor, 3)} {unit}"
+    return f"{size:.0f} B"
+
+
+def milliseconds(seconds: float) -> str:
+    """`seconds` in milliseconds with three significant digits."""
+    return f"{_plain(seconds * 1e3, 3)} ms"
+
+
+def percent(share: float) -> str:
+    """`share` (1 = all) in percent with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def signed(number: float, digits: int = 2) -> str:
+    """`number` with its sign and a true minus."""
+    return f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _plain(number: float, digits: int) -> str:
+    """`digits` significant digits without an exponent; whole numbers without a fraction."""
+    if number == int(number):
+        return str(int(number))
+    decimals = max(digits - 1 - math.floor(math.log10(abs(number))), 0)
+    return f"{number:.{decimals}f}"

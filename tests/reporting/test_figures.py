@@ -1,0 +1,68 @@
+"""Files that the renderers write; whether they are good pictures is judged by eye."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import Tree
+from branchnet.reporting.affinity_plot import affinity_plot_data, draw_affinity
+from branchnet.reporting.figures import inline_svg, save_figure, shorten
+from branchnet.reporting.tree_plot import draw_tree, tree_plot_data
+
+TASKS = ("plain", "$x_1$", "<b>&", "ünï")
+
+
+def figure():
+    return draw_tree(tree_plot_data(Tree.grouped([TASKS[:2], TASKS[2:]], 3), stage_params=[1, 2, 3]))
+
+
+def test_png_and_svg_are_written_and_repeatable(tmp_path):
+    for suffix in ("png", "svg"):
+        first, second = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+        save_figure(figure(), first)
+        save_figure(figure(), second)
+        assert first.read_bytes() == second.read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) > 200
+    assert ET.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="xyz"):
+        save_figure(figure(), tmp_path / "a.xyz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_users_style_is_put_back():
+    with matplotlib.rc_context({"font.size": 31.0}):
+        figure()
+        assert matplotlib.rcParams["font.size"] == 31.0
+
+
+def test_task_names_are_shown_as_they_are():
+    root = ET.fromstring(inline_svg(figure(), "p", "a tree").replace("xlink:", ""))
+    texts = {element.text for element in root.iter() if element.tag.endswith("text")}
+    assert set(TASKS) <= texts
+
+
+def test_inline_svg_follows_the_page_and_keeps_its_ids_apart():
+    drawn = draw_affinity(affinity_plot_data(Affinity([*"ab"], [*"x"], np.array([[[1, 0.5], [0.5, 1]]]))))
+    first, second = inline_svg(drawn, "one", 'say "hi"'), inline_svg(drawn, "two", "")
+    assert "var(--ink)" in first
+    assert 'aria-label="say &quot;hi&quot;"' in first
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', first))
+    assert used <= ids[0]
+
+
+def test_shorten_keeps_the_end_and_cuts_at_a_dot():
+    assert shorten("layer1") == "layer1"
+    assert shorten("features.encoder.blocks.11", 12) == "…blocks.11"
+    assert shorten("a" * 30, 5) == "…aaaa"

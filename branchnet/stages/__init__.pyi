@@ -1,0 +1,33 @@
+from .costs import StageCost as StageCost
+from .costs import StageCosts as StageCosts
+from .flops import count_flops as count_flops
+from .interface import Example as Example
+from .interface import Interface as Interface
+from .interface import TensorSpec as TensorSpec
+from .interface import call as call
+from .interface import flat_example as flat_example
+from .locating import Location as Location
+from .splitting import candidate_locations as candidate_locations
+from .splitting import split as split
+from .splitting import split_all as split_all
+from .staged import CutTensor as CutTensor
+from .staged import Stage as Stage
+from .staged import StagedNetwork as StagedNetwork
+
+__all__ = [
+    "CutTensor",
+    "Example",
+    "Interface",
+    "Location",
+    "Stage",
+    "StageCost",
+    "StageCosts",
+    "StagedNetwork",
+    "TensorSpec",
+    "call",
+    "candidate_locations",
+    "count_flops",
+    "flat_example",
+    "split",
+    "split_all",
+]

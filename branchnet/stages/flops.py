@@ -1,0 +1,184 @@
+"""Count multiply-adds as operators are dispatched, by fvcore's formulas, on real or on fake tensors.
+
+fvcore traces a network with torch.jit, which needs real tensors and one trace per piece. Here its formulas are applied
+to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. One
+multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
+products.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn.jit_handles import conv_flop_count
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Formula = Callable[[Sequence[Any], Any], float]
+
+
+def count_flops(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> tuple[int, tuple[str, ...]]:
+    """Multiply-adds of one forward pass of `module(*args, **kwargs)`, and the operators that were not counted.
+
+    The module runs without gradients in the mode that it is in. The operators named are those that compute something
+    and for which fvcore's convention has no formula (pooling by maximum, softmax and so on); element-wise arithmetic
+    and changes of shape count as nothing there and are not named.
+    """
+    with torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
+        module(*args, **(kwargs or {}))
+    return counter.flops, tuple(sorted(counter.unsupported))
+
+
+class OperatorCounter(TorchDispatchMode):
+    """While active, adds up the multiply-adds of every operator and the bytes of every new result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.bytes = 0
+        self.unsupported: Counter[str] = Counter()
+        self._pooling = _AdaptivePooling(self)
+
+    def __enter__(self) -> OperatorCounter:
+        """Start counting."""
+        self._pooling.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop counting."""
+        super().__exit__(*error)
+        self._pooling.__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and book what it cost."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if formula := _FORMULAS.get(name):
+            self.flops += int(formula(args, out))
+        elif not (func.is_view or torch.Tag.pointwise in func.tags or name in _FREE):
+            self.unsupported[name] += 1
+        if not func.is_view:
+            self.bytes += _new_bytes(args, out)
+        return out
+
+
+class _AdaptivePooling(TorchFunctionMode):
+    """Books adaptive average pooling, which is dispatched as a plain mean where its result is one value."""
+
+    def __init__(self, counter: OperatorCounter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function; count one operation per input value of a two-dimensional adaptive pooling."""
+        before = self._counter.flops
+        out = func(*args, **(kwargs or {}))
+        if func is torch._C._nn.adaptive_avg_pool2d:
+            self._counter.flops = before + args[0].numel()
+        return out
+
+
+@contextmanager
+def _fast_path(enabled: bool) -> Any:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def without_attention_fast_path() -> AbstractContextManager[None]:
+    """Let MultiheadAttention dispatch its projections as operators of their own, so that they are seen."""
+    return _fast_path(False)  # type: ignore[no-any-return]
+
+
+def _new_bytes(args: Sequence[Any], out: Any) -> int:
+    known = {id(leaf) for leaf in args if isinstance(leaf, Tensor)}
+    return sum(t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, Tensor) and id(t) not in known)
+
+
+def _convolution(args: Sequence[Any], out: Any) -> float:
+    x, weight, transposed = args[0], args[1], args[6]
+    return float(conv_flop_count(list(x.shape), list(weight.shape), list(out.shape), transposed=transposed))
+
+
+def _matrix_product(left: int) -> Formula:
+    """Formula of a product whose operands stand at `left` and `left + 1`."""
+    return lambda args, out: prod(args[left].shape) * (args[left + 1].shape[-1] if args[left + 1].dim() > 1 else 1)
+
+
+def _normalisation(affine: int) -> Formula:
+    return lambda args, out: prod(args[0].shape) * (4 if args[affine] is None else 5)
+
+
+def _batch_norm(args: Sequence[Any], out: Any) -> float:
+    training = len(args) > 5 and args[5] is True
+    affine = args[1] is not None
+    return prod(args[0].shape) * ((5 if affine else 4) if training else (2 if affine else 1))
+
+
+def _batch_norm_without_training(args: Sequence[Any], out: Any) -> float:
+    return prod(args[0].shape) * (2 if args[1] is not None else 1)
+
+
+def _elementwise(input_scale: int, output_scale: int) -> Formula:
+    return lambda args, out: input_scale * prod(args[0].shape) + output_scale * prod(tree_leaves(out)[0].shape)
+
+
+def _attention(args: Sequence[Any], out: Any) -> float:
+    query, key, value = args[:3]
+    pairs = prod(query.shape[:-1]) * key.shape[-2]
+    return float(pairs * (query.shape[-1] + value.shape[-1]))
+
+
+_FORMULAS: dict[str, Formula] = {
+    "convolution": _convolution,
+    "_convolution": _convolution,
+    "addmm": _matrix_product(1),
+    "_addmm_activation": _matrix_product(1),
+    "baddbmm": _matrix_product(1),
+    "addmv": _matrix_product(1),
+    "mm": _matrix_product(0),
+    "bmm": _matrix_product(0),
+    "mv": _matrix_product(0),
+    "dot": _matrix_product(0),
+    "native_batch_norm": _batch_norm,
+    "cudnn_batch_norm": _batch_norm,
+    "_native_batch_norm_legit": _batch_norm,
+    "_native_batch_norm_legit_no_training": _batch_norm_without_training,
+    "_batch_norm_no_update": _batch_norm_without_training,
+    "native_layer_norm": _normalisation(2),
+    "native_group_norm": _normalisation(1),
+    "upsample_nearest2d": _elementwise(0, 1),
+    "upsample_bilinear2d": _elementwise(0, 4),
+    "grid_sampler_2d": _elementwise(0, 4),
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention": _attention,
+    "_scaled_dot_product_efficient_attention": _attention,
+    "_scaled_dot_product_cudnn_attention": _attention,
+    "_scaled_dot_product_fused_attention_overrideable": _attention,
+}
+
+_FREE = frozenset(
+    "arange cat clone constant_pad_nd contiguous copy_ detach embedding empty empty_like empty_strided eye fill_ full "
+    "full_like gather index index_select lift_fresh lift_fresh_copy new_empty new_full new_ones new_zeros ones "
+    "ones_like repeat roll scalar_tensor scatter select_scatter slice_scatter split_with_sizes_copy stack "
+    "zeros zeros_like _to_copy _unsafe_view _local_scalar_dense set_ resize_ new_empty_strided view_copy device as_strided_ hardswish_ _adaptive_avg_pool2d "
+    "max_pool2d_with_indices mean sum amax max min any all argmax _softmax _log_softmax linspace tril triu "
+    "bernoulli_ rand rand_like randn randn_like native_dropout uniform_ normal_ cumsum sort topk index_put "
+    "_reshape_alias is_same_size unbind_copy pixel_shuffle flip masked_fill linalg_vector_norm".split()
+)
+"""Operators that move, make or reduce values: fvcore's convention counts nothing for them."""

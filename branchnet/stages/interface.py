@@ -1,0 +1,140 @@
+"""What a network takes: the shapes and types of its example inputs, and how a network is called with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from branchnet.errors import SplitError
+
+Example: TypeAlias = "Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of one tensor; for integers also the smallest and largest value that the example held."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: int | None = None
+    high: int | None = None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Shapes and types of a network's example inputs: one tensor, a tuple of tensors, or a mapping from names to them.
+
+    Attributes:
+        tensors: one entry per input.
+        form: `"tensor"` for `network(x)`, `"tuple"` for `network(*x)`, `"dict"` for `network(**x)`.
+        names: the keyword names where the form is `"dict"`, else empty.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    form: str = "tensor"
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, example: Example) -> Interface:
+        """Read the interface off an example."""
+        specs = tuple(_spec_of(tensor) for tensor in flat_example(example))
+        if isinstance(example, Mapping):
+            return cls(specs, "dict", tuple(example))
+        return cls(specs, "tensor" if isinstance(example, Tensor) else "tuple")
+
+    @property
+    def batch(self) -> int | None:
+        """The example's batch size: the first dimension of its first tensor that has one."""
+        return next((spec.shape[0] for spec in self.tensors if spec.shape), None)
+
+    def random(self, batch: int | None = None, seed: int = 0) -> Example:
+        """Make an example: normal floats; integers and booleans between the smallest and largest that were seen.
+
+        Tensors whose first dimension was the example's batch size get `batch` there instead.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        tensors = tuple(_random(spec, self._shape(spec, batch), generator) for spec in self.tensors)
+        if self.form == "dict":
+            return dict(zip(self.names, tensors, strict=True))
+        return tensors[0] if self.form == "tensor" else tensors
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for a file."""
+        tensors = [
+            {"shape": list(spec.shape), "dtype": spec.dtype}
+            | ({} if spec.low is None else {"low": spec.low, "high": spec.high})
+            for spec in self.tensors
+        ]
+        return {"form": self.form, "tensors": tensors} | ({"names": list(self.names)} if self.names else {})
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Interface:
+        """Read back what `to_dict` wrote."""
+        specs = tuple(
+            TensorSpec(tuple(entry["shape"]), entry["dtype"], entry.get("low"), entry.get("high"))
+            for entry in plain["tensors"]
+        )
+        return cls(specs, plain["form"], tuple(plain.get("names", ())))
+
+    def _shape(self, spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
+        if batch is None or not spec.shape or spec.shape[0] != self.batch:
+            return spec.shape
+        return (batch, *spec.shape[1:])
+
+
+def flat_example(example: Example) -> tuple[Tensor, ...]:
+    """The example's tensors in order.
+
+    Raises:
+        SplitError: the example is not a tensor, or a non-empty tuple or mapping of tensors.
+    """
+    if isinstance(example, Tensor):
+        return (example,)
+    tensors = tuple(example.values()) if isinstance(example, Mapping) else example
+    if not isinstance(tensors, tuple | list) or not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        raise SplitError(
+            f"the example must be a tensor, or a non-empty tuple or dict of tensors; it is {_describe(example)}"
+        )
+    return tuple(tensors)
+
+
+def call_arguments(example: Example) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments with which a network takes the example."""
+    tensors = flat_example(example)
+    if isinstance(example, Mapping):
+        return (), dict(zip(example, tensors, strict=True))
+    return tensors, {}
+
+
+def call(network: nn.Module, example: Example) -> Any:
+    """Run the network on the example: `network(x)`, `network(*x)` or `network(**x)`."""
+    args, kwargs = call_arguments(example)
+    return network(*args, **kwargs)
+
+
+def _spec_of(tensor: Tensor) -> TensorSpec:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    countable = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not tensor.is_meta
+    if not countable:
+        return TensorSpec(tuple(tensor.shape), dtype)
+    return TensorSpec(tuple(tensor.shape), dtype, int(tensor.min()), int(tensor.max()))
+
+
+def _random(spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
+    low, high = spec.low or 0, 1 if spec.high is None else spec.high
+    return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
+
+
+def _describe(example: object) -> str:
+    if isinstance(example, Mapping):
+        return f"a mapping of {sorted({type(value).__name__ for value in example.values()})}"
+    if isinstance(example, tuple | list):
+        return f"a {type(example).__name__} of {sorted({type(value).__name__ for value in example})}"
+    return f"a {type(example).__name__}"

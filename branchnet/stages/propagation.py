@@ -1,0 +1,117 @@
+"""Run a graph once, on fake tensors where possible, and note what every node makes, costs and overwrites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
+from branchnet.stages.interface import Example, flat_example
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """Shape and type of a tensor that was seen."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What one node did in one run.
+
+    Attributes:
+        form: its result, with a TensorForm for each tensor.
+        flops: multiply-adds.
+        activation_bytes: bytes of the new tensors that it made, inner ones included.
+        storages: the memory blocks of its result.
+        overwritten: the memory blocks of its arguments that it wrote to.
+    """
+
+    form: Any
+    flops: int = 0
+    activation_bytes: int = 0
+    storages: frozenset[int] = frozenset()
+    overwritten: frozenset[int] = frozenset()
+
+    @property
+    def tensors(self) -> tuple[TensorForm, ...]:
+        """The tensors of the result."""
+        return tuple(leaf for leaf in tree_leaves(self.form) if isinstance(leaf, TensorForm))
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Facts per node, and the operators whose multiply-adds are not counted."""
+
+    facts: dict[fx.Node, NodeFacts]
+    unsupported: tuple[str, ...]
+
+
+def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation:
+    """Run the graph once on the example without gradients; fall back to real tensors where fake ones cannot follow."""
+    try:
+        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake_mode:
+            inputs = tuple(fake_mode.from_tensor(tensor, static_shapes=True) for tensor in flat_example(example))
+            return _run(root, graph, inputs)
+    except Exception:
+        return _run(root, graph, tuple(tensor.clone() for tensor in flat_example(example)))
+
+
+def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> Propagation:
+    recorder = _Recorder(root, graph)
+    with torch.no_grad(), without_attention_fast_path(), recorder.counter:
+        recorder.run(*inputs)
+    return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)))
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+        self.counter = OperatorCounter()
+        self.facts: dict[fx.Node, NodeFacts] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        arguments = [self.env[node] for node in n.all_input_nodes]
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in tensors]
+        flops, size = self.counter.flops, self.counter.bytes
+        result = super().run_node(n)
+        if n.op != "output":
+            written = frozenset(
+                _storage(t) for t, version in zip(tensors, versions, strict=True) if t._version != version
+            )
+            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.facts[n] = NodeFacts(
+                tree_map(_form, result),
+                self.counter.flops - flops,
+                self.counter.bytes - size,
+                frozenset(map(_storage, leaves)),
+                written,
+            )
+        return result
+
+
+def _form(value: Any) -> Any:
+    return TensorForm(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+

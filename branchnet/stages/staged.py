@@ -1,0 +1,255 @@
+"""A network as a chain of stages and a head that hold the network's own parameters under their own names."""
+
+from __future__ import annotations
+
+import copy
+import linecache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
+
+from branchnet.errors import CheckpointError, SplitError
+from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.dataflow import attribute
+from branchnet.stages.interface import Interface
+
+if TYPE_CHECKING:
+    from branchnet.constructors import Constructor
+
+
+@dataclass(frozen=True)
+class CutTensor:
+    """A tensor of a cut.
+
+    Attributes:
+        name: the node that makes it, for messages.
+        shape: its shape at the example's size.
+        dtype: its type, such as `float32`.
+        stage: the number of the stage that made it; -1 for an input of the network.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stage: int
+
+
+class Program:
+    """A graph as a Python function of the module that holds its parameters. Immutable, hence shared by copies."""
+
+    def __init__(self, graph: fx.Graph, output: TreeSpec | None = None) -> None:
+        self.graph = graph
+        self.output = output
+        self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
+        code = graph.python_code(root_module="self")
+        self.source = code.src
+        filename = f"<branchnet stage {id(self)}>"
+        linecache.cache[filename] = (len(code.src), None, code.src.splitlines(True), filename)
+        names: dict[str, Any] = dict(code.globals)
+        exec(compile(code.src, filename, "exec"), names)
+        self.function: Callable[..., Any] = names["forward"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self
+
+
+class Stage(nn.Module):
+    """One piece of a network: takes the tensors of a cut and returns those of the next one (a head: the result).
+
+    Its parameters and buffers have the names that they have in the network. In training mode the piece of the
+    network's training trace runs, else that of its evaluation trace.
+    """
+
+    def __init__(
+        self, name: str, evaluation: Program, training: Program | None, keywords: Sequence[str] = (), reason: str = ""
+    ) -> None:
+        super().__init__()
+        self._name = name
+        self._evaluation = evaluation
+        self._training = training
+        self._keywords = tuple(keywords)
+        self._reason = reason
+
+    def forward(self, *cut: Any, **inputs: Any) -> Any:
+        """Run the piece on the tensors of the cut before it."""
+        if inputs:
+            cut = (*cut, *(inputs[name] for name in self._keywords[len(cut) :]))
+        program = self._training if self.training and self._training is not None else self._evaluation
+        result = program.function(self, *cut)
+        return result if program.output is None else tree_unflatten(tree_leaves(result), program.output)
+
+    def train(self, mode: bool = True) -> Stage:
+        """Switch between training and evaluation.
+
+        Raises:
+            SplitError: training is asked for and the network could only be followed in evaluation mode.
+        """
+        if mode and self._training is None:
+            raise SplitError(f"{self._name} can only be evaluated, not trained: {self._reason}")
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """The location at which the stage ends."""
+        return self._name
+
+
+class StagedNetwork(nn.Module):
+    """A network as stages and a head, with the network's outputs, parameters and parameter names.
+
+    `stages[0]` takes the example's arguments, `stages[d]` the tensors of cut d - 1 and each returns a tuple, the next
+    cut; `head` takes the last cut and returns what the network returns.
+
+    Attributes:
+        stages: the stages, from input to output.
+        head: what follows the last location.
+        unused: parameters that no run reaches, kept so that no key of the network's state is lost.
+        locations: the names at which the stages end; those of the first network where several were split together.
+        own_locations: the names of the same places in this network.
+        cuts: the tensors alive at each location.
+        costs: cost per stage at the example's size.
+        head_cost: cost of the head.
+        interface: what the network takes.
+        constructor: how the network was made by name, or None.
+        traced_by: `"fx"`, `"export"` or `"chain"`.
+        eval_only: why it cannot be trained, or None.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        head: Stage,
+        unused: nn.Module,
+        *,
+        locations: Sequence[str],
+        own_locations: Sequence[str],
+        cuts: Sequence[Sequence[CutTensor]],
+        costs: StageCosts,
+        head_cost: StageCost,
+        interface: Interface,
+        constructor: Constructor | None,
+        traced_by: str,
+        eval_only: str | None,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+        self.unused = unused
+        self.locations = tuple(locations)
+        self.own_locations = tuple(own_locations)
+        self.cuts = tuple(tuple(cut) for cut in cuts)
+        self.costs = costs
+        self.head_cost = head_cost
+        self.interface = interface
+        self.constructor = constructor
+        self.traced_by = traced_by
+        self.eval_only = eval_only
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the network can be run in training mode; `eval_only` says why not."""
+        return self.eval_only is None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network returns for these arguments."""
+        cut = self.stages[0](*args, **kwargs)
+        for stage in self.stages[1:]:
+            cut = stage(*cut)
+        return self.head(*cut)
+
+    def original_state_dict(self) -> dict[str, Tensor]:
+        """The state under the network's own keys, ready for the unsplit network's `load_state_dict`."""
+        return {original_key(key): value for key, value in self.state_dict().items()}
+
+    def load_original_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load a state that has the network's own keys; prefixes of wrappers (`module.`, `_orig_mod.`) may stand.
+
+        Raises:
+            CheckpointError: keys are missing or unknown, or shapes differ.
+        """
+        keys = {key: original_key(key) for key in self.state_dict()}
+        cleaned = _without_prefix(state, set(keys.values()))
+        missing = sorted(set(keys.values()) - set(cleaned))
+        unknown = sorted(set(cleaned) - set(keys.values()))
+        if missing or unknown:
+            raise CheckpointError(f"state does not fit the network: missing {missing[:5]}, unknown {unknown[:5]}")
+        try:
+            self.load_state_dict({key: cleaned[name] for key, name in keys.items()})
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from error
+
+
+def original_key(key: str) -> str:
+    """The network's own name of a parameter or buffer: `stages.2.layer1.0.weight` is `layer1.0.weight`."""
+    parts = key.split(".")
+    return ".".join(parts[2:] if parts[0] == "stages" else parts[1:])
+
+
+def hold(stage: nn.Module, root: nn.Module, graphs: Sequence[fx.Graph]) -> None:
+    """Give a stage the modules, parameters and buffers of the root that its graphs name, under the same names."""
+    nodes = [node for graph in graphs for node in graph.nodes]
+    modules = {str(node.target) for node in nodes if node.op == "call_module"}
+    values = {str(node.target) for node in nodes if node.op == "get_attr"}
+    for path in sorted(modules, key=lambda p: p.count(".")):
+        _place(stage, path, root.get_submodule(path))
+    for path in sorted(values):
+        if not any(path.startswith(f"{module}.") for module in modules):
+            _place_value(stage, root, path)
+
+
+def _place(target: nn.Module, path: str, module: nn.Module) -> None:
+    holder, name = _holder(target, path)
+    if getattr(holder, name, None) is not module:
+        holder.add_module(name, module)
+
+
+def _holder(target: nn.Module, path: str) -> tuple[nn.Module, str]:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in target._modules:
+            target.add_module(parent, nn.Module())
+        target = target._modules[parent]  # type: ignore[assignment]
+    return target, name
+
+
+def _place_value(stage: nn.Module, root: nn.Module, path: str) -> None:
+    value = attribute(root, path)
+    if isinstance(value, nn.Module):
+        _place(stage, path, value)
+        return
+    holder, name = _holder(stage, path)
+    if isinstance(value, nn.Parameter):
+        holder.register_parameter(name, value)
+    elif isinstance(value, Tensor):
+        owner = root.get_submodule(path.rpartition(".")[0])
+        persistent = name in owner._buffers and name not in owner._non_persistent_buffers_set
+        holder.register_buffer(name, value, persistent=persistent)
+    else:
+        setattr(holder, name, copy.deepcopy(value))
+
+
+def keep_unused(root: nn.Module, used: set[str]) -> nn.Module:
+    """A module that holds the parameters and buffers of the root's state that no stage holds."""
+    unused = nn.Module()
+    for path in root.state_dict(keep_vars=True):
+        if path not in used and isinstance(attribute_or_none(root, path), Tensor):
+            _place_value(unused, root, path)
+    return unused
+
+
+def attribute_or_none(root: nn.Module, path: str) -> Any:
+    """The value at a dotted path, or None where the state holds something that is no attribute."""
+    try:
+        return attribute(root, path)
+    except AttributeError:
+        return None
+
+
+def _without_prefix(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    cleaned = dict(state)
+    for prefix in ("module.", "_orig_mod.", "module.", "_orig_mod."):
+        if cleaned and not wanted & set(cleaned) and all(key.startswith(prefix) for key in cleaned):
+            cleaned = {key.removeprefix(prefix): value for key, value in cleaned.items()}
+    return cleaned

@@ -15,7 +15,7 @@ _MISS = float("inf")
 
 def hit_box(origin: Tensor, direction: Tensor, half: Tensor) -> Hit:
     """Distances (n) and normals (3, n) on boxes of half extents (x, y, z): the slab method."""
-    inverse = 1 / direction
+    inverse = _inverse(direction)
     reach = half * inverse.abs()
     middle = -origin * inverse
     enter, axis = (middle - reach).max(0)
@@ -32,12 +32,12 @@ def hit_sphere(origin: Tensor, direction: Tensor, half: Tensor) -> Hit:
 
 
 def hit_cylinder(origin: Tensor, direction: Tensor, half: Tensor) -> Hit:
-    """Distances (n) and normals (3, n) on cylinders along y: radius is the first half extent, half height the second."""
+    """Distances (n) and normals (3, n) on cylinders along y, of half extents (radius, half height, ...)."""
     across, along = origin[0::2], direction[0::2]
     enter_side, leave_side = _between(
         (along * along).sum(0).clamp_min(1e-12), (across * along).sum(0), (across * across).sum(0) - half[0] ** 2
     )
-    inverse = 1 / direction[1]
+    inverse = _inverse(direction[1])
     reach, middle = half[1] * inverse.abs(), -origin[1] * inverse
     enter = torch.maximum(enter_side, middle - reach)
     on_side = (enter_side == enter).to(origin.dtype)
@@ -51,13 +51,18 @@ HITS = {"box": hit_box, "sphere": hit_sphere, "cylinder": hit_cylinder}
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of vectors (3, ...)."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
 
 
 def _between(square: Tensor, half_linear: Tensor, constant: Tensor) -> Hit:
     """Both roots of `square * t^2 + 2 * half_linear * t + constant`; NaN where there are none."""
     root = (half_linear**2 - square * constant).sqrt()
     return (-half_linear - root) / square, (root - half_linear) / square
+
+
+def _inverse(value: Tensor) -> Tensor:
+    """1 / value, large instead of infinite at 0, so that rays along an axis keep finite intervals."""
+    return 1 / torch.where(value.abs() < 1e-12, 1e-12, value)
 
 
 def _where_entered(enter: Tensor, leave: Tensor) -> Tensor:

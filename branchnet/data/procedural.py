@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from .filters import corner_strength, edge_strength
-from .layouts import LAYOUTS, N_DRAWS, N_FURNITURE, SLOTS, World, worlds
-from .rendering import FAR, FLOOR, SKY, WALL, Surface, cast, image_plane, resolve, shade, to_camera
+from .layouts import N_DRAWS, N_FURNITURE, SLOTS, World, worlds
+from .rendering import FLOOR, SKY, WALL, Surface, cast, resolve, shade, to_camera
 
 SEGMENTS = ("sky", "wall", "floor", "furniture", "box", "sphere", "cylinder")
 _PIXELS_AT_ONCE = 2**18
@@ -70,7 +70,7 @@ def scenes(count: int, *, size: int = 64, seed: int = 0, start: int = 0) -> Scen
 def _render(numbers: range, size: int, seed: int) -> Scenes:
     generators = [np.random.default_rng((seed, number)) for number in numbers]
     world = worlds(_stacked([generator.random(N_DRAWS, np.float32) for generator in generators]).T.contiguous())
-    surface = cast(world, *image_plane(size), pixel=2 / size)
+    surface = cast(world, size)
     clean = resolve(shade(world, surface), size)
     noise = _stacked([generator.standard_normal((3, size, size), np.float32) for generator in generators])
     images = (clean + world.noise[:, None, None, None] * noise).clamp(0, 1)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .layouts import N_FURNITURE, SLOTS, World, turned
 from .primitives import HITS, dot
-from .textures import albedo
+from .textures import albedo, mixture
 
 FAR = 20.0
 SKY, WALL, FLOOR = -3, -2, -1
+_SIGNS = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)]).T
 _FLOOR_MATERIAL, _WALL_MATERIAL = len(SLOTS), len(SLOTS) + 1
 
 
@@ -49,14 +50,15 @@ def image_plane(size: int) -> tuple[Tensor, Tensor]:
     return torch.cat([u.flatten() for u, _ in grids]), torch.cat([v.flatten() for _, v in grids])
 
 
-def cast(world: World, u: Tensor, v: Tensor, pixel: float) -> Surface:
-    """Meet the rays through (u, v), each (R), in every world; `pixel` is a pixel's width in their unit."""
+def cast(world: World, size: int) -> Surface:
+    """Meet the rays of images of size x size pixels, in every world."""
+    u, v = image_plane(size)
     tangent = world.tangent[:, None]
     plane = torch.stack([u * tangent, v * tangent, torch.ones_like(u).expand(len(tangent), -1)])
     direction = to_world(plane, world)
-    surface = _room(world, direction, pixel * tangent)
+    surface = _room(world, direction, 2 / size * tangent)
     for slot in range(len(SLOTS)):
-        _draw(surface, world, slot, direction, u, v, pixel)
+        _draw(surface, world, slot, direction, size)
     return surface
 
 
@@ -104,29 +106,36 @@ def _room(world: World, direction: Tensor, pixel: Tensor) -> Surface:
     """Floor, walls, ceiling and sky: the nearest of the planes ahead."""
     camera = world.camera[:, :, None]
     bound = torch.where(direction > 0, world.high[:, :, None], world.low[:, :, None])
-    depth, axis = ((bound - camera) / direction).min(0)
+    depth, axis = ((bound - camera).abs() / direction.abs()).min(0)
     sky = depth >= FAR
     depth = depth.clamp_max(FAR)
     point = camera + depth * direction
     normal = torch.zeros_like(direction)
     normal.scatter_(0, axis[None], -direction.gather(0, axis[None]).sign())
-    floor = (axis == 1) & (direction[1] > 0)
-    materials = world.materials
-    floors, walls = (materials.index(row, slice(None), None) for row in (_FLOOR_MATERIAL, _WALL_MATERIAL))
-    material = floors.select(floor, walls)
-    footprint = material.frequency * depth * pixel / dot(normal, direction).abs().clamp_min(0.05)
-    colour = albedo(material, point * material.frequency * (normal == 0), footprint)
+    colour = _room_colour(world, direction, depth * pixel, axis, point)
     rise = (-2.5 * direction[1]).clamp(0, 1)
     horizon, zenith = world.horizon[:, :, None], world.zenith[:, :, None]
     colour = torch.where(sky, horizon + rise * (zenith - horizon), colour)
     normal = torch.where(sky, -direction / dot(direction, direction).sqrt(), normal)
-    solid = torch.where(sky, SKY, torch.where(floor, FLOOR, WALL))
+    solid = torch.where(sky, SKY, torch.where((axis == 1) & (direction[1] > 0), FLOOR, WALL))
     return Surface(depth, point, normal, solid, colour, torch.zeros_like(depth))
 
 
-def _draw(surface: Surface, world: World, slot: int, direction: Tensor, u: Tensor, v: Tensor, pixel: float) -> None:
+def _room_colour(world: World, direction: Tensor, width: Tensor, axis: Tensor, point: Tensor) -> Tensor:
+    """Linear RGB (3, K, R) of floor and walls where a pixel is `width` metres wide if seen head-on."""
+    floors, walls = (world.materials.index(row, slice(None), None) for row in (_FLOOR_MATERIAL, _WALL_MATERIAL))
+    floor = (axis == 1) & (direction[1] > 0)
+    frequency = torch.where(floor, floors.frequency, walls.frequency)
+    coordinates = (point * frequency).scatter_(0, axis[None], 0)
+    footprint = frequency * width / direction.gather(0, axis[None])[0].abs().clamp_min_(0.05)
+    share = mixture(torch.where(floor, floors.pattern, walls.pattern), coordinates, footprint)
+    bright, dark = (torch.addcmul(side.second, share, side.first - side.second) for side in (floors, walls))
+    return torch.where(floor, bright, dark)
+
+
+def _draw(surface: Surface, world: World, slot: int, direction: Tensor, size: int) -> None:
     """Overwrite the surface where the solid of one slot is nearer."""
-    image, ray = _candidates(world, slot, u, v)
+    image, ray = _candidates(world, slot, size)
     rays = direction[:, image, ray]
     turn = -world.turn[slot, image]
     origin = turned((world.camera - world.centre[slot])[:, image], turn)
@@ -138,7 +147,7 @@ def _draw(surface: Surface, world: World, slot: int, direction: Tensor, u: Tenso
     material = world.materials.index(slot, image)
     coordinates = (origin + depth * local) * material.frequency + material.phase
     slant = dot(normal, local).abs().clamp_min(0.1)
-    footprint = material.frequency * depth * pixel * world.tangent[image] / slant
+    footprint = material.frequency * depth * (2 / size) * world.tangent[image] / slant
     surface.depth[image, ray] = depth
     surface.point[:, image, ray] = world.camera[:, image] + depth * rays
     surface.normal[:, image, ray] = turned(normal, world.turn[slot, image])
@@ -147,26 +156,30 @@ def _draw(surface: Surface, world: World, slot: int, direction: Tensor, u: Tenso
     surface.gloss[image, ray] = material.gloss
 
 
-def _candidates(world: World, slot: int, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and rays inside the rectangle of the image that bounds the slot's bounding sphere."""
-    x, y, z = to_camera((world.centre[slot] - world.camera)[:, :, None], world)[..., 0]
-    radius = world.half[slot].square().sum(0).sqrt() * 1.001
-    left, right = _extent(x, z, radius, world.tangent)
-    top, bottom = _extent(y, z, radius, world.tangent)
-    left = torch.where(world.present[slot], left, torch.inf)
-    columns = (u > left[:, None]) & (u < right[:, None])
-    rows = (v > top[:, None]) & (v < bottom[:, None])
-    image, ray = (columns & rows).nonzero(as_tuple=True)
-    return image, ray
+def _candidates(world: World, slot: int, size: int) -> tuple[Tensor, Tensor]:
+    """Images and rays inside the rectangle of the image that bounds the slot's box."""
+    low, high = _extent(world, slot)
+    pairs = []
+    for offset, count, first in ((0.5, size, 0), (0.0, size + 1, size * size)):
+        start = ((low + 1) * size / 2 - offset).ceil().clamp(0, count).long()
+        end = ((high + 1) * size / 2 - offset).floor().clamp(-1, count - 1).long() + 1
+        width, height = (end - start).clamp_min(0) * world.present[slot]
+        image = torch.arange(len(width)).repeat_interleave(width * height)
+        number = torch.arange(len(image)) - ((width * height).cumsum(0) - width * height)[image]
+        row = number // width[image]
+        column = number - row * width[image]
+        pairs.append((image, first + (start[1, image] + row) * count + start[0, image] + column))
+    images, rays = zip(*pairs, strict=True)
+    return torch.cat(images), torch.cat(rays)
 
 
-def _extent(across: Tensor, forward: Tensor, radius: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the tangents to a circle, seen from the origin, meet the image plane."""
-    distance = (across**2 + forward**2).sqrt()
-    middle = torch.atan2(across, forward)
-    spread = torch.where(distance > radius, torch.asin((radius / distance).clamp_max(1)), torch.pi)
-    low, high = ((middle + side).clamp(-1.5, 1.5).tan() / tangent for side in (-spread, spread))
-    return low, high
+def _extent(world: World, slot: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest (u, v), (2, K) each, of the corners of a slot's box, seen by the camera."""
+    corners = _SIGNS[:, None] * world.half[slot][:, :, None] * 1.001
+    corners = turned(corners, world.turn[slot][:, None]) + (world.centre[slot] - world.camera)[:, :, None]
+    x, y, z = to_camera(corners, world)
+    plane = torch.stack([x, y]) / (z.clamp_min(0.05) * world.tangent[:, None])
+    return plane.amin(2), plane.amax(2)
 
 
 def _shadows(world: World, surface: Surface) -> tuple[Tensor, Tensor]:

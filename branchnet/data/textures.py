@@ -33,11 +33,6 @@ class Material:
     phase: Tensor
     gloss: Tensor
 
-    def select(self, keep: Tensor, other: Material) -> Material:
-        """This material where `keep` is true, `other` elsewhere; the three broadcast."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
-        return Material(*(torch.where(keep, mine, theirs) for mine, theirs in pairs))
-
     def index(self, *index: Tensor | int | slice | None) -> Material:
         """Every field indexed alike in its last dimensions, where it has the shape of a scalar field."""
         fields = (getattr(self, name) for name in self.__dataclass_fields__)
@@ -45,22 +40,24 @@ class Material:
 
 
 def albedo(material: Material, coordinates: Tensor, footprint: Tensor) -> Tensor:
-    """Linear RGB (3, ...) at texture coordinates (3, ...), where a pixel covers `footprint` (...) cells."""
-    pattern = material.pattern
-    sharpness = 1 / (1.4 * footprint + 1e-6)
-    contrast = (2 * sharpness - 0.4).clamp(0, 1)
-    wave = _triangle(coordinates)
-    bands = (wave * sharpness).clamp(-1, 1)
-    checker = bands[0] * bands[1] * bands[2]
+    """Linear RGB (3, n) at texture coordinates (3, n), where a pixel covers `footprint` (n) cells."""
+    share = mixture(material.pattern, coordinates, footprint)
+    return material.second + share * (material.first - material.second)
+
+
+def mixture(pattern: Tensor, coordinates: Tensor, footprint: Tensor) -> Tensor:
+    """The first colour's share in [0, 1], (...), of patterns (...) at texture coordinates (3, ...).
+
+    Along an axis on which the coordinate is 0 everywhere, a checker is the same as without that axis.
+    """
+    sharpness = 0.45 / (footprint + 1e-6)
+    wave = torch.cos(torch.pi * coordinates)
+    bands = (wave * sharpness).clamp_(-1, 1)
+    stripes = bands[0]
+    checker = stripes * bands[1] * bands[2]
+    dots = ((wave[0] + wave[1] + wave[2] - 1.1) * sharpness).clamp_(-1, 1)
     swirl = torch.sin(2.6 * coordinates[0] + 2 * torch.sin(1.7 * coordinates[1] + 1.3 * coordinates[2]))
-    dots = ((wave[0] + wave[1] + wave[2] - 1.1) * sharpness * 0.6).clamp(-1, 1)
-    value = torch.where(pattern == 1, bands[0], torch.where(pattern == 2, checker, dots))
-    value = torch.where(pattern == 3, swirl, value) * contrast
-    value = torch.where(pattern == 0, 0.5 * torch.sin(0.7 * coordinates[1]), value)
-    return material.second + (0.5 + 0.5 * value) * (material.first - material.second)
-
-
-def _triangle(value: Tensor) -> Tensor:
-    """The triangular wave of period 2 with its maximum 1 at 0, so that a coordinate 0 leaves a checker unchanged."""
-    half = 0.5 * value
-    return 4 * (half - half.floor() - 0.5).abs() - 1
+    value = torch.where(pattern == 1, stripes, torch.where(pattern == 2, checker, dots))
+    value = torch.where(pattern == 3, swirl, value) * (3 * sharpness - 0.4).clamp_(0, 1)
+    value = torch.where(pattern == 0, 0.5 * torch.cos(0.7 * coordinates[1]), value)
+    return (0.5 * value).add_(0.5)

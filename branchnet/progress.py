@@ -10,7 +10,8 @@ from typing import Protocol
 class Advance(Protocol):
     """Reports that one more unit of work is done, with a few words on how it goes."""
 
-    def __call__(self, note: str = "") -> None: ...
+    def __call__(self, note: str = "") -> None:
+        """Advance the bar by one unit."""
 
 
 @contextmanager

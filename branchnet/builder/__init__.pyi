@@ -1,10 +1,11 @@
 from .assembly import build as build
-from .assembly import choose_donors as choose_donors
 from .compilation import CompiledNetwork as CompiledNetwork
 from .compilation import compile as compile
 from .compilation import compiler_problem as compiler_problem
 from .network import BranchedNetwork as BranchedNetwork
 from .network import Node as Node
+from .saving import load as load
+from .saving import save as save
 from .separate import SeparateNetworks as SeparateNetworks
 from .weights import load_weights as load_weights
 from .weights import read_weights as read_weights

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from branchnet.builder.network import BranchedNetwork, Input
+from branchnet.donors import choose_donors
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import Tree
-
-Donors = tuple[tuple[str, ...], ...]
 
 
 def build(
@@ -30,10 +29,10 @@ def build(
 ) -> BranchedNetwork:
     """Build the branched network that `tree` describes, with copies of the single-task networks' weights in place.
 
-    A node keeps its parent's donor while that task is in its cluster; otherwise its donor is the cluster's medoid by
-    affinity (the task with the largest sum of affinities to the others at that stage), or without an affinity its
-    first task. So a chain of nodes with one donor reproduces that donor exactly. Parameters that a donor shares
-    between stages stay shared between nodes that serve the same tasks, and become independent elsewhere.
+    The donor of each node is chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
+    the cluster's medoid by affinity, or without an affinity its first task. So a chain of nodes with one donor
+    reproduces that donor exactly. Parameters that a donor shares between stages stay shared between nodes that serve
+    the same tasks, and become independent elsewhere.
 
     Args:
         tree: D stages over the tasks.
@@ -77,29 +76,6 @@ def build(
         eval_only="; ".join(f"{task}: {net.eval_only}" for task, net in staged.items() if net.eval_only),
     )
     return branched.train(first.training)
-
-
-def choose_donors(tree: Tree, affinity: Affinity | None = None) -> Donors:
-    """Name the donor task of every node, stage by stage, by the rule of `build`."""
-    position = {task: i for i, task in enumerate(affinity.tasks)} if affinity is not None else {}
-
-    def medoid(stage: int, cluster: Sequence[str]) -> str:
-        if affinity is None:
-            return cluster[0]
-        members = [position[task] for task in cluster]
-        closeness = affinity.values[stage][members][:, members].sum(axis=1)
-        return cluster[int(closeness.argmax())]
-
-    donors: list[tuple[str, ...]] = []
-    for d, (clusters, parents) in enumerate(zip(tree.partitions, tree.parents, strict=True)):
-        inherited = [donors[d - 1][parent] if d else None for parent in parents]
-        donors.append(
-            tuple(
-                donor if donor is not None and donor in cluster else medoid(d, cluster)
-                for donor, cluster in zip(inherited, clusters, strict=True)
-            )
-        )
-    return tuple(donors)
 
 
 def _staged(

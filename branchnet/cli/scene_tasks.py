@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import branchnet
 from branchnet.data import LAYOUTS, SEGMENTS
+from branchnet.reporting.samples_plot import Kind, TaskSamples
 from branchnet.training import Metric, accuracy, mean_absolute_error, mean_angle, mean_iou, rmse
 
 
@@ -23,16 +26,24 @@ class SceneTask:
         kind: one output per pixel, or one per image.
         loss: what its network is trained on.
         metric: what it is judged by.
+        shown: how its samples are drawn.
+        drawable: from labels or outputs to what is drawn.
     """
 
     outputs: int
     kind: Literal["dense", "image"]
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Metric
+    shown: Kind
+    drawable: Callable[[Tensor], npt.NDArray[Any]]
 
     def network(self) -> nn.Module:
         """A new network for the task."""
         return branchnet.create("branchnet:scene_network", outputs=self.outputs, kind=self.kind)
+
+    def samples(self, name: str, labels: Tensor, outputs: Tensor) -> TaskSamples:
+        """Truth and predictions of some images, in the form in which they are drawn."""
+        return TaskSamples(name, self.shown, self.drawable(labels), {"branched": self.drawable(outputs)})
 
 
 def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -40,12 +51,36 @@ def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(output, target, dim=1).mean()
 
 
+def _classes(values: Tensor) -> Tensor:
+    return values.argmax(1) if values.is_floating_point() else values
+
+
+def _segments(values: Tensor) -> npt.NDArray[Any]:
+    return _classes(values).numpy()
+
+
+def _plane(values: Tensor) -> npt.NDArray[Any]:
+    return values[:, 0].numpy()
+
+
+def _vectors(values: Tensor) -> npt.NDArray[Any]:
+    return F.normalize(values, dim=1).movedim(1, -1).numpy()
+
+
+def _layouts(values: Tensor) -> npt.NDArray[Any]:
+    return np.array([LAYOUTS[i] for i in _classes(values).tolist()])
+
+
+def _counts(values: Tensor) -> npt.NDArray[Any]:
+    return values[:, 0].round().int().numpy()
+
+
 TASKS = {
-    "segmentation": SceneTask(len(SEGMENTS), "dense", F.cross_entropy, mean_iou(len(SEGMENTS))),
-    "depth": SceneTask(1, "dense", F.l1_loss, rmse("m")),
-    "normals": SceneTask(3, "dense", cosine_loss, mean_angle()),
-    "edges": SceneTask(1, "dense", F.mse_loss, rmse()),
-    "keypoints": SceneTask(1, "dense", F.mse_loss, rmse()),
-    "scene": SceneTask(len(LAYOUTS), "image", F.cross_entropy, accuracy()),
-    "count": SceneTask(1, "image", F.smooth_l1_loss, mean_absolute_error("objects")),
+    "segmentation": SceneTask(len(SEGMENTS), "dense", F.cross_entropy, mean_iou(len(SEGMENTS)), "classes", _segments),
+    "depth": SceneTask(1, "dense", F.l1_loss, rmse("m"), "depth", _plane),
+    "normals": SceneTask(3, "dense", cosine_loss, mean_angle(), "normals", _vectors),
+    "edges": SceneTask(1, "dense", F.mse_loss, rmse(), "grey", _plane),
+    "keypoints": SceneTask(1, "dense", F.mse_loss, rmse(), "grey", _plane),
+    "scene": SceneTask(len(LAYOUTS), "image", F.cross_entropy, accuracy(), "label", _layouts),
+    "count": SceneTask(1, "image", F.smooth_l1_loss, mean_absolute_error("objects"), "label", _counts),
 }

@@ -36,6 +36,7 @@ def distill(
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    description: str = "distil",
 ) -> History:
     """Train `branched` in place to give the outputs of the single-task networks.
 
@@ -79,7 +80,7 @@ def distill(
             steps=steps,
             batch_size=batch_size,
             seed=seed,
-            description="distil",
+            description=description,
             progress=progress,
             checkpoint=checkpoint,
         )

@@ -1,0 +1,60 @@
+"""A branched network as a folder: `architecture.yaml` says what it is, `weights.safetensors` holds its numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from branchnet.builder.network import BranchedNetwork
+from branchnet.builder.weights import load_weights, save_weights
+from branchnet.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from branchnet.architecture import Architecture
+
+ARCHITECTURE = "architecture.yaml"
+WEIGHTS = "weights.safetensors"
+
+
+def save(
+    branched: BranchedNetwork, directory: str | os.PathLike[str], *, architecture: Architecture | None = None
+) -> None:
+    """Write `branched` into `directory`, made where it is missing; files of these names are replaced.
+
+    Args:
+        architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
+            found; by default the network is described as it is.
+
+    Raises:
+        CheckpointError: a specification of another tree.
+    """
+    from branchnet.architecture import Architecture
+
+    architecture = architecture or Architecture.from_network(branched)
+    if architecture.tree != branched.tree:
+        raise CheckpointError(f"the architecture describes another tree:\n{architecture.tree}\nnot\n{branched.tree}")
+    save_weights(branched, Path(directory) / WEIGHTS)
+    architecture.save(Path(directory) / ARCHITECTURE)
+
+
+def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> BranchedNetwork:
+    """Read the branched network that `save` wrote, in eval mode on the CPU.
+
+    Args:
+        networks: single-task networks for the tasks without a named constructor; only their structure counts.
+
+    Raises:
+        SpecError: a specification that is not valid, or tasks whose networks must be passed.
+        CheckpointError: weights that are missing, damaged or do not fit.
+    """
+    from branchnet.architecture import Architecture
+
+    if not (Path(directory) / ARCHITECTURE).exists():
+        raise CheckpointError(f"{Path(directory)} holds no {ARCHITECTURE}; branchnet.save writes one")
+    branched = Architecture.load(Path(directory) / ARCHITECTURE).build(networks).eval()
+    load_weights(branched, Path(directory) / WEIGHTS)
+    return branched

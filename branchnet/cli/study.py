@@ -1,0 +1,294 @@
+"""What `demo` and `run` have in common: compare the networks, find the trees, build and distil, measure.
+
+Every step that takes long is kept in the workspace, so that the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import branchnet
+from branchnet import Affinity, BranchedNetwork, Budget, SearchResult, SeparateNetworks, StagedNetwork, Tree
+from branchnet.builder import compiler_problem, load_weights, save_weights
+from branchnet.cli.workspace import Workspace, load_json, save_json
+from branchnet.clustering import tree_size
+from branchnet.reporting.latency import Latency, compare_latency
+from branchnet.training import Metric, Teachers, reestimate_batchnorm
+from branchnet.training.inputs import Inputs, count_samples, take
+
+RANDOM_TREES = 200
+REPEATS = 30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked: networks, images, and how the answer is judged.
+
+    Attributes:
+        networks: trained single-task networks by task.
+        identity: JSON values that decide the networks' weights and the images; finished steps of another identity are
+            not reused.
+        train: images to distil on.
+        probe: images on which the networks are compared.
+        test: images that the results are measured on.
+        targets: labels of the test images by task, or the donors' outputs.
+        metrics: the metric of each task.
+        further: more metrics, by the label they are reported under: the task and the metric.
+    """
+
+    networks: Mapping[str, nn.Module]
+    identity: Any
+    train: Inputs
+    probe: Inputs
+    test: Inputs
+    targets: Mapping[str, Tensor]
+    metrics: Mapping[str, Metric]
+    budget: Budget
+    objective: str
+    locations: list[str] | int | None
+    steps: int
+    batch_size: int
+    learning_rate: float
+    baselines: tuple[str, ...]
+    seed: int
+    further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
+
+    @property
+    def example(self) -> Tensor:
+        """One input, as the networks take it."""
+        return take(self.test, torch.tensor([0]), torch.device("cpu"))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Trees:
+    """What the search found.
+
+    Attributes:
+        staged: the single-task networks, split.
+        affinity: how well each pair of tasks could share each stage.
+        front: the Pareto front over parameters.
+        chosen: the best tree within the budget.
+        compared: the trees that are built: the chosen one first.
+    """
+
+    staged: Mapping[str, StagedNetwork]
+    affinity: Affinity
+    front: list[SearchResult]
+    chosen: SearchResult
+    compared: Mapping[str, Tree]
+
+    @property
+    def first(self) -> StagedNetwork:
+        """The first network; its stages stand for all."""
+        return next(iter(self.staged.values()))
+
+    def size(self, tree: Tree, unit: str) -> float:
+        """Parameters or multiply-adds of `tree`, heads included."""
+        heads = {task: network.head_cost for task, network in self.staged.items()}
+        return tree_size(tree, self.first.costs, head_costs=heads, unit=unit)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+        name: which network.
+        params: its parameters.
+        flops: multiply-adds for one input.
+        latency: milliseconds for one input, by how it is run (`"eager"`, `"compiled"`).
+        metrics: the metric of each task.
+        changes: the change of each task against its single-task network, in percent; better is positive.
+        delta: their mean, the multi-task performance.
+        further: further metrics.
+    """
+
+    name: str
+    params: int
+    flops: int
+    latency: Mapping[str, float]
+    metrics: Mapping[str, float]
+    changes: Mapping[str, float]
+    delta: float
+    further: Mapping[str, float]
+
+
+def find_trees(problem: Problem, workspace: Workspace) -> Trees:
+    """Split the networks, compare them on the probe, and search.
+
+    Raises:
+        SplitError: networks without a common structure.
+        AffinityError: a probe that nothing can be learnt from.
+        BudgetError: a budget below the smallest tree.
+    """
+    staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
+    first = next(iter(staged.values()))
+    affinity = workspace.step(
+        "affinity.npz",
+        [problem.identity, list(first.locations), count_samples(problem.probe)],
+        make=lambda: branchnet.rsa(staged, problem.probe, batch_size=problem.batch_size),
+        save=lambda result, path: result.save(path),
+        load=Affinity.load,
+    )
+    heads = {task: network.head_cost for task, network in staged.items()}
+    chosen = branchnet.search(
+        affinity, first.costs, problem.budget, head_costs=heads, objective=problem.objective, seed=problem.seed
+    )
+    front = branchnet.pareto_front(affinity, first.costs, head_costs=heads, objective=problem.objective)
+    compared = {"branched": chosen.tree}
+    if "shared" in problem.baselines:
+        compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
+    if "random" in problem.baselines:
+        compared["random"] = _random_tree_of_same_size(chosen, first, heads, problem)
+    return Trees(staged, affinity, front, chosen, compared)
+
+
+def _random_tree_of_same_size(
+    chosen: SearchResult, first: StagedNetwork, heads: Mapping[str, Any], problem: Problem
+) -> Tree:
+    """Of trees drawn uniformly under the budget the one nearest to the chosen one's size, and not the chosen one."""
+    generator = random.Random(problem.seed)
+    draw = partial(branchnet.random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=first.costs)
+    drawn = [draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES)]
+    others = [tree for tree in drawn if tree != chosen.tree] or [chosen.tree]
+    unit = problem.budget.unit
+    return min(others, key=lambda tree: abs(tree_size(tree, first.costs, head_costs=heads, unit=unit) - chosen.size))
+
+
+def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict[str, BranchedNetwork]:
+    """Build each compared tree from the donors' weights and distil it, all with the same number of steps."""
+    teachers: list[Teachers] = []
+
+    def make(tree: Tree, name: str) -> BranchedNetwork:
+        branched = branchnet.build(tree, trees.staged, affinity=trees.affinity)
+        if problem.steps == 0:
+            reestimate_batchnorm(branched, problem.train)
+            return branched.eval()
+        if not teachers:
+            teachers.append(Teachers(problem.networks, problem.train, batch_size=problem.batch_size))
+        branchnet.distill(
+            branched,
+            teachers[0],
+            problem.train,
+            steps=problem.steps,
+            batch_size=problem.batch_size,
+            learning_rate=problem.learning_rate,
+            seed=problem.seed,
+            checkpoint=workspace.path(f"{name}.pt"),
+            description=f"distil {name}",
+        )
+        return branched
+
+    def load(tree: Tree, path: Path) -> BranchedNetwork:
+        branched = branchnet.build(tree, trees.staged, affinity=trees.affinity).eval()
+        load_weights(branched, path)
+        return branched
+
+    settings = [problem.identity, problem.steps, problem.batch_size, problem.learning_rate, problem.seed]
+    return {
+        name: workspace.step(
+            f"{name}.safetensors",
+            [*settings, str(tree), trees.affinity.probe_hash],
+            make=partial(make, tree, name),
+            save=save_weights,
+            load=partial(load, tree),
+        )
+        for name, tree in trees.compared.items()
+    }
+
+
+def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork], workspace: Workspace) -> list[Row]:
+    """Measure every network; the first row is that of the separate single-task networks."""
+    separate = SeparateNetworks(problem.networks).eval()
+    everything: dict[str, nn.Module] = {"separate": separate, **networks}
+    latency = workspace.step(
+        "latency.json",
+        [problem.identity, {name: str(tree) for name, tree in trees.compared.items()}, torch.get_num_threads()],
+        make=lambda: measure(everything, problem.example, workspace),
+        save=save_json,
+        load=load_json,
+    )
+    single: dict[str, float] | None = None
+    rows = []
+    for name, network in everything.items():
+        metrics = branchnet.evaluate(
+            network, problem.test, problem.targets, problem.metrics, batch_size=problem.batch_size
+        )
+        single = single or metrics
+        changes = branchnet.multi_task_performance(metrics, single, problem.metrics)
+        tree = trees.compared.get(name) or Tree.separate(trees.chosen.tree.tasks, trees.chosen.tree.depth)
+        rows.append(
+            Row(
+                name,
+                params=sum(parameter.numel() for parameter in network.parameters()),
+                flops=int(trees.size(tree, "flops")),
+                latency={how: values[name] for how, values in latency.items() if name in values},
+                metrics=metrics,
+                changes=changes,
+                delta=sum(changes.values()) / len(changes),
+                further=_further(problem, network),
+            )
+        )
+    return rows
+
+
+def _further(problem: Problem, network: nn.Module) -> dict[str, float]:
+    found = {}
+    for label, (task, metric) in problem.further.items():
+        values = branchnet.evaluate(
+            network, problem.test, problem.targets, {task: metric}, batch_size=problem.batch_size
+        )
+        found[label] = values[task]
+    return found
+
+
+def measure(networks: Mapping[str, nn.Module], example: Tensor, workspace: Workspace) -> dict[str, dict[str, float]]:
+    """Median milliseconds for one input, eager and compiled, measured in turns; compiled only where that works."""
+    runs = {"eager": dict(networks)}
+    if problem := compiler_problem():
+        workspace.console.print(f"torch.compile does not work here ({problem}); everything runs eager", style="yellow")
+    else:
+        with workspace.console.status("compile"):
+            runs["compiled"] = {name: _compiled(network, example) for name, network in networks.items()}
+    found = {}
+    for how, functions in runs.items():
+        latencies: dict[str, Latency] = compare_latency(functions, (example,), repeats=REPEATS)
+        found[how] = {name: 1000 * latency.median for name, latency in latencies.items()}
+    return found
+
+
+def _compiled(network: nn.Module, example: Tensor) -> Any:
+    if isinstance(network, BranchedNetwork):
+        return branchnet.compile(network, example, dynamic=False)
+    compiled = torch.compile(network, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        compiled(example)
+    return compiled
+
+
+def as_json(problem: Problem, trees: Trees, rows: list[Row]) -> dict[str, Any]:
+    """Everything that was measured, as JSON values."""
+    return {
+        "budget": str(problem.budget),
+        "objective": problem.objective,
+        "chosen": {
+            "cost": trees.chosen.cost,
+            "size": trees.chosen.size,
+            "lower_bound": trees.chosen.lower_bound,
+            "proven": trees.chosen.proven,
+            "method": trees.chosen.method,
+            "partitions": [[list(cluster) for cluster in stage] for stage in trees.chosen.tree.partitions],
+        },
+        "metrics": {task: metric.name for task, metric in problem.metrics.items()},
+        "networks": [asdict(row) for row in rows],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

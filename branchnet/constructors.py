@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from branchnet.errors import SpecError
+from branchnet.strict_yaml import Keys, show_keys
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +74,8 @@ class Constructor:
 
     def __post_init__(self) -> None:
         split_name(self.name)
-        problems = [f"{self.name}: argument {path}: {problem}" for path, problem in check_arguments(self.arguments)]
+        found = check_arguments(self.arguments)
+        problems = [f"{self.name}: argument {show_keys(keys)}: {problem}" for keys, problem in found]
         if problems:
             raise SpecError(problems)
         object.__setattr__(self, "arguments", _plain(self.arguments))
@@ -117,18 +119,18 @@ def split_name(name: str) -> tuple[str, str]:
     return family, model
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (path, problem) for every argument that no specification may carry.
+def check_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """Yield place and problem of every argument that no specification may carry.
 
     Refused are names that speak of weights, files, addresses, repositories or kernels, strings that could be one of
     those, and values that are not plain.
     """
-    yield from _check_mapping(arguments, "")
+    yield from _check_mapping(arguments, ())
 
 
-def _check_mapping(mapping: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str]]:
+def _check_mapping(mapping: Mapping[Any, Any], keys: Keys) -> Iterator[tuple[Keys, str]]:
     for key, value in mapping.items():
-        inside = f"{path}.{key}" if path else str(key)
+        inside = (*keys, str(key))
         if not isinstance(key, str):
             yield inside, f"the name {key!r} is no string (quote it)"
         elif problem := _refused_name(key, value):
@@ -144,23 +146,23 @@ def _refused_name(name: str, value: Any) -> str | None:
     if lowered.endswith("implementation") and value not in (None, "eager", "sdpa"):
         return f"{value!r} may be fetched as code from a repository ('eager' or 'sdpa' would be right)"
     if name.startswith("_") or lowered in _REFUSED_NAMES or _REFUSED_WORDS.search(lowered):
-        return "is refused: a specification names no weights, files, addresses or code (load weights separately)"
+        return "refused: a specification names no weights, files, addresses or code (load weights separately)"
     return None
 
 
-def _check_value(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _check_value(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
     if isinstance(value, Mapping):
-        yield from _check_mapping(value, path)
+        yield from _check_mapping(value, keys)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _check_value(item, f"{path}[{index}]")
+            yield from _check_value(item, (*keys, index))
     elif isinstance(value, str):
         if not _PLAIN_STRING.fullmatch(value) or ".." in value:
-            yield path, f"{value!r} could name a file, an address or code (letters, digits, spaces and _ . + - only)"
+            yield keys, f"{value!r} could name a file, an address or code (letters, digits, spaces and _ . + - only)"
     elif isinstance(value, float) and not math.isfinite(value):
-        yield path, f"{value} is not a finite number"
+        yield keys, f"{value} is not a finite number"
     elif value is not None and not isinstance(value, bool | int | float):
-        yield path, f"{type(value).__name__} is no plain value (numbers, strings, booleans, lists and mappings are)"
+        yield keys, f"{type(value).__name__} is no plain value (numbers, strings, booleans, lists and mappings are)"
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,39 @@
+"""Whose weights each node of a tree starts from: the donor rule, which needs no network to be applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from branchnet.affinity import Affinity
+    from branchnet.clustering import Tree
+
+Donors = tuple[tuple[str, ...], ...]
+
+
+def choose_donors(tree: Tree, affinity: Affinity | None = None) -> Donors:
+    """Name the donor task of every node, stage by stage, in the order of `tree.partitions`.
+
+    A node keeps its parent's donor while that task is in its cluster; otherwise its donor is the cluster's medoid by
+    affinity (the task with the largest sum of affinities to the others at that stage, the first of several), or
+    without an affinity its first task. So a chain of nodes with one donor reproduces that donor exactly.
+    """
+    donors: list[tuple[str, ...]] = []
+    for stage, clusters in enumerate(tree.partitions):
+        inherited = [donors[stage - 1][parent] if stage else "" for parent in tree.parents[stage]]
+        donors.append(
+            tuple(
+                donor if donor in cluster else _medoid(stage, cluster, affinity)
+                for donor, cluster in zip(inherited, clusters, strict=True)
+            )
+        )
+    return tuple(donors)
+
+
+def _medoid(stage: int, cluster: Sequence[str], affinity: Affinity | None) -> str:
+    if affinity is None:
+        return cluster[0]
+    members = [affinity.tasks.index(task) for task in cluster]
+    closeness = affinity.values[stage][members][:, members].sum(axis=1)
+    return cluster[int(closeness.argmax())]

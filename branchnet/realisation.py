@@ -1,0 +1,95 @@
+"""From a specification to a branched network: make or take the networks, cut them, check them, build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from branchnet.affinity import Affinity
+from branchnet.builder import BranchedNetwork, build
+from branchnet.errors import BuildError, SpecError
+from branchnet.spec_sections import InputSection
+from branchnet.stages import Interface, StagedNetwork, split_all
+
+if TYPE_CHECKING:
+    from branchnet.architecture import Architecture
+
+
+def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Module], example: Any) -> BranchedNetwork:
+    """Build what `Architecture.build` describes, with the errors listed there."""
+    made = _networks(architecture, networks)
+    if example is None:
+        example = interface_of(architecture).random()
+    staged = split_all(made, example, locations=list(architecture.locations))
+    _check_parameters(architecture, staged)
+    return build(architecture.tree, staged, affinity=_affinity_for_donors(architecture))
+
+
+def interface_of(architecture: Architecture) -> Interface:
+    """Return the interface that the specification's `input` describes.
+
+    Raises:
+        SpecError: it describes none.
+    """
+    section = architecture.input
+    if section is None:
+        raise SpecError("the specification describes no input: pass example=")
+    tensors: Sequence[InputSection] = (section,) if isinstance(section, InputSection) else section
+    names = [tensor.name for tensor in tensors if tensor.name is not None]
+    form = "tensor" if isinstance(section, InputSection) else "dict" if names else "tuple"
+    plain = [tensor.model_dump(exclude={"name"}) for tensor in tensors]
+    return Interface.from_dict({"form": form, "tensors": plain, "names": names})
+
+
+def _networks(architecture: Architecture, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    unknown = [task for task in networks if task not in architecture.tasks]
+    if unknown:
+        raise SpecError(f"networks are passed for {unknown}; the tasks are {list(architecture.tasks)}")
+    made: dict[str, nn.Module] = {}
+    missing = []
+    for task, constructor in architecture.constructors.items():
+        if task in networks:
+            made[task] = networks[task]
+        elif constructor is not None:
+            made[task] = constructor.create()
+        else:
+            missing.append(task)
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise SpecError(f"no named constructor for {names}: pass the networks, build({{{missing[0]!r}: network, ...}})")
+    return made
+
+
+def _check_parameters(architecture: Architecture, staged: Mapping[str, StagedNetwork]) -> None:
+    expected = architecture.stage_costs
+    if expected is None:
+        return
+    problems = [
+        f"{task}: {cost.name} has {cost.params} parameters, the specification says {told.params}"
+        for task, network in staged.items()
+        for cost, told in zip(network.costs, expected, strict=True)
+        if cost.params != told.params
+    ]
+    heads = architecture.head_costs
+    problems += [
+        f"{task}: the head has {staged[task].head_cost.params} parameters, the specification says {told.params}"
+        for task, told in heads.items()
+        if staged[task].head_cost.params != told.params
+    ]
+    if problems:
+        raise BuildError("the networks are not those that the specification describes:\n  " + "\n  ".join(problems))
+
+
+def _affinity_for_donors(architecture: Architecture) -> Affinity | None:
+    """Return affinities under which every cluster's medoid is the donor that the specification names."""
+    donors = architecture.donors
+    if donors is None:
+        return None
+    tasks = architecture.tasks
+    values = np.zeros((len(donors), len(tasks), len(tasks)))
+    for stage, names in enumerate(donors):
+        values[stage, [tasks.index(name) for name in names]] = 1.0
+    return Affinity(tasks, architecture.locations, values, measure="donors")

@@ -7,12 +7,16 @@ sorting: average ranks follow from the running sum of the weights in the order o
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
 from .comparing import Comparison, compare_entries, tied_runs, unit_diagonal
 
-Vector = npt.NDArray[np.float64]
+Matrix: TypeAlias = npt.NDArray[np.float64]
 
 
 def draw_weights(inputs: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
@@ -24,13 +28,12 @@ def draw_weights(inputs: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
     return weights
 
 
-def resample_entries(
-    entries: npt.NDArray[np.floating], inputs: int, comparison: Comparison, draws: int, seed: int
-) -> Vector:
+def resample_entries(entries: npt.NDArray[np.floating], comparison: Comparison, draws: int, seed: int) -> Matrix:
     """`compare_entries` on every draw: (draws, M, M).
 
-    entries: (M, P), upper triangles of RDMs over `inputs` inputs.
+    entries: (M, P), upper triangles of RDMs over K inputs, P = K (K - 1) / 2.
     """
+    inputs = inputs_of(entries.shape[1])
     if comparison == "kendall":
         return _resample_kendall(entries, inputs, draws, seed)
     count = len(entries)
@@ -53,7 +56,7 @@ class _Order:
         self._order = order.astype(np.int32)
         self._runs = None if len(starts) == len(values) else (starts, ends)
 
-    def ranks(self, weights: Vector) -> Vector:
+    def ranks(self, weights: Matrix) -> Matrix:
         """Average rank of every entry where entry p occurs `weights[p]` times."""
         ordered = weights[self._order]
         below = np.cumsum(ordered)
@@ -68,7 +71,7 @@ class _Order:
         return ranks
 
 
-def _weighted_similarity(values: Vector, weights: Vector, *, centred: bool) -> Vector:
+def _weighted_similarity(values: Matrix, weights: Matrix, *, centred: bool) -> Matrix:
     """Correlation (or cosine) of every pair of rows, entry p counting `weights[p]` times; 0 where a row is constant."""
     if centred:
         values = values - (values @ weights / weights.sum())[:, None]
@@ -78,7 +81,7 @@ def _weighted_similarity(values: Vector, weights: Vector, *, centred: bool) -> V
     return unit_diagonal(np.clip(products / norms[:, None] / norms[None, :], -1.0, 1.0))
 
 
-def _resample_kendall(entries: npt.NDArray[np.floating], inputs: int, draws: int, seed: int) -> Vector:
+def _resample_kendall(entries: npt.NDArray[np.floating], inputs: int, draws: int, seed: int) -> Matrix:
     """Kendall's tau knows no weights here: pairs are repeated as often as they were drawn."""
     row, column = np.triu_indices(inputs, 1)
     names = [f"RDM {index}" for index in range(len(entries))]
@@ -87,3 +90,27 @@ def _resample_kendall(entries: npt.NDArray[np.floating], inputs: int, draws: int
         repeated = np.repeat(entries, weights[row] * weights[column], axis=1)
         result[draw] = compare_entries(repeated, "kendall", names)
     return result
+
+
+def inputs_of(pairs: int) -> int:
+    """K, of which `pairs` is K (K - 1) / 2."""
+    return (1 + math.isqrt(1 + 8 * pairs)) // 2
+
+
+def half_samples(
+    grams: Sequence[npt.NDArray[np.floating]], compare: Callable[[list[Matrix]], Matrix], draws: int, seed: int
+) -> Matrix:
+    """`compare` on random halves of the inputs, (draws, M, M), moved to have their mean at the full comparison.
+
+    For measures in which copies of one input would pass for agreement. A half drawn without replacement spreads as a
+    bootstrap draw does: its variance given the data is (1 / (K/2)) (1 - 1/2) = 1/K of that of one input.
+    """
+    random = np.random.default_rng(seed)
+    inputs = len(grams[0])
+    result = []
+    for _ in range(draws):
+        half = np.sort(random.permutation(inputs)[: (inputs + 1) // 2])
+        result.append(compare([gram[np.ix_(half, half)].astype(np.float64) for gram in grams]))
+    samples: Matrix = np.stack(result)
+    samples += compare([gram.astype(np.float64) for gram in grams]) - samples.mean(axis=0)
+    return samples

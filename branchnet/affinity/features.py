@@ -104,6 +104,27 @@ def read_features(
                 consume(piece, features)
 
 
+def read_batches(
+    member: Member,
+    probe: Probe,
+    locations: Sequence[str],
+    consume: Callable[[int, list[Tensor]], None],
+    *,
+    device: torch.device | None = None,
+    transform: Transform | None = None,
+) -> None:
+    """Call `consume(location, tensors)` for every batch, each tensor that counts as (B, F); nothing is kept."""
+    layout = find_layout(member, probe.example(), locations, device, transform)
+
+    def visit(location: int, after: tuple[Any, ...], _: Sequence[int]) -> None:
+        chosen = [piece.tensor for piece in layout.pieces if piece.location == location]
+        consume(location, [_rows(after[index], transform) for index in chosen])
+
+    with untouched(member.network, device) as place:
+        for batch in probe.batches(member.label):
+            _forward(member, on_device(batch, place), len(locations), visit)
+
+
 def _fill(
     member: Member,
     probe: Probe,

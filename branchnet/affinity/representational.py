@@ -9,12 +9,11 @@ from typing_extensions import Unpack
 
 from .bootstrap import resample_entries
 from .comparing import Comparison, compare_entries
-from .networks import Networks, gather_networks
+from .networks import Networks
 from .options import Options, ProbeArguments
-from .probes import read_probe
 from .rdms import Dissimilarity
-from .results import assemble
-from .signatures import rdm_kind, read_signatures
+from .results import measure_pairs
+from .signatures import rdm_kind
 from .tensor import Affinity
 
 
@@ -47,13 +46,13 @@ def rsa(
         SplitError: plain networks that cannot be cut.
     """
     settings = Options(**options)
-    fixed = read_probe(probe, settings.batch_size)
-    family = gather_networks(networks, fixed.example(), settings.locations)
-    signatures = read_signatures(family, fixed, rdm_kind(dissimilarity, center), settings)
-    between, samples = [], []
-    for location, entries in zip(family.locations, signatures, strict=True):
-        names = [f"{member.label} at {location!r}" for member in family.members]
-        stacked = np.stack(entries)
-        between.append(compare_entries(stacked, comparison, names))
-        samples.append(resample_entries(stacked, fixed.inputs, comparison, settings.bootstrap, settings.seed))
-    return assemble("rsa", family, fixed, between, samples, settings)
+    kind = rdm_kind(dissimilarity, center)
+    return measure_pairs(
+        "rsa",
+        networks,
+        probe,
+        settings,
+        kind,
+        lambda entries, names: compare_entries(np.stack(entries), comparison, names),
+        lambda entries, choice: resample_entries(np.stack(entries), comparison, choice.bootstrap, choice.seed),
+    )

@@ -1,22 +1,55 @@
-"""Putting the affinities between networks together as an Affinity of tasks."""
+"""From networks and a probe to an Affinity of tasks: read, compare at every location, resample, put together."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .networks import Family
+from .networks import Family, Networks, gather_networks
 from .options import Options
-from .probes import Probe
+from .probes import Probe, read_probe
 from .seeds import measure_reliability, task_values
+from .signatures import Kind, Signature, read_signatures
 from .tensor import Affinity
 
 logger = logging.getLogger(__name__)
 
-Matrix = npt.NDArray[np.float64]
+Matrix: TypeAlias = npt.NDArray[np.float64]
+Compare: TypeAlias = Callable[[Sequence[Signature], Sequence[str]], Matrix]
+Resample: TypeAlias = Callable[[Sequence[Signature], Options], Matrix]
+
+
+def prepare(networks: Networks, probe: Any, options: Options) -> tuple[Family, Probe]:
+    """Read the probe once and cut the networks."""
+    fixed = read_probe(probe, options.batch_size)
+    return gather_networks(networks, fixed.example(), options.locations), fixed
+
+
+def measure_pairs(
+    measure: str, networks: Networks, probe: Any, options: Options, kind: Kind, compare: Compare, resample: Resample
+) -> Affinity:
+    """The whole way, for measures that compare one signature per network and location.
+
+    compare: signatures of M networks, and how errors name them -> (M, M), ones on the diagonal.
+    resample: the same on resampled inputs -> (draws, M, M).
+    """
+    family, fixed = prepare(networks, probe, options)
+    signatures = read_signatures(family, fixed, kind, options)
+    between, samples = [], []
+    for location, ones in zip(family.locations, signatures, strict=True):
+        between.append(compare(ones, labels(family, location)))
+        if options.bootstrap:
+            samples.append(resample(ones, options))
+    return assemble(measure, family, fixed, between, samples, options)
+
+
+def labels(family: Family, location: str) -> list[str]:
+    """How errors name every network at a location."""
+    return [f"{member.label} at {location!r}" for member in family.members]
 
 
 def assemble(
@@ -29,13 +62,13 @@ def assemble(
 ) -> Affinity:
     """Average over the networks of each task, attach what the resampling says, and report unreliable locations.
 
-    between: (M, M) per location; samples: (draws, M, M) per location.
+    between: (M, M) per location; samples: (draws, M, M) per location, or none.
     """
     matrices = np.stack(between)
     reliability = measure_reliability(matrices, family)
     if reliability is not None and (noisy := reliability.noise(family.locations)):
         logger.warning("the order of the pairs is mostly seed noise at: %s", ", ".join(noisy))
-    drawn = _task_samples(np.stack(samples, axis=1), family, options) if options.bootstrap else None
+    drawn = _task_samples(np.stack(samples, axis=1), family, options) if samples else None
     return Affinity(
         family.tasks,
         family.locations,

@@ -15,8 +15,9 @@ from torch import Tensor
 from branchnet.errors import AffinityError
 from branchnet.progress import progress_bar
 
-from .features import Arena, find_layout, read_features
+from .features import Arena, Consumer, find_layout, read_features
 from .grams import Centring, Gram, GramAccumulator
+from .guards import device_of
 from .memory import Piece, default_limit, plan_passes
 from .networks import Family, Member
 from .options import Options
@@ -86,21 +87,29 @@ def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) 
     return [[row[location] for row in rows] for location in range(len(family.locations))]
 
 
+def read_pieces(
+    member: Member, probe: Probe, locations: Sequence[str], options: Options, arena: Arena, consume: Consumer
+) -> torch.dtype:
+    """Call `consume` with the features of one network, as memory allows; returns the dtype they were computed in."""
+    layout = find_layout(member, probe.example(), locations, options.place, options.features)
+    limit = options.memory_limit or default_limit(options.place or device_of(member.network)) + arena.numbers.nbytes
+    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, limit)
+    read_features(
+        member, probe, plan, locations, consume, arena=arena, device=options.place, transform=options.features
+    )
+    return layout.dtype
+
+
 def _read_member(
     member: Member, probe: Probe, locations: Sequence[str], kind: Kind, options: Options, arena: Arena
 ) -> list[Signature]:
-    layout = find_layout(member, probe.example(), locations, options.place, options.features)
-    limit = options.memory_limit or default_limit(options.place or arena.numbers.device)
-    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, limit + arena.numbers.nbytes)
-    together = options.tensors == "concatenate"
     sums: dict[tuple[int, int], GramAccumulator] = {}
 
     def add(piece: Piece, features: Tensor) -> None:
-        key = (piece.location, 0 if together else piece.tensor)
+        key = (piece.location, 0 if options.tensors == "concatenate" else piece.tensor)
         sums.setdefault(key, GramAccumulator(kind.centring)).add(features)
 
-    read_features(member, probe, plan, locations, add, arena=arena, device=options.place, transform=options.features)
-    kept = torch.promote_types(layout.dtype, torch.float32)
+    kept = torch.promote_types(read_pieces(member, probe, locations, options, arena, add), torch.float32)
     return [
         _finish([one for key, one in sums.items() if key[0] == location], kind, member, name).to(kept).cpu().numpy()
         for location, name in enumerate(locations)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from branchnet.stages.dataflow import Dataflow, attribute
-from branchnet.stages.propagation import TensorForm
+from branchnet.stages.propagation import NodeFacts, TensorForm
+from branchnet.stages.queries import add_shape_query, shape_query
 from branchnet.stages.tracing import PREPROCESSING
 
 _IGNORED_SETTINGS = frozenset(
-    "training p drop_prob drop_rate inplace momentum layer_idx layer_id layer_index output_attentions".split()
+    ("training", "p", "drop_prob", "drop_rate", "inplace", "momentum", "layer_idx", "layer_id", "layer_index")
 )
 
 
@@ -44,6 +45,30 @@ class Alignment:
 
 def align(flows: Sequence[Dataflow]) -> Alignment:
     """Find the largest common structure."""
+    alignment = _align(flows)
+    if not _share_queries(alignment):
+        return alignment
+    return _align([Dataflow(flow.trace, flow.propagation) for flow in flows])
+
+
+def _share_queries(alignment: Alignment) -> bool:
+    """Let every network ask for the shape of a common value for which one of them asks: whether any had to be told.
+
+    A head that needs only the shape of an early tensor then does not keep that tensor alive.
+    """
+    added = False
+    for nodes in alignment.common:
+        if not any(map(shape_query, nodes)):
+            continue
+        for node, flow in zip(nodes, alignment.flows, strict=True):
+            if shape_query(node) is None:
+                query = add_shape_query(flow.trace.graph, node)
+                flow.propagation.facts[query] = NodeFacts(torch.Size(flow.facts[node].form.shape))
+                added = True
+    return added
+
+
+def _align(flows: Sequence[Dataflow]) -> Alignment:
     if len(flows) == 1:
         return Alignment(tuple(flows), tuple((node,) for node in flows[0].order))
     keys = [node_keys(flow) for flow in flows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import fx, nn
@@ -61,7 +62,7 @@ def _plans(alignment: Alignment, positions: Sequence[int]) -> list[_Plan]:
     plans = []
     for network, flow in enumerate(alignment.flows):
         order = alignment.order(network)
-        stages = [order[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        stages = [order[start:end] for start, end in pairwise(starts)]
         before = set(order[: starts[-1]])
         head = tuple(node for node in flow.order if node not in before)
         cuts = tuple(tuple(order[k] for k in carried[position]) for position in positions)
@@ -69,9 +70,7 @@ def _plans(alignment: Alignment, positions: Sequence[int]) -> list[_Plan]:
     return plans
 
 
-def _training_plans(
-    followed: Sequence[Followed], names: Sequence[str]
-) -> tuple[list[_Plan] | list[None], str | None]:
+def _training_plans(followed: Sequence[Followed], names: Sequence[str]) -> tuple[list[_Plan] | list[None], str | None]:
     """Plans of training mode with cuts at the same places, or None for each network and the reason."""
     flows = [network.training for network in followed if network.training is not None]
     if len(flows) < len(followed):
@@ -122,16 +121,18 @@ def _staged(
         traced_by=plan.flow.trace.method,
         eval_only=eval_only,
     )
-    _set_modes(staged, followed.network.training and eval_only is None)
+    _set_modes(staged, followed.root, followed.network.training and eval_only is None)
+    if eval_only is not None:
+        staged.eval()
     return staged
 
 
-def _set_modes(staged: StagedNetwork, training: bool) -> None:
-    """Give the new modules the network's mode; the network's own modules keep theirs unless it must be evaluated."""
-    if not training:
-        staged.eval()
-        return
-    staged.training = training
+def _set_modes(staged: StagedNetwork, root: nn.Module, training: bool) -> None:
+    """Give the modules that splitting made the network's mode; the network's own keep theirs."""
+    own = set(root.modules())
+    for module in staged.modules():
+        if module not in own:
+            module.training = training
 
 
 def _costs(plan: _Plan, stages: Sequence[Stage], names: Sequence[str]) -> list[StageCost]:

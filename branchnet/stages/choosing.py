@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 
 from branchnet.errors import SplitError
 from branchnet.stages.locating import Location
@@ -31,7 +32,7 @@ def choose(candidates: Sequence[Location], wanted: Locations, whole: tuple[int, 
         raise SplitError("there is no place at which to cut: no module ends between the input and the last parameters")
     if wanted is None:
         return _meaningful(candidates, whole)
-    if isinstance(wanted, bool) or isinstance(wanted, str):
+    if isinstance(wanted, bool | str):
         raise SplitError(f"locations must be None, a number or a list of module names; it is {wanted!r}")
     if isinstance(wanted, int):
         return _balanced(candidates, wanted, whole)
@@ -48,9 +49,11 @@ def _named(candidates: Sequence[Location], names: Sequence[str]) -> list[Locatio
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(_some(candidates))}"
             raise SplitError(f"{name!r} is no place at which the network can be cut; {hint}")
     chosen = [_renamed(places[name], name) for name in names]
-    for before, after in zip(chosen, chosen[1:], strict=False):
+    for before, after in pairwise(chosen):
         if before.position >= after.position:
-            raise SplitError(f"locations must follow the order of computation: {after.name!r} is not after {before.name!r}")
+            raise SplitError(
+                f"locations must follow the order of computation; {after.name!r} is not after {before.name!r}"
+            )
     return chosen
 
 
@@ -65,7 +68,9 @@ def _some(candidates: Sequence[Location]) -> list[str]:
 
 def _share(place: Location, whole: tuple[int, int]) -> float:
     """How much of the network lies before the place: the mean of its share of parameters and of multiply-adds."""
-    return sum(part / total if total else 0.0 for part, total in zip((place.params, place.flops), whole, strict=True)) / 2
+    return (
+        sum(part / total if total else 0.0 for part, total in zip((place.params, place.flops), whole, strict=True)) / 2
+    )
 
 
 def _meaningful(candidates: Sequence[Location], whole: tuple[int, int]) -> list[Location]:
@@ -124,7 +129,25 @@ def _to_open(
 def _balanced(candidates: Sequence[Location], count: int, whole: tuple[int, int]) -> list[Location]:
     if not 1 <= count <= len(candidates):
         raise SplitError(f"{count} locations were asked for; this network has between 1 and {len(candidates)}")
-    return _balance(candidates, count, whole)
+    for places in _preferred(candidates):
+        if len(places) >= count:
+            break
+    return _balance(places, count, whole)
+
+
+def _preferred(candidates: Sequence[Location]) -> tuple[Sequence[Location], ...]:
+    """Places from good to acceptable: ends of modules with children, ends of any module, all places.
+
+    The first two leave out places inside a module at which more tensors are alive than at that module's end.
+    """
+    alive = {alias: len(place.shapes) for place in candidates for alias in place.aliases}
+    containers = {parent for alias in alive for parent in _parents(alias)}
+    tidy = [
+        place
+        for place in candidates
+        if len(place.shapes) <= min((alive.get(p, 1 << 30) for p in _parents(place.name)), default=1 << 30)
+    ]
+    return [place for place in tidy if containers & set(place.aliases)], tidy, candidates
 
 
 def _balance(candidates: Sequence[Location], count: int, whole: tuple[int, int]) -> list[Location]:

@@ -36,7 +36,7 @@ class Dataflow:
     @cached_property
     def output(self) -> fx.Node:
         """The node that returns the network's result."""
-        return next(node for node in self.trace.graph.nodes if node.op == "output")
+        return self.trace.graph.output_node()
 
     @cached_property
     def inputs(self) -> tuple[fx.Node, ...]:

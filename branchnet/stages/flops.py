@@ -42,7 +42,7 @@ class OperatorCounter(TorchDispatchMode):
     """While active, adds up the multiply-adds of every operator and the bytes of every new result."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.bytes = 0
         self.unsupported: Counter[str] = Counter()
@@ -50,14 +50,14 @@ class OperatorCounter(TorchDispatchMode):
 
     def __enter__(self) -> OperatorCounter:
         """Start counting."""
-        self._pooling.__enter__()
-        super().__enter__()
+        self._pooling.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Stop counting."""
-        super().__exit__(*error)
-        self._pooling.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._pooling.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -102,7 +102,7 @@ def _fast_path(enabled: bool) -> Any:
 
 def without_attention_fast_path() -> AbstractContextManager[None]:
     """Let MultiheadAttention dispatch its projections as operators of their own, so that they are seen."""
-    return _fast_path(False)  # type: ignore[no-any-return]
+    return _fast_path(False)
 
 
 def _new_bytes(args: Sequence[Any], out: Any) -> int:
@@ -127,11 +127,11 @@ def _normalisation(affine: int) -> Formula:
 def _batch_norm(args: Sequence[Any], out: Any) -> float:
     training = len(args) > 5 and args[5] is True
     affine = args[1] is not None
-    return prod(args[0].shape) * ((5 if affine else 4) if training else (2 if affine else 1))
+    return float(prod(args[0].shape)) * ((5 if affine else 4) if training else (2 if affine else 1))
 
 
 def _batch_norm_without_training(args: Sequence[Any], out: Any) -> float:
-    return prod(args[0].shape) * (2 if args[1] is not None else 1)
+    return float(prod(args[0].shape)) * (2 if args[1] is not None else 1)
 
 
 def _elementwise(input_scale: int, output_scale: int) -> Formula:
@@ -173,12 +173,87 @@ _FORMULAS: dict[str, Formula] = {
 }
 
 _FREE = frozenset(
-    "arange cat clone constant_pad_nd contiguous copy_ detach embedding empty empty_like empty_strided eye fill_ full "
-    "full_like gather index index_select lift_fresh lift_fresh_copy new_empty new_full new_ones new_zeros ones "
-    "ones_like repeat roll scalar_tensor scatter select_scatter slice_scatter split_with_sizes_copy stack "
-    "zeros zeros_like _to_copy _unsafe_view _local_scalar_dense set_ resize_ new_empty_strided view_copy device as_strided_ hardswish_ _adaptive_avg_pool2d "
-    "max_pool2d_with_indices mean sum amax max min any all argmax _softmax _log_softmax linspace tril triu "
-    "bernoulli_ rand rand_like randn randn_like native_dropout uniform_ normal_ cumsum sort topk index_put "
-    "_reshape_alias is_same_size unbind_copy pixel_shuffle flip masked_fill linalg_vector_norm".split()
+    (
+        "_adaptive_avg_pool2d",
+        "_local_scalar_dense",
+        "_log_softmax",
+        "_reshape_alias",
+        "_softmax",
+        "_to_copy",
+        "_unsafe_view",
+        "all",
+        "amax",
+        "any",
+        "arange",
+        "argmax",
+        "as_strided_",
+        "bernoulli_",
+        "cat",
+        "clone",
+        "constant_pad_nd",
+        "contiguous",
+        "copy_",
+        "cumsum",
+        "detach",
+        "device",
+        "embedding",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "eye",
+        "fill_",
+        "flip",
+        "full",
+        "full_like",
+        "gather",
+        "hardswish_",
+        "index",
+        "index_put",
+        "index_select",
+        "is_same_size",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "linalg_vector_norm",
+        "linspace",
+        "masked_fill",
+        "max",
+        "max_pool2d_with_indices",
+        "mean",
+        "min",
+        "native_dropout",
+        "new_empty",
+        "new_empty_strided",
+        "new_full",
+        "new_ones",
+        "new_zeros",
+        "normal_",
+        "ones",
+        "ones_like",
+        "pixel_shuffle",
+        "rand",
+        "rand_like",
+        "randn",
+        "randn_like",
+        "repeat",
+        "resize_",
+        "roll",
+        "scalar_tensor",
+        "scatter",
+        "select_scatter",
+        "set_",
+        "slice_scatter",
+        "sort",
+        "split_with_sizes_copy",
+        "stack",
+        "sum",
+        "topk",
+        "tril",
+        "triu",
+        "unbind_copy",
+        "uniform_",
+        "view_copy",
+        "zeros",
+        "zeros_like",
+    )
 )
 """Operators that move, make or reduce values: fvcore's convention counts nothing for them."""

@@ -103,7 +103,7 @@ def _training_flow(root: nn.Module, evaluation: Trace, example: Example) -> Data
     return Dataflow(replace(trace, output=evaluation.output), propagate(root, trace.graph, _at_least_two(example)))
 
 
-class mode_of:  # noqa: N801
+class mode_of:
     """Context in which a module and all below it are in one mode; each gets its own back afterwards."""
 
     def __init__(self, root: nn.Module, *, training: bool) -> None:

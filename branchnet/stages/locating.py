@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from branchnet.stages.alignment import Alignment
-from branchnet.stages.dataflow import Dataflow, alive_after, carryable, overwritten_in
+from branchnet.stages.dataflow import Dataflow, alive_after, carryable
 from branchnet.stages.propagation import TensorForm
 
 
@@ -70,7 +70,10 @@ def carried_after(alignment: Alignment) -> list[tuple[int, ...]]:
     """For every common position, the common nodes whose values some network needs later.
 
     The union over the networks: a value that only one network's head reads is carried by all of them, so that their
-    cuts are alike; the others ignore it.
+    cuts are alike; the others ignore it. Tensors come first, in the order in which they are made, then sizes.
+
+    The rule is sound: a value carried at one place was either made by the stage before it, which all networks have in
+    common, or carried at the place before.
     """
     length = len(alignment.common)
     union: list[set[int]] = [set() for _ in range(length)]
@@ -81,7 +84,8 @@ def carried_after(alignment: Alignment) -> list[tuple[int, ...]]:
         alive = alive_after([*order, *rest], flow.output)
         for position in range(length):
             union[position] |= {index[node] for node in alive[position]}
-    return [tuple(sorted(nodes)) for nodes in union]
+    forms = [alignment.flows[0].facts[nodes[0]].form for nodes in alignment.common]
+    return [tuple(sorted(nodes, key=lambda k: (not isinstance(forms[k], TensorForm), k))) for nodes in union]
 
 
 def _cuttable(alignment: Alignment, carried: Sequence[tuple[int, ...]]) -> set[int]:
@@ -137,15 +141,12 @@ def _cumulative(flow: Dataflow, order: Sequence[fx.Node]) -> tuple[list[int], li
 
 
 def own_names(alignment: Alignment, network: int, positions: Sequence[int]) -> tuple[str, ...]:
-    """What the places are called in one network: the outermost module call that ends there, else the innermost around.
-
-    """
+    """What the places are called in one network: the outermost module that ends there, else the innermost around it."""
     flow, order = alignment.flows[network], alignment.order(network)
     ends = _call_ends(flow, order)
     names = []
     for position in positions:
         here = [name for name, end in ends.items() if end == position]
-        names.append(min(here, key=lambda n: n.count("."))) if here else names.append(
-            (flow.calls(order[position]) or ("",))[-1]
-        )
+        around = flow.calls(order[position]) or ("",)
+        names.append(min(here, key=lambda name: name.count(".")) if here else around[-1])
     return tuple(names)

@@ -112,6 +112,4 @@ def _form(value: Any) -> Any:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
+    return int(tensor.untyped_storage()._cdata)

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call_arguments
+from branchnet.stages.queries import settle_queries
 
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""
@@ -85,6 +86,7 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
                 raise SplitError(f"torch.fx cannot follow {type(network).__name__}: {_where(error)}") from error
             whole.add(tracer.culprit)
             continue
+        settle_queries(graph)
         return Trace(network, graph, "fx", frozenset(whole))
     raise SplitError(f"torch.fx cannot follow {type(network).__name__}: too many modules that it cannot enter")
 
@@ -164,8 +166,8 @@ def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type]]:
     if "timm.models" in sys.modules:
         from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 
-        leaves |= set(get_notrace_modules())
-        functions = tuple(get_notrace_functions())
+        leaves |= set(get_notrace_modules())  # type: ignore[no-untyped-call]
+        functions = tuple(get_notrace_functions())  # type: ignore[no-untyped-call]
     if "torchvision.ops" in sys.modules:
         from torchvision import ops
         from torchvision.models.feature_extraction import _get_leaf_modules_for_ops

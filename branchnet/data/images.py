@@ -1,0 +1,197 @@
+"""Images of one's own: a folder read file by file, or an array in an .npz file.
+
+Images become float32 RGB in [0, 1], (3, H, W), then `(value - mean) / std` for each channel; the default leaves them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import DataError
+from ..progress import progress_bar
+
+Source = str | os.PathLike[str]
+Channels = Sequence[float]
+
+_ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+_BAR_FROM = 200
+
+
+class ImageFolder(Sequence[Tensor]):
+    """The images of a folder and its subfolders, in the order of their paths, read each time they are asked for.
+
+    An image is turned as its EXIF orientation says, its shorter side is resized to `size` (bilinear, antialiased), and
+    the centre is cut out, as torchvision's `resize` and `center_crop` do. Other files than images, and hidden ones, are
+    passed over. A slice is an `ImageFolder` of fewer files.
+
+    Attributes:
+        paths: the files.
+        size: height and width.
+        mean, std: of each channel, as in this module's docstring.
+
+    Raises:
+        DataError: no such folder, no images in it, a size below 1, or a `std` that is not positive. Reading an image:
+            a file that is damaged, or has more than 8 bits a channel; the error names it.
+    """
+
+    def __init__(self, folder: Source, *, size: int = 224, mean: Channels = _ZERO, std: Channels = _ONE) -> None:
+        self.paths = _image_paths(Path(folder))
+        self.size = _checked_size(size)
+        self.mean, self.std = _checked_scale(mean, std)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageFolder: ...
+    def __getitem__(self, index: int | slice) -> Tensor | ImageFolder:
+        if isinstance(index, slice):
+            part = copy.copy(self)
+            part.paths = self.paths[index]
+            return part
+        pixels = np.moveaxis(_read(self.paths[index], self.size), -1, 0)
+        return _scaled(torch.from_numpy(np.divide(pixels, 255, dtype=np.float32, order="C")), self.mean, self.std)
+
+
+def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZERO, std: Channels = _ONE) -> Tensor:
+    """All images of a folder, or of the array `images` in an .npz file, as one float32 tensor (K, C, H, W).
+
+    The array is (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3: uint8 is divided by 255, floats are taken as
+    they are. Without a size, an array keeps its own, and a folder's images become 224 x 224.
+
+    Raises:
+        DataError: as `ImageFolder`; a file that is no .npz, is damaged, or has no array `images` of such a form.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _load_folder(ImageFolder(path, size=224 if size is None else size, mean=mean, std=std))
+    mean, std = _checked_scale(mean, std)
+    images = _load_array(path)
+    if size is not None:
+        images = _resized(images, _checked_size(size))
+    return _scaled(images, mean, std)
+
+
+def _load_folder(folder: ImageFolder) -> Tensor:
+    images = torch.empty(len(folder), 3, folder.size, folder.size)
+    with progress_bar("read images", len(folder), shown=len(folder) >= _BAR_FROM) as advance:
+        for index, image in enumerate(folder):
+            images[index] = image
+            advance()
+    return images
+
+
+def _image_paths(folder: Path) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder of images" if folder.exists() else f"{folder} does not exist")
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    found = sorted(file for file in files if file.suffix.lower() in suffixes and not _hidden(file))
+    if not found:
+        raise DataError(f"{folder} holds no images (files that end in .jpg, .png and so on)")
+    return tuple(folder / file for file in found)
+
+
+def _hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
+
+
+def _read(path: Path, size: int) -> np.ndarray:
+    """Pixels (size, size, 3) uint8."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{path} has {image.mode} pixels; only images of 8 bits a channel are read")
+            turned = ImageOps.exif_transpose(image).convert("RGB")
+            (height, width), top, left = _fit(turned.height, turned.width, size)
+            fitted = turned.resize((width, height), Image.Resampling.BILINEAR)
+            fitted = fitted.crop((left, top, left + size, top + size))
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    return np.array(fitted)
+
+
+def _load_array(path: Path) -> Tensor:
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = list(stored.keys())
+            array = np.asarray(stored["images"]) if "images" in names else None
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
+    if array is None:
+        raise DataError(f"{path} has no array 'images'; its arrays: {', '.join(names) or 'none'}")
+    return _as_images(array, path)
+
+
+def _as_images(array: np.ndarray, path: Path) -> Tensor:
+    if not len(array.shape) or not len(array):
+        raise DataError(f"{path}: 'images' is empty")
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"{path}: 'images' is {array.dtype}; it has to be uint8, or floating point")
+    images = torch.from_numpy(np.ascontiguousarray(_channels_first(array, path), np.float32))
+    if array.dtype == np.uint8:
+        return images.div_(255)
+    if not images.isfinite().all():
+        raise DataError(f"{path}: 'images' holds NaN or infinite values")
+    return images
+
+
+def _channels_first(array: np.ndarray, path: Path) -> np.ndarray:
+    if array.ndim == 3:
+        return array[:, None]
+    first, last = array.ndim == 4 and array.shape[1] in (1, 3), array.ndim == 4 and array.shape[3] in (1, 3)
+    if first == last:
+        which = "could be (K, H, W, C) as well as (K, C, H, W)" if first else "is no (K, H, W[, C]) or (K, C, H, W)"
+        raise DataError(f"{path}: 'images' has shape {array.shape}, which {which} with C = 1 or 3")
+    return array if first else np.moveaxis(array, 3, 1)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    height, width = images.shape[-2:]
+    shape, top, left = _fit(height, width, size)
+    if shape != images.shape[-2:]:
+        images = F.interpolate(images, shape, mode="bilinear", antialias=True)
+    return images[..., top : top + size, left : left + size].contiguous()
+
+
+def _fit(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]:
+    """Height and width with the shorter side at `size`, and where its central square begins."""
+    short = min(height, width)
+    height, width = size * height // short, size * width // short
+    return (height, width), round((height - size) / 2), round((width - size) / 2)
+
+
+def _scaled(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+    if (mean, std) == (_ZERO, _ONE):
+        return images
+    if images.shape[-3] != len(mean):
+        raise DataError(f"mean and std have {len(mean)} numbers, but the images {images.shape[-3]} channels")
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _checked_size(size: int) -> int:
+    if size < 1:
+        raise DataError(f"the size of images is {size}; it has to be at least 1")
+    return size
+
+
+def _checked_scale(mean: Channels, std: Channels) -> tuple[Channels, Channels]:
+    if len(mean) != len(std) or not all(value > 0 for value in std):
+        raise DataError(f"mean {tuple(mean)} and std {tuple(std)} need one number a channel each, and std above 0")
+    return tuple(mean), tuple(std)

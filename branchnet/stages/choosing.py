@@ -93,7 +93,8 @@ def _ends_of_children(candidates: Sequence[Location], opened: set[str], whole: t
         share = _share(place, whole)
         before = _share(kept[-2], whole) if len(kept) > 1 else 0.0
         if kept and share - _share(kept[-1], whole) < _TRIVIAL:
-            if _share(kept[-1], whole) - before < 5 * _TRIVIAL and len(kept) == 1:
+            small = len(kept) == 1 and _share(kept[-1], whole) - before < 5 * _TRIVIAL
+            if small or len(place.shapes) < len(kept[-1].shapes):
                 kept[-1] = _renamed(place, names[0])
             continue
         kept.append(_renamed(place, names[0]))
@@ -116,10 +117,11 @@ def _to_open(
     sizes: dict[str, float] = {}
     shares = {id(place): _share(place, whole) for place in candidates}
     for name in inner:
-        inside = [p for p in candidates if any(name in _parents(a) or a == name for a in p.aliases)]
+        inside = [p for p in candidates if any(name in {*_parents(a), a.partition("@")[0]} for a in p.aliases)]
         first = candidates.index(inside[0])
         start = shares[id(candidates[first - 1])] if first else 0.0
-        sizes[name] = shares[id(inside[-1])] - start
+        calls = sum(alias.partition("@")[0] == name for place in inside for alias in place.aliases)
+        sizes[name] = (shares[id(inside[-1])] - start) / max(calls, 1)
     largest = max(sizes, key=lambda name: sizes[name], default=None)
     if largest is not None and sizes[largest] > 2 * _TRIVIAL and (sizes[largest] > _DOMINANT or len(chosen) < _FEWEST):
         return largest

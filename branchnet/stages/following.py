@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure
 
 from branchnet.errors import SplitError
 from branchnet.stages.dataflow import Dataflow
-from branchnet.stages.interface import Example, Interface, flat_example
-from branchnet.stages.propagation import propagate
-from branchnet.stages.tracing import PREPROCESSING, Trace, borrow, run_with_preprocessing, trace_fx, unwrap
+from branchnet.stages.exporting import trace_export
+from branchnet.stages.interface import Example, Interface, call_arguments, flat_example
+from branchnet.stages.propagation import Propagation, dry_run, propagate
+from branchnet.stages.tracing import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap
 
 _WHOLE_SHARE = 0.25
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,23 @@ def follow_all(
         raise SplitError(f"transforms are given for {unknown}, which are no networks; there are {sorted(networks)}")
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
-    traces = [_trace(root, example) for root in roots]
-    whole = frozenset[type]().union(*(trace.kept_whole for trace in traces))
+    traces = _alike([_trace(root, example) for root in roots], example)
     return [
-        _complete(unwrap(network), root, trace if trace.kept_whole == whole else _trace(root, example, whole), example)
-        for network, root, trace in zip(networks.values(), roots, traces, strict=True)
+        _complete(unwrap(network), trace, example) for network, trace in zip(networks.values(), traces, strict=True)
     ]
 
 
 def follow(network: nn.Module, example: Example) -> Followed:
     """Follow one network."""
     return follow_all({"network": network}, example, {})[0]
+
+
+def _alike(traces: list[Trace], example: Example) -> list[Trace]:
+    """The traces, all by the same way and with the same types of modules kept whole."""
+    if len({trace.method for trace in traces}) > 1:
+        return [trace if trace.method == "export" else _by_export(trace.root, example) for trace in traces]
+    whole = frozenset[type]().union(*(trace.kept_whole for trace in traces))
+    return [trace if trace.kept_whole == whole else _by_fx(trace.root, example, whole) for trace in traces]
 
 
 def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool) -> nn.Module:
@@ -80,27 +90,90 @@ def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
         raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text})")
 
 
-def _trace(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
-    """Trace in evaluation mode."""
-    with mode_of(root, training=False):
-        return trace_fx(root, example, whole)
+def _trace(root: nn.Module, example: Example) -> Trace:
+    """Trace in evaluation mode, by torch.fx unless it fails or leaves a large part of the network unopened.
+
+    Raises:
+        SplitError: no way works; it says why each failed.
+    """
+    found = None
+    reasons = []
+    try:
+        found = _by_fx(root, example)
+        if _largest_share(root, found.kept_whole) <= _WHOLE_SHARE:
+            return found
+    except SplitError as error:
+        reasons.append(error)
+    try:
+        return _by_export(root, example)
+    except SplitError as error:
+        reasons.append(error)
+    if found is not None:
+        return found
+    raise SplitError(
+        "\n".join(map(str, reasons))
+        + "\nmove decisions that depend on values out of forward, or into a module without "
+        "children, which is kept whole"
+    ) from reasons[0]
 
 
-def _complete(network: nn.Module, root: nn.Module, trace: Trace, example: Example) -> Followed:
+def _by_fx(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
     with mode_of(root, training=False):
-        trace = _verified(trace, example)
+        return _verified(trace_fx(root, example, whole), example)
+
+
+def _by_export(root: nn.Module, example: Example) -> Trace:
+    """Export with as much left free as works and is right at the example's own size."""
+    try:
+        return _exported(root, example, "sizes")
+    except SplitError as first:
+        with suppress(SplitError):
+            return _exported(root, example, "batch")
+        with suppress(SplitError):
+            return _exported(root, example, "none")
+        raise first
+
+
+def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
+    with mode_of(root, training=False):
+        trace = trace_export(root, example if dynamic == "none" else _at_least_two(example), dynamic=dynamic)
+        return replace(_verified(trace, example), dynamic=dynamic)
+
+
+def _largest_share(root: nn.Module, types: Iterable[type]) -> float:
+    """Share of the parameters that lies in the largest module of these types."""
+    total = sum(parameter.numel() for parameter in root.parameters())
+    sizes = [sum(p.numel() for p in module.parameters()) for module in root.modules() if type(module) in set(types)]
+    return max(sizes, default=0) / total if total else 0.0
+
+
+def _complete(network: nn.Module, trace: Trace, example: Example) -> Followed:
+    root = trace.root
+    with mode_of(root, training=False):
         evaluation = Dataflow(trace, propagate(root, trace.graph, example))
     try:
         with mode_of(root, training=True):
-            training = _training_flow(root, trace, example)
+            training = _training_flow(trace, example)
     except Exception as error:
         return Followed(network, root, evaluation, None, f"its training mode cannot be followed: {error}")
     return Followed(network, root, evaluation, training, None)
 
 
-def _training_flow(root: nn.Module, evaluation: Trace, example: Example) -> Dataflow:
-    trace = trace_fx(root, example, evaluation.kept_whole)
-    return Dataflow(replace(trace, output=evaluation.output), propagate(root, trace.graph, _at_least_two(example)))
+def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
+    root, several = evaluation.root, _at_least_two(example)
+    if evaluation.method == "export":
+        trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
+    else:
+        trace = trace_fx(root, example, evaluation.kept_whole)
+    propagation = propagate(root, trace.graph, several)
+    return Dataflow(replace(trace, output=_output_form(trace, propagation, several)), propagation)
+
+
+def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:
+    """The form of what the network returns in training mode, where its graph returns another one."""
+    graph_form = tree_structure(propagation.result)
+    expected = tree_structure(dry_run(trace.root, example))
+    return None if expected == graph_form else expected
 
 
 class mode_of:
@@ -122,7 +195,8 @@ class mode_of:
 def _verified(trace: Trace, example: Example) -> Trace:
     """The trace, if it gives what the network gives; with the network's own form of output.
 
-    Networks without values (on the meta device) cannot be checked.
+    Networks without values (on the meta device) cannot be checked. A graph of modules must agree exactly, a graph of
+    operators up to rounding.
 
     Raises:
         SplitError: the outputs differ.
@@ -130,19 +204,29 @@ def _verified(trace: Trace, example: Example) -> Trace:
     if any(tensor.is_meta for tensor in (*trace.root.parameters(), *trace.root.buffers())):
         return trace
     with torch.no_grad():
-        expected = run_with_preprocessing(trace.root, tree_map(_copied, example))
+        args, kwargs = call_arguments(transformed(trace.root, tree_map(_copied, example)))
+        expected = trace.root(*args, **kwargs)
         got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
     wanted, found = tree_leaves(expected), tree_leaves(got)
-    if len(wanted) != len(found) or not all(map(_same, wanted, found)):
+    allowed = 0.0 if trace.method == "fx" else _ROUNDING
+    difference = max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
+    if difference > allowed:
         raise SplitError(f"following {type(trace.root).__name__} with {trace.method} changes its outputs")
     spec = tree_structure(expected)
-    return trace if spec == tree_structure(got) else replace(trace, output=spec)
+    return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.allclose(a, b, 0.0, 0.0, equal_nan=True))
-    return type(a) is type(b) and bool(a == b)
+def _difference(wanted: Any, found: Any) -> float:
+    """Largest difference relative to the largest value; infinite between things of different kind, shape or type."""
+    if not (isinstance(wanted, Tensor) and isinstance(found, Tensor)):
+        return 0.0 if type(wanted) is type(found) and wanted == found else math.inf
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return math.inf
+    if torch.allclose(wanted, found, 0.0, 0.0, equal_nan=True):
+        return 0.0
+    scale = float(wanted.abs().max())
+    difference = float((wanted - found).abs().max()) / scale if scale else math.inf
+    return difference if math.isfinite(difference) else math.inf
 
 
 def _copied(value: Any) -> Any:

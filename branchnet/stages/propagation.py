@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
-from branchnet.stages.interface import Example, flat_example
+from branchnet.stages.interface import Example, call_arguments, flat_example
+from branchnet.stages.tracing import transformed
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Propagation:
-    """Facts per node, and the operators whose multiply-adds are not counted."""
+    """Facts per node, the operators whose multiply-adds are not counted, and what the graph returned."""
 
     facts: dict[fx.Node, NodeFacts]
     unsupported: tuple[str, ...]
+    result: Any
 
 
 def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation:
@@ -73,11 +75,20 @@ def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation
         return _run(root, graph, tuple(tensor.clone() for tensor in flat_example(example)))
 
 
+def dry_run(root: nn.Module, example: Example) -> Any:
+    """What the root returns for the example after its transform, as fake tensors."""
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake_mode:
+        faked = tree_map(lambda tensor: fake_mode.from_tensor(tensor, static_shapes=True), example)
+        args, kwargs = call_arguments(transformed(root, faked))
+        return root(*args, **kwargs)
+
+
 def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> Propagation:
     recorder = _Recorder(root, graph)
     with torch.no_grad(), without_attention_fast_path(), recorder.counter:
-        recorder.run(*inputs)
-    return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)))
+        result = recorder.run(*inputs)
+    return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)), tree_map(_form, result))
 
 
 class _Recorder(fx.Interpreter):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call_arguments
@@ -37,15 +38,18 @@ class Trace:
         graph: the dataflow; placeholders are the example's tensors in order.
         method: `"fx"`, `"export"` or `"chain"`.
         kept_whole: types of modules with children that had to be kept as one node.
-        output: turns the graph's output into what the network returns; None where it already is that.
+        output: form of what the network returns; None where the graph's output already has it.
+        difference: largest difference from the network's outputs that was seen, relative to the largest output.
+        dynamic: what an exported graph left free: `"sizes"`, `"batch"` or `"none"`.
     """
 
     root: nn.Module
     graph: fx.Graph
     method: str
     kept_whole: frozenset[type] = frozenset()
-    output: Any = None
-    notes: tuple[str, ...] = field(default=())
+    output: TreeSpec | None = None
+    difference: float = 0.0
+    dynamic: str = "sizes"
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -83,7 +87,7 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
             graph = tracer.trace(network)
         except Exception as error:
             if tracer.culprit is None or tracer.culprit in whole:
-                raise SplitError(f"torch.fx cannot follow {type(network).__name__}: {_where(error)}") from error
+                raise SplitError(f"torch.fx cannot follow {type(network).__name__}: {where(error)}") from error
             whole.add(tracer.culprit)
             continue
         settle_queries(graph)
@@ -91,26 +95,33 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
     raise SplitError(f"torch.fx cannot follow {type(network).__name__}: too many modules that it cannot enter")
 
 
-def run_with_preprocessing(root: nn.Module, example: Example) -> Any:
-    """What the root returns for the example after its transform, if it has one."""
-    args, kwargs = call_arguments(example)
-    if PREPROCESSING in root._modules:
-        transform = root.get_submodule(PREPROCESSING)
-        if args:
-            args = (transform(args[0]), *args[1:])
-        else:
-            first = next(iter(kwargs))
-            kwargs = {**kwargs, first: transform(kwargs[first])}
-    return root(*args, **kwargs)
+def transformed(root: nn.Module, example: Example) -> Example:
+    """The example as the network gets it: its first tensor has passed the root's transform, if there is one."""
+    if PREPROCESSING not in root._modules:
+        return example
+    transform = root.get_submodule(PREPROCESSING)
+    if isinstance(example, Tensor):
+        return transform(example)  # type: ignore[no-any-return]
+    if isinstance(example, Mapping):
+        first = next(iter(example))
+        return {**example, first: transform(example[first])}
+    return (transform(example[0]), *example[1:])
 
 
 def module_calls(node: fx.Node) -> tuple[str, ...]:
     """The module calls that a node lies in, outermost first: `path`, or `path@2` within the second call."""
     names = []
     for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-        calls = str(key).rpartition("@")[2] if "@" in str(key) else ""
-        names.append(f"{path}@{int(calls) + 1}" if calls.isdigit() else str(path))
-    return tuple(name for name in names if name and not name.startswith("@"))
+        name = str(path).partition("@")[0]
+        call = max(_call_number(str(key)), _call_number(str(path)))
+        if name and not name.startswith("_empty_nn_module_stack"):
+            names.append(f"{name}@{call + 1}" if call else name)
+    return tuple(names)
+
+
+def _call_number(key: str) -> int:
+    number = key.rpartition("@")[2]
+    return int(number) if "@" in key and number.isdigit() else 0
 
 
 class _Tracer(fx.Tracer):
@@ -177,7 +188,7 @@ def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type]]:
     return modules, functions, leaves
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """The message of an error and the line of code outside torch that raised it."""
     frames = []
     trace = error.__traceback__

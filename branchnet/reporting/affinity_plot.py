@@ -17,7 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from branchnet.reporting.figures import bare, shorten, styled
-from branchnet.reporting.palette import text_on
+from branchnet.reporting.palette import BLACK, WHITE, text_on
 from branchnet.reporting.tree_plot import leaf_order
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> Affin
         values[:, diagonal, diagonal] = np.nan
     shown = values[np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
-    diverging = low < 0 < high and not np.allclose(affinity.values, affinity.values.transpose(0, 2, 1))
+    diverging = affinity.directed and low < 0 < high
     if diverging:
         low, high = -max(-low, high), max(-low, high)
     return AffinityPlot(
@@ -127,7 +127,7 @@ def _draw_panel(axes: Axes, plot: AffinityPlot, d: int, *, rows_named: bool, col
         _annotate(axes, plot, d, image)
     for first, last in plot.clusters[d]:
         size = last - first + 1
-        for colour, line in (("#000000", 3.2), ("#ffffff", 1.4)):
+        for colour, line in ((BLACK, 3.2), (WHITE, 1.4)):
             axes.add_patch(
                 Rectangle((first - 0.5, first - 0.5), size, size, fill=False, edgecolor=colour, linewidth=line)
             )

@@ -70,8 +70,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150)
         figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata=dates.get(suffix))
 
 
-def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """`figure` as an SVG element to put into an HTML page.
+def inline_svg(figure: Figure, prefix: str, label: str) -> tuple[str, float]:
+    """`figure` as an SVG element to put into an HTML page, and its natural width in CSS pixels.
 
     Text stays text; the colours of the style become CSS variables (--ink, --muted, --grid, --paper, --shared), so that
     the picture follows the page's light or dark scheme. `prefix` keeps its ids apart from those of other pictures;
@@ -89,13 +89,11 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     for colour, variable in _THEMED.items():
         svg = re.sub(colour, variable, svg, flags=re.IGNORECASE)
+    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", svg)
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert view is not None
-    head = (
-        f'<svg role="img" aria-label="{html.escape(label)}" viewBox="0 0 {view[1]} {view[2]}" '
-        f'style="width:{float(view[1]) * 4 / 3:.0f}px">'
-    )
-    return head + svg[svg.index(">") + 1 :]
+    head = f'<svg role="img" aria-label="{html.escape(label)}" viewBox="0 0 {view[1]} {view[2]}">'
+    return head + svg[svg.index(">") + 1 :], float(view[1]) * 4 / 3
 
 
 def bare(axes: Axes) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from branchnet.errors import BranchnetError
+from branchnet.stages.interface import Example, call_arguments, flat_example
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Latency:
         return float(np.quantile(self.samples, 0.9))
 
 
-def measure_latency(function: Callable[..., Any], example: Any, *, repeats: int = 30, warmup: int = 3) -> Latency:
-    """Latency of `function` on `example` (a tensor, or a tuple or dict of arguments), without gradients.
+def measure_latency(function: Callable[..., Any], example: Example, *, repeats: int = 30, warmup: int = 3) -> Latency:
+    """Latency of `function` on `example` (a tensor, or a tuple or dict of them), without gradients.
 
     Args:
         function: a network, compiled or not, or any callable.
@@ -59,7 +59,7 @@ def measure_latency(function: Callable[..., Any], example: Any, *, repeats: int 
 
 
 def compare_latency(
-    functions: Mapping[str, Callable[..., Any]], example: Any, *, repeats: int = 30, warmup: int = 3
+    functions: Mapping[str, Callable[..., Any]], example: Example, *, repeats: int = 30, warmup: int = 3
 ) -> dict[str, Latency]:
     """Latency of each function on the same example, measured in turns.
 
@@ -100,24 +100,16 @@ def ratio_interval(
     return baseline.median / other.median, float(low), float(high)
 
 
-def _timed(function: Callable[..., Any], example: Any) -> float:
+def _timed(function: Callable[..., Any], example: Example) -> float:
     _synchronise(example)
     start = time.perf_counter()
-    call(function, example)
+    args, kwargs = call_arguments(example)
+    function(*args, **kwargs)
     _synchronise(example)
     return time.perf_counter() - start
 
 
-def call(function: Callable[..., Any], example: Any) -> Any:
-    """`function` on `example`: a tuple gives positional, a dict gives keyword arguments."""
-    if isinstance(example, tuple):
-        return function(*example)
-    if isinstance(example, dict):
-        return function(**example)
-    return function(example)
-
-
-def _synchronise(example: Any) -> None:
-    for device in {leaf.device for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)}:
+def _synchronise(example: Example) -> None:
+    for device in {tensor.device for tensor in flat_example(example)}:
         if device.type != "cpu":
             torch.accelerator.synchronize(device)

@@ -14,6 +14,9 @@ GRID = "#d0d7de"
 PAPER = "#ffffff"
 SHARED = "#5f6a76"
 
+# On coloured cells; not quite PAPER, which a page may turn dark.
+BLACK, WHITE = "#000000", "#fefefe"
+
 # Okabe and Ito (2008), but violet and light green for their black and yellow, which vanish on dark or light paper.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8f3fe0", "#a9c95a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
@@ -59,4 +62,4 @@ def text_on(rgb: Sequence[float]) -> str:
     """Black or white, whichever reads better on `rgb` (three numbers in 0..1; WCAG relative luminance)."""
     channels = np.asarray(rgb[:3], dtype=np.float64)
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return "#000000" if float(linear @ [0.2126, 0.7152, 0.0722]) > 0.179 else "#ffffff"
+    return BLACK if float(linear @ [0.2126, 0.7152, 0.0722]) > 0.179 else WHITE

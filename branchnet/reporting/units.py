@@ -10,7 +10,7 @@ def si(number: float, digits: int = 3) -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # Rounded first: 999,999 is 1 M, not 1000 k.
         if abs(float(f"{number:.{digits}g}")) >= factor:
-            return f"{_plain(number / factor, digits)} {prefix}"
+            return f"{_digits(number / factor, digits)} {prefix}"
     return _plain(number, digits)
 
 
@@ -39,7 +39,9 @@ def signed(number: float, digits: int = 2) -> str:
 
 def _plain(number: float, digits: int) -> str:
     """`digits` significant digits without an exponent; whole numbers without a fraction."""
-    if number == int(number):
-        return str(int(number))
+    return str(int(number)) if number == int(number) else _digits(number, digits)
+
+
+def _digits(number: float, digits: int) -> str:
     decimals = max(digits - 1 - math.floor(math.log10(abs(number))), 0)
     return f"{number:.{decimals}f}"

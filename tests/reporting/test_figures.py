@@ -45,14 +45,14 @@ def test_the_users_style_is_put_back():
 
 
 def test_task_names_are_shown_as_they_are():
-    root = ET.fromstring(inline_svg(figure(), "p", "a tree").replace("xlink:", ""))
+    root = ET.fromstring(inline_svg(figure(), "p", "a tree")[0].replace("xlink:", ""))
     texts = {element.text for element in root.iter() if element.tag.endswith("text")}
     assert set(TASKS) <= texts
 
 
 def test_inline_svg_follows_the_page_and_keeps_its_ids_apart():
     drawn = draw_affinity(affinity_plot_data(Affinity([*"ab"], [*"x"], np.array([[[1, 0.5], [0.5, 1]]]))))
-    first, second = inline_svg(drawn, "one", 'say "hi"'), inline_svg(drawn, "two", "")
+    first, second = inline_svg(drawn, "one", 'say "hi"')[0], inline_svg(drawn, "two", "")[0]
     assert "var(--ink)" in first
     assert 'aria-label="say &quot;hi&quot;"' in first
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from branchnet.reporting.palette import COLOURS, PAPER, SHARED, class_palette, task_marks, text_on
+from branchnet.reporting.palette import BLACK, COLOURS, PAPER, SHARED, WHITE, class_palette, task_marks, text_on
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB.
 DEFICIENCIES = {
@@ -60,5 +60,5 @@ def test_text_is_black_or_white_whichever_contrasts_more(grey):
     level = round(255 * grey)
     background = f"#{level:02x}{level:02x}{level:02x}"
     chosen = text_on([level / 255] * 3)
-    other = {"#000000": "#ffffff", "#ffffff": "#000000"}[chosen]
+    other = {BLACK: WHITE, WHITE: BLACK}[chosen]
     assert contrast(chosen, background) >= contrast(other, background)

@@ -67,7 +67,7 @@ def test_affinity_plot_orders_outlines_and_scales():
 
 def test_directed_affinity_has_a_scale_centred_on_zero_and_its_diagonal():
     values = np.array([[[0.3, -0.1], [0.2, 0.1]]])
-    plot = affinity_plot_data(Affinity([*"ab"], [*"x"], values, measure="tag"))
+    plot = affinity_plot_data(Affinity([*"ab"], [*"x"], values, measure="tag", directed=True))
     assert (plot.low, plot.high, plot.diverging) == (-0.3, 0.3, True)
     assert np.array_equal(plot.values, values)
 

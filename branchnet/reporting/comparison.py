@@ -1,0 +1,104 @@
+"""Networks side by side: size, speed, and every task's metric, each against the separate single-task networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from branchnet.reporting.latency import Latency
+from branchnet.reporting.latency_plot import LatencyPlot, latency_plot_data
+from branchnet.reporting.metric_plot import MetricPlot, metric_plot_data, relative_changes
+from branchnet.reporting.tables import Cell, Column, Table
+from branchnet.reporting.units import milliseconds, percent, si, signed
+
+
+@dataclass(frozen=True)
+class ComparedNetwork:
+    """One network of a comparison.
+
+    Attributes:
+        name: which network.
+        metrics: each task's metric.
+        params: its parameters, or None.
+        flops: multiply-adds for one input, or None.
+        latency: latency by how it is run (`"eager"`, `"compiled"`).
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+    params: int | None = None
+    flops: int | None = None
+    latency: Mapping[str, Latency] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Networks compared on the same tasks.
+
+    Attributes:
+        networks: the separate single-task networks first.
+        metric_names: what each task's metric is called.
+        lower_is_better: whether a smaller metric is better, by task.
+    """
+
+    networks: tuple[ComparedNetwork, ...]
+    metric_names: Mapping[str, str]
+    lower_is_better: Mapping[str, bool]
+
+    @property
+    def baseline(self) -> ComparedNetwork:
+        """The network that the others are compared with."""
+        return self.networks[0]
+
+    def delta(self, network: ComparedNetwork) -> float:
+        """Multi-task performance in percent: the mean relative change over tasks (Maninis et al. 2019)."""
+        changes = relative_changes(self.baseline.metrics, network.metrics, self.lower_is_better)
+        return sum(changes.values()) / len(changes)
+
+    def size_table(self) -> Table:
+        """One row for each network: parameters, FLOPs, latencies, Delta."""
+        ways = list(dict.fromkeys(way for network in self.networks for way in network.latency))
+        columns = [Column("network"), Column("parameters", si), Column("share", percent), Column("FLOPs", si)]
+        columns += [Column(f"latency, {way}", milliseconds, "s") for way in ways]
+        columns.append(Column("\N{GREEK CAPITAL LETTER DELTA}", _percent_signed, "%"))
+        rows = []
+        for network in self.networks:
+            row: list[Cell] = [network.name, network.params, self._share(network), network.flops]
+            row += [network.latency[way].median if way in network.latency else None for way in ways]
+            rows.append((*row, None if network is self.baseline else self.delta(network)))
+        return Table("Networks compared", tuple(columns), tuple(rows))
+
+    def task_table(self) -> Table:
+        """One row for each task, one column for each network; the last row is Delta."""
+        columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.networks)]
+        rows: list[tuple[Cell, ...]] = []
+        for task, name in self.metric_names.items():
+            arrow = "\N{DOWNWARDS ARROW}" if self.lower_is_better[task] else "\N{UPWARDS ARROW}"
+            rows.append((task, f"{name} {arrow}", *(network.metrics[task] for network in self.networks)))
+        deltas = [None if network is self.baseline else self.delta(network) for network in self.networks]
+        written = [None if delta is None else _percent_signed(delta) for delta in deltas]
+        rows.append(("mean change (\N{GREEK CAPITAL LETTER DELTA})", "%", *written))
+        return Table("Metric of each task", tuple(columns), tuple(rows), frozenset({len(rows) - 1}))
+
+    def metric_plot(self) -> MetricPlot:
+        """Bars of the change of every task in every network but the first."""
+        others = {network.name: network.metrics for network in self.networks[1:]}
+        return metric_plot_data(self.baseline.metrics, others, self.lower_is_better)
+
+    def latency_plot(self) -> LatencyPlot | None:
+        """Bars of every network and way of running it, ratios to the first network; None where nothing was timed."""
+        measured = {
+            f"{network.name}, {way}": latency for network in self.networks for way, latency in network.latency.items()
+        }
+        return latency_plot_data(measured, baseline=next(iter(measured))) if measured else None
+
+    def _share(self, network: ComparedNetwork) -> float | None:
+        return network.params / self.baseline.params if network.params and self.baseline.params else None
+
+
+def _metric(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _percent_signed(value: float) -> str:
+    return f"{signed(value)} %"

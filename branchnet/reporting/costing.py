@@ -1,0 +1,258 @@
+"""What a branched network costs, node by node, counted on one run with the example.
+
+FLOPs follow fvcore's convention: one multiply-add is one. Every node is counted once, however many tasks it serves.
+All figures are for the whole example, at its batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
+from branchnet.stages.interface import Example, call, flat_example
+
+if TYPE_CHECKING:
+    from branchnet.builder import BranchedNetwork, Node
+
+CONVENTION = "fvcore: one multiply-add counts as one FLOP"
+TOLERANCE = 0.05
+"""Relative difference from torch.utils.flop_counter above which a warning is given."""
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """Cost of one node, or of the head of one task.
+
+    Attributes:
+        id: the module's name in the branched network, `nodes.<stage>.<k>` or `heads.<i>`.
+        stage: number of the node's stage; for a head the number of stages D.
+        tasks: the tasks that it serves.
+        donor: the task whose network gave its first weights.
+        params: parameters, each counted once inside the node.
+        flops: multiply-adds of one forward pass.
+        activation_bytes: bytes of all results of one forward pass.
+    """
+
+    id: str
+    stage: int
+    tasks: tuple[str, ...]
+    donor: str
+    params: int
+    flops: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sum over some nodes; `name` and `tasks` say over which."""
+
+    name: str
+    tasks: tuple[str, ...]
+    nodes: int
+    params: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """What a branched network costs.
+
+    Attributes:
+        tasks: task names.
+        locations: names of the stages' ends.
+        nodes: every node from input to output, then every head in task order.
+        params: distinct parameters of the whole network; below the sum over nodes where nodes share some.
+        reference_flops: half of what torch.utils.flop_counter counts (it takes two per multiply-add and leaves
+            normalisation out).
+        uncounted: operators that compute something and that the convention has no formula for.
+        inputs: shapes of the example's tensors.
+    """
+
+    tasks: tuple[str, ...]
+    locations: tuple[str, ...]
+    nodes: tuple[NodeCost, ...]
+    params: int
+    reference_flops: int
+    uncounted: tuple[str, ...]
+    inputs: tuple[tuple[int, ...], ...]
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of one forward pass for all tasks."""
+        return sum(node.flops for node in self.nodes)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of all results of one forward pass for all tasks."""
+        return sum(node.activation_bytes for node in self.nodes)
+
+    @property
+    def separate_params(self) -> int:
+        """Parameters of one network per task, each as deep as the task's path."""
+        return sum(total.params for total in self.per_task())
+
+    @property
+    def separate_flops(self) -> int:
+        """Multiply-adds of one network per task."""
+        return sum(total.flops for total in self.per_task())
+
+    def per_stage(self) -> tuple[Total, ...]:
+        """One total for each stage, and one for all heads."""
+        return tuple(
+            _total(name, self.tasks, [node for node in self.nodes if node.stage == stage])
+            for stage, name in enumerate((*self.locations, "heads"))
+        )
+
+    def per_branch(self) -> tuple[Total, ...]:
+        """One total for each branch: the nodes, and the head, that serve the same tasks one after another."""
+        members: dict[tuple[str, ...], list[NodeCost]] = {}
+        for node in self.nodes:
+            members.setdefault(node.tasks, []).append(node)
+        return tuple(_total(f"{nodes[0].id} to {nodes[-1].id}", tasks, nodes) for tasks, nodes in members.items())
+
+    def per_task(self) -> tuple[Total, ...]:
+        """One total for each task: what runs when only this task is asked for."""
+        return tuple(_total(task, (task,), [n for n in self.nodes if task in n.tasks]) for task in self.tasks)
+
+    def exclusive_params(self, task: str) -> int:
+        """Parameters that serve this task alone: what leaving it out would save."""
+        return sum(node.params for node in self.nodes if node.tasks == (task,))
+
+    def notes(self) -> tuple[str, ...]:
+        """The convention, and what a reader must know to trust the numbers."""
+        shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs)
+        notes = [f"FLOPs by {CONVENTION}; for the whole example ({shapes})."]
+        if self.uncounted:
+            notes.append(f"Operators without a formula, counted as nothing: {', '.join(self.uncounted)}.")
+        difference = self.flops / self.reference_flops - 1 if self.reference_flops else 0.0
+        text = f"torch.utils.flop_counter, halved, gives {self.reference_flops:,} ({-difference:+.1%})"
+        if abs(difference) > TOLERANCE:
+            notes.append(f"Warning: {text}: more than {TOLERANCE:.0%} apart, so do not trust either blindly.")
+        else:
+            notes.append(f"Cross-check: {text}.")
+        if self.params < (summed := sum(node.params for node in self.nodes)):
+            notes.append(f"Nodes share parameters: they sum to {summed:,}, the network holds {self.params:,}.")
+        return tuple(notes)
+
+
+def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
+    """Count parameters, multiply-adds and activation memory of every node on two runs with `example`.
+
+    Args:
+        branched: a branched network; it runs in eval mode, and is in the mode that it was in afterwards.
+        example: what a single-task network takes.
+    """
+    members = list(branched.members())
+    with evaluating(branched), OperatorCounter() as counter:
+        flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
+    with evaluating(branched), FlopCounterMode(display=False) as reference:
+        (counted,) = _measured(branched, members, example, reference.get_total_flops)
+    return NetworkCosts(
+        tasks=branched.tasks,
+        locations=branched.locations,
+        nodes=tuple(
+            NodeCost(
+                id=member.id,
+                stage=_stage(branched, member),
+                tasks=member.tasks,
+                donor=member.donor,
+                params=_parameters(member.module),
+                flops=flops[member.id],
+                activation_bytes=sizes[member.id],
+            )
+            for member in members
+        ),
+        params=_parameters(branched),
+        reference_flops=sum(counted.values()) // 2,
+        uncounted=tuple(sorted(counter.unsupported)),
+        inputs=tuple(tuple(tensor.shape) for tensor in flat_example(example)),
+    )
+
+
+def capture_inputs(branched: BranchedNetwork, example: Example) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What each node and head is called with when the network runs on `example`: {id: (args, kwargs)}."""
+    captured: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured[node.id] = (args, kwargs)
+
+    with torch.no_grad(), evaluating(branched), _hooked(branched, keep):
+        call(branched, example)
+    return captured
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put `network` into eval mode, and every module back into its own mode afterwards."""
+    before = [(module, module.training) for module in network.modules()]
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+        for module, training in before:
+            module.training = training
+
+
+def _measured(
+    branched: BranchedNetwork, members: Sequence[Node], example: Example, *meters: Callable[[], int]
+) -> list[dict[str, int]]:
+    """How far each meter moves while each node runs."""
+    moved: list[dict[str, int]] = [dict.fromkeys((member.id for member in members), 0) for _ in meters]
+
+    def enter(node: Node, args: Any, kwargs: Any) -> None:
+        for meter, sums in zip(meters, moved, strict=True):
+            sums[node.id] -= meter()
+
+    def leave(node: Node) -> None:
+        for meter, sums in zip(meters, moved, strict=True):
+            sums[node.id] += meter()
+
+    with torch.no_grad(), without_attention_fast_path(), _hooked(branched, enter, leave):
+        call(branched, example)
+    return moved
+
+
+@contextmanager
+def _hooked(
+    branched: BranchedNetwork,
+    enter: Callable[[Node, Any, Any], None],
+    leave: Callable[[Node], None] = lambda node: None,
+) -> Iterator[None]:
+    handles = []
+    for member in branched.members():
+        # Bound as defaults: a closure would see the last member only.
+        def before(module: nn.Module, args: Any, kwargs: Any, member: Node = member) -> None:
+            enter(member, args, kwargs)
+
+        def after(module: nn.Module, args: Any, output: Any, member: Node = member) -> None:
+            leave(member)
+
+        handles.append(member.module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(member.module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stage(branched: BranchedNetwork, member: Node) -> int:
+    kind, index, *_ = member.id.split(".")
+    return int(index) if kind == "nodes" else len(branched.locations)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _total(name: str, tasks: tuple[str, ...], nodes: Sequence[NodeCost]) -> Total:
+    return Total(name, tasks, len(nodes), sum(n.params for n in nodes), sum(n.flops for n in nodes))

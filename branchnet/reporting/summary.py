@@ -1,0 +1,183 @@
+"""`branchnet.report`: what a branched network costs and how fast it is, in every form that a reader may want."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich.console
+from torch import nn
+
+from branchnet.builder.separate import SeparateNetworks
+from branchnet.errors import BranchnetError
+from branchnet.files import write_text
+from branchnet.reporting.cost_tables import (
+    branch_table,
+    latency_table,
+    node_table,
+    stage_table,
+    summary_table,
+    task_table,
+)
+from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, evaluating, network_costs
+from branchnet.reporting.latency import Latency, compare_latency, measure_latency
+from branchnet.reporting.tables import Table
+
+if TYPE_CHECKING:
+    from branchnet.builder import BranchedNetwork
+    from branchnet.clustering.tree import Tree
+    from branchnet.stages.interface import Example
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a branched network costs.
+
+    Attributes:
+        tree: which tasks share which stage.
+        costs: parameters, FLOPs and activation memory of every node.
+        latencies: end-to-end latency of each network measured, `"branched"` among them, or None.
+        node_latencies: latency of each node and head by its id, or None.
+    """
+
+    tree: Tree
+    costs: NetworkCosts
+    latencies: Mapping[str, Latency] | None = None
+    node_latencies: Mapping[str, Latency] | None = None
+
+    @property
+    def baseline(self) -> str:
+        """The measurement that latency ratios are relative to: `"separate"` where it was measured."""
+        return "separate" if self.latencies and "separate" in self.latencies else "branched"
+
+    def tables(self) -> tuple[Table, ...]:
+        """All tables, the summary first."""
+        costs = self.costs
+        tables = [summary_table(costs), stage_table(costs), task_table(costs), branch_table(costs)]
+        tables.append(node_table(costs, self.node_latencies))
+        if self.latencies:
+            tables.insert(1, latency_table(self.latencies, self.baseline))
+        return tuple(tables)
+
+    def table(self) -> rich.console.Group:
+        """The summary, stages, tasks and latencies for the terminal: `rich.print(report.table())`."""
+        tables = [table for table in self.tables() if not table.title.startswith(("By branch", "By node"))]
+        return rich.console.Group(*(table.to_rich() for table in tables), *self.costs.notes())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, numbers and strings."""
+        costs = self.costs
+        return {
+            "convention": CONVENTION,
+            "notes": list(costs.notes()),
+            "tasks": list(costs.tasks),
+            "locations": list(costs.locations),
+            "tree": [[list(cluster) for cluster in stage] for stage in self.tree.partitions],
+            "params": costs.params,
+            "flops": costs.flops,
+            "separate_params": costs.separate_params,
+            "separate_flops": costs.separate_flops,
+            "reference_flops": costs.reference_flops,
+            "activation_bytes": costs.activation_bytes,
+            "uncounted": list(costs.uncounted),
+            "nodes": [asdict(node) for node in costs.nodes],
+            "stages": [asdict(total) for total in costs.per_stage()],
+            "branches": [asdict(total) for total in costs.per_branch()],
+            "by_task": [asdict(total) for total in costs.per_task()],
+            "latency": _seconds(self.latencies),
+            "node_latency": _seconds(self.node_latencies),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def to_csv(self) -> str:
+        """The table by node as comma-separated values, unrounded; latencies in seconds."""
+        return node_table(self.costs, self.node_latencies).to_csv()
+
+    def to_markdown(self) -> str:
+        """All tables and notes."""
+        notes = "".join(f"- {note}\n" for note in self.costs.notes())
+        return "\n".join(table.to_markdown() for table in self.tables()) + "\n" + notes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the form that the suffix of `path` names: .csv, .json, .md or .html.
+
+        Raises:
+            BranchnetError: another suffix.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".html":
+            self.save_html(path)
+            return
+        forms = {".csv": self.to_csv, ".json": self.to_json, ".md": self.to_markdown}
+        if suffix not in forms:
+            raise BranchnetError(
+                f"a report is written as .csv, .json, .md or .html, not {suffix or 'without suffix'!r}"
+            )
+        write_text(path, forms[suffix]())
+
+    def save_html(self, path: str | os.PathLike[str], *, title: str = "Branched network") -> None:
+        """Write one self-contained page; `branchnet.reporting.Page` holds more than costs."""
+        from branchnet.reporting.page import Page
+
+        Page(title=title, report=self).save(path)
+
+
+def report(
+    branched: BranchedNetwork,
+    example: Example,
+    *,
+    networks: Mapping[str, nn.Module] | None = None,
+    latency: bool = True,
+    repeats: int = 20,
+) -> Report:
+    """What `branched` costs and how fast it runs on `example`.
+
+    Args:
+        branched: a branched network; it runs in eval mode, and is in the mode that it was in afterwards.
+        example: what a single-task network takes: a tensor, or a tuple or dict of them; its batch size counts.
+        networks: the single-task networks, to be timed against it, in turns, one after another on the same example.
+        latency: whether to time at all: each node, and the whole.
+        repeats: calls timed of each.
+    """
+    costs = network_costs(branched, example)
+    if not latency:
+        return Report(branched.tree, costs)
+    measured: dict[str, nn.Module] = {} if networks is None else {"separate": SeparateNetworks(networks)}
+    measured["branched"] = branched
+    with ExitStack() as modes:
+        for network in measured.values():
+            modes.enter_context(evaluating(network))
+        whole = compare_latency(measured, example, repeats=repeats)
+        nodes = node_latency(branched, example, repeats=repeats)
+    return Report(branched.tree, costs, whole, nodes)
+
+
+def node_latency(branched: BranchedNetwork, example: Example, *, repeats: int = 20) -> dict[str, Latency]:
+    """Latency of every node and head alone, on what it is called with when the network runs on `example`."""
+    inputs = capture_inputs(branched, example)
+    return {
+        member.id: measure_latency(_bound(member.module, *inputs[member.id]), example, repeats=repeats)
+        for member in branched.members()
+    }
+
+
+def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # Timed with the example, whose device is the node's too.
+    return lambda *_, **__: module(*args, **kwargs)
+
+
+def _seconds(latencies: Mapping[str, Latency] | None) -> dict[str, dict[str, float]] | None:
+    if latencies is None:
+        return None
+    return {
+        name: {"median": latency.median, "low": latency.low, "high": latency.high}
+        for name, latency in latencies.items()
+    }

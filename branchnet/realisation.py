@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Module], example: Any) -> BranchedNetwork:
     """Build what `Architecture.build` describes, with the errors listed there."""
     made = _networks(architecture, networks)
-    if example is None:
-        example = interface_of(architecture).random()
-    staged = split_all(made, example, locations=list(architecture.locations))
+    interface = interface_of(architecture) if example is None else Interface.of(example)
+    staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
     _check_parameters(architecture, staged)
-    return build(architecture.tree, staged, affinity=_affinity_for_donors(architecture))
+    branched = build(architecture.tree, staged, affinity=_affinity_for_donors(architecture))
+    branched.interface = interface
+    return branched
 
 
 def interface_of(architecture: Architecture) -> Interface:

@@ -82,11 +82,13 @@ def _text(detail: Any, model_class: type[BaseModel]) -> str:
     kind, value, key = detail["type"], detail["input"], detail["loc"][-1] if detail["loc"] else ""
     if kind == "missing":
         return "is missing"
+    if kind == "too_short":
+        return "is empty (at least one entry would be right)"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(key), sorted(_field_names(model_class)), n=1)
         return f"unknown key (did you mean {near[0]}?)" if near else "unknown key (remove it)"
     if kind == "string_type":
-        quoted = f' (write "{json.dumps(value)}" in quotes)' if isinstance(value, bool | int | float) else ""
+        quoted = " (write it in quotes)" if isinstance(value, bool | int | float) else ""
         return f"{_short(value)} is no text{quoted}"
     if kind == "value_error":
         return str(detail["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""The strict reader: agrees with other YAML readers on what it takes, and refuses everything that they could dispute."""
+"""The strict reader agrees with other YAML readers on what it takes, and refuses what they could dispute."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ dimension first. Tensors handed through, masks, sizes and integers do not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -75,13 +76,14 @@ class Arena:
 
     numbers: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def take(self, pieces: Iterable[Piece], inputs: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    def take(self, pieces: Sequence[Piece], inputs: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         """One uninitialised tensor (inputs, width) for every piece."""
         widths = [piece.width * inputs for piece in pieces]
         if self.numbers.dtype != dtype or self.numbers.device != device or len(self.numbers) < sum(widths):
             self.numbers = torch.empty(0)
             self.numbers = torch.empty(sum(widths), dtype=dtype, device=device)
-        return [part.view(inputs, -1) for part in self.numbers[: sum(widths)].split(widths)]
+        parts = self.numbers[: sum(widths)].split(widths)
+        return [part.view(inputs, piece.width) for part, piece in zip(parts, pieces, strict=True)]
 
 
 def read_features(
@@ -94,12 +96,20 @@ def read_features(
     arena: Arena,
     device: torch.device | None = None,
     transform: Transform | None = None,
+    part: range | None = None,
+    fence: Callable[[Callable[[], None]], None] | None = None,
 ) -> None:
-    """Call `consume(piece, features)` for every piece of the plan, features (K, width) being valid during the call."""
+    """Call `consume(piece, features)` for every piece of the plan, features (K, width) being valid during the call.
+
+    part: the batches to run the network on, all by default. fence: runs what may fail in one process only.
+    """
+    chosen = range(len(probe.sizes)) if part is None else part
+    inputs = sum(probe.sizes[index] for index in chosen)
     for pieces in plan.passes:
         with untouched(member.network, device) as place:
-            kept = arena.take(pieces, probe.inputs, plan.dtype, place)
-            _fill(member, probe, pieces, kept, locations, place, transform)
+            kept = arena.take(pieces, inputs, plan.dtype, place)
+            fill = partial(_fill, member, probe, chosen, pieces, kept, locations, place, transform)
+            fill() if fence is None else fence(fill)
             for piece, features in zip(pieces, kept, strict=True):
                 consume(piece, features)
 
@@ -128,6 +138,7 @@ def read_batches(
 def _fill(
     member: Member,
     probe: Probe,
+    part: range,
     pieces: Sequence[Piece],
     kept: Sequence[Tensor],
     locations: Sequence[str],
@@ -145,7 +156,7 @@ def _fill(
 
     depth = max(piece.location for piece in pieces) + 1
     start = 0
-    for batch in probe.batches(member.label):
+    for number, batch in enumerate(probe.batches(member.label)):
         inputs = batch_length(batch)
 
         def collect(
@@ -155,8 +166,9 @@ def _fill(
                 if piece.location == location:
                     keep(start, piece, target, after[piece.tensor], inputs)
 
-        _forward(member, on_device(batch, place), depth, collect)
-        start += inputs
+        if number in part:
+            _forward(member, on_device(batch, place), depth, collect)
+            start += inputs
 
 
 def _forward(member: Member, batch: Batch, depth: int, visit: Callable[..., None]) -> None:

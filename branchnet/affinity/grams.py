@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 _BLOCK_NUMBERS = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
@@ -70,6 +72,19 @@ class GramAccumulator:
                 self._means.append(mean[:, 0].double())
                 self._sizes.append(block.shape[1])
             self._products += _symmetric_product(block)
+
+    def sum_over_ranks(self) -> None:
+        """Add up what the processes of `torch.distributed` hold, each having seen other features of the same inputs."""
+        if self._products is None or self._norms is None:
+            raise ValueError("no features were added")
+        dist.all_reduce(self._products)
+        dist.all_reduce(self._norms)
+        device = self._products.device
+        held: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(held, ([mean.cpu() for mean in self._means], self._sizes, self._epsilon))
+        self._means = [mean.to(device) for means, _, _ in held for mean in means]
+        self._sizes = [size for _, sizes, _ in held for size in sizes]
+        self._epsilon = max(epsilon for _, _, epsilon in held)
 
     def finish(self) -> Gram:
         """The inner products of everything added."""

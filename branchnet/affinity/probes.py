@@ -130,18 +130,19 @@ def call(module: torch.nn.Module, batch: Batch) -> Any:
 
 def _batches(source: Any, batch_size: int) -> Iterator[Batch]:
     if isinstance(source, (Tensor, np.ndarray, tuple, Mapping)):
-        whole = _as_batch(source)
+        whole = as_batch(source)
         length = batch_length(whole)
         for start in range(0, length, batch_size):
             yield _slice(whole, start, min(start + batch_size, length))
     elif isinstance(source, Iterable):
         for batch in source:
-            yield _as_batch(batch)
+            yield as_batch(batch)
     else:
         raise AffinityError(f"the probe is a {type(source).__name__}; a tensor, an array or batches were expected")
 
 
-def _as_batch(value: Any) -> Batch:
+def as_batch(value: Any) -> Batch:
+    """A batch from what a loader yields: arrays become tensors, a list the arguments of a call."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
@@ -157,7 +158,7 @@ def _as_batch(value: Any) -> Batch:
 
 
 def _as_leaf(value: Any) -> Any:
-    return _as_batch(value) if isinstance(value, (Tensor, np.ndarray, Mapping, tuple, list)) else value
+    return as_batch(value) if isinstance(value, (Tensor, np.ndarray, Mapping, tuple, list)) else value
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Batch:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -15,16 +16,20 @@ from torch import Tensor
 from branchnet.errors import AffinityError
 from branchnet.progress import progress_bar
 
-from .features import Arena, Consumer, find_layout, read_features
+from .caching import Cache, open_cache
+from .features import Arena, Consumer, Layout, find_layout, read_features
 from .grams import Centring, Gram, GramAccumulator
 from .guards import device_of
-from .memory import Piece, default_limit, plan_passes
+from .memory import Piece, Plan, default_limit, plan_passes
 from .networks import Family, Member
 from .options import Options
 from .probes import Probe
 from .rdms import Dissimilarity, centring_for, mean_rdm, rdm_of_gram, upper_triangle
+from .spreading import agree, check_same_probe, columns_of_all, from_owner, owner_of, share_of, smallest, world
 
 Signature: TypeAlias = npt.NDArray[np.floating]
+
+_EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -76,48 +81,142 @@ def _same_for_all(one: Gram) -> bool:
 def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) -> list[list[Signature]]:
     """Signature of every member at every location: `[location][member]`.
 
+    Under `torch.distributed` the work is spread over the processes and every one returns the whole.
+
     Raises:
         AffinityError: features that are constant or not finite, naming task and location.
     """
-    arena, rows = Arena(), []
-    with progress_bar("reading features", len(family.members), shown=sys.stderr.isatty()) as advance:
-        for member in family.members:
-            rows.append(_read_member(member, probe, family.locations, kind, options, arena))
-            advance(member.label)
-    return [[row[location] for row in rows] for location in range(len(family.locations))]
+    reader = _Reader(probe, family.locations, kind, options, Arena())
+    rank, size = world()
+    if size > 1:
+        check_same_probe(probe)
+    owners = [owner_of(number, len(family.members)) for number in range(len(family.members))]
+    rows: dict[int, list[Signature]] = {}
+    with progress_bar("reading features", len(owners), shown=sys.stderr.isatty() and rank == 0) as advance:
+
+        def read(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                rows[number] = reader.read(family.members[number], together=owners[number] is None and size > 1)
+                advance(family.members[number].label)
+
+        agree(lambda: read([number for number, owner in enumerate(owners) if owner == rank]))
+        read([number for number, owner in enumerate(owners) if owner is None])
+    for number, owner in enumerate(owners):
+        if owner is not None and size > 1:
+            rows[number] = from_owner(rows.get(number), owner)
+    return [[rows[number][location] for number in range(len(owners))] for location in range(len(family.locations))]
 
 
 def read_pieces(
     member: Member, probe: Probe, locations: Sequence[str], options: Options, arena: Arena, consume: Consumer
-) -> torch.dtype:
-    """Call `consume` with the features of one network, as memory allows; returns the dtype they were computed in."""
+) -> None:
+    """Call `consume` with the features of one network, in as many passes as memory asks for."""
     layout = find_layout(member, probe.example(), locations, options.place, options.features)
-    limit = options.memory_limit or default_limit(options.place or device_of(member.network)) + arena.numbers.nbytes
-    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, limit)
+    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, _memory_limit(member, options, arena))
     read_features(
         member, probe, plan, locations, consume, arena=arena, device=options.place, transform=options.features
     )
-    return layout.dtype
 
 
-def _read_member(
-    member: Member, probe: Probe, locations: Sequence[str], kind: Kind, options: Options, arena: Arena
-) -> list[Signature]:
-    sums: dict[tuple[int, int], GramAccumulator] = {}
-
-    def add(piece: Piece, features: Tensor) -> None:
-        key = (piece.location, 0 if options.tensors == "concatenate" else piece.tensor)
-        sums.setdefault(key, GramAccumulator(kind.centring)).add(features)
-
-    kept = torch.promote_types(read_pieces(member, probe, locations, options, arena, add), torch.float32)
-    return [
-        _finish([one for key, one in sums.items() if key[0] == location], kind, member, name).to(kept).cpu().numpy()
-        for location, name in enumerate(locations)
-    ]
+def _memory_limit(member: Member, options: Options, arena: Arena) -> int:
+    if options.memory_limit is not None:
+        return options.memory_limit
+    return default_limit(options.place or device_of(member.network)) + arena.numbers.nbytes
 
 
-def _finish(sums: Sequence[GramAccumulator], kind: Kind, member: Member, location: str) -> Tensor:
-    try:
-        return kind.finish([one.finish() for one in sums])
-    except AffinityError as error:
-        raise AffinityError(f"{member.label} at {location!r}: {error}") from error
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one network after another with the same settings."""
+
+    probe: Probe
+    locations: Sequence[str]
+    kind: Kind
+    options: Options
+    arena: Arena
+
+    def read(self, member: Member, *, together: bool) -> list[Signature]:
+        """Signatures at all locations, from the cache as far as it has them; `together` with the other processes."""
+        cache = self._cache(member)
+        found = self._cached(cache, _EXACT, together)
+        if len(found) < len(self.locations):
+            layout = find_layout(
+                member, self.probe.example(), self.locations, self.options.place, self.options.features
+            )
+            plan = self._plan(member, layout, found, together)
+            kept_as = _EXACT if plan.dtype == layout.dtype else str(plan.dtype).removeprefix("torch.")
+            if kept_as != _EXACT:
+                found = self._cached(cache, kept_as, together) | found
+                plan = self._plan(member, layout, found, together, plan.dtype)
+            sums = self._sums(member, plan, together)
+            for location in sums:
+                found[location] = self._finished(member, location, list(sums[location].values()), layout.dtype)
+                if cache is not None and (not together or world()[0] == 0):
+                    cache.write(location, kept_as, found[location])
+        return [found[location] for location in range(len(self.locations))]
+
+    def _cache(self, member: Member) -> Cache | None:
+        if self.options.cache is None:
+            return None
+        settings = (self.kind.name, self.options.tensors, self.probe.content)
+        return open_cache(Path(self.options.cache), member, settings, self.options.features)
+
+    def _cached(self, cache: Cache | None, kept_as: str, together: bool) -> dict[int, Signature]:
+        if cache is None:
+            return {}
+        read = {location: cache.read(location, kept_as) for location in range(len(self.locations))}
+        found = {location: signature for location, signature in read.items() if signature is not None}
+        return from_owner(found, 0) if together else found
+
+    def _plan(
+        self,
+        member: Member,
+        layout: Layout,
+        found: Container[int],
+        together: bool,
+        dtype: torch.dtype | None = None,
+    ) -> Plan:
+        """Passes over what is not found yet. Processes that share a probe each keep a part of the inputs."""
+        inputs, limit = self.probe.inputs, _memory_limit(member, self.options, self.arena)
+        if together:
+            inputs, limit = -(-2 * inputs // world()[1]), smallest(limit)
+        missing = [piece for piece in layout.pieces if piece.location not in found]
+        return plan_passes(missing, dtype or layout.dtype, inputs, limit)
+
+    def _sums(self, member: Member, plan: Plan, together: bool) -> dict[int, dict[int, GramAccumulator]]:
+        """Inner products of every tensor (of all, where they are concatenated) at every location."""
+        sums: dict[int, dict[int, GramAccumulator]] = {}
+        rank, size = world() if together else (0, 1)
+        shares = [share_of(self.probe, each, size) for each in range(size)]
+        counts = [sum(self.probe.sizes[index] for index in share) for share in shares]
+
+        def add(piece: Piece, features: Tensor) -> None:
+            tensor = 0 if self.options.tensors == "concatenate" else piece.tensor
+            total = sums.setdefault(piece.location, {}).setdefault(tensor, GramAccumulator(self.kind.centring))
+            total.add(columns_of_all(features, counts) if together else features)
+
+        read_features(
+            member,
+            self.probe,
+            plan,
+            self.locations,
+            add,
+            arena=self.arena,
+            device=self.options.place,
+            transform=self.options.features,
+            part=shares[rank],
+            fence=agree if together else None,
+        )
+        if together:
+            for tensors in sums.values():
+                for total in tensors.values():
+                    total.sum_over_ranks()
+        return sums
+
+    def _finished(
+        self, member: Member, location: int, sums: Sequence[GramAccumulator], dtype: torch.dtype
+    ) -> Signature:
+        try:
+            signature = self.kind.finish([one.finish() for one in sums])
+        except AffinityError as error:
+            raise AffinityError(f"{member.label} at {self.locations[location]!r}: {error}") from error
+        return signature.to(torch.promote_types(dtype, torch.float32)).cpu().numpy()

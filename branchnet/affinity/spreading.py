@@ -1,0 +1,104 @@
+"""Spreading the reading of features over the processes of `torch.distributed`.
+
+Networks are dealt out to the processes; those that are left over are read by all of them together, each running its
+share of the probe. Such shares are then exchanged so that every process holds some features of all inputs, whose inner
+products add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from branchnet.errors import AffinityError
+
+from .probes import Probe
+
+Result = TypeVar("Result")
+
+
+def world() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) outside `torch.distributed`."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def owner_of(number: int, count: int) -> int | None:
+    """The rank that reads the network of this number, of `count`; None where all read it together."""
+    size = world()[1]
+    return number % size if number < count - count % size else None
+
+
+def share_of(probe: Probe, rank: int, size: int) -> range:
+    """The batches that a rank runs; shares differ by at most one batch."""
+    batches = len(probe.sizes)
+    return range(rank * batches // size, (rank + 1) * batches // size)
+
+
+def check_same_probe(probe: Probe) -> None:
+    """Raise AffinityError where processes were given different inputs."""
+    for rank, content in enumerate(_gathered(probe.content)):
+        if content != probe.content:
+            raise AffinityError(f"process {rank} was given other probe inputs than this one; all need the same")
+
+
+def smallest(value: int) -> int:
+    """The least of what the processes hold."""
+    return min(_gathered(value))
+
+
+def columns_of_all(local: Tensor, shares: Sequence[int]) -> Tensor:
+    """From this process's inputs with all features, all inputs with this process's features: (K, F_rank).
+
+    local: (shares[rank], F). shares: inputs that every rank ran.
+    """
+    rank, size = world()
+    features = local.shape[1]
+    width = -(-features // size)
+    received = []
+    for source, inputs in enumerate(shares):
+        if inputs:
+            target = torch.empty(inputs, width, dtype=local.dtype, device=local.device)
+            dist.scatter(target, _slices(local, width, size) if rank == source else None, src=source)
+            received.append(target)
+    return torch.cat(received)[:, : max(0, min(features - rank * width, width))]
+
+
+def agree(compute: Callable[[], Result]) -> Result:
+    """What `compute` returns; an error of one process is raised in all, so that none waits for ever."""
+    result: list[Result] = []
+    problem: Exception | None = None
+    try:
+        result.append(compute())
+    except Exception as error:
+        problem = error
+    for other in _gathered(problem):
+        if other is not None:
+            raise other
+    return result[0]
+
+
+def from_owner(value: Any, owner: int) -> Any:
+    """`value` as the owner's process has it."""
+    held = [value]
+    dist.broadcast_object_list(held, src=owner)
+    return held[0]
+
+
+def _slices(local: Tensor, width: int, size: int) -> list[Tensor]:
+    missing = width * size - local.shape[1]
+    return [part.contiguous() for part in torch.nn.functional.pad(local, (0, missing)).split(width, dim=1)]
+
+
+def _gathered(value: Result) -> list[Result]:
+    size = world()[1]
+    if size == 1:
+        return [value]
+    held: list[Any] = [None] * size
+    dist.all_gather_object(held, value)
+    return held

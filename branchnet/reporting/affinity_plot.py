@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _ANNOTATED = 12
 _WITH_ERRORS = 8
+_SMALL_PRINT = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,11 @@ class AffinityPlot:
     high: float
     diverging: bool
     clusters: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def shows_errors(self) -> bool:
+        """Whether there are standard errors, and room to write them."""
+        return self.standard_errors is not None and len(self.tasks) <= _WITH_ERRORS
 
 
 def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> AffinityPlot:
@@ -91,9 +97,9 @@ def draw_affinity(plot: AffinityPlot, *, columns: int | None = None) -> Figure:
     depth, n_tasks = len(plot.locations), len(plot.tasks)
     columns = columns or min(depth, 3 if n_tasks <= _ANNOTATED else 2)
     rows = math.ceil(depth / columns)
-    cell = 0.46 if n_tasks <= _ANNOTATED else 0.17
+    cell = 0.46 if n_tasks <= _ANNOTATED else 0.17 if n_tasks <= _SMALL_PRINT else 0.125
     side = max(cell * n_tasks, 1.5)
-    label = 0.075 * max(len(shorten(task, 24)) for task in plot.tasks) + 0.15
+    label = (0.075 if n_tasks <= _SMALL_PRINT else 0.066) * max(len(shorten(task, 24)) for task in plot.tasks) + 0.15
     width, height = columns * (side + 0.35) + label + 0.6, rows * (side + 0.45) + label
     figure = Figure(figsize=(width, height))
     image = None
@@ -123,6 +129,8 @@ def _draw_panel(axes: Axes, plot: AffinityPlot, d: int, *, rows_named: bool, col
     axes.set_xticks(range(n_tasks), names if columns_named else [""] * n_tasks, rotation=90)
     axes.set_yticks(range(n_tasks), names if rows_named else [""] * n_tasks)
     bare(axes)
+    if n_tasks > _SMALL_PRINT:
+        axes.tick_params(labelsize=7)
     if n_tasks <= _ANNOTATED:
         _annotate(axes, plot, d, image)
     for first, last in plot.clusters[d]:
@@ -135,7 +143,7 @@ def _draw_panel(axes: Axes, plot: AffinityPlot, d: int, *, rows_named: bool, col
 
 
 def _annotate(axes: Axes, plot: AffinityPlot, d: int, image: AxesImage) -> None:
-    with_errors = plot.standard_errors is not None and len(plot.tasks) <= _WITH_ERRORS
+    with_errors = plot.shows_errors
     for i, j in np.argwhere(np.isfinite(plot.values[d])):
         value = plot.values[d, i, j]
         colour = text_on(np.asarray(image.cmap(image.norm(value))).tolist())

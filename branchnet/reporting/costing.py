@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, call, flat_example
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CONVENTION = "fvcore: one multiply-add counts as one FLOP"
 TOLERANCE = 0.05
 """Relative difference from torch.utils.flop_counter above which a warning is given."""
+
+# torch's counter knows the attention kernels of accelerators only.
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
     members = list(branched.members())
     with evaluating(branched), OperatorCounter() as counter:
         flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
-    with evaluating(branched), FlopCounterMode(display=False) as reference:
+    with evaluating(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
         (counted,) = _measured(branched, members, example, reference.get_total_flops)
     return NetworkCosts(
         tasks=branched.tasks,

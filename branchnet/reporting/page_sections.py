@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from branchnet.reporting.affinity_plot import affinity_plot_data, draw_affinity
 from branchnet.reporting.comparison import Comparison
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from branchnet.clustering.tree import Tree
 
 _PAIRS_LISTED = 2000
+_NORMAL_95 = 1.96
 
 
 def cards(report: Report | None, comparison: Comparison | None) -> str:
@@ -104,7 +106,7 @@ def tree(shown: Tree | None, report: Report | None, affinity: Affinity | None) -
         "From the input on the left to the tasks on the right. Grey nodes serve several tasks, coloured ones just one."
     )
     if params:
-        caption += " A node is as thick as it has parameters; below each stage: parameters of one node \N{MULTIPLICATION SIGN} number of nodes."
+        caption += " Thickness shows parameters; below: those of one node \N{MULTIPLICATION SIGN} nodes."
     drawing = picture(
         draw_tree(plot), "tree", f"Tree of {len(shown.tasks)} tasks over {len(plot.locations)} stages", caption
     )
@@ -163,7 +165,7 @@ def affinity(measured: Affinity | None, shown: Tree | None) -> Section | None:
     caption = "How well each pair of tasks could share each stage; one colour scale for all locations."
     if fits:
         caption += " Frames: tasks that share the stage."
-    if measured.standard_errors is not None:
+    if plot.shows_errors:
         caption += " ±: half the width of the 95 % interval."
     content = picture(draw_affinity(plot), "affinity", "Affinity of every pair of tasks at every location", caption)
     pairs = _pairs_table(measured)
@@ -192,7 +194,9 @@ def certainty(given: Sequence[str], chosen: SearchResult | None, measured: Affin
     if chosen is not None and chosen.proven:
         lines.append("No tree within the budget has a lower clustering cost: this is proven.")
     elif chosen is not None:
-        lines.append(f"Not proven best: the lowest possible clustering cost may be up to {percent(chosen.gap)} below.")
+        lines.append(
+            f"Not proven best: its clustering cost is {chosen.cost:.4g}, and no tree is below {chosen.lower_bound:.4g}."
+        )
     if measured is not None and measured.reliability is not None:
         noise = measured.reliability.noise(measured.locations)
         lines += [f"At {name} the order of the pairs is mostly seed noise." for name in noise]
@@ -213,16 +217,23 @@ def commands(lines: Sequence[str]) -> Section | None:
 
 def _pairs_table(measured: Affinity) -> Table:
     columns = [Column("location"), Column("task"), Column("with"), Column("affinity", "{:.3f}".format)]
+    bounds = _intervals(measured)
+    if bounds is not None:
+        columns += [Column("95 % from", "{:.3f}".format), Column("to", "{:.3f}".format)]
     rows: list[tuple[str | float, ...]] = []
-    errors = measured.standard_errors
-    if errors is not None:
-        columns.append(Column("95 % interval"))
     for d, i, j in np.ndindex(*measured.values.shape):
         if i < j or (measured.directed and i != j):
-            value = float(measured.values[d, i, j])
-            row: tuple[str | float, ...] = (measured.locations[d], measured.tasks[i], measured.tasks[j], value)
-            if errors is not None:
-                half = 1.96 * float(errors[d, i, j])
-                row = (*row, f"{value - half:.3f} to {value + half:.3f}")
-            rows.append(row)
+            names = (measured.locations[d], measured.tasks[i], measured.tasks[j])
+            row: tuple[str | float, ...] = (*names, float(measured.values[d, i, j]))
+            rows.append(row if bounds is None else (*row, float(bounds[0][d, i, j]), float(bounds[1][d, i, j])))
     return Table("Affinity of every pair", tuple(columns), tuple(rows))
+
+
+def _intervals(measured: Affinity) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Bootstrap percentiles where samples are held, else the normal approximation, else nothing."""
+    if measured.samples is not None:
+        return measured.interval()
+    if measured.standard_errors is None:
+        return None
+    half = _NORMAL_95 * measured.standard_errors
+    return measured.values - half, measured.values + half

@@ -43,5 +43,5 @@ def _plain(number: float, digits: int) -> str:
 
 
 def _digits(number: float, digits: int) -> str:
-    decimals = max(digits - 1 - math.floor(math.log10(abs(number))), 0)
-    return f"{number:.{decimals}f}"
+    rounded = float(f"{number:.{digits}g}")
+    return f"{rounded:.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}"

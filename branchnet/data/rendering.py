@@ -7,6 +7,7 @@ come from the centres, colours weigh a centre by 1/2 and its four corners by 1/8
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ def cast(world: World, size: int) -> Surface:
     surface = _room(world, direction, 2 / size * tangent)
     for slot in range(len(SLOTS)):
         _draw(surface, world, slot, direction, size)
-    return surface
+    return dataclasses.replace(surface, point=world.camera[:, :, None] + surface.depth * direction)
 
 
 def shade(world: World, surface: Surface) -> Tensor:
@@ -118,7 +119,7 @@ def _room(world: World, direction: Tensor, pixel: Tensor) -> Surface:
     colour = torch.where(sky, horizon + rise * (zenith - horizon), colour)
     normal = torch.where(sky, -direction / dot(direction, direction).sqrt(), normal)
     solid = torch.where(sky, SKY, torch.where((axis == 1) & (direction[1] > 0), FLOOR, WALL))
-    return Surface(depth, point, normal, solid, colour, torch.zeros_like(depth))
+    return Surface(depth, point, normal.contiguous(), solid, colour.contiguous(), torch.zeros_like(depth))
 
 
 def _room_colour(world: World, direction: Tensor, width: Tensor, axis: Tensor, point: Tensor) -> Tensor:
@@ -134,43 +135,49 @@ def _room_colour(world: World, direction: Tensor, width: Tensor, axis: Tensor, p
 
 
 def _draw(surface: Surface, world: World, slot: int, direction: Tensor, size: int) -> None:
-    """Overwrite the surface where the solid of one slot is nearer."""
+    """Overwrite the surface, all but its points, where the solid of one slot is nearer."""
     image, ray = _candidates(world, slot, size)
-    rays = direction[:, image, ray]
-    turn = -world.turn[slot, image]
-    origin = turned((world.camera - world.centre[slot])[:, image], turn)
-    local = turned(rays, turn)
-    depth, normal = HITS[SLOTS[slot]](origin, local, world.half[slot][:, image])
-    nearer = (depth < surface.depth[image, ray]).nonzero()[:, 0]
-    image, ray, depth, local, rays = image[nearer], ray[nearer], depth[nearer], local[:, nearer], rays[:, nearer]
-    normal, origin = normal[:, nearer], origin[:, nearer]
+    turn = -world.turn[slot]
+    origin = turned(world.camera - world.centre[slot], turn)
+    local = _turned_by(turn, image, direction.flatten(1).index_select(1, ray))
+    depth, normal = HITS[SLOTS[slot]](origin[:, image], local, world.half[slot][:, image])
+    nearer = (depth < surface.depth.view(-1)[ray]).nonzero()[:, 0]
+    image, ray, depth = image[nearer], ray[nearer], depth[nearer]
+    local, normal = local.index_select(1, nearer), normal.index_select(1, nearer)
     material = world.materials.index(slot, image)
-    coordinates = (origin + depth * local) * material.frequency + material.phase
+    coordinates = (origin[:, image] + depth * local) * material.frequency + material.phase
     slant = dot(normal, local).abs().clamp_min(0.1)
     footprint = material.frequency * depth * (2 / size) * world.tangent[image] / slant
-    surface.depth[image, ray] = depth
-    surface.point[:, image, ray] = world.camera[:, image] + depth * rays
-    surface.normal[:, image, ray] = turned(normal, world.turn[slot, image])
-    surface.solid[image, ray] = slot
-    surface.colour[:, image, ray] = albedo(material, coordinates, footprint)
-    surface.gloss[image, ray] = material.gloss
+    surface.depth.view(-1)[ray] = depth
+    surface.solid.view(-1)[ray] = slot
+    surface.gloss.view(-1)[ray] = material.gloss
+    surface.normal.view(3, -1).index_copy_(1, ray, _turned_by(-turn, image, normal))
+    surface.colour.view(3, -1).index_copy_(1, ray, albedo(material, coordinates, footprint))
+
+
+def _turned_by(angle: Tensor, image: Tensor, vector: Tensor) -> Tensor:
+    """Vectors (3, n) turned by the angle (K) of each one's image."""
+    cosine, sine = angle.cos()[image], angle.sin()[image]
+    x, y, z = vector
+    return torch.stack([x * cosine + z * sine, y, z * cosine - x * sine])
 
 
 def _candidates(world: World, slot: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images and rays inside the rectangle of the image that bounds the slot's box."""
+    """Images, and rays as indices into (K, R), inside the rectangle of the image that bounds the slot's box."""
     low, high = _extent(world, slot)
     pairs = []
-    for offset, count, first in ((0.5, size, 0), (0.0, size + 1, size * size)):
+    rays = size**2 + (size + 1) ** 2
+    for offset, count, first in ((0.5, size, 0), (0.0, size + 1, size**2)):
         start = ((low + 1) * size / 2 - offset).ceil().clamp(0, count).long()
         end = ((high + 1) * size / 2 - offset).floor().clamp(-1, count - 1).long() + 1
         width, height = (end - start).clamp_min(0) * world.present[slot]
         image = torch.arange(len(width)).repeat_interleave(width * height)
         number = torch.arange(len(image)) - ((width * height).cumsum(0) - width * height)[image]
-        row = number // width[image]
-        column = number - row * width[image]
-        pairs.append((image, first + (start[1, image] + row) * count + start[0, image] + column))
-    images, rays = zip(*pairs, strict=True)
-    return torch.cat(images), torch.cat(rays)
+        row = torch.div(number, width[image], rounding_mode="trunc")
+        origin = torch.arange(len(width)) * rays + first + start[1] * count + start[0]
+        pairs.append((image, number + origin[image] + row * (count - width)[image]))
+    images, indices = zip(*pairs, strict=True)
+    return torch.cat(images), torch.cat(indices)
 
 
 def _extent(world: World, slot: int) -> tuple[Tensor, Tensor]:
@@ -187,24 +194,30 @@ def _shadows(world: World, surface: Surface) -> tuple[Tensor, Tensor]:
     sun, open_sky = torch.ones_like(surface.depth), torch.ones_like(surface.depth)
     start = surface.point + 2e-3 * surface.normal
     for slot in range(len(SLOTS)):
-        offset = start - world.centre[slot][:, :, None]
+        filled = world.present[slot].nonzero()[:, 0]
+        offset = start.index_select(1, filled).sub_(world.centre[slot][:, filled, None])
         square = dot(offset, offset)
-        along = dot(offset, world.light[:, :, None].expand_as(offset))
-        radius = world.half[slot].square().sum(0)[:, None] * world.present[slot][:, None]
+        along = dot(offset, world.light[:, filled, None].expand_as(offset))
+        radius = world.half[slot][:, filled].square().sum(0)[:, None]
         near = ((square - along**2 < radius) & (along < 0)).nonzero(as_tuple=True)
-        _darken(sun, world, slot, offset, near)
+        _darken(sun, world, slot, offset, filled, near)
         if slot >= N_FURNITURE:
-            facing = (-dot(surface.normal, offset) / square.sqrt()).clamp_min(0)
-            open_sky *= 1 - facing * (0.8 * radius / square).clamp_max(0.75)
+            facing = (-dot(surface.normal.index_select(1, filled), offset) / square.sqrt()).clamp_min_(0)
+            hidden = facing.mul_((0.8 * radius / square).clamp_max_(0.75))
+            open_sky[filled] *= 1 - hidden
     return sun, open_sky
 
 
-def _darken(sun: Tensor, world: World, slot: int, offset: Tensor, near: tuple[Tensor, ...]) -> None:
-    """Set the sun's visibility to 0 where the way from a point, (3, K, R) from the slot's centre, to it is blocked."""
-    image, ray = near
-    turn = -world.turn[slot, image]
-    towards = turned(world.light[:, image], turn)
-    depth, _ = HITS[SLOTS[slot]](turned(offset[:, image, ray], turn), towards, world.half[slot][:, image])
+def _darken(sun: Tensor, world: World, slot: int, offset: Tensor, filled: Tensor, near: tuple[Tensor, ...]) -> None:
+    """Set the sun's visibility to 0 where the way from a point to it is blocked.
+
+    Points are `offset` from the slot's centre, (3, images where it is filled, R); `near` are those worth a look.
+    """
+    row, ray = near
+    image, turn = filled[row], -world.turn[slot]
+    towards = turned(world.light, turn)[:, image]
+    start = _turned_by(turn, image, offset.flatten(1).index_select(1, row * offset.shape[2] + ray))
+    depth, _ = HITS[SLOTS[slot]](start, towards, world.half[slot][:, image])
     blocked = depth.isfinite().nonzero()[:, 0]
     sun[image[blocked], ray[blocked]] = 0
 

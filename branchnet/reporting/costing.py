@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, call, flat_example
@@ -25,8 +25,13 @@ CONVENTION = "fvcore: one multiply-add counts as one FLOP"
 TOLERANCE = 0.05
 """Relative difference from torch.utils.flop_counter above which a warning is given."""
 
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)  # type: ignore[no-any-return]
+
+
 # torch's counter knows the attention kernels of accelerators only.
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ def binary(size: float) -> str:
     """`size` in bytes as KiB, MiB or GiB."""
     for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(size) >= factor:
-            return f"{_plain(size / factor, 3)} {unit}"
+            return f"{_digits(size / factor, 3)} {unit}"
     return f"{size:.0f} B"
 
 
 def milliseconds(seconds: float) -> str:
     """`seconds` in milliseconds with three significant digits."""
-    return f"{_plain(seconds * 1e3, 3)} ms"
+    return f"{_digits(seconds * 1e3, 3)} ms"
 
 
 def percent(share: float) -> str:
@@ -44,4 +44,6 @@ def _plain(number: float, digits: int) -> str:
 
 def _digits(number: float, digits: int) -> str:
     rounded = float(f"{number:.{digits}g}")
+    if rounded == 0:
+        return "0"
     return f"{rounded:.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}"

@@ -160,6 +160,40 @@ class Architecture(Section):
         )
 
     @classmethod
+    def from_tree(
+        cls,
+        tree: Tree,
+        *,
+        locations: Sequence[str] | None = None,
+        constructors: Mapping[str, Constructor | None] | None = None,
+        search: SearchSection | None = None,
+        description: str | None = None,
+    ) -> Architecture:
+        """Describe a tree that was published or drawn by hand.
+
+        Args:
+            tree: which tasks share which stages.
+            locations: the D locations; by default `stage 0` .. `stage D-1`.
+            constructors: per task how its network is made, where that is known.
+            search: how the tree was found.
+            description: what this is, in words.
+
+        Raises:
+            SpecError: a number of locations that is not the tree's depth.
+        """
+        return cls._describe(
+            tree,
+            locations or [f"stage {stage}" for stage in range(tree.depth)],
+            constructors=constructors or {},
+            donors=None,
+            costs=None,
+            head_costs={},
+            interface=None,
+            search=search,
+            description=description,
+        )
+
+    @classmethod
     def from_network(
         cls, branched: BranchedNetwork, *, search: SearchSection | None = None, description: str | None = None
     ) -> Architecture:

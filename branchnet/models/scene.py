@@ -1,4 +1,4 @@
-"""branchnet's own small residual networks, for the demo and for examples: one backbone, two kinds of head.
+"""Small residual networks for the demo and for examples: one backbone, two kinds of head.
 
 The backbone is a ResNet of basic blocks (He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2):
 `stem`, `layer1` .. `layer4`, then `head`. A 64 x 64 image leaves the stem and `layer1` at 32 x 32, then each layer
@@ -7,7 +7,7 @@ halves it: 16, 8, 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -135,7 +135,3 @@ def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 def _twice(features: Tensor) -> Tensor:
     return F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-MODELS: dict[str, Callable[..., nn.Module]] = {"scene_network": scene_network}
-"""The networks that `branchnet:NAME` may name."""

@@ -10,9 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
 
 Floats = npt.NDArray[np.float64]
 Chosen = tuple[int, ...]
@@ -110,7 +114,7 @@ class _Programme:
         slack = RELATIVE_TIE * max(abs(largest), 1.0)
         self._rows.append(LinearConstraint(row[None], ub=largest + slack))
 
-    def _serve_once(self):  # type: ignore[no-untyped-def]
+    def _serve_once(self) -> LinearConstraint:
         from scipy.optimize import LinearConstraint
         from scipy.sparse import csr_array
 
@@ -119,7 +123,7 @@ class _Programme:
         rows = csr_array((np.ones(self._x), (self._pairs[:, 1], columns)), shape=(n, self._m + self._x))
         return LinearConstraint(rows, 1, 1)
 
-    def _serve_if_chosen(self):  # type: ignore[no-untyped-def]
+    def _serve_if_chosen(self) -> LinearConstraint:
         from scipy.optimize import LinearConstraint
         from scipy.sparse import csr_array
 
@@ -129,7 +133,7 @@ class _Programme:
         rows = csr_array((data, (np.concatenate([place, place]), columns)), shape=(self._x, self._m + self._x))
         return LinearConstraint(rows, ub=0)
 
-    def _held_once(self):  # type: ignore[no-untyped-def]
+    def _held_once(self) -> LinearConstraint:
         from scipy.optimize import LinearConstraint
 
         held = np.isfinite(self._groups.losses).T.astype(float)
@@ -147,7 +151,7 @@ class _Programme:
         """The choice that minimises `goal`; None where there is none."""
         from scipy.optimize import Bounds, milp
 
-        integral = np.concatenate([np.ones(self._m), np.zeros(self._x)])
+        integral = np.ones(self._m + self._x)
         answer = milp(
             goal, integrality=integral, bounds=Bounds(0, 1), constraints=self._rows, options={"mip_rel_gap": 0.0}
         )

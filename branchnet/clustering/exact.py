@@ -27,6 +27,7 @@ from branchnet.clustering.constraints import Rules
 from branchnet.clustering.counting import stirling
 from branchnet.clustering.lattice import Lattice, lattice
 from branchnet.clustering.objectives import StageLosses
+from branchnet.clustering.watch import Watch
 
 Floats = npt.NDArray[np.float64]
 Tables = list[Floats]
@@ -41,11 +42,14 @@ class WidthTable:
     Attributes:
         widths: (V, D), every non-decreasing vector of widths 1..N.
         costs: (V,), inf where the rules allow no tree.
+        slack: absolute rounding error that `tolerance` allows for.
+        shared: the first so many stages, which the rules leave no choice, were not part of the programme.
     """
 
     widths: npt.NDArray[np.int64]
     costs: Floats
     slack: float
+    shared: int
     _lattice: Lattice
     _stages: list[Tables]
     _chains: list[Tables]
@@ -56,7 +60,7 @@ class WidthTable:
 
     def labels(self, row: int) -> list[tuple[int, ...]]:
         """Cluster numbers, per stage, of the first tree in canonical order that attains the cost of `widths[row]`."""
-        widths = self.widths[row].tolist()
+        widths = self.widths[row, self.shared :].tolist()
         column = row - _histories(widths[-1] - 1, len(widths))
         last = self._stages[-1][widths[-1]]
         values = last if len(widths) == 1 else self._chains[-1][widths[-1]][:, column] + last
@@ -66,7 +70,8 @@ class WidthTable:
             places.append(self._coarser(stage, widths[stage + 1], widths[stage], places[-1], column))
             column -= _histories(widths[stage] - 1, stage + 1)
         strings = [self._lattice.strings[w][:, p] for w, p in zip(widths, reversed(places), strict=True)]
-        return [tuple(string.tolist()) for string in strings]
+        shared = [(0,) * self._lattice.n] * self.shared
+        return shared + [tuple(string.tolist()) for string in strings]
 
     def _first_tie(self, places: npt.NDArray[np.int64], values: Floats) -> int:
         best = float(values.min())
@@ -96,19 +101,42 @@ def work(n: int, depth: int) -> tuple[int, int]:
     return compared, held
 
 
-def width_table(losses: StageLosses, rules: Rules) -> WidthTable:
-    """Solve for all vectors of widths at once."""
+def width_table(losses: StageLosses, rules: Rules, watch: Watch | None = None) -> WidthTable:
+    """Solve for all vectors of widths at once.
+
+    Raises:
+        OutOfTime: the watch's limit passed.
+    """
+    watch = watch or Watch()
     n, depth = len(losses.tasks), losses.depth
+    shared = forced_stages(rules)
     grid = lattice(n)
-    stages = [_stage_costs(losses, rules, grid, d) for d in range(depth)]
+    stages = [_stage_costs(losses, rules, grid, d) for d in range(shared, depth)]
     chains: list[Tables] = []
     below = [np.zeros((level.shape[1], 1)) for level in grid.strings]
-    for d in range(depth - 1):
-        below = _chain_costs(grid, below, stages[d], d)
+    watch.begin("solving exactly", work(n, depth - shared)[0])
+    for d in range(depth - shared - 1):
+        below = _chain_costs(grid, below, stages[d], d, watch)
         chains.append(below)
     costs = np.concatenate([_least(below[k], stages[-1][k]) for k in range(1, n + 1)])
+    fixed = math.fsum(losses.stage_cost(d, [range(n)]) for d in range(shared))
     largest = [max(_largest_finite(level) for level in stage[1:]) for stage in stages]
-    return WidthTable(_width_vectors(n, depth), costs, 1e-15 * math.fsum(largest), grid, stages, chains)
+    slack = 1e-15 * math.fsum([*largest, abs(fixed), abs(losses.offset)])
+    return WidthTable(
+        widths=_width_vectors(n, depth - shared, shared),
+        costs=costs + fixed + losses.offset,
+        slack=slack,
+        shared=shared,
+        _lattice=grid,
+        _stages=stages,
+        _chains=chains,
+    )
+
+
+def forced_stages(rules: Rules) -> int:
+    """Number of first stages that must be shared by all tasks, the last stage not counted."""
+    depth = len(rules.max_width)
+    return next((d for d in range(depth - 1) if rules.max_width[d] > 1), depth - 1)
 
 
 def _stage_costs(losses: StageLosses, rules: Rules, grid: Lattice, stage: int) -> Tables:
@@ -125,7 +153,7 @@ def _stage_costs(losses: StageLosses, rules: Rules, grid: Lattice, stage: int) -
     return levels
 
 
-def _chain_costs(grid: Lattice, below: Tables, stage: Tables, d: int) -> Tables:
+def _chain_costs(grid: Lattice, below: Tables, stage: Tables, d: int, watch: Watch) -> Tables:
     """`G_d` from `G_{d-1}`, level by level."""
     chains = [np.zeros((0, 0))]
     for k in range(1, grid.n + 1):
@@ -133,12 +161,12 @@ def _chain_costs(grid: Lattice, below: Tables, stage: Tables, d: int) -> Tables:
         level = np.empty((len(stage[k]), inherited + below[k].shape[1]))
         np.add(below[k], stage[k][:, None], out=level[:, inherited:])
         if inherited:
-            _least_merge(chains[k - 1], grid.merges[k], level[:, :inherited])
+            _least_merge(chains[k - 1], grid.merges[k], level[:, :inherited], watch)
         chains.append(level)
     return chains
 
 
-def _least_merge(coarser: Floats, merges: npt.NDArray[np.int32], out: Floats) -> None:
+def _least_merge(coarser: Floats, merges: npt.NDArray[np.int32], out: Floats, watch: Watch) -> None:
     """`out[p] = min over columns c of coarser[merges[p, c]]`, in pieces that stay in the processor's cache."""
     rows = max(1, _CHUNK // out.shape[1])
     piece = np.empty((rows, out.shape[1]))
@@ -151,6 +179,7 @@ def _least_merge(coarser: Floats, merges: npt.NDArray[np.int32], out: Floats) ->
             np.take(coarser, links[:, column], axis=0, out=piece[:size], mode="clip")
             np.minimum(least[:size], piece[:size], out=least[:size])
         out[start : start + size] = least[:size]
+        watch.step(links.size * out.shape[1])
 
 
 def _least(chains: Floats, stage: Floats) -> Floats:
@@ -168,8 +197,8 @@ def _histories(k: int, length: int) -> int:
     return math.comb(k + length - 1, length) if k > 0 else 0
 
 
-def _width_vectors(n: int, depth: int) -> npt.NDArray[np.int64]:
-    return np.array(list(_vectors(n, depth)), dtype=np.int64)
+def _width_vectors(n: int, depth: int, shared: int) -> npt.NDArray[np.int64]:
+    return np.array([(1,) * shared + widths for widths in _vectors(n, depth)], dtype=np.int64)
 
 
 def _vectors(k: int, length: int) -> Iterator[tuple[int, ...]]:

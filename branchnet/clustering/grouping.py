@@ -1,7 +1,7 @@
 """Task grouping by inter-task affinity (TAG: Fifty et al. 2021, "Efficiently identifying task groupings").
 
-`matrix[i, j]` is the effect of task i's step on task j's loss; larger is better. A group gives a task the mean effect of
-the group's other tasks on it; a task takes the best chosen group that holds it; a grouping's score is the mean over
+`matrix[i, j]` is the effect of task i's step on task j's loss; larger is better. A group gives a task the mean effect
+of the group's other tasks on it; a task takes the best chosen group that holds it; a grouping's score is the mean over
 tasks.
 """
 
@@ -27,7 +27,7 @@ class Grouping:
     """Groups of tasks, which may overlap.
 
     Attributes:
-        groups: the groups, larger effect not implied by the order.
+        groups: the groups.
         assignment: `{task: index into groups}`, the group that serves each task.
         score: mean over tasks of the effect of its group on it.
     """
@@ -61,24 +61,24 @@ def group_by_affinity(
     effects = _checked(matrix, names)
     if max_groups < 1:
         raise BudgetError(f"at most {max_groups} groups were asked for; at least 1 is needed", smallest=1)
-    sets = task_sets(range(len(names)), smallest=2 if singles is None and len(names) > 1 else 1)  # type: ignore[type-var]
+    sets = task_sets(tuple(range(len(names))), smallest=2 if singles is None and len(names) > 1 else 1)
     alone = np.zeros(len(names)) if singles is None else np.array(singles, dtype=np.float64)
     losses = np.full((len(sets), len(names)), np.inf)
     for row, group in enumerate(sets):
         for task in group:
-            losses[row, task] = -_effect(effects, group, task, alone)  # type: ignore[arg-type, call-overload]
+            losses[row, task] = -_effect(effects, group, task, alone)
     groups = Groups(losses, np.ones(len(sets)))
     chosen = best_choice(groups, max_groups)
     if chosen is None:
         raise BudgetError(f"{max_groups} groups cannot hold all tasks")
     return Grouping(
-        groups=tuple(frozenset(names[i] for i in sets[m]) for m in chosen),  # type: ignore[call-overload]
+        groups=tuple(frozenset(names[i] for i in sets[m]) for m in chosen),
         assignment={task: chosen.index(m) for task, m in zip(names, groups.servers(chosen), strict=True)},
         score=-groups.total(chosen) / len(names),
     )
 
 
-def _effect(effects: npt.NDArray[np.float64], group: Sequence[int], task: int, alone: Sequence[float]) -> float:
+def _effect(effects: npt.NDArray[np.float64], group: Sequence[int], task: int, alone: npt.NDArray[np.float64]) -> float:
     others = [other for other in group if other != task]
     if not others:
         return float(alone[task])

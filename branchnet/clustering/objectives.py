@@ -92,6 +92,7 @@ class StageLosses:
         averaged: see `Objective.averaged`.
         divisor: constant that every stage is divided by.
         offset: constant that is added to every tree's cost.
+        name: name of the objective.
     """
 
     tasks: tuple[str, ...]
@@ -100,6 +101,7 @@ class StageLosses:
     averaged: bool
     divisor: float = 1.0
     offset: float = 0.0
+    name: str = "given"
 
     @property
     def depth(self) -> int:
@@ -203,7 +205,7 @@ def stage_losses(
     if stage_weights is not None:
         pairs = pairs * _checked_weights(stage_weights, len(pairs))[:, None, None]
     divisor = float(len(affinity.tasks)) if chosen.per_task else 1.0
-    return StageLosses(tuple(affinity.tasks), pairs, chosen.kind, chosen.averaged, divisor)
+    return StageLosses(tuple(affinity.tasks), pairs, chosen.kind, chosen.averaged, divisor, name=chosen.name)
 
 
 def _checked_weights(weights: Sequence[float], depth: int) -> Floats:

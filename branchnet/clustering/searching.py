@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
+from branchnet.clustering.beam import beam_search
+from branchnet.clustering.bounds import lower_bound
 from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
-from branchnet.clustering.exact import WidthTable, width_table
+from branchnet.clustering.exact import WidthTable, forced_stages, width_table, work
+from branchnet.clustering.heuristic import heuristic_search
+from branchnet.clustering.local import Labels, Landscape
 from branchnet.clustering.objectives import Objective, StageLosses, stage_losses
 from branchnet.clustering.results import SearchResult
+from branchnet.clustering.starts import smallest_tree
 from branchnet.clustering.tree import Tree
-from branchnet.errors import BudgetError
+from branchnet.clustering.watch import OutOfTime, Watch
+from branchnet.errors import BranchnetError, BudgetError
+
+METHODS = ("auto", "exact", "local", "beam")
+_EXACT_TASKS = 12
+_EXACT_WORK = 6_000_000_000
+_EXACT_BYTES = 6_000_000_000
+_FRONT_BUDGETS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +40,10 @@ class Problem:
     sizes: SizeModel
     rules: Rules
     objective: str
+
+    def landscape(self, limit: float) -> Landscape:
+        """The problem under a budget, for the heuristics; heads are taken off the limit."""
+        return Landscape(self.losses, self.rules, self.sizes.table, limit - self.sizes.heads)
 
 
 def search(
@@ -40,30 +58,50 @@ def search(
     shared_stages: int = 0,
     constraints: Constraints | None = None,
     seed: int = 0,
+    time_limit: float | None = None,
+    progress: bool = False,
 ) -> SearchResult:
-    """The tree of least cost that fits the budget.
+    """The tree of least cost that fits the budget, with a bound on how much better any other could be.
+
+    Ties (relative 1e-12) go to the smaller size, then to the first in canonical order. Interrupted, or at the time
+    limit, the best tree so far is returned with its bound; `why` says so.
 
     Args:
-        affinity: values (D, N, N), larger = better shared.
-        costs: StageCosts, one number per stage, or a table `costs[stage][width]`.
+        affinity: values (D, N, N), larger = better shared; or StageLosses.
+        costs: StageCosts, one number per stage, or a table `costs[stage][width]` for widths 0..N.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         objective: see `branchnet.clustering.objectives`.
         stage_weights: D factors of the stages' terms; None = 1.
-        method: `"auto"` or `"exact"`.
+        method: `"exact"` (dynamic programme over all partitions), `"local"` (starts and local search), `"beam"` (the
+            published beam search with spectral clustering), or `"auto"`: exact where it fits in time and memory.
         shared_stages: the first so many stages are shared by all tasks; a short form of the constraint.
         constraints: further restrictions.
         seed: for the methods that draw random numbers.
+        time_limit: seconds; None = no limit.
+        progress: whether to draw a progress bar on stderr.
 
     Raises:
         BudgetError: nothing fits; the error names the smallest feasible size.
         AffinityError, TreeError: inputs that do not fit together.
     """
     wanted = as_budget(budget)
-    problem = _problem(affinity, costs, wanted.unit, head_costs, objective, stage_weights, shared_stages, constraints)
-    table = width_table(problem.losses, problem.rules)
-    return _best(problem, table, problem.sizes.limit(wanted), str(wanted))
+    problem = make_problem(
+        affinity, costs, wanted.unit, head_costs, objective, stage_weights, shared_stages, constraints
+    )
+    limit = problem.sizes.limit(wanted)
+    chosen, why = choose_method(problem, method)
+    with Watch(time_limit, show=progress) as watch:
+        if chosen != "exact":
+            return _searched(problem, limit, str(wanted), chosen, why, seed, watch)
+        try:
+            table = width_table(problem.losses, problem.rules, watch)
+        except (OutOfTime, KeyboardInterrupt) as stop:
+            reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped at the time limit"
+            why = f"the exact method was {reason}; this is the best of the starts"
+            return _searched(problem, limit, str(wanted), "local", why, seed, Watch(0.0))
+    return _best(problem, table, limit, str(wanted), why)
 
 
 def pareto_front(
@@ -74,45 +112,70 @@ def pareto_front(
     head_costs: HeadCosts | None = None,
     objective: str | Objective = "mean-max",
     stage_weights: Sequence[float] | None = None,
+    method: str = "auto",
     shared_stages: int = 0,
     constraints: Constraints | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> list[SearchResult]:
-    """Every trade between size and cost: from the smallest tree to the cheapest, each the best of its size.
+    """Every trade between size and cost, smallest tree first: no tree is as small and cheaper, or as cheap and smaller.
 
-    The arguments are those of `search`; `unit` is the unit in which sizes are counted.
+    By the exact method the front is complete and proven. For many tasks it is searched at 24 budgets, each point with
+    its own bound. The arguments and errors are those of `search`; `unit` is the unit in which sizes are counted.
     """
-    problem = _problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
-    table = width_table(problem.losses, problem.rules)
-    return [_result(problem, table, row, math.inf) for row in _front_rows(table, _sizes(problem.sizes, table))]
+    problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
+    chosen, why = choose_method(problem, method)
+    with Watch(show=progress) as watch:
+        if chosen != "exact":
+            return _searched_front(problem, chosen, why, seed, watch)
+        table = width_table(problem.losses, problem.rules, watch)
+    rows = _front_rows(table, _table_sizes(problem.sizes, table))
+    return [_proven(problem, table, row, math.inf, why) for row in rows]
 
 
-def _problem(
+def make_problem(
     affinity: Affinity | StageLosses,
     costs: Costs,
     unit: str,
-    head_costs: HeadCosts | None,
-    objective: str | Objective,
-    stage_weights: Sequence[float] | None,
-    shared_stages: int,
-    constraints: Constraints | None,
+    head_costs: HeadCosts | None = None,
+    objective: str | Objective = "mean-max",
+    stage_weights: Sequence[float] | None = None,
+    shared_stages: int = 0,
+    constraints: Constraints | None = None,
 ) -> Problem:
+    """Check that the inputs of a search fit together; arguments and errors as `search`."""
     losses = stage_losses(affinity, objective, stage_weights)
     sizes = size_model(costs, losses.tasks, unit, head_costs)
     if len(sizes.table) != losses.depth:
         raise BudgetError(f"there are costs of {len(sizes.table)} stages but affinities of {losses.depth}")
     given = constraints or Constraints()
     if shared_stages:
-        given = Constraints(**{**given.__dict__, "shared_stages": max(shared_stages, given.shared_stages)})
-    name = objective if isinstance(objective, str) else objective.name
+        given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
+    name = losses.name if isinstance(affinity, StageLosses) else _name(objective)
     return Problem(losses, sizes, rules_of(given, losses.tasks, losses.depth), name)
 
 
-def _sizes(sizes: SizeModel, table: WidthTable) -> np.ndarray:
-    return np.array([sizes.of_widths(widths) for widths in table.widths.tolist()])
+def _name(objective: str | Objective) -> str:
+    return objective if isinstance(objective, str) else objective.name
 
 
-def _best(problem: Problem, table: WidthTable, limit: float, budget: str) -> SearchResult:
-    sizes = _sizes(problem.sizes, table)
+def choose_method(problem: Problem, method: str) -> tuple[str, str]:
+    """The method that runs, and why."""
+    if method not in METHODS:
+        raise BranchnetError(f"{method!r} is no search method; choose from {', '.join(METHODS)}")
+    n, depth = len(problem.losses.tasks), problem.losses.depth
+    if method != "auto":
+        return method, "asked for"
+    if n > _EXACT_TASKS:
+        return "local", f"{n} tasks have too many partitions for the exact method, which takes up to {_EXACT_TASKS}"
+    compared, held = work(n, depth - forced_stages(problem.rules))
+    if compared > _EXACT_WORK or held > _EXACT_BYTES:
+        return "local", f"the exact method would compare {compared:.1e} numbers and hold {held / 1e9:.1f} GB"
+    return "exact", f"{n} tasks and {depth} stages are few enough: every vector of widths is solved exactly"
+
+
+def _best(problem: Problem, table: WidthTable, limit: float, budget: str, why: str) -> SearchResult:
+    sizes = _table_sizes(problem.sizes, table)
     possible = np.isfinite(table.costs)
     feasible = possible & fits(sizes, limit)
     if not feasible.any():
@@ -120,10 +183,13 @@ def _best(problem: Problem, table: WidthTable, limit: float, budget: str) -> Sea
         raise infeasible(budget, limit, smallest, problem.sizes)
     best = float(table.costs[feasible].min())
     tied = np.flatnonzero(feasible & (table.costs <= best + table.tolerance(best)))
-    smallest_tied = float(sizes[tied].min())
-    rows = [int(row) for row in tied if fits(sizes[row], smallest_tied)]
-    results = [_result(problem, table, row, limit) for row in rows]
+    rows = [int(row) for row in tied if fits(sizes[row], float(sizes[tied].min()))]
+    results = [_proven(problem, table, row, limit, why) for row in rows]
     return min(results, key=lambda result: canonical_order(result.tree, problem.losses.tasks))
+
+
+def _table_sizes(sizes: SizeModel, table: WidthTable) -> npt.NDArray[np.float64]:
+    return np.array([sizes.of_widths(widths) for widths in table.widths.tolist()])
 
 
 def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeModel) -> BudgetError:
@@ -143,7 +209,7 @@ def canonical_order(tree: Tree, tasks: Sequence[str]) -> tuple[tuple[int, ...], 
     return tuple(reversed(tree.labels(tasks)))
 
 
-def _front_rows(table: WidthTable, sizes: np.ndarray) -> list[int]:
+def _front_rows(table: WidthTable, sizes: npt.NDArray[np.float64]) -> list[int]:
     rows: list[int] = []
     best = math.inf
     for row in np.lexsort((table.costs, sizes)).tolist():
@@ -154,18 +220,59 @@ def _front_rows(table: WidthTable, sizes: np.ndarray) -> list[int]:
     return rows
 
 
-def _result(problem: Problem, table: WidthTable, row: int, limit: float) -> SearchResult:
-    tree = Tree.from_labels(problem.losses.tasks, table.labels(row))
-    cost = problem.losses.tree_cost(tree)
+def _proven(problem: Problem, table: WidthTable, row: int, limit: float, why: str) -> SearchResult:
+    result = _result(problem, np.array(table.labels(row)), limit, "exact", why)
+    return dataclasses.replace(result, lower_bound=result.cost, proven=True)
+
+
+def _result(problem: Problem, labels: Labels, limit: float, method: str, why: str) -> SearchResult:
+    tree = Tree.from_labels(problem.losses.tasks, labels)
     return SearchResult(
         tree=tree,
-        cost=cost,
+        cost=problem.losses.tree_cost(tree),
         size=problem.sizes.of_widths(tree.widths),
-        lower_bound=cost,
-        proven=True,
-        method="exact",
-        why=f"all {len(table.costs)} vectors of widths were solved exactly over the lattice of partitions",
+        lower_bound=-math.inf,
+        proven=False,
+        method=method,
+        why=why,
         objective=problem.objective,
         unit=problem.sizes.unit,
         limit=limit,
     )
+
+
+def _searched(
+    problem: Problem, limit: float, budget: str, method: str, why: str, seed: int, watch: Watch
+) -> SearchResult:
+    land = problem.landscape(limit)
+    smallest = smallest_tree(problem.rules)
+    least = land.size(smallest)
+    if least > land.limit * (1 + 1e-12):
+        raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
+    if method == "beam":
+        labels, stopped = beam_search(land, watch, seed=seed), ""
+        if labels is None:
+            raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
+    else:
+        found = heuristic_search(land, watch, seed=seed)
+        if found is None:
+            raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
+        labels, stopped = found.labels, found.stopped
+    result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
+    return _with_bound(result, lower_bound(problem.losses, problem.rules, land.sizes, land.limit))
+
+
+def _with_bound(result: SearchResult, bound: float) -> SearchResult:
+    reached = bound >= result.cost - 1e-12 * abs(result.cost)
+    return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached)
+
+
+def _searched_front(problem: Problem, method: str, why: str, seed: int, watch: Watch) -> list[SearchResult]:
+    least = problem.landscape(math.inf).size(smallest_tree(problem.rules)) + problem.sizes.heads
+    limits = np.geomspace(max(least, 1e-300), max(problem.sizes.separate, least), _FRONT_BUDGETS)
+    points = [_searched(problem, float(limit), "", method, why, seed, watch) for limit in limits]
+    front: list[SearchResult] = []
+    for point in sorted(points, key=lambda point: (point.size, point.cost)):
+        if not front or point.cost < front[-1].cost * (1 - 1e-12):
+            front.append(point)
+    return front

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from branchnet.clustering.tree import Tree
 from branchnet.errors import AffinityError, BudgetError
 
 Losses = Sequence[Mapping[str, float]]
+Task = TypeVar("Task")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def higher_order_estimates(losses: Losses, sets: Iterable[Iterable[str]]) -> lis
     return [_estimate(tuple(tasks), measured) for tasks in sets]
 
 
-def task_sets(tasks: Sequence[str], smallest: int = 1) -> list[tuple[str, ...]]:
+def task_sets(tasks: Sequence[Task], smallest: int = 1) -> list[tuple[Task, ...]]:
     """All sets of at least `smallest` tasks, small ones first."""
     return [group for size in range(smallest, len(tasks) + 1) for group in combinations(tasks, size)]
 
@@ -175,7 +177,9 @@ def _too_small(groups: Groups, budget: float) -> BudgetError:
     if choice is None:
         return BudgetError("no choice of networks holds every task exactly once")
     smallest = groups.cost(choice)
-    return BudgetError(f"no choice of networks fits the budget of {budget:g}; {smallest:g} is needed", smallest=smallest)
+    return BudgetError(
+        f"no choice of networks fits the budget of {budget:g}; {smallest:g} is needed", smallest=smallest
+    )
 
 
 def _selection(groups: Groups, tasks: Sequence[str], chosen: Chosen) -> Selection:

@@ -1,6 +1,11 @@
 from .affinity_plot import AffinityPlot as AffinityPlot
 from .affinity_plot import affinity_plot_data as affinity_plot_data
 from .affinity_plot import draw_affinity as draw_affinity
+from .comparison import ComparedNetwork as ComparedNetwork
+from .comparison import Comparison as Comparison
+from .costing import NetworkCosts as NetworkCosts
+from .costing import NodeCost as NodeCost
+from .costing import network_costs as network_costs
 from .figures import save_figure as save_figure
 from .front_plot import FrontPlot as FrontPlot
 from .front_plot import draw_front as draw_front
@@ -16,10 +21,51 @@ from .metric_plot import MetricPlot as MetricPlot
 from .metric_plot import draw_metrics as draw_metrics
 from .metric_plot import metric_plot_data as metric_plot_data
 from .metric_plot import relative_changes as relative_changes
+from .page import Page as Page
 from .samples_plot import SamplesPlot as SamplesPlot
 from .samples_plot import TaskSamples as TaskSamples
 from .samples_plot import draw_samples as draw_samples
 from .samples_plot import samples_plot_data as samples_plot_data
+from .summary import Report as Report
+from .summary import node_latency as node_latency
+from .summary import report as report
 from .tree_plot import TreePlot as TreePlot
 from .tree_plot import draw_tree as draw_tree
 from .tree_plot import tree_plot_data as tree_plot_data
+
+__all__ = [
+    "AffinityPlot",
+    "ComparedNetwork",
+    "Comparison",
+    "FrontPlot",
+    "Latency",
+    "LatencyPlot",
+    "MetricPlot",
+    "NetworkCosts",
+    "NodeCost",
+    "Page",
+    "Report",
+    "SamplesPlot",
+    "TaskSamples",
+    "TreePlot",
+    "affinity_plot_data",
+    "compare_latency",
+    "draw_affinity",
+    "draw_front",
+    "draw_latency",
+    "draw_metrics",
+    "draw_samples",
+    "draw_tree",
+    "front_plot_data",
+    "latency_plot_data",
+    "measure_latency",
+    "metric_plot_data",
+    "network_costs",
+    "node_latency",
+    "ratio_interval",
+    "relative_changes",
+    "report",
+    "samples_plot_data",
+    "save_figure",
+    "tree_plot_data",
+]

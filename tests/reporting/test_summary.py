@@ -1,0 +1,90 @@
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from branchnet import BranchnetError
+from branchnet.reporting.comparison import ComparedNetwork, Comparison
+from branchnet.reporting.latency import Latency
+from branchnet.reporting.summary import report
+
+from .toys import EXAMPLE, TASKS, toy_branched, toy_networks
+
+
+@pytest.fixture(scope="module")
+def found():
+    return report(toy_branched(), EXAMPLE, networks=toy_networks(), repeats=2)
+
+
+def test_every_form_gives_the_same_totals(found):
+    plain = json.loads(found.to_json())
+    by_node = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert plain["params"] == sum(int(row["parameters"]) for row in by_node) == 631
+    assert plain["flops"] == sum(int(row["FLOPs"]) for row in by_node)
+    assert [node["id"] for node in plain["nodes"]] == [row["node"] for row in by_node]
+    assert "| **total** |" in found.to_markdown() or "| total |" in found.to_markdown()
+    assert plain == json.loads(json.dumps(found.to_dict()))
+
+
+def test_the_terminal_shows_the_convention_and_the_totals(found):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(found.table())
+    shown = console.file.getvalue()
+    assert "one multiply-add counts as one FLOP" in shown
+    assert "58.3 %" in shown
+
+
+def test_every_node_and_both_networks_are_timed(found):
+    assert set(found.latencies) == {"separate", "branched"}
+    assert set(found.node_latencies) == {node.id for node in found.costs.nodes}
+    assert all(latency.median > 0 for latency in found.node_latencies.values())
+
+
+def test_without_latency_nothing_is_timed():
+    found = report(toy_branched(), EXAMPLE, latency=False)
+    assert found.latencies is None
+    assert found.to_dict()["node_latency"] is None
+
+
+def test_timing_leaves_the_users_networks_in_their_mode():
+    networks = toy_networks()
+    networks["b"].train()
+    branched = toy_branched().train()
+    report(branched, EXAMPLE, networks=networks, repeats=1)
+    assert [networks[task].training for task in TASKS] == [False, True, False]
+    assert branched.training
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "md", "html"])
+def test_files_are_written_by_suffix(found, tmp_path, suffix):
+    path = tmp_path / f"report.{suffix}"
+    found.save(path)
+    forms = {"csv": found.to_csv, "json": found.to_json, "md": found.to_markdown}
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") if suffix == "html" else text == forms[suffix]()
+
+
+@pytest.mark.parametrize("name", ["report.xlsx", "report"])
+def test_other_suffixes_are_refused(found, tmp_path, name):
+    with pytest.raises(BranchnetError, match=r"\.csv, \.json, \.md or \.html"):
+        found.save(tmp_path / name)
+
+
+def test_comparison_by_hand():
+    def network(name, a, b, params, seconds):
+        return ComparedNetwork(name, {"a": a, "b": b}, params, None, {"eager": Latency((seconds,))})
+
+    networks = (network("separate", 0.5, 2.0, 200, 0.04), network("branched", 0.45, 1.9, 120, 0.02))
+    compared = Comparison(networks, {"a": "mIoU", "b": "RMSE"}, {"a": False, "b": True})
+    assert compared.delta(networks[1]) == pytest.approx((-10 + 5) / 2)
+    sizes = compared.size_table().to_records()
+    assert sizes[1]["share"] == pytest.approx(0.6)
+    assert sizes[1]["latency, eager (s)"] == 0.02
+    assert sizes[0]["\N{GREEK CAPITAL LETTER DELTA} (%)"] is None
+    rows = compared.task_table().rows
+    assert rows[0][1:] == ("mIoU \N{UPWARDS ARROW}", 0.5, 0.45)
+    assert rows[1][1:] == ("RMSE \N{DOWNWARDS ARROW}", 2.0, 1.9)
+    assert compared.metric_plot().deltas[0] == pytest.approx((-10, 5))
+    assert compared.latency_plot().ratios == pytest.approx((1, 2))

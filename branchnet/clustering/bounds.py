@@ -46,9 +46,9 @@ def stage_bounds(losses: StageLosses, stage: int) -> Floats:
         sums = _medoid_sums(pairs)
     else:
         sums = _task_sums(pairs, losses.kind)
-    bounds = np.full(n + 1, np.inf)
+    bounds: Floats = np.full(n + 1, np.inf)
     bounds[1:] = sums * np.array([losses.scale(k) for k in range(1, n + 1)])
-    return np.asarray(bounds, dtype=np.float64)
+    return bounds
 
 
 def _diameter_sums(pairs: Floats) -> Floats:

@@ -30,6 +30,7 @@ from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.watch import Watch
 
 Floats = npt.NDArray[np.float64]
+Strings = npt.NDArray[np.uint8]
 Tables = list[Floats]
 RELATIVE_TIE = 1e-12
 _CHUNK = 1 << 15
@@ -131,6 +132,19 @@ def width_table(losses: StageLosses, rules: Rules, watch: Watch | None = None) -
         _stages=stages,
         _chains=chains,
     )
+
+
+def best_groupings(losses: StageLosses, rules: Rules) -> list[tuple[float, Strings]]:
+    """For every number of whole networks the least cost and its groups: trees whose stages all have one partition."""
+    grid = lattice(len(losses.tasks))
+    stages = [_stage_costs(losses, rules, grid, d) for d in range(losses.depth)]
+    found = []
+    for k in range(1, grid.n + 1):
+        totals = np.sum([stage[k] for stage in stages], axis=0) + losses.offset
+        place = int(totals.argmin())
+        if np.isfinite(totals[place]):
+            found.append((float(totals[place]), grid.strings[k][:, place]))
+    return found
 
 
 def forced_stages(rules: Rules) -> int:

@@ -331,4 +331,5 @@ def _swap_breaks(rules: Rules, d: int, clusters: Bools, row: npt.NDArray[np.int6
     apart = rules.apart[d].astype(np.int64)
     counts = apart @ clusters.T.astype(np.int64)
     clash = counts[:, row].T - apart > 0
-    return np.logical_and(different, bound[:, None] | bound[None] | clash | clash.T)
+    broken: Bools = bound[:, None] | bound[None] | clash | clash.T
+    return broken & different

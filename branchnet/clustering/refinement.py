@@ -1,8 +1,9 @@
 """Select, measure, select again: spend few measurements where the best selection rests on estimates.
 
 Estimates are corrected by what was measured: the error of a task's estimate is a Gaussian process over task sets, alike
-for sets that have many tasks in common. The incumbent is the best selection among measured networks. Every step measures an estimated network
-of the best selection; when that holds none, of the best selection if estimates were better by a growing margin.
+for sets that have many tasks in common. The incumbent is the best selection among measured networks. Every step
+measures an estimated network of the best selection; when that holds none, of the best selection if estimates were
+better by a growing margin.
 """
 
 from __future__ import annotations

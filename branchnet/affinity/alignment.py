@@ -98,8 +98,8 @@ def _kernel(gram: Matrix, kernel: Kernel, bandwidth: float) -> Matrix:
     squares = gram.diagonal()
     distances = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
     np.fill_diagonal(distances, 0.0)
-    median = np.median(distances[np.triu_indices(len(gram), 1)])
-    scale = median if median > 0 else distances.max()
+    median = np.median(np.sqrt(distances[np.triu_indices(len(gram), 1)]))
+    scale = median**2 if median > 0 else distances.max()
     matrix: Matrix = np.exp(-distances / (2 * bandwidth**2 * scale)) if scale > 0 else np.ones_like(gram)
     return matrix
 
@@ -177,10 +177,11 @@ def _batch_vectors(
 
 def _batch_gram(tensors: Sequence[Tensor], together: str) -> Matrix:
     """Inner products of one batch, over all features or as the mean over tensors of trace 1."""
-    products = [gram(tensor, Centring(inputs=True)).products for tensor in tensors]
-    if len(products) > 1 and together == "mean":
-        traces = [one.trace() for one in products]
-        products = [one / trace for one, trace in zip(products, traces, strict=True) if trace > 0]
+    grams = [gram(tensor, Centring(inputs=True)) for tensor in tensors]
+    varying = [one.products for one in grams if not (one.products.diagonal() <= one.floor).all()]
+    products = varying or [one.products for one in grams]
+    if len(varying) > 1 and together == "mean":
+        products = [one / one.trace() for one in varying]
     summed: Matrix = torch.stack(products).sum(dim=0).cpu().numpy()
     return summed
 

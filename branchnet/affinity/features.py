@@ -124,7 +124,7 @@ def read_batches(
     transform: Transform | None = None,
 ) -> None:
     """Call `consume(location, tensors)` for every batch, each tensor that counts as (B, F); nothing is kept."""
-    layout = find_layout(member, probe.example(), locations, device, transform)
+    layout = find_layout(member, probe.example, locations, device, transform)
 
     def visit(location: int, after: tuple[Any, ...], _: Sequence[int]) -> None:
         chosen = [piece.tensor for piece in layout.pieces if piece.location == location]

@@ -7,7 +7,7 @@ Golub and LeVeque (1983), "Algorithms for computing the sample variance", equati
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,20 @@ class GramAccumulator:
                 self._sizes.append(block.shape[1])
             self._products += _symmetric_product(block)
 
+    @classmethod
+    def joined(cls, parts: Sequence[GramAccumulator]) -> GramAccumulator:
+        """What adding the features of all parts to one accumulator gives."""
+        whole = cls(parts[0]._centring)
+        for part in parts:
+            if part._products is None or part._norms is None:
+                raise ValueError("no features were added")
+            whole._products = part._products if whole._products is None else whole._products + part._products
+            whole._norms = part._norms if whole._norms is None else whole._norms + part._norms
+            whole._means += part._means
+            whole._sizes += part._sizes
+            whole._epsilon = max(whole._epsilon, part._epsilon)
+        return whole
+
     def sum_over_ranks(self) -> None:
         """Add up what the processes of `torch.distributed` hold, each having seen other features of the same inputs."""
         if self._products is None or self._norms is None:
@@ -102,6 +116,11 @@ def gram(features: Tensor, centring: Centring) -> Gram:
     accumulator = GramAccumulator(centring)
     accumulator.add(features)
     return accumulator.finish()
+
+
+def rounding_floor(features: Tensor) -> float:
+    """The sum of squares up to which centred features (K, F) are rounding error alone."""
+    return _ROUNDING * float(torch.finfo(features.dtype).eps) ** 2 * float(features.double().square().sum())
 
 
 def _blocks(features: Tensor) -> Iterator[Tensor]:

@@ -30,12 +30,14 @@ class Probe:
         batch_size: inputs per batch where `source` is one batch.
         sizes: inputs in every batch.
         digests: for every batch, the content hash of the probe up to and including it.
+        example: the first two inputs.
     """
 
     source: Any
     batch_size: int
     sizes: tuple[int, ...]
     digests: tuple[str, ...]
+    example: Batch
 
     @property
     def inputs(self) -> int:
@@ -68,10 +70,6 @@ class Probe:
                 f"the probe changed: {count} batches were read for {reader}, {len(self.digests)} at first"
             )
 
-    def example(self, inputs: int = 2) -> Batch:
-        """The first inputs, as a batch."""
-        return _slice(next(_batches(self.source, self.batch_size)), 0, inputs)
-
 
 def read_probe(source: Any, batch_size: int) -> Probe:
     """Read the probe once: count its inputs and fix its content.
@@ -81,8 +79,6 @@ def read_probe(source: Any, batch_size: int) -> Probe:
     Raises:
         AffinityError: fewer than three inputs, a source that can be read only once, or batches without tensors.
     """
-    if isinstance(source, Probe):
-        return source
     if batch_size < 1:
         raise AffinityError(f"batch_size is {batch_size}; at least 1 was expected")
     if isinstance(source, Iterator):
@@ -90,14 +86,15 @@ def read_probe(source: Any, batch_size: int) -> Probe:
             f"the probe is a {type(source).__name__}, which can be read once only; every network reads it again, so "
             "pass a tensor, a list of batches or a loader"
         )
-    hasher, sizes, digests = _Hasher(), [], []
+    hasher, sizes, digests, example = _Hasher(), [], [], None
     for batch in _batches(source, batch_size):
+        example = _slice(batch, 0, 2) if example is None else example
         sizes.append(batch_length(batch))
         hasher.add(batch)
         digests.append(hasher.digest())
-    if sum(sizes) < MINIMUM_INPUTS:
+    if example is None or sum(sizes) < MINIMUM_INPUTS:
         raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
-    return Probe(source, batch_size, tuple(sizes), tuple(digests))
+    return Probe(source, batch_size, tuple(sizes), tuple(digests), example)
 
 
 def batch_length(batch: Batch) -> int:

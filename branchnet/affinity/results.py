@@ -26,7 +26,7 @@ Resample: TypeAlias = Callable[[Sequence[Signature], Options], Matrix]
 def prepare(networks: Networks, probe: Any, options: Options) -> tuple[Family, Probe]:
     """Read the probe once and cut the networks."""
     fixed = read_probe(probe, options.batch_size)
-    return gather_networks(networks, fixed.example(), options.locations), fixed
+    return gather_networks(networks, fixed.example, options.locations), fixed
 
 
 def measure_pairs(

@@ -30,6 +30,7 @@ from .spreading import agree, check_same_probe, columns_of_all, from_owner, owne
 Signature: TypeAlias = npt.NDArray[np.floating]
 
 _EXACT = "exact"
+_ALIKE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def rdm_kind(dissimilarity: Dissimilarity, center: bool) -> Kind:
     """The upper triangle of the RDM."""
 
     def finish(grams: Sequence[Gram]) -> Tensor:
-        varying = grams if len(grams) == 1 else [one for one in grams if not _same_for_all(one)]
-        return upper_triangle(mean_rdm([rdm_of_gram(one, dissimilarity) for one in varying or grams], dissimilarity))
+        return upper_triangle(mean_rdm([rdm_of_gram(one, dissimilarity) for one in grams], dissimilarity))
 
     return Kind(f"rdm {dissimilarity} {center}", centring_for(dissimilarity, center), finish)
 
@@ -64,18 +64,20 @@ def gram_kind() -> Kind:
         for one in grams:
             if not torch.isfinite(one.products).all():
                 raise AffinityError("the features are not all finite")
-        varying = [one.products for one in grams if (one.products.diagonal() > one.floor).any()]
-        if not varying:
+        if any((one.products.diagonal() <= one.floor).all() for one in grams):
             raise AffinityError("the features of all inputs are the same")
-        return torch.stack([products / products.trace() for products in varying]).mean(dim=0)
+        return torch.stack([one.products / one.products.trace() for one in grams]).mean(dim=0)
 
     return Kind("gram", Centring(inputs=True), finish)
 
 
-def _same_for_all(one: Gram) -> bool:
-    """Whether every input has the same features: a mask, a position table; it says nothing about the inputs."""
-    products = one.products
-    return bool((products == products[0, 0]).all())
+def _varies(one: Gram, centring: Centring) -> bool:
+    """Whether inputs differ at all. A mask or a position table does not, and says nothing about them."""
+    if not torch.isfinite(one.products).all():
+        return True
+    if centring.inputs:
+        return bool((one.products.diagonal() > one.floor).any())
+    return bool((one.products - one.products[0, 0]).abs().max() > _ALIKE * one.products.abs().max())
 
 
 def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) -> list[list[Signature]]:
@@ -111,7 +113,7 @@ def read_pieces(
     member: Member, probe: Probe, locations: Sequence[str], options: Options, arena: Arena, consume: Consumer
 ) -> None:
     """Call `consume` with the features of one network, in as many passes as memory asks for."""
-    layout = find_layout(member, probe.example(), locations, options.place, options.features)
+    layout = find_layout(member, probe.example, locations, options.place, options.features)
     plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, _memory_limit(member, options, arena))
     read_features(
         member, probe, plan, locations, consume, arena=arena, device=options.place, transform=options.features
@@ -140,7 +142,7 @@ class _Reader:
         found = self._cached(cache, _EXACT, together)
         if len(found) < len(self.locations):
             layout = find_layout(
-                member, self.probe.example(), self.locations, self.options.place, self.options.features
+                member, self.probe.example, self.locations, self.options.place, self.options.features
             )
             plan = self._plan(member, layout, found, together)
             kept_as = _EXACT if plan.dtype == layout.dtype else str(plan.dtype).removeprefix("torch.")
@@ -183,15 +185,14 @@ class _Reader:
         return plan_passes(missing, dtype or layout.dtype, inputs, limit)
 
     def _sums(self, member: Member, plan: Plan, together: bool) -> dict[int, dict[int, GramAccumulator]]:
-        """Inner products of every tensor (of all, where they are concatenated) at every location."""
+        """Inner products of every tensor at every location."""
         sums: dict[int, dict[int, GramAccumulator]] = {}
         rank, size = world() if together else (0, 1)
         shares = [share_of(self.probe, each, size) for each in range(size)]
         counts = [sum(self.probe.sizes[index] for index in share) for share in shares]
 
         def add(piece: Piece, features: Tensor) -> None:
-            tensor = 0 if self.options.tensors == "concatenate" else piece.tensor
-            total = sums.setdefault(piece.location, {}).setdefault(tensor, GramAccumulator(self.kind.centring))
+            total = sums.setdefault(piece.location, {}).setdefault(piece.tensor, GramAccumulator(self.kind.centring))
             total.add(columns_of_all(features, counts) if together else features)
 
         read_features(
@@ -215,8 +216,11 @@ class _Reader:
     def _finished(
         self, member: Member, location: int, sums: Sequence[GramAccumulator], dtype: torch.dtype
     ) -> Signature:
+        varying = [one for one in sums if _varies(one.finish(), self.kind.centring)] or list(sums)
+        if self.options.tensors == "concatenate":
+            varying = [GramAccumulator.joined(varying)]
         try:
-            signature = self.kind.finish([one.finish() for one in sums])
+            signature = self.kind.finish([one.finish() for one in varying])
         except AffinityError as error:
             raise AffinityError(f"{member.label} at {self.locations[location]!r}: {error}") from error
         return signature.to(torch.promote_types(dtype, torch.float32)).cpu().numpy()

@@ -20,6 +20,7 @@ from branchnet.errors import AffinityError
 from .bootstrap import half_samples
 from .comparing import unit_diagonal
 from .features import Arena
+from .grams import rounding_floor
 from .memory import Piece
 from .networks import Family, Member, Networks
 from .options import Options, ProbeArguments
@@ -179,10 +180,12 @@ def _variate_weights(
     """Sum over features of |h^T x| for every variate h: `[location][other]`, (c,)."""
     sums: dict[tuple[int, int], dict[int, Matrix]] = {}
     traces: dict[tuple[int, int], float] = {}
+    floors: dict[tuple[int, int], float] = {}
 
     def add(piece: Piece, features: Tensor) -> None:
         key = (piece.location, piece.tensor)
         rows = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+        floors[key] = floors.get(key, 0.0) + rounding_floor(rows)
         rows = rows - rows.mean(dim=0)
         traces[key] = traces.get(key, 0.0) + float(rows.double().square().sum())
         held = sums.setdefault(key, {})
@@ -191,7 +194,8 @@ def _variate_weights(
             held[other] = held.get(other, 0.0) + onto.abs().sum(dim=1).double().cpu().numpy()
 
     read_pieces(member, probe, family.locations, options, arena, add)
-    return [_summed(location, sums, traces, options.tensors) for location in range(len(family.locations))]
+    varying = {key: trace for key, trace in traces.items() if trace > floors[key]}
+    return [_summed(location, sums, varying, options.tensors) for location in range(len(family.locations))]
 
 
 def _summed(
@@ -203,7 +207,7 @@ def _summed(
     """Weights over all tensors of a location, each first scaled to norm 1 where tensors have equal weight."""
     total: dict[int, Matrix] = {}
     for key, held in sums.items():
-        if key[0] == location and traces[key] > 0:
+        if key[0] == location and key in traces:
             scale = 1 / np.sqrt(traces[key]) if together == "mean" else 1.0
             for other, weights in held.items():
                 total[other] = total.get(other, 0.0) + scale * weights

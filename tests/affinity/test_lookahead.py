@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -11,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from branchnet.affinity import gradient_affinity, probing_cost
-from branchnet.errors import AffinityError
-
-from .toys import Block, Staged
+from branchnet.affinity import gradient_affinity
 
 ORACLE = json.loads((Path(__file__).parents[1] / "facts" / "tag_affinity_micro_oracle.json").read_text())
 TASKS = ("t0", "t1", "t2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -41,3 +43,34 @@ def small_cnn(seed: int, *, width: int = 6, dtype: torch.dtype = torch.float64) 
 def images(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Random images (count, 3, 8, 8)."""
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def features_at(network: Staged, probe: Tensor, location: int) -> Tensor:
+    """Features (K, F) in eval mode, computed apart from the library."""
+    network = copy.deepcopy(network).eval()
+    cut = (probe,)
+    with torch.no_grad():
+        for stage in network.stages[: location + 1]:
+            cut = stage(*cut)
+    return cut[0].flatten(1)
+
+
+class Given(nn.Module):
+    """A stage that looks its features up: probe inputs are row numbers."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", features)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.table[x.long().flatten()],)
+
+
+def given(features: Tensor) -> Staged:
+    """A network of one stage with the given features (K, F); its probe is `rows(K)`."""
+    return Staged(Given(features), locations=("only",))
+
+
+def rows(count: int) -> Tensor:
+    """The probe of `given` networks."""
+    return torch.arange(count, dtype=torch.float64)[:, None]

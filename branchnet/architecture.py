@@ -140,21 +140,13 @@ class Architecture(Section):
         Raises:
             SpecError: locations that are not known, or content that does not fit together.
         """
-        tree = result.tree
-        staged = _staged(networks or {}, tree.tasks)
-        first = next(iter(staged.values()), None)
-        if first is not None:
-            locations, costs = locations or first.locations, costs or first.costs
-            head_costs = head_costs or {task: network.head_cost for task, network in staged.items()}
-        locations = locations or (affinity.locations if affinity is not None else costs.names if costs else ())
-        return cls._describe(
-            tree,
-            locations,
-            constructors={task: _constructor(network) for task, network in (networks or {}).items()},
-            donors=choose_donors(tree, affinity),
+        return cls.from_tree(
+            result.tree,
+            networks=networks,
+            affinity=affinity,
+            locations=locations,
             costs=costs,
-            head_costs=head_costs or {},
-            interface=first.interface if first is not None else None,
+            head_costs=head_costs,
             search=_search_section(result, affinity, budget, seed),
             description=description,
         )
@@ -164,31 +156,36 @@ class Architecture(Section):
         cls,
         tree: Tree,
         *,
+        networks: Mapping[str, nn.Module] | None = None,
+        affinity: Affinity | None = None,
         locations: Sequence[str] | None = None,
-        constructors: Mapping[str, Constructor | None] | None = None,
+        costs: StageCosts | None = None,
+        head_costs: Mapping[str, StageCost] | None = None,
         search: SearchSection | None = None,
         description: str | None = None,
     ) -> Architecture:
-        """Describe a tree that was published or drawn by hand.
+        """Describe a tree that was published, drawn by hand, or found in some other way.
 
-        Args:
-            tree: which tasks share which stages.
-            locations: the D locations; by default `stage 0` .. `stage D-1`.
-            constructors: per task how its network is made, where that is known.
-            search: how the tree was found.
-            description: what this is, in words.
+        Args are those of `from_search`, and `search`: how the tree was found. Donors are named where networks or an
+        affinity are given.
 
         Raises:
-            SpecError: a number of locations that is not the tree's depth.
+            SpecError: locations that are not known, or content that does not fit together.
         """
+        networks = networks or {}
+        staged = _staged(networks, tree.tasks)
+        first = next(iter(staged.values()), None)
+        if first is not None:
+            locations, costs = locations or first.locations, costs or first.costs
+            head_costs = head_costs or {task: network.head_cost for task, network in staged.items()}
         return cls._describe(
             tree,
-            locations or [f"stage {stage}" for stage in range(tree.depth)],
-            constructors=constructors or {},
-            donors=None,
-            costs=None,
-            head_costs={},
-            interface=None,
+            locations or (affinity.locations if affinity is not None else costs.names if costs else ()),
+            constructors={task: _constructor(network) for task, network in networks.items()},
+            donors=choose_donors(tree, affinity) if networks or affinity is not None else None,
+            costs=costs,
+            head_costs=head_costs or {},
+            interface=first.interface if first is not None else None,
             search=search,
             description=description,
         )

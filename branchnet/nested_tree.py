@@ -27,7 +27,7 @@ class Node(Section):
     """A run of stages that the same tasks share, and what follows it."""
 
     until: str = Field(description="The location at whose end the node splits.")
-    donor: str | None = Field(None, description="The task whose network gives the initial weights.")
+    donor: str | None = Field(default=None, description="The task whose network gives the initial weights.")
     branches: tuple[Branch, ...] = Field(min_length=1, description="What follows: nodes, or tasks (their heads).")
 
     @property

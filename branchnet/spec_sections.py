@@ -31,11 +31,11 @@ Count = Annotated[int, Field(ge=0)]
 class InputSection(Section):
     """One tensor that every network takes."""
 
-    name: str | None = Field(None, description="The keyword, where the networks take keyword arguments.")
+    name: str | None = Field(default=None, description="The keyword, where the networks take keyword arguments.")
     shape: tuple[Count, ...]
     dtype: Dtype
-    low: int | None = Field(None, description="Smallest value of integers, e.g. of token numbers.")
-    high: int | None = Field(None, description="Largest value of integers.")
+    low: int | None = Field(default=None, description="Smallest value of integers, e.g. of token numbers.")
+    high: int | None = Field(default=None, description="Largest value of integers.")
 
 
 def _input_form(section: Any) -> str:
@@ -118,16 +118,16 @@ class CostsSection(Section):
 class SearchSection(Section):
     """How the tree was found, and how good it is known to be."""
 
-    budget: str | None = Field(None, description="Upper bound, e.g. `60% params` or `4 GMACs`.")
+    budget: str | None = Field(default=None, description="Upper bound, e.g. `60% params` or `4 GMACs`.")
     objective: str | None = None
-    measure: str | None = Field(None, description="The affinity measure, e.g. `rsa`.")
+    measure: str | None = Field(default=None, description="The affinity measure, e.g. `rsa`.")
     method: str | None = None
-    cost: Number | None = Field(None, description="Clustering cost of the tree under the objective.")
-    size: Number | None = Field(None, description="Size of the tree in `unit`.")
+    cost: Number | None = Field(default=None, description="Clustering cost of the tree under the objective.")
+    size: Number | None = Field(default=None, description="Size of the tree in `unit`.")
     unit: Literal["params", "flops", "latency"] | None = None
-    lower_bound: Number | None = Field(None, description="No tree within the budget costs less.")
+    lower_bound: Number | None = Field(default=None, description="No tree within the budget costs less.")
     proven: bool | None = None
-    probe_hash: str | None = Field(None, description="Content hash of the probe inputs.")
+    probe_hash: str | None = Field(default=None, description="Content hash of the probe inputs.")
     seed: int | None = None
 
     def problems(self) -> list[tuple[Keys, str]]:

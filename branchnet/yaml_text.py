@@ -10,6 +10,7 @@ import yaml
 from branchnet.strict_yaml import plain_value
 
 _SAFE = re.compile(r"[A-Za-z_][\w./() +-]*", re.ASCII)
+_PROSE = re.compile(r"[!-~]+( [!-~]+)*")
 _LETTERS_READ_AS_TRUTH = ("y", "n")
 
 
@@ -54,7 +55,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if needs_quotes(text) else None
+    style = ">" if len(text) > 80 and _PROSE.fullmatch(text) else '"' if needs_quotes(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

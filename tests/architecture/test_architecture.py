@@ -24,7 +24,7 @@ from branchnet.errors import SpecError
 from branchnet.nested_tree import donors_of, flatten, nest
 from branchnet.spec_sections import budget_text
 
-FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPEC = """\
 schema_version: 1
 tasks: [edges, depth, shape]
@@ -64,7 +64,7 @@ def errors(text: str, folder: Path) -> list[str]:
     return [problem.partition("spec.yaml:")[2] for problem in raised.value.problems]
 
 
-@FILES
+@RELAXED
 @given(architecture=architectures())
 def test_a_saved_architecture_is_loaded_unchanged(architecture: Architecture, tmp_path: Path) -> None:
     architecture.save(tmp_path / "x.yaml")
@@ -75,6 +75,7 @@ def test_a_saved_architecture_is_loaded_unchanged(architecture: Architecture, tm
     assert loaded.to_yaml() == architecture.to_yaml()
 
 
+@RELAXED
 @given(architectures(), st.randoms())
 def test_equal_content_is_written_as_equal_bytes(architecture: Architecture, source: random.Random) -> None:
     content = architecture.model_dump(by_alias=True, mode="json")
@@ -83,12 +84,14 @@ def test_equal_content_is_written_as_equal_bytes(architecture: Architecture, sou
     assert other.to_yaml() == architecture.to_yaml()
 
 
+@RELAXED
 @given(architectures())
 def test_another_yaml_reader_reads_the_same(architecture: Architecture) -> None:
     content = yaml.safe_load(architecture.to_yaml())
     assert Architecture.create(**content) == architecture
 
 
+@RELAXED
 @given(trees(), st.integers(0, 2**31))
 def test_nesting_and_flattening_a_tree_are_inverse(tree: Tree, seed: int) -> None:
     locations = [f"location {stage}" for stage in range(tree.depth)]
@@ -211,6 +214,7 @@ def test_from_search_needs_locations() -> None:
         Architecture.from_search(result)
 
 
+@RELAXED
 @given(st.floats(1e-9, 1e15), st.sampled_from(["params", "flops", "latency"]), st.booleans())
 def test_a_budget_survives_as_text(amount: float, unit: str, relative: bool) -> None:
     budget = Budget(amount / 1e15 if relative else amount, unit, relative)
@@ -236,6 +240,7 @@ def test_create_names_every_problem() -> None:
     assert len(raised.value.problems) == 2
 
 
+@RELAXED
 @given(architectures())
 def test_the_json_schema_knows_every_key_that_is_written(architecture: Architecture) -> None:
     schema = json_schema()
@@ -285,6 +290,7 @@ def test_reading_and_writing_imports_no_torch() -> None:
     )
 
 
+@RELAXED
 @given(NAMES)
 def test_any_task_name_can_be_a_key(name: str) -> None:
     architecture = Architecture.create(

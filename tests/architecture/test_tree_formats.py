@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import trees
 
@@ -24,6 +24,7 @@ from branchnet.tree_formats import (
     tree_to_treemtl,
 )
 
+RELAXED = settings(deadline=None, max_examples=100)
 FACTS = Path(__file__).parents[1] / "facts"
 AUTOBRANE_GAT = """\
 1: bfs dfs bridges strongly_connected_components mst_kruskal dag_shortest_paths
@@ -39,6 +40,7 @@ AUTOBRANE_GAT = """\
 2: mst_prim \n2: bellman_ford"""
 
 
+@RELAXED
 @given(trees())
 def test_every_format_reads_back_what_it_writes(tree: Tree) -> None:
     assert tree_from_json(tree_to_json(tree)) == tree
@@ -68,6 +70,7 @@ def test_bmtas_example_of_its_documentation() -> None:
     assert tree.partitions[2:4] == ((("a", "b"), ("c", "d")), (("a", "b"), ("c",), ("d",)))
 
 
+@RELAXED
 @given(
     st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(st.integers(0, n - 1), min_size=n, max_size=n), min_size=1))
 )

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -168,6 +168,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(PLAIN, st.sampled_from(["weights", "checkpoint_path", "repo_id", "file", "pretrained_backbone"]))
 def test_a_refused_name_is_found_at_any_depth(value: object, name: str) -> None:
     assert list(check_arguments({"outer": [value, {"inner": value}]})) == []

@@ -62,7 +62,7 @@ class ImageFolder(Sequence[Tensor]):
             part.paths = self.paths[index]
             return part
         pixels = np.moveaxis(_read(self.paths[index], self.size), -1, 0)
-        return _scaled(torch.from_numpy(np.divide(pixels, 255, dtype=np.float32, order="C")), self.mean, self.std)
+        return torch.from_numpy(_scaled(np.divide(pixels, 255, dtype=np.float32, order="C"), self.mean, self.std))
 
 
 def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZERO, std: Channels = _ONE) -> Tensor:
@@ -81,7 +81,7 @@ def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZE
     images = _load_array(path)
     if size is not None:
         images = _resized(images, _checked_size(size))
-    return _scaled(images, mean, std)
+    return torch.from_numpy(_scaled(images.numpy(), mean, std))
 
 
 def _load_folder(folder: ImageFolder) -> Tensor:
@@ -177,12 +177,13 @@ def _fit(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]
     return (height, width), round((height - size) / 2), round((width - size) / 2)
 
 
-def _scaled(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+def _scaled(images: np.ndarray, mean: Channels, std: Channels) -> np.ndarray:
     if (mean, std) == (_ZERO, _ONE):
         return images
     if images.shape[-3] != len(mean):
         raise DataError(f"mean and std have {len(mean)} numbers, but the images {images.shape[-3]} channels")
-    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    middle, spread = (np.asarray(values, np.float32)[:, None, None] for values in (mean, std))
+    return np.asarray((images - middle) / spread)
 
 
 def _checked_size(size: int) -> int:

@@ -9,6 +9,7 @@ objects are visible. All labels but the integer ones are float32; a pixel's labe
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ from .layouts import N_DRAWS, N_FURNITURE, SLOTS, World, worlds
 from .rendering import FLOOR, SKY, WALL, Surface, cast, resolve, shade, to_camera
 
 SEGMENTS = ("sky", "wall", "floor", "furniture", "box", "sphere", "cylinder")
-_PIXELS_AT_ONCE = 2**18
+_PIXELS_AT_ONCE = 2**17
+_MOST_THREADS = 8
 _SMALLEST = 16
 
 
@@ -61,9 +63,20 @@ def scenes(count: int, *, size: int = 64, seed: int = 0, start: int = 0) -> Scen
             raise DataError(f"{name} is {value}; it has to be at least {least}")
     chunk = max(1, _PIXELS_AT_ONCE // size**2)
     firsts = range(start, start + count, chunk)
-    parts = [_render(range(first, min(first + chunk, start + count)), size, seed) for first in firsts]
+    parts = _rendered([range(first, min(first + chunk, start + count)) for first in firsts], size, seed)
     labels = {task: torch.cat([part.labels[task] for part in parts]) for task in parts[0].labels}
     return Scenes(torch.cat([part.images for part in parts]), labels)
+
+
+def _rendered(chunks: list[range], size: int, seed: int) -> list[Scenes]:
+    """The chunks, each in one thread: threads that share every operation wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(min(threads, _MOST_THREADS), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(pool.map(lambda numbers: _render(numbers, size, seed), chunks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -62,9 +62,11 @@ def test_a_scene_is_the_same_at_every_size() -> None:
         assert agree.float().mean() > 0.999
 
 
-def test_global_random_state_is_left_alone() -> None:
+def test_global_state_is_left_alone() -> None:
+    threads = torch.get_num_threads()
     before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     scenes(2)
+    assert torch.get_num_threads() == threads
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(legacy, np.random.get_state()[1])  # noqa: NPY002
 

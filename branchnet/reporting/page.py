@@ -23,6 +23,7 @@ from branchnet.reporting.summary import Report
 if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
     from branchnet.clustering.results import SearchResult
+    from branchnet.clustering.robustness import Stability
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -41,7 +42,8 @@ class Page:
         front: the Pareto front.
         comparison: the branched network beside the separate networks and others.
         samples: predictions beside the truth.
-        certainty: sentences on how sure the choice is, beside those that follow from `chosen` and `affinity`.
+        stability: how often the tree and its nodes came back on other data.
+        certainty: sentences on how sure the choice is, beside those that follow from the fields above.
         commands: shell or Python lines that make all of this again.
     """
 
@@ -54,6 +56,7 @@ class Page:
     front: FrontPlot | None = None
     comparison: Comparison | None = None
     samples: SamplesPlot | None = None
+    stability: Stability | None = None
     certainty: Sequence[str] = ()
     commands: Sequence[str] = ()
 
@@ -69,7 +72,7 @@ class Page:
             sections.costs(self.report),
             sections.affinity(self.affinity, tree),
             sections.front(self.front),
-            sections.certainty(self.certainty, self.chosen, self.affinity),
+            sections.certainty(self.certainty, self.chosen, self.affinity, self.stability),
             sections.commands(self.commands),
         ]
         shown = [part for part in parts if part is not None]

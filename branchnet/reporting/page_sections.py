@@ -17,6 +17,7 @@ from branchnet.reporting.cost_tables import (
     stage_table,
     summary_table,
     task_table,
+    tasks_named,
 )
 from branchnet.reporting.front_plot import FrontPlot, draw_front
 from branchnet.reporting.latency_plot import draw_latency, latency_plot_data
@@ -41,6 +42,7 @@ from branchnet.reporting.units import percent, si, signed
 if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
     from branchnet.clustering.results import SearchResult
+    from branchnet.clustering.robustness import Stability
     from branchnet.clustering.tree import Tree
 
 _PAIRS_LISTED = 2000
@@ -188,7 +190,9 @@ def front(plot: FrontPlot | None) -> Section | None:
     )
 
 
-def certainty(given: Sequence[str], chosen: SearchResult | None, measured: Affinity | None) -> Section | None:
+def certainty(
+    given: Sequence[str], chosen: SearchResult | None, measured: Affinity | None, stability: Stability | None
+) -> Section | None:
     """What is known about how good the choice is."""
     lines: list[str] = []
     if chosen is not None and chosen.proven:
@@ -197,6 +201,8 @@ def certainty(given: Sequence[str], chosen: SearchResult | None, measured: Affin
         lines.append(
             f"Not proven best: its clustering cost is {chosen.cost:.4g}, and no tree is below {chosen.lower_bound:.4g}."
         )
+    if stability is not None:
+        lines.append(f"The same tree is best in {stability.same_tree:.0%} of {stability.replicates} replicates.")
     if measured is not None and measured.reliability is not None:
         noise = measured.reliability.noise(measured.locations)
         lines += [f"At {name} the order of the pairs is mostly seed noise." for name in noise]
@@ -205,7 +211,10 @@ def certainty(given: Sequence[str], chosen: SearchResult | None, measured: Affin
         lines.append(
             "The clustering cost judges trees before they are trained; how well it predicts the result varies."
         )
-    return Section("certainty", "How sure the choice is", bullets(lines)) if lines else None
+    if not lines:
+        return None
+    nodes = "" if stability is None else folded("How often each node comes back", table(_stability_table(stability)))
+    return Section("certainty", "How sure the choice is", bullets(lines) + nodes)
 
 
 def commands(lines: Sequence[str]) -> Section | None:
@@ -213,6 +222,16 @@ def commands(lines: Sequence[str]) -> Section | None:
     if not lines:
         return None
     return Section("commands", "Make it again", "".join(map(preformatted, lines)))
+
+
+def _stability_table(stability: Stability) -> Table:
+    rows = tuple(
+        (stage, tasks_named(cluster), share)
+        for stage, (clusters, shares) in enumerate(zip(stability.tree.partitions, stability.nodes, strict=True))
+        for cluster, share in zip(clusters, shares, strict=True)
+    )
+    columns = (Column("stage", str), Column("tasks that share it"), Column("replicates", percent))
+    return Table("Nodes", columns, rows)
 
 
 def _pairs_table(measured: Affinity) -> Table:

@@ -4,6 +4,7 @@ import numpy as np
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import SearchResult, Tree
+from branchnet.clustering.robustness import compare_trees
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.costing import NetworkCosts, NodeCost
 from branchnet.reporting.front_plot import front_plot_data
@@ -37,6 +38,7 @@ def full_page(n_tasks, *, depth=4, seed=0):
         front=front_plot_data(front, 100.0, chosen=chosen, random=[(50, 0.9), (70, 0.6)], budget=70.0),
         comparison=random_comparison(tasks, generator),
         samples=random_samples(tasks, generator),
+        stability=compare_trees(tree, [tree, Tree.shared(tasks, depth)]),
         certainty=[HOSTILE],
         commands=[f"branchnet demo --out {HOSTILE}", "x" * 300],
     )

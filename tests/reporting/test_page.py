@@ -61,6 +61,10 @@ def test_every_section_is_there(small):
     assert Reader(small).sections == SECTIONS
 
 
+def test_stability_is_told(small):
+    assert "The same tree is best in 50% of 2 replicates." in Reader(small).text
+
+
 def test_only_the_title_is_needed(tmp_path):
     Page(title="Nothing yet").save(tmp_path / "page.html")
     page = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))

@@ -1,0 +1,75 @@
+"""Each property of a staged network once; test files pair them with networks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure
+
+from branchnet.stages import StagedNetwork, call
+
+
+def run(network: nn.Module, example: Any, seed: int = 0) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return call(network, example)
+
+
+def assert_same(wanted: Any, found: Any, tolerance: float = 0.0) -> None:
+    assert tree_structure(wanted) == tree_structure(found)
+    for a, b in zip(tree_leaves(wanted), tree_leaves(found), strict=True):
+        if isinstance(a, Tensor):
+            torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance, equal_nan=True)
+        else:
+            assert a == b
+
+
+def compose(staged: StagedNetwork, example: Any) -> Any:
+    """The stages by hand, each run twice on the same cut, which it must leave as it is."""
+    inputs = tuple(example.values()) if isinstance(example, dict) else example
+    cut: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
+    for piece in [*staged.stages, staged.head]:
+        before = [value.clone() if isinstance(value, Tensor) else value for value in cut]
+        first = piece(*cut)
+        assert_same(tuple(before), tuple(cut))
+        second = piece(*cut)
+        assert_same(first, second)
+        cut = first
+    return cut
+
+
+def assert_evaluates_alike(network: nn.Module, staged: StagedNetwork, example: Any, tolerance: float = 0.0) -> None:
+    network, staged = copy.deepcopy(network).eval(), copy.deepcopy(staged).eval()
+    with torch.no_grad():
+        wanted = call(network, copy.deepcopy(example))
+        assert_same(wanted, call(staged, example), tolerance)
+        assert_same(wanted, compose(staged, example), tolerance)
+
+
+def assert_trains_alike(network: nn.Module, staged: StagedNetwork, example: Any, tolerance: float = 0.0) -> None:
+    """Same outputs under the same random state, same gradients, same buffers afterwards."""
+    network, staged = copy.deepcopy(network).train(), copy.deepcopy(staged).train()
+    wanted, found = run(network, copy.deepcopy(example)), run(staged, copy.deepcopy(example))
+    assert_same(wanted, found, tolerance)
+    for result in (wanted, found):
+        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        sum(leaf.square().mean() for leaf in leaves).backward()  # type: ignore[union-attr]
+    gradients = {name: p.grad for name, p in network.named_parameters(remove_duplicate=False)}
+    own = {name.split(".", 2 if name.startswith("stages.") else 1)[-1]: p.grad for name, p in named(staged)}
+    assert set(gradients) == set(own)
+    for name, gradient in gradients.items():
+        assert (gradient is None) == (own[name] is None), name
+        if gradient is not None:
+            torch.testing.assert_close(own[name], gradient, rtol=tolerance, atol=tolerance)
+    assert_same(dict(sorted(network.state_dict().items())), dict(sorted(staged.original_state_dict().items())), tolerance)
+
+
+def named(staged: StagedNetwork) -> list[tuple[str, nn.Parameter]]:
+    return list(staged.named_parameters(remove_duplicate=False))
+
+
+def assert_same_keys(network: nn.Module, staged: StagedNetwork) -> None:
+    assert set(staged.original_state_dict()) == set(network.state_dict())

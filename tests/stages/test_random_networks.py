@@ -1,0 +1,45 @@
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from branchnet.errors import SplitError
+from branchnet.stages import candidate_locations, split
+
+from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+from .networks import RandomNetwork, random_networks
+
+EXAMPLE = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(random_networks(), st.data())
+def test_every_cut_of_a_random_network_is_faithful(steps, data):
+    torch.manual_seed(0)
+    network = RandomNetwork(steps)
+    names = [place.name for place in candidate_locations(network, EXAMPLE)]
+    some = data.draw(st.sampled_from(names))
+    for locations in (names, [some]):
+        staged = split(network, EXAMPLE, locations=locations)
+        assert staged.locations == tuple(locations)
+        assert staged.trainable
+        assert_same_keys(network, staged)
+        assert_evaluates_alike(network, staged, EXAMPLE)
+        assert_trains_alike(network, staged, EXAMPLE)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(random_networks(), st.integers(1, 20))
+def test_a_number_of_locations_is_kept_or_refused(steps, count):
+    network = RandomNetwork(steps).eval()
+    places = candidate_locations(network, EXAMPLE)
+    if count > len(places):
+        try:
+            split(network, EXAMPLE, locations=count)
+        except SplitError as error:
+            assert str(len(places)) in str(error)
+        else:
+            raise AssertionError("more locations than there are were accepted")
+        return
+    staged = split(network, EXAMPLE, locations=count)
+    assert len(staged.stages) == len(staged.locations) == count
+    assert len(set(staged.locations)) == count

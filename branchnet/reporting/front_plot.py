@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from branchnet.errors import BranchnetError
 from branchnet.reporting.figures import styled
 from branchnet.reporting.palette import COLOURS, GRID, INK, MUTED, PAPER
 
@@ -67,13 +68,18 @@ def front_plot_data(
         budget: the size that was allowed, in the same unit.
         resource: what size counts, for the axis.
         objective: what cost counts, for the axis.
+
+    Raises:
+        BranchnetError: an empty front.
     """
+    if not front:
+        raise BranchnetError("the front is empty: there is no tree to draw")
 
     def point(result: SearchResult) -> Point:
         return (result.size / separate_size, result.cost)
 
     ordered = sorted(front, key=lambda result: (result.size, result.cost))
-    n_tasks = len(ordered[0].tree.tasks) if ordered else 0
+    n_tasks = len(ordered[0].tree.tasks)
     shared = [point(result) for result in ordered if max(map(len, result.tree.partitions)) == 1]
     separate = [point(result) for result in ordered if min(map(len, result.tree.partitions)) == n_tasks]
     return FrontPlot(
@@ -113,8 +119,6 @@ def draw_front(plot: FrontPlot) -> Figure:
 
 
 def _draw_points(axes: Axes, plot: FrontPlot) -> None:
-    if not plot.front:
-        return
     sizes, costs = zip(*plot.front, strict=True)
     axes.step(sizes, costs, where="post", color=COLOURS[0], linewidth=1)
     axes.plot(sizes, costs, "o", color=COLOURS[0], markersize=4, label="Pareto front")
@@ -132,8 +136,6 @@ def _mark(axes: Axes, point: Point | None, marker: str, colour: str, label: str,
 
 def _limits(axes: Axes, plot: FrontPlot) -> None:
     points = [*plot.front, *plot.random, *(p for p in (plot.chosen, plot.shared, plot.separate) if p)]
-    if not points:
-        return
     sizes = [x for x, _ in points] + ([plot.budget] if plot.budget is not None else [])
     costs = [y for _, y in points]
     wide, tall = max(sizes) - min(sizes) or 0.1, max(costs) - min(costs) or 1.0

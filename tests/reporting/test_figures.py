@@ -9,9 +9,14 @@ import pytest
 from PIL import Image
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering import Tree
+from branchnet.clustering import SearchResult, Tree
 from branchnet.reporting.affinity_plot import affinity_plot_data, draw_affinity
 from branchnet.reporting.figures import inline_svg, save_figure, shorten
+from branchnet.reporting.front_plot import draw_front, front_plot_data
+from branchnet.reporting.latency import Latency
+from branchnet.reporting.latency_plot import draw_latency, latency_plot_data
+from branchnet.reporting.metric_plot import draw_metrics, metric_plot_data
+from branchnet.reporting.samples_plot import TaskSamples, draw_samples, samples_plot_data
 from branchnet.reporting.tree_plot import draw_tree, tree_plot_data
 
 TASKS = ("plain", "$x_1$", "<b>&", "ünï")
@@ -66,3 +71,43 @@ def test_shorten_keeps_the_end_and_cuts_at_a_dot():
     assert shorten("layer1") == "layer1"
     assert shorten("features.encoder.blocks.11", 12) == "…blocks.11"
     assert shorten("a" * 30, 5) == "…aaaa"
+
+
+def one_result(cost):
+    tree = Tree.shared(["only"], 1)
+    return SearchResult(tree, cost, 5.0, cost, True, "exact", "", "mean-max", "params", 5.0)
+
+
+DEGENERATE = {
+    "tree of one task and one stage": lambda: draw_tree(tree_plot_data(Tree.shared(["only"], 1))),
+    "tree without parameters": lambda: draw_tree(tree_plot_data(Tree.separate(["a", "b"], 2), stage_params=[0, 0])),
+    "affinity of one task": lambda: draw_affinity(affinity_plot_data(Affinity(["a"], ["x"], np.ones((1, 1, 1))))),
+    "constant affinity": lambda: draw_affinity(affinity_plot_data(Affinity(["a", "b"], ["x"], np.ones((1, 2, 2))))),
+    "front of one tree": lambda: draw_front(front_plot_data([one_result(0.0)], 5.0, chosen=one_result(0.0))),
+    "no change": lambda: draw_metrics(metric_plot_data({"a": 1.0}, {"v": {"a": 1.0}}, {"a": False})),
+    "one latency": lambda: draw_latency(latency_plot_data({"a": Latency((0.1,))})),
+    "depth without truth": lambda: draw_samples(
+        samples_plot_data(np.zeros((1, 2, 2)), [TaskSamples("d", "depth", np.full((1, 2, 2), np.nan))])
+    ),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_data_can_be_drawn(case, tmp_path):
+    save_figure(DEGENERATE[case](), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert len(image.convert("L").getcolors()) > 1
+
+
+@pytest.mark.parametrize("n_tasks", [3, 7, 40])
+def test_every_task_is_named_in_the_drawings(n_tasks):
+    tasks = [f"task {i}" for i in range(n_tasks)]
+    values = np.eye(n_tasks)[None]
+    drawings = {
+        "tree": draw_tree(tree_plot_data(Tree.separate(tasks, 1))),
+        "affinity": draw_affinity(affinity_plot_data(Affinity(tasks, ["x"], values))),
+    }
+    for drawing in drawings.values():
+        svg = inline_svg(drawing, "p", "")[0]
+        assert all(f">{task}<" in svg for task in tasks)

@@ -98,6 +98,11 @@ def test_front_without_shared_or_separate_trees_marks_none():
     assert (plot.chosen, plot.shared, plot.separate, plot.budget) == (None, None, None, None)
 
 
+def test_an_empty_front_is_refused():
+    with pytest.raises(BranchnetError, match="front is empty"):
+        front_plot_data([], 200)
+
+
 def test_relative_changes_follow_the_direction_of_each_metric():
     changes = relative_changes({"a": 0.5, "b": 2.0}, {"a": 0.55, "b": 2.5}, {"a": False, "b": True})
     assert changes == pytest.approx({"a": 10.0, "b": -25.0})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .frames import turned
 from .palettes import OBJECT_COLOURS, PALETTES, SURFACES
 from .textures import Material
 
@@ -104,13 +105,6 @@ def worlds(draws: Tensor) -> World:
         light,
         noise,
     )
-
-
-def turned(vector: Tensor, angle: Tensor) -> Tensor:
-    """Vectors (3, ...) turned about the vertical, from forward to the right, by `angle` (...)."""
-    cosine, sine = angle.cos(), angle.sin()
-    x, y, z = vector
-    return torch.stack([x * cosine + z * sine, y, z * cosine - x * sine])
 
 
 class _Stream:

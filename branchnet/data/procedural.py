@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ..errors import DataError
 from .filters import corner_strength, edge_strength
+from .frames import to_camera
 from .layouts import N_DRAWS, N_FURNITURE, SLOTS, World, worlds
-from .rendering import FLOOR, SKY, WALL, Surface, cast, resolve, shade, to_camera
+from .rendering import FLOOR, SKY, WALL, Surface, cast
+from .shading import resolve, shade
 
 SEGMENTS = ("sky", "wall", "floor", "furniture", "box", "sphere", "cylinder")
 _PIXELS_AT_ONCE = 2**17
@@ -62,10 +64,12 @@ def scenes(count: int, *, size: int = 64, seed: int = 0, start: int = 0) -> Scen
         if value < least:
             raise DataError(f"{name} is {value}; it has to be at least {least}")
     chunk = max(1, _PIXELS_AT_ONCE // size**2)
-    firsts = range(start, start + count, chunk)
-    parts = _rendered([range(first, min(first + chunk, start + count)) for first in firsts], size, seed)
-    labels = {task: torch.cat([part.labels[task] for part in parts]) for task in parts[0].labels}
-    return Scenes(torch.cat([part.images for part in parts]), labels)
+    numbers = range(start // chunk * chunk, start + count, chunk)
+    # Always whole chunks from multiples of `chunk`, so that rounding, too, is the same for every range.
+    parts = _rendered([range(first, first + chunk) for first in numbers], size, seed)
+    kept = slice(start - numbers.start, start - numbers.start + count)
+    labels = {task: torch.cat([part.labels[task] for part in parts])[kept] for task in parts[0].labels}
+    return Scenes(torch.cat([part.images for part in parts])[kept], labels)
 
 
 def _rendered(chunks: list[range], size: int, seed: int) -> list[Scenes]:
@@ -98,7 +102,7 @@ def _labels(world: World, surface: Surface, clean: Tensor) -> dict[str, Tensor]:
     size = clean.shape[-1]
     shape = (len(clean), size, size)
     solid = surface.solid[:, : size * size]
-    normal = to_camera(surface.normal[..., : size * size], world)
+    normal = to_camera(surface.normal[..., : size * size], world.yaw, world.pitch)
     return {
         "segmentation": _segments(solid).reshape(shape),
         "depth": surface.depth[:, : size * size].reshape(shape)[:, None],

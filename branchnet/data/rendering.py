@@ -1,4 +1,4 @@
-"""A ray caster for worlds of boxes, spheres and cylinders: geometry first, then light.
+"""A ray caster for worlds of boxes, spheres and cylinders.
 
 Camera frame: x right, y down, z forward. The ray through a point (u, v) of the image plane z = 1 has the direction
 (u, v, 1), so its parameter is depth along the optical axis. Rays go through the pixels' centres and corners: labels
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layouts import N_FURNITURE, SLOTS, World, turned
+from .frames import to_camera, to_world, turned, turned_each
+from .layouts import SLOTS, World
 from .primitives import HITS, dot
 from .textures import albedo, mixture
 
@@ -56,51 +57,11 @@ def cast(world: World, size: int) -> Surface:
     u, v = image_plane(size)
     tangent = world.tangent[:, None]
     plane = torch.stack([u * tangent, v * tangent, torch.ones_like(u).expand(len(tangent), -1)])
-    direction = to_world(plane, world)
+    direction = to_world(plane, world.yaw, world.pitch)
     surface = _room(world, direction, 2 / size * tangent)
     for slot in range(len(SLOTS)):
         _draw(surface, world, slot, direction, size)
     return dataclasses.replace(surface, point=world.camera[:, :, None] + surface.depth * direction)
-
-
-def shade(world: World, surface: Surface) -> Tensor:
-    """Linear RGB, (3, K, R): a sun with hard shadows, a sky with soft ones, highlights and haze."""
-    light, normal = world.light[:, :, None], surface.normal
-    towards = dot(light, normal).clamp_min(0)
-    sun, open_sky = _shadows(world, surface)
-    sun = sun * towards
-    hemisphere = 0.5 - 0.5 * normal[1]
-    ambient = (0.3 + 0.22 * hemisphere) * open_sky * _corners(world, surface)
-    warm, cool = torch.tensor([1.06, 1.0, 0.9])[:, None, None], torch.tensor([0.94, 1.0, 1.1])[:, None, None]
-    colour = surface.colour * (ambient * cool + 0.85 * sun * warm) + _highlights(world, surface, sun)
-    sky = surface.solid == SKY
-    haze = (1 - torch.exp(-0.002 * surface.depth**2))[None] * torch.isinf(world.high[2])[:, None]
-    colour = colour + haze * (world.horizon[:, :, None] - colour)
-    return torch.where(sky, surface.colour, colour)
-
-
-def to_world(vector: Tensor, world: World) -> Tensor:
-    """Vectors (3, K, R) of the camera frame in the world frame."""
-    cosine, sine = world.pitch.cos()[:, None], world.pitch.sin()[:, None]
-    x, y, z = vector
-    return turned(torch.stack([x, y * cosine + z * sine, z * cosine - y * sine]), world.yaw[:, None])
-
-
-def to_camera(vector: Tensor, world: World) -> Tensor:
-    """Vectors (3, K, R) of the world frame in the camera frame."""
-    cosine, sine = world.pitch.cos()[:, None], world.pitch.sin()[:, None]
-    x, y, z = turned(vector, -world.yaw[:, None])
-    return torch.stack([x, y * cosine - z * sine, z * cosine + y * sine])
-
-
-def resolve(colour: Tensor, size: int) -> Tensor:
-    """Images (K, 3, size, size) in [0, 1], gamma encoded, from linear RGB at centres and corners, (3, K, R)."""
-    encoded = colour.clamp(0, 1).sqrt().transpose(0, 1)
-    count = len(encoded)
-    centres = encoded[..., : size * size].reshape(count, 3, size, size)
-    corners = encoded[..., size * size :].reshape(count, 3, size + 1, size + 1)
-    pairs = corners[..., 1:] + corners[..., :-1]
-    return 0.5 * centres + 0.125 * (pairs[..., 1:, :] + pairs[..., :-1, :])
 
 
 def _room(world: World, direction: Tensor, pixel: Tensor) -> Surface:
@@ -139,7 +100,7 @@ def _draw(surface: Surface, world: World, slot: int, direction: Tensor, size: in
     image, ray = _candidates(world, slot, size)
     turn = -world.turn[slot]
     origin = turned(world.camera - world.centre[slot], turn)
-    local = _turned_by(turn, image, direction.flatten(1).index_select(1, ray))
+    local = turned_each(turn, image, direction.flatten(1).index_select(1, ray))
     depth, normal = HITS[SLOTS[slot]](origin[:, image], local, world.half[slot][:, image])
     nearer = (depth < surface.depth.view(-1)[ray]).nonzero()[:, 0]
     image, ray, depth = image[nearer], ray[nearer], depth[nearer]
@@ -151,15 +112,8 @@ def _draw(surface: Surface, world: World, slot: int, direction: Tensor, size: in
     surface.depth.view(-1)[ray] = depth
     surface.solid.view(-1)[ray] = slot
     surface.gloss.view(-1)[ray] = material.gloss
-    surface.normal.view(3, -1).index_copy_(1, ray, _turned_by(-turn, image, normal))
+    surface.normal.view(3, -1).index_copy_(1, ray, turned_each(-turn, image, normal))
     surface.colour.view(3, -1).index_copy_(1, ray, albedo(material, coordinates, footprint))
-
-
-def _turned_by(angle: Tensor, image: Tensor, vector: Tensor) -> Tensor:
-    """Vectors (3, n) turned by the angle (K) of each one's image."""
-    cosine, sine = angle.cos()[image], angle.sin()[image]
-    x, y, z = vector
-    return torch.stack([x * cosine + z * sine, y, z * cosine - x * sine])
 
 
 def _candidates(world: World, slot: int, size: int) -> tuple[Tensor, Tensor]:
@@ -184,61 +138,6 @@ def _extent(world: World, slot: int) -> tuple[Tensor, Tensor]:
     """Smallest and largest (u, v), (2, K) each, of the corners of a slot's box, seen by the camera."""
     corners = _SIGNS[:, None] * world.half[slot][:, :, None] * 1.001
     corners = turned(corners, world.turn[slot][:, None]) + (world.centre[slot] - world.camera)[:, :, None]
-    x, y, z = to_camera(corners, world)
+    x, y, z = to_camera(corners, world.yaw, world.pitch)
     plane = torch.stack([x, y]) / (z.clamp_min(0.05) * world.tangent[:, None])
     return plane.amin(2), plane.amax(2)
-
-
-def _shadows(world: World, surface: Surface) -> tuple[Tensor, Tensor]:
-    """The sun's visibility, 0 or 1, and the sky's, in [0, 1], (K, R) each."""
-    sun, open_sky = torch.ones_like(surface.depth), torch.ones_like(surface.depth)
-    start = surface.point + 2e-3 * surface.normal
-    for slot in range(len(SLOTS)):
-        filled = world.present[slot].nonzero()[:, 0]
-        offset = start.index_select(1, filled).sub_(world.centre[slot][:, filled, None])
-        square = dot(offset, offset)
-        along = dot(offset, world.light[:, filled, None].expand_as(offset))
-        radius = world.half[slot][:, filled].square().sum(0)[:, None]
-        near = ((square - along**2 < radius) & (along < 0)).nonzero(as_tuple=True)
-        _darken(sun, world, slot, offset, filled, near)
-        if slot >= N_FURNITURE:
-            facing = (-dot(surface.normal.index_select(1, filled), offset) / square.sqrt()).clamp_min_(0)
-            hidden = facing.mul_((0.8 * radius / square).clamp_max_(0.75))
-            open_sky[filled] *= 1 - hidden
-    return sun, open_sky
-
-
-def _darken(sun: Tensor, world: World, slot: int, offset: Tensor, filled: Tensor, near: tuple[Tensor, ...]) -> None:
-    """Set the sun's visibility to 0 where the way from a point to it is blocked.
-
-    Points are `offset` from the slot's centre, (3, images where it is filled, R); `near` are those worth a look.
-    """
-    row, ray = near
-    image, turn = filled[row], -world.turn[slot]
-    towards = turned(world.light, turn)[:, image]
-    start = _turned_by(turn, image, offset.flatten(1).index_select(1, row * offset.shape[2] + ray))
-    depth, _ = HITS[SLOTS[slot]](start, towards, world.half[slot][:, image])
-    blocked = depth.isfinite().nonzero()[:, 0]
-    sun[image[blocked], ray[blocked]] = 0
-
-
-def _corners(world: World, surface: Surface) -> Tensor:
-    """The darkening towards the edges where floor, walls and ceiling meet, (K, R)."""
-    factor = torch.ones_like(surface.depth)
-    for bounds in (world.low, world.high):
-        for axis in range(3):
-            bound = bounds[axis][:, None]
-            if bound.isfinite().any():
-                gap = surface.point[axis] - bound
-                factor *= 1 - 0.3 * (1 - surface.normal[axis].abs()) / (1 + 8 * gap**2)
-    return factor
-
-
-def _highlights(world: World, surface: Surface, sun: Tensor) -> Tensor:
-    """Blinn-Phong highlights, (K, R)."""
-    view = world.camera[:, :, None] - surface.point
-    halfway = view / dot(view, view).sqrt() + world.light[:, :, None]
-    shine = (dot(halfway, surface.normal) / dot(halfway, halfway).sqrt()).clamp_min(0)
-    for _ in range(5):
-        shine = shine * shine
-    return surface.gloss * shine * (sun > 0)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from branchnet.data.frames import to_camera
 from branchnet.data.layouts import N_DRAWS, SLOTS, World, worlds
-from branchnet.data.rendering import FAR, FLOOR, SKY, cast, image_plane, shade, to_camera
+from branchnet.data.rendering import FAR, FLOOR, SKY, cast, image_plane
+from branchnet.data.shading import shade
 
 SIZE = 65
 
@@ -60,7 +62,7 @@ def test_a_sphere_straight_ahead() -> None:
     surface = cast(world, SIZE)
     middle = SIZE // 2
     assert _centres(surface.depth)[0, middle, middle] == pytest.approx(4.0, abs=1e-5)
-    normal = _centres(to_camera(surface.normal, world))[:, 0, middle, middle]
+    normal = _centres(to_camera(surface.normal, world.yaw, world.pitch))[:, 0, middle, middle]
     torch.testing.assert_close(normal, torch.tensor([0.0, 0.0, -1.0]))
     # The outline of a sphere in a picture: rays whose angle to its centre is below asin(radius / distance).
     rays = _rays(world)[:, 0]
@@ -81,7 +83,7 @@ def test_the_depth_of_the_floor(pitch: float) -> None:
 
 def test_normals_are_unit_vectors_and_face_the_camera() -> None:
     world = _random_worlds(24)
-    normal = to_camera(cast(world, SIZE).normal, world)[..., : SIZE * SIZE]
+    normal = to_camera(cast(world, SIZE).normal, world.yaw, world.pitch)[..., : SIZE * SIZE]
     torch.testing.assert_close(normal.norm(dim=0), torch.ones_like(normal[0]), rtol=0, atol=1e-4)
     assert ((normal * _rays(world)).sum(0) < 1e-4).all()
 
@@ -90,7 +92,7 @@ def test_normals_are_those_of_the_back_projected_depth_on_planes() -> None:
     world = _random_worlds(24)
     surface = cast(world, SIZE)
     points = (_rays(world) * surface.depth[:, : SIZE * SIZE]).unflatten(-1, (SIZE, SIZE)).double()
-    normal = _centres(to_camera(surface.normal, world))
+    normal = _centres(to_camera(surface.normal, world.yaw, world.pitch))
     across = points[..., 1:-1, 2:] - points[..., 1:-1, :-2]
     down = points[..., 2:, 1:-1] - points[..., :-2, 1:-1]
     derived = torch.linalg.cross(down, across, dim=0)
@@ -108,7 +110,7 @@ def test_normals_are_those_of_the_back_projected_depth_on_planes() -> None:
 def test_points_lie_at_the_depth_along_their_rays() -> None:
     world = _random_worlds(12)
     surface = cast(world, SIZE)
-    point = to_camera(surface.point - world.camera[:, :, None], world)[..., : SIZE * SIZE]
+    point = to_camera(surface.point - world.camera[:, :, None], world.yaw, world.pitch)[..., : SIZE * SIZE]
     torch.testing.assert_close(point, _rays(world) * surface.depth[:, : SIZE * SIZE], rtol=1e-4, atol=1e-4)
 
 

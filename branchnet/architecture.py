@@ -269,6 +269,10 @@ class Architecture(Section):
         """Cost of each task's head, where it is known."""
         return {task: cost.cost("head") for task, cost in self.costs.heads.items()} if self.costs else {}
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content as plain data, e.g. for JSON, in the file's order."""
+        return _ordered(self)
+
     def to_yaml(self) -> str:
         """Return the text that `save` writes.
 
@@ -279,7 +283,7 @@ class Architecture(Section):
         if 2 * levels + 1 > MAX_DEPTH:
             most = MAX_DEPTH // 2 - 1
             raise SpecError(f"tree: {levels} nodes follow one another on a path (at most {most} would be right)")
-        return _HEADER + dump_yaml(_ordered(self))
+        return _HEADER + dump_yaml(self.to_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the specification, atomically; equal content gives equal bytes.
@@ -309,7 +313,8 @@ class Architecture(Section):
         """Build the branched network.
 
         Args:
-            networks: the networks of the tasks without a named constructor; those of other tasks are taken, too.
+            networks: the networks of the tasks without a named constructor; those of other tasks are taken, too. Either
+                all are plain, or all tasks' networks are given staged (e.g. with transforms) and taken as they are.
             example: inputs to trace the networks with, where the file describes none.
 
         Raises:

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Module], example: Any) -> BranchedNetwork:
     """Build what `Architecture.build` describes, with the errors listed there."""
     made = _networks(architecture, networks)
-    interface = interface_of(architecture) if example is None else Interface.of(example)
-    staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
-    _check_parameters(architecture, staged)
+    staged = {task: network for task, network in made.items() if isinstance(network, StagedNetwork)}
+    if len(staged) < len(made):
+        if staged:
+            raise SpecError(
+                f"the networks of {list(staged)} are staged, the others plain: pass all of them staged, or none"
+            )
+        interface = interface_of(architecture) if example is None else Interface.of(example)
+        staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
+    _check_stages(architecture, staged)
     branched = build(architecture.tree, staged, affinity=_affinity_for_donors(architecture))
-    branched.interface = interface
+    if architecture.input is not None:
+        branched.interface = interface_of(architecture)
     return branched
 
 
@@ -64,22 +71,24 @@ def _networks(architecture: Architecture, networks: Mapping[str, nn.Module]) -> 
     return made
 
 
-def _check_parameters(architecture: Architecture, staged: Mapping[str, StagedNetwork]) -> None:
-    expected = architecture.stage_costs
-    if expected is None:
-        return
+def _check_stages(architecture: Architecture, staged: Mapping[str, StagedNetwork]) -> None:
+    """Compare the stages with the specification's: their number, and their parameters where it tells them."""
+    depth = len(architecture.locations)
     problems = [
-        f"{task}: {cost.name} has {cost.params} parameters, the specification says {told.params}"
+        f"{task}: {len(network.stages)} stages, the specification has {depth} locations"
         for task, network in staged.items()
-        for cost, told in zip(network.costs, expected, strict=True)
-        if cost.params != told.params
+        if len(network.stages) != depth
     ]
-    heads = architecture.head_costs
-    problems += [
-        f"{task}: the head has {staged[task].head_cost.params} parameters, the specification says {told.params}"
-        for task, told in heads.items()
-        if staged[task].head_cost.params != told.params
-    ]
+    if not problems and architecture.stage_costs is not None:
+        told_heads = architecture.head_costs
+        for task, network in staged.items():
+            pairs = [*zip(network.costs, architecture.stage_costs, strict=True)]
+            pairs += [(network.head_cost, told_heads[task])] if task in told_heads else []
+            problems += [
+                f"{task}: {cost.name} has {cost.params} parameters, the specification says {told.params}"
+                for cost, told in pairs
+                if cost.params != told.params
+            ]
     if problems:
         raise BuildError("the networks are not those that the specification describes:\n  " + "\n  ".join(problems))
 

@@ -80,6 +80,16 @@ def test_other_networks_than_described_are_refused(branched: BranchedNetwork) ->
         Architecture.from_network(branched).build(dict.fromkeys(TASKS, wider))
 
 
+def test_staged_networks_are_taken_as_they_are(networks: dict[str, nn.Module], image: torch.Tensor) -> None:
+    staged = split_all(networks, image, locations=LOCATIONS, transforms={"no": nn.AvgPool2d(3, 1, 1)})
+    tree = Tree.separate(TASKS, 3)
+    rebuilt = Architecture.from_network(build(tree, staged)).build(staged)
+    for task, output in build(tree, staged)(image).items():
+        torch.testing.assert_close(rebuilt(image)[task], output, rtol=0, atol=0)
+    with pytest.raises(SpecError, match="pass all of them staged, or none"):
+        Architecture.from_network(rebuilt).build({"no": staged["no"]})
+
+
 def test_an_unknown_task_is_refused(branched: BranchedNetwork, networks: dict[str, nn.Module]) -> None:
     with pytest.raises(SpecError, match=r"passed for \['depth'\]"):
         Architecture.from_network(branched).build({"depth": networks["no"]})

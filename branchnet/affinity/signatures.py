@@ -141,9 +141,7 @@ class _Reader:
         cache = self._cache(member)
         found = self._cached(cache, _EXACT, together)
         if len(found) < len(self.locations):
-            layout = find_layout(
-                member, self.probe.example, self.locations, self.options.place, self.options.features
-            )
+            layout = find_layout(member, self.probe.example, self.locations, self.options.place, self.options.features)
             plan = self._plan(member, layout, found, together)
             kept_as = _EXACT if plan.dtype == layout.dtype else str(plan.dtype).removeprefix("torch.")
             if kept_as != _EXACT:

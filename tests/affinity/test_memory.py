@@ -33,7 +33,7 @@ def test_limits_stay_within_the_stated_tolerance(numbers: int, caplog: pytest.Lo
     assert np.abs(limited.values - exact.values).max() < 0.01
 
 
-@pytest.mark.parametrize(("measure", "tolerance"), [(rsa, 1e-5), (cka, 1e-5), (partial(pwcca, variance=0.8), 1e-4)])
+@pytest.mark.parametrize(("measure", "tolerance"), [(rsa, 1e-5), (cka, 1e-5), (partial(pwcca, variance=0.5), 1e-5)])
 def test_slices_give_what_one_pass_gives(measure, tolerance: float) -> None:
     """In half precision from the start, so that only the division into passes differs."""
     halves = {task: network.bfloat16() for task, network in networks().items()}

@@ -1,0 +1,162 @@
+"""The result: what it refuses, files, tables and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from branchnet.affinity import Affinity, Reliability
+from branchnet.affinity.plots import depth_lines, heat_maps
+from branchnet.errors import AffinityError
+
+
+def random_affinity(tasks: int, depth: int, *, directed: bool = False, seed: int = 0) -> Affinity:
+    values = np.random.default_rng(seed).uniform(0, 1, (depth, tasks, tasks))
+    if not directed:
+        values = (values + values.swapaxes(1, 2)) / 2
+        values[:, range(tasks), range(tasks)] = 1
+    names = [f"Attribute_{index:02d}" for index in range(tasks)]
+    return Affinity(names, [f"layer{d}" for d in range(depth)], values, directed=directed)
+
+
+def test_frozen_through_and_through() -> None:
+    affinity = random_affinity(3, 2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        affinity.measure = "other"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        affinity.values[0, 0, 0] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ["a", "a"]}, r"tasks repeat \['a'\]"),
+        ({"tasks": "ab"}, "a sequence of non-empty strings"),
+        ({"tasks": ["a", ""]}, "non-empty"),
+        ({"locations": ["x", "y"]}, r"\(2, 2, 2\)"),
+        ({"values": np.full((1, 2, 2), np.nan)}, "affinity of 'a' and 'a' at 'x' is not finite"),
+        ({"standard_errors": np.zeros((1, 2))}, "standard_errors have shape"),
+        ({"samples": np.zeros((5, 2, 2))}, "samples have shape"),
+    ],
+)
+def test_refusals(change: dict, message: str) -> None:
+    arguments = {"tasks": ["a", "b"], "locations": ["x"], "values": np.eye(2)[None]} | change
+    with pytest.raises(AffinityError, match=message):
+        Affinity(**arguments)
+
+
+def test_files_without_pickle(tmp_path: Path) -> None:
+    reliability = Reliability(np.full((2, 3), 0.9), np.array([0.2, 0.8]))
+    affinity = dataclasses.replace(random_affinity(3, 2), reliability=reliability, measure="rsa ✓")
+    affinity.save(tmp_path / "deep" / "a.npz")
+    with np.load(tmp_path / "deep" / "a.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+    loaded = Affinity.load(tmp_path / "deep" / "a.npz")
+    assert loaded.measure == "rsa ✓"
+    assert loaded.standard_errors is None
+    np.testing.assert_array_equal(loaded.reliability.seed_correlation, [0.2, 0.8])
+    assert loaded.reliability.noise(loaded.locations) == ("layer0",)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04broken"])
+def test_damaged_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(AffinityError, match=r"a\.npz is no affinity file"):
+        Affinity.load(tmp_path / "a.npz")
+
+
+def test_pickled_file_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", values=np.array([{}], dtype=object))
+    with pytest.raises(AffinityError, match="no affinity file"):
+        Affinity.load(tmp_path / "a.npz")
+
+
+def test_other_arrays_are_no_affinity(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", values=np.eye(3))
+    with pytest.raises(AffinityError, match="no affinity file"):
+        Affinity.load(tmp_path / "a.npz")
+
+
+def test_symmetric_and_rows() -> None:
+    affinity = random_affinity(3, 2, directed=True)
+    both = affinity.symmetric()
+    assert not both.directed
+    np.testing.assert_array_equal(both.values, both.values.swapaxes(1, 2))
+    assert len(affinity.rows()) == 2 * 6
+    assert len(both.rows()) == 2 * 3
+    record = affinity.rows()[0]
+    assert record["affinity"] == affinity.values[0, 0, 1]
+    assert (record["task_i"], record["task_j"]) == ("Attribute_00", "Attribute_01")
+
+
+def test_dataframe() -> None:
+    pytest.importorskip("pandas")
+    frame = random_affinity(4, 3).to_dataframe()
+    assert list(frame.columns) == ["location", "task_i", "task_j", "affinity"]
+    assert len(frame) == 3 * 6
+
+
+def test_heat_map_data_puts_alike_tasks_together() -> None:
+    """Two blocks of tasks, dealt out alternately, come to lie side by side."""
+    block = np.array([index % 2 for index in range(8)])
+    values = np.where(block[:, None] == block[None, :], 0.9, 0.1)[None]
+    np.fill_diagonal(values[0], 1.0)
+    affinity = Affinity([f"t{index}" for index in range(8)], ["end"], values)
+    (one,) = heat_maps(affinity)
+    parities = [int(task[1:]) % 2 for task in one.tasks]
+    assert parities in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4)
+    np.testing.assert_allclose(one.values[:4, :4].min(), 0.9)
+    assert len(one.branches) == 7
+    assert max(max(heights) for _, heights in one.branches) == 1
+
+
+def test_depth_data() -> None:
+    affinity = random_affinity(4, 3)
+    lines = depth_lines(affinity)
+    assert len(lines) == 6
+    last = [line.values[-1] for line in lines]
+    assert last == sorted(last, reverse=True)
+    first = lines[0]
+    i, j = (affinity.tasks.index(task) for task in first.tasks)
+    np.testing.assert_array_equal(first.values, affinity.values[:, i, j])
+
+
+@pytest.mark.parametrize(("tasks", "depth", "directed"), [(1, 1, False), (2, 1, False), (5, 4, True), (40, 2, False)])
+def test_pictures_name_every_task(tasks: int, depth: int, directed: bool) -> None:
+    affinity = random_affinity(tasks, depth, directed=directed)
+    figure = affinity.plot()
+    figure.savefig(io.BytesIO())
+    labels = [label.get_text() for axes in all_axes(figure) for label in axes.get_yticklabels()]
+    assert all(labels.count(task) == depth for task in affinity.tasks)
+    sizes = [label.get_fontsize() for axes in all_axes(figure) for label in axes.get_yticklabels()]
+    assert min(sizes) >= 7
+    assert labels_are_apart(figure)
+    depth_figure = affinity.plot_depth()
+    depth_figure.savefig(io.BytesIO())
+    assert len(depth_figure.axes[0].lines) >= tasks * (tasks - 1) // 2
+
+
+def all_axes(figure) -> list:
+    return [axes for axes in figure.axes if axes.images]
+
+
+def labels_are_apart(figure) -> bool:
+    """No two task names of one axis overlap."""
+    for axes in all_axes(figure):
+        boxes = sorted((label.get_window_extent() for label in axes.get_yticklabels()), key=lambda box: box.y0)
+        if any(low.y1 > high.y0 + 1 for low, high in itertools.pairwise(boxes)):
+            return False
+    return True
+
+
+def test_the_result_needs_no_torch() -> None:
+    code = "import sys, branchnet.affinity.tensor, branchnet.affinity.plots; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"

@@ -1,0 +1,82 @@
+"""Measured pair tables: the published ones, and tables that cannot be right."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from branchnet.affinity import measured_affinity
+from branchnet.errors import AffinityError
+
+# Two-task results of TreeMTL (github.com/zhanglijun95/TreeMTL, folder 2task), NYUv2 and Taskonomy.
+TABLES = Path(__file__).parents[1] / "facts" / "treemtl_two_task_tables.csv"
+
+
+def records() -> list[dict[str, str]]:
+    with TABLES.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["table"] == "NYUv2_mobilenet_0227"]
+
+
+def test_every_published_number_is_in_its_place() -> None:
+    with TABLES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for table, count in {"NYUv2_mobilenet_0227": 3, "NYUv2_resnet_1129": 3, "Taskonomy_resnet_0123": 5}.items():
+        affinity = measured_affinity(TABLES, table=table)
+        assert affinity.values.shape == (5, count, count)
+        assert affinity.directed
+        for row in rows:
+            point = int(row["branch_point"])
+            if row["table"] == table and point:
+                measured = row["task_measured"]
+                other = row["task_b"] if measured == row["task_a"] else row["task_a"]
+                i, j = affinity.tasks.index(other), affinity.tasks.index(measured)
+                assert affinity.values[point - 1, i, j] == float(row["rel_perf_percent"])
+        assert (affinity.values[:, range(count), range(count)] == 0).all()
+
+
+def test_names_and_order() -> None:
+    names = {"2": "normals", "0": "segmentation", "1": "depth"}
+    affinity = measured_affinity(TABLES, table="NYUv2_mobilenet_0227", tasks=names, locations="abcde")
+    plain = measured_affinity(TABLES, table="NYUv2_mobilenet_0227")
+    assert affinity.tasks == ("normals", "segmentation", "depth")
+    assert affinity.locations == tuple("abcde")
+    assert affinity.values[3, 0, 2] == plain.values[3, 2, 1]
+
+
+def test_several_tables_must_be_chosen_from() -> None:
+    with pytest.raises(AffinityError, match="several tables; choose one of"):
+        measured_affinity(TABLES)
+    with pytest.raises(AffinityError, match="no table 'mine'"):
+        measured_affinity(TABLES, table="mine")
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "message"),
+    [
+        (4, None, "the result of task '0' with '1' at branch point 4 is missing"),
+        (4, {"rel_perf_percent": "nan"}, "result 5 of the table makes no sense"),
+        (4, {"rel_perf_percent": "good"}, "result 5 of the table"),
+        (4, {"task_measured": "2"}, "makes no sense"),
+        (4, {"branch_point": "3"}, "repeats"),
+        (0, {"rel_perf_percent": "1.5"}, "changes by 1.5 at branch point 0"),
+    ],
+)
+def test_faulty_tables(position: int, change: dict[str, str] | None, message: str) -> None:
+    rows = records()
+    if change is None:
+        del rows[position]
+    else:
+        rows[position] |= change
+    with pytest.raises(AffinityError, match=message):
+        measured_affinity(rows)
+
+
+def test_missing_columns_and_empty_tables() -> None:
+    with pytest.raises(AffinityError, match=r"no column \['branch_point'\]"):
+        measured_affinity([{key: value for key, value in row.items() if key != "branch_point"} for row in records()])
+    with pytest.raises(AffinityError, match="empty"):
+        measured_affinity([])
+    with pytest.raises(AffinityError, match=r"tasks are \['0', '1'\]; the table has \['0', '1', '2'\]"):
+        measured_affinity(records(), tasks=["0", "1"])

@@ -35,6 +35,7 @@ from branchnet.builder import load_weights, save_weights
 from branchnet.clustering import tree_sampler
 from branchnet.files import write_text
 from branchnet.reporting import save_figure
+from branchnet.reporting.figures import styled
 from branchnet.training import Metric, accuracy, explained_variance
 
 TASKS = ("m_class", "m_slant", "m_ink", "m_pos", "f_class", "f_aspect", "f_ink", "f_pos")
@@ -307,6 +308,7 @@ def _told(partitions: Any) -> str:
     return f"widths {widths}, last stage {{{groups}}}; {verdict if any(apart) else 'mixes m_ and f_ everywhere'}"
 
 
+@styled
 def draw(report: dict[str, Any]) -> Figure:
     """Left: affinity within and between the families, by stage. Right: Delta of every trained tree."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -327,12 +329,11 @@ def draw(report: dict[str, Any]) -> Figure:
     for row, run in enumerate(report["runs"]):
         drawn = [run["delta"][f"random {i}"] for i in range(1, RANDOM_TREES + 1)]
         named = [("random trees", drawn, "o", "#9aa4ae"), ("all shared", [run["delta"]["shared"]], "s", "#1b1f24")]
-        named += [("mean-max", [run["delta"]["mean-max"]], "^", "#e69f00")]
         named += [("mean-pair", [run["delta"]["mean-pair"]], "D", "#009e73")]
-        for label, values, marker, colour in named:
-            right.scatter(
-                values, [row] * len(values), marker=marker, color=colour, s=42, label=label if not row else None
-            )
+        for name, values, marker, colour in named:
+            right.scatter(values, [row] * len(values), marker=marker, color=colour, s=42, label="" if row else name)
+        best = run["delta"]["mean-max"]
+        right.scatter(best, row, s=150, facecolor="none", edgecolor="#e69f00", lw=1.8, label="" if row else "mean-max")
     right.axvline(0, color="#d0d7de", zorder=0)
     seeds = [run["seed"] for run in report["runs"]]
     right.set(xlabel="Delta against single-task networks, %", title="Trained trees of two branches")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _ANNOTATED = 12
 _WITH_ERRORS = 8
 _SMALL_PRINT = 24
+_WIDEST = 12.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +93,15 @@ def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> Affin
 
 
 @styled
-def draw_affinity(plot: AffinityPlot, *, columns: int | None = None) -> Figure:
+def draw_affinity(plot: AffinityPlot) -> Figure:
     """The heat maps, with values written into the cells where there are at most 12 tasks (8 with standard errors)."""
     depth, n_tasks = len(plot.locations), len(plot.tasks)
-    columns = columns or min(depth, 3 if n_tasks <= _ANNOTATED else 2)
-    rows = math.ceil(depth / columns)
     cell = 0.46 if n_tasks <= _ANNOTATED else 0.17 if n_tasks <= _SMALL_PRINT else 0.125
     side = max(cell * n_tasks, 1.5)
-    label = (0.075 if n_tasks <= _SMALL_PRINT else 0.066) * max(len(shorten(task, 24)) for task in plot.tasks) + 0.15
+    letter = 0.075 if n_tasks <= _SMALL_PRINT else 0.066
+    label = letter * max(len(shorten(task, 24)) for task in plot.tasks) + 0.15
+    columns = _columns(depth, int((_WIDEST - label) / (side + 0.35)))
+    rows = math.ceil(depth / columns)
     width, height = columns * (side + 0.35) + label + 0.6, rows * (side + 0.45) + label
     figure = Figure(figsize=(width, height))
     image = None
@@ -117,6 +119,12 @@ def draw_affinity(plot: AffinityPlot, *, columns: int | None = None) -> Figure:
     assert image is not None
     figure.colorbar(image, cax=bar, label=_scale_label(plot)).outline.set_visible(False)
     return figure
+
+
+def _columns(panels: int, most: int) -> int:
+    """As few columns as the least number of rows allows, so that the last row is not nearly empty."""
+    rows = math.ceil(panels / max(most, 1))
+    return math.ceil(panels / rows)
 
 
 def _draw_panel(axes: Axes, plot: AffinityPlot, d: int, *, rows_named: bool, columns_named: bool) -> AxesImage:

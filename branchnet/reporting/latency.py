@@ -73,7 +73,7 @@ def compare_latency(
         raise BranchnetError(f"repeats={repeats}, warmup={warmup}: at least one repeat and no negative warm-up, please")
     names = list(functions)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    with torch.inference_mode():
+    with torch.no_grad():
         for name in names:
             for _ in range(warmup):
                 _timed(functions[name], example)

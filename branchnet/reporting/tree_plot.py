@@ -114,9 +114,9 @@ def draw_tree(plot: TreePlot) -> Figure:
     """The drawing: shared nodes grey, nodes of one task in its colour, the task's mark and name at the end."""
     rows, depth = len(plot.tasks), len(plot.locations)
     row_height = 0.5 if rows <= 8 else 0.36 if rows <= 16 else 0.25
-    figure = Figure(figsize=(1.2 + 1.05 * depth, 0.9 + row_height * rows))
+    figure = Figure(figsize=(1.5 + 1.05 * depth, 0.9 + row_height * rows))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.45, depth + 0.2), ylim=(rows - 0.4, -1.0))
+    axes.set(xlim=(-0.75, depth + 0.2), ylim=(rows - 0.4, -1.0))
     bare(axes)
     _draw_stages(axes, plot)
     _draw_links(axes, plot)
@@ -146,7 +146,7 @@ def _draw_links(axes: Axes, plot: TreePlot) -> None:
         if node.stage == 0:
             _curve(axes, (-0.3, entry), (0.0, node.row), GRID)
     axes.plot(-0.3, entry, marker="s", markersize=5, color=MUTED)
-    axes.text(-0.3, entry + 0.28, "input", ha="center", va="top", fontsize=7.5, color=MUTED)
+    axes.text(-0.36, entry, "input", ha="right", va="center", fontsize=7.5, color=MUTED)
     for link in plot.links:
         parent, child = plot.nodes[link.parent], plot.nodes[link.child]
         colour = _colour(plot, child)

@@ -12,19 +12,22 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from branchnet.builder.network import BranchedNetwork, Input
+from branchnet.builder.separate import SeparateNetworks
 from branchnet.errors import BuildError
 
 Outputs = dict[str, Any]
 
 
 class CompiledNetwork:
-    """A branched network whose requested task sets each run as one compiled graph.
+    """A network of several tasks whose requested task sets each run as one compiled graph, without gradients.
 
-    Calling it is calling the branched network. A task set is compiled when it is first asked for. With a dynamic
-    batch one graph serves every batch size from 2 up, and size 1 has a graph of its own.
+    Calling it is calling the network that it was made from. A task set is compiled when it is first asked for. With a
+    dynamic batch one graph serves every batch size from 2 up, and size 1 has a graph of its own.
     """
 
-    def __init__(self, branched: BranchedNetwork, *, mode: str | None, dynamic: bool) -> None:
+    def __init__(
+        self, branched: BranchedNetwork | SeparateNetworks, *, mode: str | None = None, dynamic: bool = True
+    ) -> None:
         self.branched = branched
         self.mode = mode
         self.dynamic = dynamic
@@ -35,7 +38,8 @@ class CompiledNetwork:
         subset = self._canonical(tasks)
         if subset not in self._compiled:
             self._compiled[subset] = self._compile(subset)
-        return self._compiled[subset](_with_dynamic_batch(x) if self.dynamic else x)
+        with torch.no_grad():
+            return self._compiled[subset](_with_dynamic_batch(x) if self.dynamic else x)
 
     def _canonical(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
         names = self.branched.tasks
@@ -75,8 +79,7 @@ def compile(
     if problem := compiler_problem(_device(branched)):
         raise BuildError(f"torch.compile does not work here: {problem}; use the branched network uncompiled")
     compiled = CompiledNetwork(branched, mode=mode, dynamic=dynamic)
-    with torch.no_grad():
-        compiled(example)
+    compiled(example)
     return compiled
 
 

@@ -84,7 +84,7 @@ def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspac
     from branchnet.builder import load_weights, save_weights
     from branchnet.cli.scene_tasks import TASKS
 
-    def make(name: str) -> nn.Module:
+    def make(name: str, unfinished: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = TASKS[name].network()
@@ -97,7 +97,7 @@ def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspac
             batch_size=BATCH,
             learning_rate=LEARNING_RATE,
             seed=seed,
-            checkpoint=workspace.path(f"single-{name}.pt"),
+            checkpoint=unfinished,
             description=f"train {name}",
         )
         return network

@@ -95,7 +95,9 @@ def print_table(problem: Problem, rows: Sequence[Row], console: Console) -> None
     table.add_row("parameters", *(si(row.params) for row in rows))
     table.add_row("FLOPs", *(si(row.flops) for row in rows))
     for how in rows[0].latency:
-        table.add_row(f"latency, {how} (ms)", *(f"{row.latency[how]:.2f}" for row in rows))
+        table.add_row(
+            f"latency, {how} (ms)", *(f"{row.latency[how]:.2f}" if how in row.latency else "–" for row in rows)
+        )
     table.add_section()
     for task, metric in problem.metrics.items():
         arrow = "↑" if metric.larger_is_better else "↓"

@@ -46,7 +46,7 @@ class Workspace:
         name: str,
         inputs: Any,
         *,
-        make: Callable[[], T],
+        make: Callable[[Path], T],
         save: Callable[[T, Path], object],
         load: Callable[[Path], T],
     ) -> T:
@@ -55,7 +55,7 @@ class Workspace:
         Args:
             name: the file that keeps the result.
             inputs: everything that decides the result, as JSON values.
-            make: makes the result.
+            make: makes the result; it may keep an unfinished state in the file that it is given.
             save: writes it to a path, atomically.
             load: reads it back.
         """
@@ -66,7 +66,10 @@ class Workspace:
             self.reused.append(name)
             self.console.print(f"[dim]reused {name}[/dim]")
             return load(path)
-        result = make()
+        unfinished = path.with_name(f"{name}.{key[:12]}.unfinished")
+        for outdated in set(path.parent.glob(f"{name}.*.unfinished")) - {unfinished}:
+            outdated.unlink()
+        result = make(unfinished)
         save(result, path)
         write_text(record, json.dumps([key, _content_hash(path)]))
         return result

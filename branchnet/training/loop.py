@@ -88,7 +88,8 @@ def optimize(
         weight_decay=WEIGHT_DECAY,
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {sorted(module.state_dict())}")
+    shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
+    saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes}")
     started = time.monotonic()
     with _seeded(seed, next(module.parameters()).device):
         state = saved.restore(module, optimizer)

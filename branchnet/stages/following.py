@@ -16,7 +16,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.dataflow import Dataflow
 from branchnet.stages.exporting import trace_export
 from branchnet.stages.interface import Example, Interface, call_arguments, flat_example
-from branchnet.stages.propagation import Propagation, dry_run, propagate
+from branchnet.stages.propagation import Propagation, TensorForm, dry_run, propagate
 from branchnet.stages.tracing import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap
 
 _WHOLE_SHARE = 0.25
@@ -166,7 +166,9 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
     else:
         trace = trace_fx(root, example, evaluation.kept_whole)
     propagation = propagate(root, trace.graph, several)
-    return Dataflow(replace(trace, output=_output_form(trace, propagation, several)), propagation)
+    plain = evaluation.output is None and isinstance(propagation.result, TensorForm)
+    form = None if plain else _output_form(trace, propagation, several)
+    return Dataflow(replace(trace, output=form), propagation)
 
 
 def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:

@@ -1,5 +1,5 @@
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from branchnet.errors import SplitError
@@ -11,7 +11,13 @@ from .networks import RandomNetwork, random_networks
 EXAMPLE = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(random_networks(), st.data())
 def test_every_cut_of_a_random_network_is_faithful(steps, data):
     torch.manual_seed(0)
@@ -27,7 +33,7 @@ def test_every_cut_of_a_random_network_is_faithful(steps, data):
         assert_trains_alike(network, staged, EXAMPLE)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(random_networks(), st.integers(1, 20))
 def test_a_number_of_locations_is_kept_or_refused(steps, count):
     network = RandomNetwork(steps).eval()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from branchnet.stages import Interface, StagedNetwork
 
 SCHEMA_VERSION = 1
+MAX_NAMES = 1000
 SCHEMA_FILE = "branchnet.schema.json"
 _HEADER = f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
@@ -65,10 +66,10 @@ class Architecture(Section):
 
     schema_version: int = SCHEMA_VERSION
     description: str | None = None
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1, max_length=MAX_NAMES)
     input: Inputs | None = None
     networks: dict[str, NetworkSection] = Field(default_factory=dict)
-    locations: tuple[str, ...] = Field(min_length=1)
+    locations: tuple[str, ...] = Field(min_length=1, max_length=MAX_NAMES)
     roots: tuple[Node, ...] = Field(alias="tree", min_length=1)
     costs: CostsSection | None = None
     search: SearchSection | None = None

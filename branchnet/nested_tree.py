@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from branchnet.clustering.tree import Tree
 from branchnet.donors import Donors
-from branchnet.strict_yaml import Keys
+from branchnet.strict_yaml import MAX_PROBLEMS, Keys
 
 
 class Section(BaseModel):
@@ -93,18 +94,20 @@ def donors_of(roots: Sequence[Node], tree: Tree, locations: Sequence[str]) -> Do
 
 def tree_problems(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str]) -> list[tuple[Keys, str]]:
     """List what is wrong with nodes over these tasks and locations: place below the roots, and problem."""
-    problems: list[tuple[Keys, str]] = []
+    return list(islice(_tree_problems(roots, tasks, locations), MAX_PROBLEMS))
+
+
+def _tree_problems(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str]) -> Iterator[tuple[Keys, str]]:
     seen: set[str] = set()
     for number, root in enumerate(roots):
-        problems += _node_problems(root, (number,), -1, None, locations)
-        problems += _leaf_problems(root, (number,), tasks, seen)
+        yield from _node_problems(root, (number,), -1, None, locations)
+        yield from _leaf_problems(root, (number,), tasks, seen)
     missing = [task for task in tasks if task not in seen]
     if missing:
-        problems.append(((), f"lacks the task{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}"))
+        yield (), f"lacks the task{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}"
     given = {node.donor is not None for root in roots for node in _walk(root)}
     if len(given) == 2:
-        problems.append(((), "names donors of some nodes (name all or none)"))
-    return problems
+        yield (), "names donors of some nodes (name all or none)"
 
 
 def _node_problems(

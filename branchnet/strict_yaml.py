@@ -4,7 +4,7 @@ YAML 1.1 and 1.2 read some plain words differently (`no` is false or text, `12:3
 hold constructs that no settings file needs. This reader takes the values on which both agree, and numbers as 1.2 reads
 them (`1e-3` is a number). Everything else is refused with advice, while events are read and before a value is made:
 other plain words on which the two differ, duplicate keys, keys that are no text, anchors, aliases, tags, directives,
-numbers that are not finite, several documents, documents over 1 MB, and nesting deeper than 50.
+numbers that are not finite, several documents, documents over 1 MB or of more than 50,000 values, nesting over 50.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from branchnet.errors import SpecError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
+MAX_VALUES = 50_000
 MAX_DIGITS = 40
+MAX_PROBLEMS = 100
+"""So many problems of one file are described; looking for similar names takes time for each."""
 
 Keys = tuple[str | int, ...]
 """Where a value stands in a document: mapping keys and list indices from the top."""
@@ -115,7 +118,8 @@ def parse_document(content: bytes) -> Document:
 def spec_error(path: str | os.PathLike[str], problems: list[Problem]) -> SpecError:
     """Make the error that lists `problems` of the file `path`, in the order of the text."""
     ordered = sorted(problems, key=lambda problem: (problem.position.line, problem.position.column))
-    return SpecError([_line(path, problem) for problem in ordered])
+    more = [f"{os.fspath(path)}: and {len(ordered) - MAX_PROBLEMS} more"] if len(ordered) > MAX_PROBLEMS else []
+    return SpecError([_line(path, problem) for problem in ordered[:MAX_PROBLEMS]] + more)
 
 
 def show_keys(keys: Keys) -> str:
@@ -216,6 +220,8 @@ class _Reader:
         self._document.values[keys] = _position(event.start_mark)
         if len(keys) > MAX_DEPTH:
             self._stop(keys[:3], event, f"nested deeper than {MAX_DEPTH}")
+        if len(self._document.values) > MAX_VALUES:
+            self._stop(keys[:1], event, f"the document holds more than {MAX_VALUES} values")
         if isinstance(event, yaml.AliasEvent):
             return self._refuse(
                 keys, _position(event.start_mark), f"aliases are not allowed (write *{event.anchor} out)"

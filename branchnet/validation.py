@@ -6,11 +6,13 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from branchnet.strict_yaml import Document, Keys, Position, Problem, read_document, spec_error
+from branchnet.strict_yaml import MAX_PROBLEMS, Document, Keys, Position, Problem, read_document, spec_error
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -57,7 +59,8 @@ def _all_problems(model_class: type[BaseModel], data: Any) -> list[tuple[Keys, s
         _parse(model_class, data)
     except ValidationError as error:
         problems = list(model_problems(error, model_class))
-        bad = {keys[0] for keys, _ in problems if keys} if isinstance(data, dict) else set()
+        places = {detail["loc"][0] for detail in error.errors(include_url=False) if detail["loc"]}
+        bad = places | {keys[0] for keys, _ in problems if keys} if isinstance(data, dict) else set()
         rest = {key: value for key, value in data.items() if key not in bad} if bad else data
         if rest == data:
             return problems
@@ -67,7 +70,7 @@ def _all_problems(model_class: type[BaseModel], data: Any) -> list[tuple[Keys, s
 
 def model_problems(error: ValidationError, model_class: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
     """Yield the place and the text of every problem that a pydantic error tells of."""
-    for detail in error.errors():
+    for detail in islice(error.errors(include_url=False), MAX_PROBLEMS):
         if detail["type"] == "too_short" and detail["input"]:
             continue  # an item is wrong, which pydantic reports by itself
         cause = detail.get("ctx", {}).get("error")
@@ -102,9 +105,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _field_names(model_class: type[BaseModel]) -> set[str]:
+@cache
+def _field_names(model_class: type[BaseModel]) -> frozenset[str]:
     schema = model_class.model_json_schema()
-    return {name for part in [schema, *schema.get("$defs", {}).values()] for name in part.get("properties", {})}
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return frozenset(name for part in parts for name in part.get("properties", {}))
 
 
 def _located(document: Document, problems: Sequence[tuple[Keys, str]]) -> Iterator[Problem]:

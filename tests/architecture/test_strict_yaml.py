@@ -160,6 +160,11 @@ def test_size_is_bounded_before_parsing(tmp_path: Path) -> None:
         load_yaml(tmp_path / "big.yaml")
 
 
+def test_the_number_of_values_is_bounded() -> None:
+    document = parse_document(("[" + "1," * 60_000 + "]").encode())
+    assert document.problems[-1].text == "the document holds more than 50000 values"
+
+
 def test_bytes_that_are_no_utf8_name_their_line() -> None:
     document = parse_document(b"a: 1\nb: \xff\n")
     assert document.problems[0].position.line == 2

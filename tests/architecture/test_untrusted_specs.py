@@ -138,6 +138,23 @@ def test_an_endless_file_is_not_read_to_its_end() -> None:
         Architecture.load("/dev/zero")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tasks: [" + "a, " * 49_000 + "a]\nlocations: [x]\ntree: [{until: x, branches: [a]}]",
+        "tasks: [a]\nlocations: [x]\ntree: [{until: x, branches: [" + "b, " * 49_000 + "b]}]",
+        "tasks: [a]\nlocations: [x]\ntree: [{until: x, branches: [a]}]\n"
+        + "\n".join(f"k{i}: 1" for i in range(49_000)),
+    ],
+    ids=["tasks", "leaves", "keys"],
+)
+def test_a_large_wrong_file_is_refused_in_time_and_in_few_words(text: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError) as raised:
+        Architecture.load(tmp_path / "spec.yaml")
+    assert len(raised.value.problems) <= 101
+
+
 def test_a_loaded_specification_has_built_nothing(watched: Path) -> None:
     text = SPEC.replace("CONSTRUCTOR", "torchvision:no_such_network").replace("ARGUMENTS", "{}")
     (watched / "spec.yaml").write_text(text)

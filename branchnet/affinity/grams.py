@@ -63,8 +63,8 @@ class GramAccumulator:
             self._norms = torch.zeros(len(features), dtype=torch.float64, device=features.device)
         self._epsilon = max(self._epsilon, torch.finfo(_computed_in(features)).eps)
         for block in _blocks(features):
-            self._norms += torch.linalg.vector_norm(block, dim=1).double() ** 2
             if self._centring.inputs:
+                self._norms += torch.linalg.vector_norm(block, dim=1).double() ** 2
                 block = block - block.mean(dim=0)
             if self._centring.features:
                 mean = block.mean(dim=1, keepdim=True)
@@ -105,10 +105,13 @@ class GramAccumulator:
         if self._products is None or self._norms is None:
             raise ValueError("no features were added")
         products = self._products
+        norms = self._norms if self._centring.inputs else products.diagonal()
         if self._centring.features:
             sizes = torch.tensor(self._sizes, dtype=torch.float64, device=products.device)
-            products = products + _spread_of_means(torch.stack(self._means, dim=1), sizes)
-        return Gram(products, _ROUNDING * self._epsilon**2 * self._norms)
+            means = torch.stack(self._means, dim=1)
+            products = products + _spread_of_means(means, sizes)
+            norms = torch.maximum(norms, products.diagonal() + means**2 @ sizes)
+        return Gram(products, _ROUNDING * self._epsilon**2 * norms)
 
 
 def gram(features: Tensor, centring: Centring) -> Gram:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import product
 
 from branchnet.clustering.tree import Tree
 from branchnet.errors import TreeError
@@ -68,10 +67,19 @@ def _refinements(coarse: Sequence[tuple[str, ...]], depth: int) -> Iterator[list
     if depth == 0:
         yield []
         return
-    for split in product(*[list(set_partitions(block)) for block in coarse]):
-        stage = [block for blocks in split for block in blocks]
+    for stage in _splits(coarse):
         for rest in _refinements(stage, depth - 1):
             yield [stage, *rest]
+
+
+def _splits(clusters: Sequence[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    """All ways to split every cluster further or leave it whole."""
+    if not clusters:
+        yield []
+        return
+    for first in set_partitions(clusters[0]):
+        for rest in _splits(clusters[1:]):
+            yield [*first, *rest]
 
 
 def _check_counts(n_tasks: int, depth: int) -> None:

@@ -173,7 +173,9 @@ class Tree:
 
 
 def _checked_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if isinstance(tasks, str):
+        raise TreeError(f"tasks are a sequence of names, not the text {tasks!r}")
+    names = tuple(tasks)
     for task in names:
         if not isinstance(task, str) or not task:
             raise TreeError(f"a task name must be a non-empty string, not {task!r}")

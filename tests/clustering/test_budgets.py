@@ -1,0 +1,74 @@
+"""Budgets, their text, and sizes of trees."""
+
+import json
+
+import pytest
+from clustering_instances import facts_rows
+
+from branchnet.clustering import Budget, Tree, tree_size
+from branchnet.errors import BudgetError
+from branchnet.stages.costs import StageCost, StageCosts
+
+COSTS = StageCosts((StageCost("a", 10, 100), StageCost("b", 30, 50)))
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("60% params", Budget(0.6, "params", relative=True)),
+        ("12.5 % flops", Budget(0.125, "flops", relative=True)),
+        ("25e6 params", Budget(25e6)),
+        ("25M params", Budget(25e6)),
+        ("4 GMACs", Budget(4e9, "flops")),
+        ("8 GFLOPs", Budget(4e9, "flops")),
+        ("4 ms", Budget(4.0, "latency")),
+        ("250 us", Budget(0.25, "latency")),
+    ],
+)
+def test_parse(text: str, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["", "params", "-3 params", "4 bananas", "12", "0 params", "5 % bananas", "1e999 params"]
+)
+def test_parse_refuses(text: str) -> None:
+    with pytest.raises(BudgetError):
+        Budget.parse(text)
+
+
+def test_written_budgets_read_back() -> None:
+    for budget in (Budget(0.6, relative=True), Budget(25e6), Budget(4e9, "flops"), Budget(4.0, "latency")):
+        assert Budget.parse(str(budget)) == budget
+
+
+def test_sizes_by_hand() -> None:
+    tree = Tree(list("xyz"), [[["x", "y"], ["z"]], [["x"], ["y"], ["z"]]])
+    heads = {"x": 1.0, "y": 2.0, "z": 3.0}
+    assert tree_size(tree, COSTS) == 2 * 10 + 3 * 30
+    assert tree_size(tree, COSTS, head_costs=heads) == 110 + 6
+    assert tree_size(tree, COSTS, unit="flops") == 2 * 100 + 3 * 50
+    table = [[0, 1.0, 1.5, 1.8], [0, 2.0, 3.0, 3.5]]
+    assert tree_size(tree, table, unit="latency") == 1.5 + 3.5
+
+
+def test_published_multiply_adds_are_additive() -> None:
+    """TreeMTL's ResNet-34: 0.12, 0.72, 0.94, 5.74 and 11.03 GMac for each branch of the five blocks."""
+    costs = [0.12, 0.72, 0.94, 5.74, 11.03]
+    for row in facts_rows("treemtl_nyuv2_resnet34_gmac.csv"):
+        tree = Tree(list("snd"), [[["snd"[i] for i in c] for c in stage] for stage in json.loads(row["layout_json"])])
+        assert tree_size(tree, costs, unit="flops") == pytest.approx(float(row["GMac_224x224"]), abs=0.03)
+
+
+def test_refuses_costs_that_do_not_fit() -> None:
+    tree = Tree.shared(list("xyz"), 2)
+    with pytest.raises(BudgetError, match="no latency"):
+        tree_size(tree, COSTS, unit="latency")
+    with pytest.raises(BudgetError, match=r"\(stages, 4\)"):
+        tree_size(tree, [[0, 1, 2], [0, 1, 2]])
+    with pytest.raises(BudgetError, match="not negative"):
+        tree_size(tree, [1.0, -1.0])
+    with pytest.raises(BudgetError, match="these differ: w, z"):
+        tree_size(tree, COSTS, head_costs={"x": 1.0, "y": 1.0, "w": 1.0})
+    with pytest.raises(BudgetError, match="2 stages"):
+        tree_size(tree, [1.0, 1.0, 1.0])

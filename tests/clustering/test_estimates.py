@@ -1,0 +1,125 @@
+"""Expected performance, stability and the comparison of groups with trees."""
+
+import json
+
+import numpy as np
+import pytest
+from clustering_instances import all_trees, facts_rows, random_affinity, rsa_like_affinity
+from scipy.stats import spearmanr
+
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import (
+    Budget,
+    Tree,
+    compare_sharing,
+    compare_trees,
+    entropy_weights,
+    expected_losses,
+    expected_performance,
+    search,
+    stability,
+)
+from branchnet.errors import AffinityError
+
+TASKS = ["seg", "normal", "depth"]
+
+
+def _measurements(table: str = "NYUv2_mobilenet_0227") -> np.ndarray:
+    values = np.full((6, 3, 3), np.nan)
+    for row in facts_rows("treemtl_two_task_tables.csv"):
+        if row["table"] == table:
+            a, b, task = int(row["task_a"]), int(row["task_b"]), int(row["task_measured"])
+            values[int(row["branch_point"]), task, a + b - task] = float(row["rel_perf_percent"])
+    return values
+
+
+def _published() -> list[tuple[Tree, dict[str, str]]]:
+    return [
+        (Tree(TASKS, [[[TASKS[i] for i in c] for c in stage] for stage in json.loads(row["layout_json"])]), row)
+        for row in facts_rows("treemtl_nyuv2_mobilenet_20_layouts.csv")
+    ]
+
+
+def test_published_estimates_are_reproduced() -> None:
+    for tree, row in _published():
+        estimate = expected_performance(_measurements(), tree, TASKS)
+        for task in TASKS:
+            assert estimate[task] == pytest.approx(float(row[f"est_{task}"]), abs=1e-7)
+
+
+def test_estimates_rank_trained_trees_better_than_counting_nodes() -> None:
+    losses = expected_losses(_measurements(), TASKS)
+    real = [np.mean([float(row[f"real_{task}"]) for task in TASKS]) for _, row in _published()]
+    by_estimate = spearmanr([-losses.tree_cost(tree) for tree, _ in _published()], real)[0]
+    by_nodes = spearmanr([-sum(tree.widths) for tree, _ in _published()], real)[0]
+    assert by_estimate > by_nodes > 0.6
+
+
+@pytest.mark.parametrize("weights", [None, "entropy", {"seg": 1.0, "normal": 2.0, "depth": 0.0}])
+def test_search_maximises_expected_performance(weights: dict[str, float] | str | None) -> None:
+    values = _measurements()
+    shares = entropy_weights(values, TASKS) if weights == "entropy" else weights or dict.fromkeys(TASKS, 1.0)
+    total = sum(shares.values())  # type: ignore[union-attr]
+    best = max(
+        sum(shares[task] * e for task, e in expected_performance(values, tree, TASKS).items()) / total  # type: ignore[index]
+        for tree in (
+            Tree(TASKS, [[[TASKS[int(t[1:])] for t in c] for c in p] for p in t.partitions]) for t in all_trees(3, 5)
+        )
+        if sum(tree.widths) <= 10
+    )
+    result = search(expected_losses(values, TASKS, weights=weights), [1.0] * 5, Budget(10))
+    assert -result.cost == pytest.approx(best, abs=1e-10)
+    assert result.objective == "expected-performance"
+
+
+def test_refuses_measurements_that_are_missing() -> None:
+    values = _measurements()
+    values[2, 0, 1] = np.nan
+    with pytest.raises(AffinityError, match="'seg' with 'normal' at branch point 2"):
+        expected_losses(values, TASKS)
+    with pytest.raises(AffinityError, match="shape"):
+        expected_losses(values[:, :2], TASKS)
+
+
+def test_stability_is_certain_without_noise_and_falls_with_it() -> None:
+    affinity, costs = rsa_like_affinity(6, 3, 0), [1.0, 2.0, 3.0]
+    result = search(affinity, costs, "60% params")
+    exact = stability(result, [affinity] * 3, costs)
+    assert exact.same_tree == 1.0
+    assert exact.distances == (0, 0, 0)
+    assert {share for stage in exact.nodes for share in stage} == {1.0}
+    noisy = Affinity(affinity.tasks, affinity.locations, affinity.values, standard_errors=np.full((3, 6, 6), 0.05))
+    loose = stability(result, noisy, costs, samples=20)
+    assert loose.same_tree < 1.0
+    assert "of 20 replicates" in str(loose)
+    assert np.allclose(np.diagonal(loose.together, axis1=1, axis2=2), 1.0)
+
+
+def test_stability_counts_by_hand() -> None:
+    tree = Tree(list("abc"), [[["a", "b"], ["c"]]])
+    others = [tree, Tree.separate(list("abc"), 1), Tree.shared(list("cba"), 1)]
+    counted = compare_trees(tree, others)
+    assert counted.same_tree == pytest.approx(1 / 3)
+    assert counted.nodes == ((pytest.approx(1 / 3), pytest.approx(2 / 3)),)
+    assert counted.together[0, 0, 1] == pytest.approx(2 / 3)
+    assert counted.distances == (0, 1, 2)
+
+
+def test_stability_needs_replicates() -> None:
+    affinity = random_affinity(3, 1, 0)
+    result = search(affinity, [1.0], Budget(2))
+    with pytest.raises(AffinityError, match="no standard errors"):
+        stability(result, affinity, [1.0])
+    with pytest.raises(AffinityError, match="no replicates"):
+        stability(result, [], [1.0])
+
+
+@pytest.mark.parametrize("name", ["mean-max", "sum-pair"])
+def test_trees_are_never_worse_than_groups(name: str) -> None:
+    affinity = rsa_like_affinity(6, 4, 2)
+    compared = compare_sharing(affinity, [1.0, 2.0, 3.0, 4.0], objective=name)
+    assert min(compared.saved()) >= -1e-12
+    assert max(compared.saved()) > 0
+    assert all(len(set(point.tree.partitions)) == 1 for point in compared.groups)
+    lines = compared.plot().get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [len(compared.groups), len(compared.trees)]

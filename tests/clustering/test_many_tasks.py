@@ -1,0 +1,151 @@
+"""Heuristic searches and lower bounds: against the exact optimum, against each other, and under constraints."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from clustering_instances import affinities, brute_costs, brute_sizes, names, random_affinity, rsa_like_affinity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
+from branchnet.clustering.bounds import clique_diameters, lower_bound
+from branchnet.clustering.local import apply_move, price_moves
+from branchnet.clustering.searching import make_problem
+from branchnet.errors import BudgetError
+
+COSTS = [0.2, 1.2, 7.1, 14.9, 3.3, 5.0]
+NAMES = st.sampled_from(sorted(OBJECTIVES))
+
+
+@settings(max_examples=200, deadline=None)
+@given(affinities(max_tasks=5, max_depth=3), NAMES, st.floats(0.2, 1.0), st.integers(0, 999))
+def test_lower_bound_is_never_above_the_optimum(affinity: Affinity, name: str, share: float, seed: int) -> None:
+    depth, n = affinity.values.shape[:2]
+    costs = np.random.default_rng(seed).uniform(0.1, 9, depth).tolist()
+    limit = share * n * sum(costs)
+    fitting = brute_sizes(n, costs) <= limit
+    if not fitting.any():
+        return
+    problem = make_problem(affinity, costs, "params", objective=name)
+    bound = lower_bound(problem.losses, problem.rules, problem.sizes.table, limit)
+    best = float(brute_costs(affinity, name)[fitting].min())
+    assert bound <= best + 1e-10 * max(abs(best), 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clique_diameters_by_enumeration(seed: int) -> None:
+    loss = 1 - random_affinity(8, 1, seed).values[0]
+    masks = [np.flatnonzero([m >> i & 1 for i in range(8)]) for m in range(1, 256)]
+    diameters = clique_diameters(loss)
+    for size in range(2, 9):
+        assert diameters[size] == min(loss[np.ix_(c, c)].max() for c in masks if len(c) == size)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_moves_are_priced_as_the_trees_they_lead_to(name: str) -> None:
+    affinity = rsa_like_affinity(7, 3, 5)
+    problem = make_problem(affinity, COSTS[:3], "params", objective=name)
+    land = problem.landscape(1e9)
+    tree = random_tree(affinity.tasks, 3, seed=2)
+    labels = np.array(tree.labels())
+    moves = price_moves(land, labels)
+    seen = 0
+    for t, (costs, sizes) in enumerate(zip(moves.costs, moves.sizes, strict=True)):
+        for s, cluster in np.argwhere(np.isfinite(costs)):
+            moved = Tree.from_labels(affinity.tasks, apply_move(labels, moves, s, t, cluster))
+            assert costs[s, cluster] == pytest.approx(problem.losses.tree_cost(moved), abs=1e-12)
+            assert sizes[s, cluster] == pytest.approx(problem.sizes.of_widths(moved.widths))
+            seen += 1
+    assert seen > 20
+
+
+def test_local_search_reaches_the_optimum_of_small_problems() -> None:
+    gaps = []
+    for seed in range(12):
+        affinity = (rsa_like_affinity if seed % 2 else random_affinity)(7, 4, seed)
+        exact = search(affinity, COSTS[:4], "50% params")
+        found = search(affinity, COSTS[:4], "50% params", method="local")
+        assert found.cost >= exact.cost - 1e-12
+        assert found.lower_bound <= exact.cost + 1e-12
+        gaps.append(found.cost / exact.cost - 1)
+    assert np.median(gaps) < 1e-12
+    assert max(gaps) < 0.05
+
+
+@pytest.mark.parametrize("name", ["mean-max", "mean-pair"])
+def test_many_tasks_beat_the_published_beam_search(name: str) -> None:
+    affinity = rsa_like_affinity(16, 4, 1)
+    found = search(affinity, COSTS[:4], "40% params", objective=name)
+    beam = search(affinity, COSTS[:4], "40% params", objective=name, method="beam")
+    assert found.method == "local"
+    assert found.cost <= beam.cost
+    assert found.lower_bound <= found.cost
+    assert beam.lower_bound == pytest.approx(found.lower_bound)
+    assert found.gap < 0.35
+    assert max(found.size, beam.size) <= found.limit * (1 + 1e-12)
+
+
+def test_same_seed_same_tree() -> None:
+    affinity = rsa_like_affinity(15, 3, 2)
+    results = [search(affinity, COSTS[:3], "40% params", seed=4) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+def test_many_tasks_obey_constraints() -> None:
+    affinity = rsa_like_affinity(16, 4, 3)
+    constraints = Constraints(shared_stages=1, max_clusters=9, together=[["t0", "t1"]], apart=[["t2", "t3", "t4"]])
+    result = search(affinity, COSTS[:4], "45% params", constraints=constraints)
+    assert result.tree.widths[0] == 1
+    assert max(result.tree.widths) <= 9
+    assert result.tree.shared_depth("t0", "t1") == 4
+    assert result.tree.shared_depth("t2", "t3") == result.tree.shared_depth("t3", "t4") == 1
+    free = search(affinity, COSTS[:4], "45% params")
+    assert free.lower_bound <= result.cost
+
+
+def test_extending_many_tasks_leaves_the_tree_untouched() -> None:
+    running = random_tree(names(6), 3, seed=1)
+    affinity = rsa_like_affinity(15, 3, 4)
+    result = search(affinity, COSTS[:3], "70% params", constraints=Constraints(extend=running))
+    kept = [[[t for t in c if t in running.tasks] for c in p] for p in result.tree.partitions]
+    assert Tree(running.tasks, [[c for c in p if c] for p in kept]) == running
+
+
+def test_time_limit_returns_a_tree_with_its_bound() -> None:
+    affinity = rsa_like_affinity(20, 4, 0)
+    result = search(affinity, COSTS[:4], "40% params", time_limit=0.0)
+    assert "time limit" in result.why
+    assert result.lower_bound <= result.cost
+    small = search(rsa_like_affinity(8, 4, 0), COSTS[:4], "40% params", method="exact", time_limit=0.0)
+    assert "time limit" in small.why
+    assert not small.proven
+
+
+def test_interruption_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("branchnet.clustering.heuristic.descend", interrupted)
+    result = search(rsa_like_affinity(15, 3, 0), COSTS[:3], "40% params")
+    assert "interrupted" in result.why
+
+
+def test_infeasible_budgets_name_the_smallest_size() -> None:
+    with pytest.raises(BudgetError) as caught:
+        search(rsa_like_affinity(15, 3, 0), COSTS[:3], Budget(1.0))
+    assert caught.value.smallest == pytest.approx(sum(COSTS[:3]))
+
+
+def test_front_of_many_tasks_is_ordered_and_bounded() -> None:
+    front = pareto_front(rsa_like_affinity(14, 2, 0), COSTS[:2])
+    assert all(a.size < b.size and a.cost > b.cost for a, b in pairwise(front))
+    assert all(point.lower_bound <= point.cost for point in front)
+    assert front[0].tree.widths == (1, 1)
+    assert front[-1].cost == 0.0
+
+
+def test_why_names_the_reason() -> None:
+    assert "15 tasks" in search(rsa_like_affinity(15, 2, 0), COSTS[:2], "50% params", time_limit=0.0).why
+    assert search(rsa_like_affinity(5, 2, 0), COSTS[:2], "50% params", method="exact").why == "asked for"

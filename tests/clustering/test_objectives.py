@@ -1,0 +1,104 @@
+"""Objectives against published numbers, against slow definitions, and their properties."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from clustering_instances import affinities, all_trees, as_affinity, facts_json, random_affinity, slow_stage_cost
+from hypothesis import given
+from hypothesis import strategies as st
+
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import OBJECTIVES, Budget, Tree, clustering_cost, search
+from branchnet.errors import AffinityError, TreeError
+
+PUBLISHED = facts_json("treemtl_bmtn_rsa_head.json")
+TENSOR = Affinity(PUBLISHED["tasks"], [f"block{d}" for d in range(5)], np.array(PUBLISHED["affinity_DTT"]))
+READING = "mean_incl_singletons(TreeMTL,Antler)"
+
+
+@pytest.mark.parametrize("nodes", [7, 9, 11, 13, 15, 17, 19, 21])
+def test_published_costs_and_optima(nodes: int) -> None:
+    best = facts_json("cost_reading_sensitivity.json")["by_budget_nodes"][str(nodes)][READING]
+    tree = Tree(TENSOR.tasks, [[[TENSOR.tasks[i] for i in c] for c in stage] for stage in best["layout"]])
+    assert clustering_cost(tree, TENSOR) == pytest.approx(best["cost"], abs=1e-12)
+    result = search(TENSOR, [1.0] * 5, Budget(nodes), shared_stages=1)
+    assert result.proven
+    assert result.cost == pytest.approx(best["cost"], abs=1e-12)
+    assert result.tree == tree
+
+
+@pytest.mark.parametrize("nodes", [7, 11, 15, 21])
+def test_size_weighted_reading_by_enumeration(nodes: int) -> None:
+    """`diameter` weighted by block size is no objective here; mean-pair's value is checked against its definition."""
+    result = search(TENSOR, [1.0] * 5, Budget(nodes), objective="mean-pair")
+    loss = 1 - np.array(PUBLISHED["affinity_DTT"])
+    index = {task: i for i, task in enumerate(TENSOR.tasks)}
+    total = 0.0
+    for stage, clusters in enumerate(result.tree.partitions):
+        for cluster in clusters:
+            pairs = [loss[stage, index[a], index[b]] for a, b in combinations(cluster, 2)]
+            total += len(cluster) / 5 * (sum(pairs) / len(pairs) if pairs else 0.0)
+    assert result.cost == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(affinities(max_tasks=4), st.integers(0, 10_000))
+def test_costs_follow_their_definitions(name: str, affinity: Affinity, pick: int) -> None:
+    depth, n = affinity.values.shape[:2]
+    tree = all_trees(n, depth)[pick % len(all_trees(n, depth))]
+    upper = np.triu_indices(n, 1)
+    mean = affinity.values[:, upper[0], upper[1]].mean()
+    expected = 0.0
+    for stage, clusters in enumerate(tree.partitions):
+        partition = [[affinity.tasks.index(task) for task in c] for c in clusters]
+        expected += slow_stage_cost(name, 1 - affinity.values[stage], mean - affinity.values[stage], partition)
+    assert clustering_cost(tree, affinity, objective=name) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(affinities(), st.randoms(use_true_random=False))
+def test_cost_is_unchanged_by_permuting_tasks(name: str, affinity: Affinity, generator: object) -> None:
+    depth, n = affinity.values.shape[:2]
+    order = generator.sample(range(n), n)  # type: ignore[attr-defined]
+    permuted = Affinity([affinity.tasks[i] for i in order], affinity.locations, affinity.values[:, order][:, :, order])
+    tree = all_trees(n, depth)[generator.randrange(len(all_trees(n, depth)))]  # type: ignore[attr-defined]
+    cost = clustering_cost(tree, affinity, objective=name)
+    assert clustering_cost(tree, permuted, objective=name) == pytest.approx(cost, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", set(OBJECTIVES) - {"gain"})
+def test_separate_networks_lose_nothing(name: str) -> None:
+    affinity = random_affinity(5, 3, 0)
+    assert clustering_cost(Tree.separate(affinity.tasks, 3), affinity, objective=name) == 0.0
+
+
+def test_gain_rewards_sharing_good_pairs_without_a_budget() -> None:
+    values = np.array([[[1, 0.9, 0.1, 0.1], [0.9, 1, 0.1, 0.1], [0.1, 0.1, 1, 0.9], [0.1, 0.1, 0.9, 1]]])
+    result = search(as_affinity(values), [1.0], Budget(4), objective="gain")
+    assert result.tree.partitions[0] == (("t0", "t1"), ("t2", "t3"))
+    assert result.cost < 0
+
+
+def test_stage_weights_multiply_stages() -> None:
+    affinity = random_affinity(4, 2, 1)
+    tree = Tree.shared(affinity.tasks, 2)
+    first, second = (1 - affinity.values[d].min() for d in range(2))
+    assert clustering_cost(tree, affinity, stage_weights=[2.0, 0.5]) == pytest.approx(2 * first + second / 2)
+    with pytest.raises(AffinityError, match="2 finite numbers"):
+        clustering_cost(tree, affinity, stage_weights=[1.0, math.nan])
+
+
+def test_refuses_directed_affinities_and_other_trees() -> None:
+    values = np.ones((1, 2, 2))
+    values[0, 0, 1] = 0.5
+    with pytest.raises(AffinityError, match="differ by direction"):
+        clustering_cost(Tree.shared(["t0", "t1"], 1), as_affinity(values))
+    affinity = random_affinity(3, 2, 0)
+    with pytest.raises(TreeError, match="these differ: x"):
+        clustering_cost(Tree.shared(["t0", "t1", "t2", "x"], 2), affinity)
+    with pytest.raises(TreeError, match="3 stages"):
+        clustering_cost(Tree.shared(affinity.tasks, 3), affinity)
+    with pytest.raises(AffinityError, match="no objective"):
+        clustering_cost(Tree.shared(affinity.tasks, 2), affinity, objective="best")

@@ -37,6 +37,8 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
     seed
         Decides scenes, initial weights and the order of the batches.
     """
+    import shlex
+
     import torch
 
     from branchnet import Budget
@@ -56,7 +58,7 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
         train=train.images,
         probe=test.images[:PROBE],
         test=test.images[PROBE:],
-        targets={task: labels[PROBE:] for task, labels in test.labels.items()},
+        targets={name: task.target(test.labels[name][PROBE:]) for name, task in TASKS.items()},
         metrics={name: task.metric for name, task in TASKS.items()},
         budget=Budget.parse(BUDGET),
         objective="mean-max",
@@ -69,11 +71,12 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
     )
     trees = find_trees(problem, workspace)
     networks = train_networks(problem, trees, workspace)
-    rows = judge(problem, trees, networks, workspace)
+    results = judge(problem, trees, networks, workspace)
     with torch.no_grad():
-        outputs = networks["branched"](problem.test[:SHOWN])
+        outputs = networks["branched"](test.images[PROBE : PROBE + SHOWN])
     samples = [task.samples(name, problem.targets[name][:SHOWN], outputs[name]) for name, task in TASKS.items()]
-    finish(problem, trees, networks["branched"], rows, workspace, samples)
+    command = shlex.join(["branchnet", "demo", "--out", str(out), "--seed", str(seed), *(["--quick"] if quick else [])])
+    finish(problem, trees, networks["branched"], results, workspace, command=command, samples=samples)
 
 
 def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspace) -> dict[str, nn.Module]:
@@ -91,7 +94,7 @@ def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspac
         branchnet.fit(
             network,
             train.images,
-            train.labels[name],
+            TASKS[name].target(train.labels[name]),
             TASKS[name].loss,
             steps=steps,
             batch_size=BATCH,

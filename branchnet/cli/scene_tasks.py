@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +16,10 @@ import branchnet
 from branchnet.data import LAYOUTS, SEGMENTS
 from branchnet.reporting.samples_plot import Kind, TaskSamples
 from branchnet.training import Metric, accuracy, mean_absolute_error, mean_angle, mean_iou, rmse
+
+
+def _identity(labels: Tensor) -> Tensor:
+    return labels
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class SceneTask:
         loss: what its network is trained on.
         metric: what it is judged by.
         shown: how its samples are drawn.
-        drawable: from labels or outputs to what is drawn.
+        drawable: from targets or outputs to what is drawn.
+        target: from labels to what the network shall give.
     """
 
     outputs: int
@@ -36,6 +42,7 @@ class SceneTask:
     metric: Metric
     shown: Kind
     drawable: Callable[[Tensor], npt.NDArray[Any]]
+    target: Callable[[Tensor], Tensor] = _identity
 
     def network(self) -> nn.Module:
         """A new network for the task."""
@@ -77,7 +84,7 @@ def _counts(values: Tensor) -> npt.NDArray[Any]:
 
 TASKS = {
     "segmentation": SceneTask(len(SEGMENTS), "dense", F.cross_entropy, mean_iou(len(SEGMENTS)), "classes", _segments),
-    "depth": SceneTask(1, "dense", F.l1_loss, rmse("m"), "depth", _plane),
+    "depth": SceneTask(1, "dense", F.l1_loss, rmse("log m"), "depth", _plane, torch.log),
     "normals": SceneTask(3, "dense", cosine_loss, mean_angle(), "normals", _vectors),
     "edges": SceneTask(1, "dense", F.mse_loss, rmse(), "grey", _plane),
     "keypoints": SceneTask(1, "dense", F.mse_loss, rmse(), "grey", _plane),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import branchnet
 from branchnet import Affinity, BranchedNetwork, Budget, SearchResult, SeparateNetworks, StagedNetwork, Tree
 from branchnet.builder import CompiledNetwork, compiler_problem, load_weights, save_weights
 from branchnet.cli.workspace import Workspace, load_json, save_json
-from branchnet.clustering import tree_size
-from branchnet.reporting.latency import Latency, compare_latency
+from branchnet.clustering import Stability, stability, tree_size
+from branchnet.reporting import ComparedNetwork, Comparison, Latency, compare_latency
 from branchnet.training import Metric, Teachers, reestimate_batchnorm
 from branchnet.training.inputs import Inputs, count_samples, take
 
 RANDOM_TREES = 200
 REPEATS = 30
+REPLICATES = 50
 
 
 @dataclass(frozen=True)
@@ -97,28 +98,18 @@ class Trees:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the comparison.
+class Results:
+    """What was measured.
 
     Attributes:
-        name: which network.
-        params: its parameters.
-        flops: multiply-adds for one input.
-        latency: milliseconds for one input, by how it is run (`"eager"`, `"compiled"`).
-        metrics: the metric of each task.
-        changes: the change of each task against its single-task network, in percent; better is positive.
-        delta: their mean, the multi-task performance.
-        further: further metrics.
+        comparison: the separate networks, the branched one and the baselines.
+        further: further metrics, by label and network.
+        stability: how often the same tree is chosen on other samples of the probe.
     """
 
-    name: str
-    params: int
-    flops: int
-    latency: Mapping[str, float]
-    metrics: Mapping[str, float]
-    changes: Mapping[str, float]
-    delta: float
-    further: Mapping[str, float]
+    comparison: Comparison
+    further: Mapping[str, Mapping[str, float]]
+    stability: Stability
 
 
 def find_trees(problem: Problem, workspace: Workspace) -> Trees:
@@ -205,8 +196,8 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     }
 
 
-def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork], workspace: Workspace) -> list[Row]:
-    """Measure every network; the first row is that of the separate single-task networks."""
+def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork], workspace: Workspace) -> Results:
+    """Measure every network, the separate ones first, and how sure the choice of the tree is."""
     separate = SeparateNetworks(problem.networks).eval()
     everything: dict[str, BranchedNetwork | SeparateNetworks] = {"separate": separate, **networks}
     latency = workspace.step(
@@ -216,44 +207,45 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         save=save_json,
         load=load_json,
     )
-    single: dict[str, float] | None = None
-    rows = []
+    compared = []
     for name, network in everything.items():
-        metrics = branchnet.evaluate(
-            network, problem.test, problem.targets, problem.metrics, batch_size=problem.batch_size
-        )
-        single = single or metrics
-        changes = branchnet.multi_task_performance(metrics, single, problem.metrics)
         tree = trees.compared.get(name) or Tree.separate(trees.chosen.tree.tasks, trees.chosen.tree.depth)
-        rows.append(
-            Row(
+        compared.append(
+            ComparedNetwork(
                 name,
+                _evaluate(problem, network, problem.metrics),
                 params=sum(parameter.numel() for parameter in network.parameters()),
                 flops=int(trees.size(tree, "flops")),
-                latency={how: values[name] for how, values in latency.items() if name in values},
-                metrics=metrics,
-                changes=changes,
-                delta=sum(changes.values()) / len(changes),
-                further=_further(problem, network),
+                latency={how: Latency(tuple(runs[name])) for how, runs in latency.items() if name in runs},
             )
         )
-    return rows
+    comparison = Comparison(
+        tuple(compared),
+        {task: metric.name for task, metric in problem.metrics.items()},
+        {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
+    )
+    further = {
+        label: {name: _evaluate(problem, network, {task: metric})[task] for name, network in everything.items()}
+        for label, (task, metric) in problem.further.items()
+    }
+    return Results(comparison, further, _stability(problem, trees))
 
 
-def _further(problem: Problem, network: nn.Module) -> dict[str, float]:
-    found = {}
-    for label, (task, metric) in problem.further.items():
-        values = branchnet.evaluate(
-            network, problem.test, problem.targets, {task: metric}, batch_size=problem.batch_size
-        )
-        found[label] = values[task]
-    return found
+def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    return branchnet.evaluate(network, problem.test, problem.targets, metrics, batch_size=problem.batch_size)
+
+
+def _stability(problem: Problem, trees: Trees) -> Stability:
+    """Search again on bootstrap replicates of the probe."""
+    replicates = [replace(trees.affinity, values=values, samples=None) for values in trees.affinity.replicates()]
+    heads = {task: network.head_cost for task, network in trees.staged.items()}
+    return stability(trees.chosen, replicates[:REPLICATES], trees.first.costs, problem.budget, head_costs=heads)
 
 
 def measure(
     networks: Mapping[str, BranchedNetwork | SeparateNetworks], example: Tensor, workspace: Workspace
-) -> dict[str, dict[str, float]]:
-    """Median milliseconds for one input, measured in turns: all networks eager; the separate and the branched compiled.
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds for one input, measured in turns: all networks eager; the separate and the branched compiled.
 
     The separate networks are compiled one by one. Where torch.compile does not work there are eager figures only.
     """
@@ -266,7 +258,7 @@ def measure(
     found = {}
     for how, functions in runs.items():
         latencies: dict[str, Latency] = compare_latency(functions, (example,), repeats=REPEATS)
-        found[how] = {name: 1000 * latency.median for name, latency in latencies.items()}
+        found[how] = {name: list(latency.samples) for name, latency in latencies.items()}
     return found
 
 
@@ -282,21 +274,35 @@ def _compiled(network: BranchedNetwork | SeparateNetworks, example: Tensor) -> C
     return run
 
 
-def as_json(problem: Problem, trees: Trees, rows: list[Row]) -> dict[str, Any]:
-    """Everything that was measured, as JSON values."""
+def as_json(problem: Problem, trees: Trees, results: Results) -> dict[str, Any]:
+    """Everything that was measured, as JSON values; latencies in seconds."""
+    chosen, comparison = trees.chosen, results.comparison
     return {
         "budget": str(problem.budget),
         "objective": problem.objective,
         "chosen": {
-            "cost": trees.chosen.cost,
-            "size": trees.chosen.size,
-            "lower_bound": trees.chosen.lower_bound,
-            "proven": trees.chosen.proven,
-            "method": trees.chosen.method,
-            "partitions": [[list(cluster) for cluster in stage] for stage in trees.chosen.tree.partitions],
+            "cost": chosen.cost,
+            "size": chosen.size,
+            "lower_bound": chosen.lower_bound,
+            "proven": chosen.proven,
+            "method": chosen.method,
         },
-        "metrics": {task: metric.name for task, metric in problem.metrics.items()},
-        "networks": [asdict(row) for row in rows],
+        "trees": {name: [list(map(list, stage)) for stage in tree.partitions] for name, tree in trees.compared.items()},
+        "same_tree_in_replicates": results.stability.same_tree,
+        "metrics": dict(comparison.metric_names),
+        "networks": {
+            network.name: {
+                "params": network.params,
+                "flops": network.flops,
+                "latency": {
+                    how: asdict(latency) | {"median": latency.median} for how, latency in network.latency.items()
+                },
+                "metrics": dict(network.metrics),
+                "further": {label: values[network.name] for label, values in results.further.items()},
+                "delta": comparison.delta(network),
+            }
+            for network in comparison.networks
+        },
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

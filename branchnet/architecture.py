@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from branchnet.clustering.budgets import Budget
 from branchnet.clustering.tree import Tree
-from branchnet.constructors import Constructor, constructor_of, split_name
+from branchnet.constructors import Constructor
+from branchnet.describing import constructor, input_sections, search_section, staged_networks, versions
 from branchnet.donors import Donors, choose_donors
 from branchnet.errors import SpecError
 from branchnet.files import write_text
 from branchnet.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
-from branchnet.spec_sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection, budget_text
+from branchnet.spec_sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.strict_yaml import MAX_DEPTH, Keys, Problem, read_document, show_keys, spec_error
 from branchnet.validation import RuleError, model_problems, validate_document
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.builder import BranchedNetwork
     from branchnet.clustering import SearchResult
-    from branchnet.stages import Interface, StagedNetwork
+    from branchnet.stages import Interface
 
 SCHEMA_VERSION = 1
 MAX_NAMES = 1000
@@ -148,7 +147,7 @@ class Architecture(Section):
             locations=locations,
             costs=costs,
             head_costs=head_costs,
-            search=_search_section(result, affinity, budget, seed),
+            search=search_section(result, affinity, budget, seed),
             description=description,
         )
 
@@ -174,7 +173,7 @@ class Architecture(Section):
             SpecError: locations that are not known, or content that does not fit together.
         """
         networks = networks or {}
-        staged = _staged(networks, tree.tasks)
+        staged = staged_networks(networks, tree.tasks)
         first = next(iter(staged.values()), None)
         if first is not None:
             locations, costs = locations or first.locations, costs or first.costs
@@ -182,7 +181,7 @@ class Architecture(Section):
         return cls._describe(
             tree,
             locations or (affinity.locations if affinity is not None else costs.names if costs else ()),
-            constructors={task: _constructor(network) for task, network in networks.items()},
+            constructors={task: constructor(network) for task, network in networks.items()},
             donors=choose_donors(tree, affinity) if networks or affinity is not None else None,
             costs=costs,
             head_costs=head_costs or {},
@@ -233,13 +232,13 @@ class Architecture(Section):
         return cls.create(
             description=description,
             tasks=tree.tasks,
-            input=_input_sections(interface),
+            input=input_sections(interface),
             networks={t: NetworkSection.of(c) for t in tree.tasks if (c := constructors.get(t)) is not None},
             locations=tuple(locations),
             tree=nest(tree, locations, donors),
             costs=CostsSection.of(costs, head_costs, tree.tasks) if costs is not None else None,
             search=search,
-            versions=_versions(constructors),
+            versions=versions(constructors),
         )
 
     @property
@@ -353,59 +352,6 @@ def _input_problems(section: InputSection | Sequence[InputSection] | None) -> li
 
 def _inside(section: str, problems: Sequence[tuple[Keys, str]]) -> list[tuple[Keys, str]]:
     return [((section, *keys), text) for keys, text in problems]
-
-
-def _staged(networks: Mapping[str, nn.Module], tasks: Sequence[str]) -> dict[str, StagedNetwork]:
-    unknown = [task for task in networks if task not in tasks]
-    if unknown:
-        raise SpecError(f"networks are given for {unknown}; the tree's tasks are {list(tasks)}")
-    staged: dict[str, Any] = {task: net for task, net in networks.items() if hasattr(net, "head_cost")}
-    return staged
-
-
-def _constructor(network: nn.Module) -> Constructor | None:
-    return network.constructor if hasattr(network, "head_cost") else constructor_of(network)  # type: ignore[return-value]
-
-
-def _search_section(
-    result: SearchResult, affinity: Affinity | None, budget: Budget | str | None, seed: int | None
-) -> SearchSection:
-    if budget is None and result.limit < float("inf"):
-        budget = Budget(result.limit, result.unit)
-    return SearchSection(
-        budget=None if budget is None else budget_text(budget),
-        objective=result.objective,
-        measure=affinity.measure if affinity is not None else None,
-        method=result.method,
-        cost=result.cost,
-        size=result.size,
-        unit=result.unit,  # type: ignore[arg-type]
-        lower_bound=result.lower_bound,
-        proven=result.proven,
-        probe_hash=affinity.probe_hash if affinity is not None else None,
-        seed=seed,
-    )
-
-
-def _input_sections(interface: Interface | None) -> InputSection | tuple[InputSection, ...] | None:
-    if interface is None:
-        return None
-    plain = interface.to_dict()
-    sections = [InputSection(**tensor) for tensor in plain["tensors"]]
-    if plain["form"] == "tensor":
-        return sections[0]
-    names = plain.get("names") or [None] * len(sections)
-    return tuple(part.model_copy(update={"name": name}) for part, name in zip(sections, names, strict=True))
-
-
-def _versions(constructors: Mapping[str, Constructor | None]) -> dict[str, str]:
-    """Versions of branchnet, torch, and the packages that make the networks."""
-    families = {split_name(made.name)[0] for made in constructors.values() if made is not None}
-    found = {}
-    for package in sorted({"branchnet", "torch", *families}):
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
 
 
 def _ordered(architecture: Architecture) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copy the tensors of `path` into `module`, all of them or none.
+    """Copy the tensors of `path` into `module`, all of them or none; half precision is widened where the module is wider.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a key, a shape or a type is not what the module expects;
@@ -38,7 +38,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     for name, tensor in stored.items():
         if name not in state:
             problems.append(f"{name}: the network has no such tensor")
-        elif tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+        elif tensor.shape != state[name].shape or not _fits_into(tensor.dtype, state[name].dtype):
             problems.append(f"{name}: expected {_describe(state[name])}, found {_describe(tensor)}")
     if problems:
         raise CheckpointError(f"{Path(path)} does not fit the network:\n  " + "\n  ".join(problems))
@@ -73,6 +73,11 @@ def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
         )
         for name, tensor in state.items()
     }
+
+
+def _fits_into(found: torch.dtype, expected: torch.dtype) -> bool:
+    widened = found.is_floating_point and torch.promote_types(found, expected) == expected
+    return found == expected or widened
 
 
 def _describe(tensor: Tensor) -> str:

@@ -60,7 +60,9 @@ def finish(
     grid = sample_grid(problem, samples) if samples else None
     write_pictures(problem, trees, grid, directory)
     shell = f"branchnet show {shlex.quote(str(directory))}"
-    python = f"import branchnet; network = branchnet.load({json.dumps(str(directory))})"
+    unnamed = any(constructor is None for constructor in branched.constructors.values())
+    networks = ", networks={task: single_task_network, ...}" if unnamed else ""
+    python = f"import branchnet; network = branchnet.load({json.dumps(str(directory))}{networks})"
     Page(
         title="One branched network",
         summary=f"{len(problem.networks)} single-task networks, merged as far as a budget of {problem.budget} asks.",

@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 def show(directory: Path) -> None:
-    """Load the branched network in DIRECTORY; print its tree, its inputs and what it costs.
+    """Print the tree and the costs of the branched network in DIRECTORY, and load it where it says how it is made.
 
     Example: `branchnet show branchnet-demo`
 
@@ -18,19 +18,26 @@ def show(directory: Path) -> None:
         Folder with architecture.yaml and weights.safetensors.
     """
     import branchnet
+    from branchnet.builder.saving import ARCHITECTURE, WEIGHTS
     from branchnet.clustering import tree_size
     from branchnet.reporting.units import percent, si
 
+    architecture = branchnet.Architecture.load(directory / ARCHITECTURE)
+    console = Console(highlight=False)
+    tree = architecture.tree
+    console.print(str(tree), markup=False)
+    separate = branchnet.Tree.separate(tree.tasks, tree.depth)
+    costs, heads = architecture.stage_costs, architecture.head_costs
+    for name, unit in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
+        if costs is not None:
+            size, alone = (
+                tree_size(each, costs, head_costs=heads if heads else None, unit=unit) for each in (tree, separate)
+            )
+            console.print(f"{name}: {si(size)}, {percent(size / alone)} of {len(tree.tasks)} separate networks")
+    unnamed = [task for task, constructor in architecture.constructors.items() if constructor is None]
+    if unnamed:
+        console.print(f"to load it, pass the networks of {', '.join(unnamed)} to branchnet.load", markup=False)
+        return
     branched = branchnet.load(directory)
-    console = Console()
-    console.print(str(branched.tree), markup=False, highlight=False)
-    params = sum(parameter.numel() for parameter in branched.parameters())
-    separate = branchnet.Tree.separate(branched.tasks, branched.tree.depth)
-    for name, unit, own in (("parameters", "params", params), ("FLOPs (multiply-adds)", "flops", None)):
-        total, alone = (
-            tree_size(tree, branched.costs, head_costs=branched.head_costs, unit=unit)
-            for tree in (branched.tree, separate)
-        )
-        console.print(
-            f"{name}: {si(own or total)}, {percent(total / alone)} of {len(branched.tasks)} separate networks"
-        )
+    count = sum(parameter.numel() for parameter in branched.parameters())
+    console.print(f"{WEIGHTS} fits: {si(count)} parameters loaded")

@@ -46,10 +46,15 @@ def test_a_file_that_does_not_fit_names_every_difference_and_changes_nothing(tmp
     assert torch.equal(net.weight, before)
 
 
-def test_another_dtype_is_refused(tmp_path: Path) -> None:
-    save_file({"weight": torch.zeros(2, 3).half(), "bias": torch.zeros(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="expected \\(2, 3\\) float32, found \\(2, 3\\) float16"):
-        load_weights(nn.Linear(3, 2), tmp_path / "w.safetensors")
+def test_a_dtype_is_widened_but_never_narrowed(tmp_path: Path) -> None:
+    half = {"weight": torch.full((2, 3), 0.1).half(), "bias": torch.zeros(2).half()}
+    save_file(half, tmp_path / "half.safetensors")
+    net = nn.Linear(3, 2)
+    load_weights(net, tmp_path / "half.safetensors")
+    assert torch.equal(net.weight, half["weight"].float())
+    save_weights(nn.Linear(3, 2), tmp_path / "single.safetensors")
+    with pytest.raises(CheckpointError, match="expected \\(2, 3\\) float16, found \\(2, 3\\) float32"):
+        load_weights(nn.Linear(3, 2).half(), tmp_path / "single.safetensors")
 
 
 def test_missing_and_truncated_files_are_named(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def _spread(together: Pairs, apart: Pairs) -> None:
 def _check(together: Pairs, apart: Pairs, tasks: Sequence[str]) -> None:
     clash = np.argwhere(together & apart)
     if len(clash):
-        stage, i, j = clash[0]
+        stage, i, j = max(clash.tolist(), key=lambda place: place[1] != place[2])
         raise TreeError(
             f"the constraints contradict each other: {tasks[i]!r} and {tasks[j]!r} must and must not share "
             f"stage {stage}"

@@ -119,7 +119,7 @@ def test_trees_are_never_worse_than_groups(name: str) -> None:
     affinity = rsa_like_affinity(6, 4, 2)
     compared = compare_sharing(affinity, [1.0, 2.0, 3.0, 4.0], objective=name)
     assert min(compared.saved()) >= -1e-12
-    assert max(compared.saved()) > 0
+    assert len(compared.trees) > len(compared.groups)
     assert all(len(set(point.tree.partitions)) == 1 for point in compared.groups)
     lines = compared.plot().get_lines()
     assert [len(line.get_xdata()) for line in lines] == [len(compared.groups), len(compared.trees)]

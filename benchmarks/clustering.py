@@ -1,0 +1,258 @@
+"""Clustering: time, optimality gap and memory over tasks and stages, against enumeration and the published beam search.
+
+Every measurement runs in its own process, so peak memory is its own. Both sides of a comparison run in one call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import (
+    OBJECTIVES,
+    Budget,
+    Tree,
+    clustering_cost,
+    count_trees,
+    enumerate_trees,
+    expected_losses,
+    pareto_front,
+    search,
+    tree_size,
+)
+from branchnet.files import atomic_write, write_text
+
+RESNET50 = {  # parameters between neighbouring locations: stem, layer1, layer2, layer3 (in two halves), layer4
+    4: [225_344, 1_219_584, 7_098_368, 14_964_736],
+    5: [9_536, 215_808, 1_219_584, 7_098_368, 14_964_736],
+    6: [9_536, 215_808, 1_219_584, 3_746_816, 3_351_552, 14_964_736],
+}
+RESULTS = Path(__file__).parent / "results"
+FACTS = Path(__file__).parents[1] / "tests" / "facts"
+Row = dict[str, Any]
+
+
+def rsa_like(n: int, depth: int, seed: int) -> Affinity:
+    """Distances between grouped task vectors that drift from stage to stage.
+
+    Levels, spread and correlation of neighbouring stages (0.85) follow the tensor that TreeMTL published.
+    """
+    generator = np.random.default_rng(seed)
+    groups = max(2, round(n / 6))
+    vectors = generator.normal(size=(groups, 8))[generator.integers(groups, size=n)] + generator.normal(size=(n, 8))
+    values = []
+    for stage in range(depth):
+        if stage:
+            vectors = 0.93 * vectors + np.sqrt(1 - 0.93**2) * generator.normal(size=(n, 8)) * vectors.std()
+        distance = np.sqrt(((vectors[:, None] - vectors[None]) ** 2).sum(-1))
+        distance /= distance[np.triu_indices(n, 1)].mean()
+        noise = generator.normal(size=(n, n))
+        distance *= 1 + 0.03 * (noise + noise.T) / 2**0.5
+        values.append(1 - (0.043 + 0.062 * stage / max(depth - 1, 1)) * distance)
+    tensor = np.array(values)
+    tensor[:, np.arange(n), np.arange(n)] = 1.0
+    return Affinity([f"t{i}" for i in range(n)], [f"stage{d}" for d in range(depth)], tensor)
+
+
+def adversarial(depth: int) -> list[float]:
+    """Costs of which no two sums agree: logarithms of primes."""
+    return np.log([2, 3, 5, 7, 11, 13, 17, 19])[:depth].tolist()
+
+
+def _child(queue: Any, function: Callable[..., Row], arguments: tuple[Any, ...]) -> None:
+    start, used = time.perf_counter(), time.process_time()
+    row = function(*arguments)
+    row["seconds"] = time.perf_counter() - start
+    row["cpu_seconds"] = time.process_time() - used
+    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    queue.put(row)
+
+
+def measured(function: Callable[..., Row], *arguments: Any) -> Row:
+    """Run in a fresh process; add seconds and peak memory."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_child, args=(queue, function, arguments))
+    process.start()
+    row: Row = queue.get(timeout=1800)
+    process.join()
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def exact_front(n: int, depth: int, kind: str) -> Row:
+    costs = RESNET50[depth] if kind == "resnet50" else adversarial(depth)
+    start = time.process_time()
+    front = pareto_front(rsa_like(n, depth, 0), costs, method="exact")
+    front_seconds = time.process_time() - start
+    return {
+        "n": n,
+        "d": depth,
+        "costs": kind,
+        "points": len(front),
+        "front_cpu_seconds": front_seconds,
+        "trees": count_trees(n, depth),
+    }
+
+
+def exact_budget(n: int, depth: int) -> Row:
+    result = search(rsa_like(n, depth, 0), RESNET50[depth], "50% params", method="exact")
+    return {"n": n, "d": depth, "cost": result.cost, "proven": result.proven, "trees": count_trees(n, depth)}
+
+
+def enumeration(n: int, depth: int, most: int = 15_000) -> Row:
+    """The published exhaustive search: score every tree; the time of all is extrapolated from the first `most`."""
+    affinity, costs = rsa_like(n, depth, 0), RESNET50[depth]
+    start, scored = time.process_time(), 0
+    for tree in enumerate_trees(affinity.tasks, depth):
+        clustering_cost(tree, affinity)
+        tree_size(tree, costs)
+        scored += 1
+        if scored == most:
+            break
+    seconds = time.process_time() - start
+    return {"n": n, "d": depth, "scored": scored, "all_cpu_seconds": seconds / scored * count_trees(n, depth)}
+
+
+def small_gaps(n: int, depth: int, objective: str, seeds: int) -> Row:
+    gaps: dict[str, list[float]] = {"local": [], "beam": []}
+    bounds = []
+    for seed in range(seeds):
+        affinity = rsa_like(n, depth, seed)
+        for share in (0.3, 0.6):
+            budget = Budget(share, relative=True)
+            best = search(affinity, RESNET50[depth], budget, objective=objective)
+            for method, values in gaps.items():
+                found = search(affinity, RESNET50[depth], budget, objective=objective, method=method)
+                values.append(found.cost / best.cost - 1)
+                if method == "local":
+                    bounds.append(1 - found.lower_bound / best.cost)
+    row: Row = {"n": n, "d": depth, "objective": objective, "instances": 2 * seeds}
+    for method, values in gaps.items():
+        row |= {f"{method}_median_gap": float(np.median(values)), f"{method}_largest_gap": max(values)}
+    return row | {"bound_median_gap": float(np.median(bounds)), "bound_largest_gap": max(bounds)}
+
+
+def many(n: int, depth: int, objective: str, share: float, method: str, seed: int) -> Row:
+    affinity = rsa_like(n, depth, seed)
+    start = time.process_time()
+    result = search(affinity, RESNET50[depth], Budget(share, relative=True), objective=objective, method=method)
+    return {
+        "n": n,
+        "d": depth,
+        "objective": objective,
+        "share": share,
+        "seed": seed,
+        "method": method,
+        "cost": result.cost,
+        "gap": result.gap,
+        "search_cpu_seconds": time.process_time() - start,
+    }
+
+
+def rank_correlations() -> list[Row]:
+    """Every objective against the 20 trees that TreeMTL trained (3 tasks, 5 locations)."""
+    tasks = ["seg", "normal", "depth"]
+    pairs = np.zeros((6, 3, 3))
+    with (FACTS / "treemtl_two_task_tables.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["table"] == "NYUv2_mobilenet_0227":
+                a, b, task = int(row["task_a"]), int(row["task_b"]), int(row["task_measured"])
+                pairs[int(row["branch_point"]), task, a + b - task] = float(row["rel_perf_percent"])
+    with (FACTS / "treemtl_nyuv2_mobilenet_20_layouts.csv").open(newline="") as file:
+        published = list(csv.DictReader(file))
+    trees = [
+        Tree(tasks, [[[tasks[i] for i in c] for c in stage] for stage in json.loads(row["layout_json"])])
+        for row in published
+    ]
+    real = [float(np.mean([float(row[f"real_{task}"]) for task in tasks])) for row in published]
+    shared = (pairs[1:] + pairs[1:].transpose(0, 2, 1)) / 2
+    shared[:, np.arange(3), np.arange(3)] = shared.max()
+    affinity = Affinity(tasks, [f"block{d}" for d in range(5)], shared / 100)
+    scores = {name: [clustering_cost(t, affinity, objective=name) for t in trees] for name in OBJECTIVES}
+    scores["expected performance, equal weights"] = [expected_losses(pairs, tasks).tree_cost(t) for t in trees]
+    entropy = expected_losses(pairs, tasks, weights="entropy")
+    scores["expected performance, entropy weights"] = [entropy.tree_cost(t) for t in trees]
+    scores["number of nodes (baseline)"] = [float(sum(t.widths)) for t in trees]
+    return [{"objective": name, "spearman": float(spearmanr(np.negative(s), real)[0])} for name, s in scores.items()]
+
+
+def plot_growth(rows: list[Row], enumerated: list[Row], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.add_subplot()
+    for depth in sorted({row["d"] for row in rows}):
+        points = sorted((r["n"], r["front_cpu_seconds"]) for r in rows if r["d"] == depth and r["costs"] == "resnet50")
+        ax.plot(*zip(*points, strict=True), marker="o", label=f"exact front, D = {depth}")
+    for depth in sorted({row["d"] for row in enumerated}):
+        points = sorted((r["n"], r["all_cpu_seconds"]) for r in enumerated if r["d"] == depth)
+        ax.plot(*zip(*points, strict=True), marker="x", ls="--", label=f"enumeration, D = {depth}")
+    ax.set_yscale("log")
+    ax.set_xlabel("tasks")
+    ax.set_ylabel("CPU seconds")
+    ax.legend(fontsize=7)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def table(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes only")
+    parser.add_argument("--largest", action="store_true", help="also 200 tasks, which takes minutes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for clustering.md, .json and .svg")
+    arguments = parser.parse_args()
+    fronts = [(6, 5), (7, 5), (8, 5), (9, 5)] + ([] if arguments.quick else [(8, 6), (9, 6), (10, 6)])
+    report: dict[str, list[Row]] = {}
+    report["exact fronts"] = [
+        measured(exact_front, n, d, kind) for n, d in fronts for kind in ("resnet50", "adversarial")
+    ]
+    report["exhaustive enumeration"] = [measured(enumeration, n, 5) for n in (4, 5, 6, 7, 8)]
+    report["exact, one budget"] = [measured(exact_budget, n, 4) for n in ((9, 10) if arguments.quick else (10, 11, 12))]
+    sizes = ((20, 4),) if arguments.quick else ((20, 6), (40, 6))
+    report["many tasks"] = [
+        measured(many, n, d, objective, share, method, seed)
+        for n, d in sizes
+        for objective in ("mean-max", "mean-pair")
+        for share in (0.3, 0.6)
+        for seed in (0, 1)
+        for method in ("local", "beam")
+    ]
+    if arguments.largest:
+        report["many tasks"] += [measured(many, 200, 6, "mean-max", 0.5, "local", 0)]
+    report["gaps at few tasks"] = [
+        measured(small_gaps, 7, 5, objective, 3) for objective in ("mean-max", "mean-pair", "sum-pair")
+    ]
+    report["rank correlation with 20 trained trees"] = rank_correlations()
+    text = "# Clustering\n\n" + "\n\n".join(f"## {name}\n\n{table(rows)}" for name, rows in report.items()) + "\n"
+    print(text)
+    write_text(arguments.out / "clustering.md", text)
+    write_text(arguments.out / "clustering.json", json.dumps(report, indent=1) + "\n")
+    plot_growth(report["exact fronts"], report["exhaustive enumeration"], arguments.out / "clustering.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -127,20 +127,38 @@ def _whisper_encoder() -> nn.Module:
 
 
 ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "timm-regnetx_002", "mit_b0")
-DECODERS = ("Unet", "FPN", "DeepLabV3Plus", "Segformer")
+DECODERS = ("Unet", "FPN", "Segformer")
 
 
 def smp_models() -> Iterator[tuple[str, Maker]]:
-    """One entry per encoder: its four decoders are split together and must share the whole encoder."""
+    """Two entries per encoder: decoders that are split together and must share the whole encoder.
+
+    DeepLabV3+ dilates the encoder's last layers, so it is split with a second DeepLabV3+ and a DeepLabV3 of its own
+    stride; MiT encoders cannot be dilated.
+    """
     for encoder in ENCODERS:
         yield encoder, lambda encoder=encoder: (_decoders(encoder), torch.randn(2, 3, 64, 64))
+        if encoder != "mit_b0":
+            yield f"{encoder} dilated", lambda encoder=encoder: (_dilated(encoder), torch.randn(2, 3, 64, 64))
 
 
 def _decoders(encoder: str) -> nn.ModuleDict:
     import segmentation_models_pytorch as smp
 
-    kinds = [kind for kind in DECODERS if not (encoder == "mit_b0" and kind == "DeepLabV3Plus")]
-    return nn.ModuleDict({kind: getattr(smp, kind)(encoder, encoder_weights=None, classes=3) for kind in kinds})
+    return nn.ModuleDict({kind: getattr(smp, kind)(encoder, encoder_weights=None, classes=3) for kind in DECODERS})
+
+
+def _dilated(encoder: str) -> nn.ModuleDict:
+    import segmentation_models_pytorch as smp
+
+    settings = {"encoder_weights": None, "encoder_output_stride": 16}
+    return nn.ModuleDict(
+        {
+            "DeepLabV3Plus": smp.DeepLabV3Plus(encoder, classes=3, **settings),
+            "DeepLabV3Plus, 7 classes": smp.DeepLabV3Plus(encoder, classes=7, **settings),
+            "DeepLabV3": smp.DeepLabV3(encoder, classes=3, **settings),
+        }
+    )
 
 
 def timm_models() -> Iterator[tuple[str, Maker]]:

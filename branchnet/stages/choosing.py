@@ -87,15 +87,19 @@ def _ends_of_children(candidates: Sequence[Location], opened: set[str], whole: t
     """Ends of the modules whose parents are all opened, without those that add next to nothing."""
     kept: list[Location] = []
     for place in candidates:
-        names = [name for name in place.aliases if name not in opened and _parents(name) <= opened]
+        names = [name for name in place.aliases if _parents(name) <= opened]
         if not names:
             continue
+        names = [name for name in names if name not in opened] or names
         share = _share(place, whole)
         before = _share(kept[-2], whole) if len(kept) > 1 else 0.0
         if kept and share - _share(kept[-1], whole) < _TRIVIAL:
+            around = [name for name in place.aliases if name in opened and name in _parents(kept[-1].name)]
             small = len(kept) == 1 and _share(kept[-1], whole) - before < 5 * _TRIVIAL
             if small or len(place.shapes) < len(kept[-1].shapes):
                 kept[-1] = _renamed(place, names[0])
+            elif around:
+                kept[-1] = _renamed(place, around[0])
             continue
         kept.append(_renamed(place, names[0]))
     if len(kept) > _FEWEST and _share(kept[0], whole) < 5 * _TRIVIAL:

@@ -64,7 +64,9 @@ class Dataflow:
         return tuple(ordered)
 
     def calls(self, node: fx.Node) -> tuple[str, ...]:
-        """The module calls that the node lies in, outermost first."""
+        """The module calls that the node lies in, outermost first; what takes a result apart belongs to its maker."""
+        while _takes_apart(node) and isinstance(node.args[0], fx.Node) and node.args[0] not in self.free:
+            node = node.args[0]
         return module_calls(node)
 
     def parameters(self, nodes: Iterable[fx.Node]) -> dict[int, nn.Parameter]:

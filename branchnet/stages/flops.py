@@ -74,6 +74,9 @@ class OperatorCounter(TorchDispatchMode):
         return out
 
 
+_ADAPTIVE_POOLING = (nn.functional.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+
+
 class _AdaptivePooling(TorchFunctionMode):
     """Books adaptive average pooling, which is dispatched as a plain mean where its result is one value."""
 
@@ -85,7 +88,7 @@ class _AdaptivePooling(TorchFunctionMode):
         """Run the function; count one operation per input value of a two-dimensional adaptive pooling."""
         before = self._counter.flops
         out = func(*args, **(kwargs or {}))
-        if func is torch._C._nn.adaptive_avg_pool2d:
+        if func in _ADAPTIVE_POOLING:
             self._counter.flops = before + args[0].numel()
         return out
 

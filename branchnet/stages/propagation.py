@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
-from branchnet.stages.interface import Example, call_arguments, flat_example
+from branchnet.stages.interface import Example, call, flat_example
 from branchnet.stages.tracing import transformed
 
 
@@ -65,29 +68,54 @@ class Propagation:
 
 
 def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation:
-    """Run the graph once on the example without gradients; fall back to real tensors where fake ones cannot follow."""
+    """Run the graph once on the example without gradients; on real tensors where fake ones cannot follow.
+
+    Parameters, buffers and the random state stay as they are.
+    """
     try:
-        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with fake_mode:
-            inputs = tuple(fake_mode.from_tensor(tensor, static_shapes=True) for tensor in flat_example(example))
-            return _run(root, graph, inputs)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        inputs = tuple(mode.from_tensor(tensor, static_shapes=True) for tensor in flat_example(example))
+        with mode:
+            return _run(root, graph, inputs, _faked_state(root, mode))
     except Exception:
-        return _run(root, graph, tuple(tensor.clone() for tensor in flat_example(example)))
+        copied = copy.deepcopy(root) if root.training else root
+        with torch.random.fork_rng(devices=[]):
+            return _run(copied, graph, tuple(tensor.clone() for tensor in flat_example(example)), {})
 
 
 def dry_run(root: nn.Module, example: Example) -> Any:
     """What the root returns for the example after its transform, as fake tensors."""
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), fake_mode:
-        faked = tree_map(lambda tensor: fake_mode.from_tensor(tensor, static_shapes=True), example)
-        args, kwargs = call_arguments(transformed(root, faked))
-        return root(*args, **kwargs)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    faked = tree_map(lambda tensor: mode.from_tensor(tensor, static_shapes=True), example)
+    with torch.no_grad(), mode:
+        return functional_call(
+            _Runner(root, lambda: call(root, transformed(root, faked))), _faked_state(root, mode), ()
+        )
 
 
-def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> Propagation:
+class _Runner(nn.Module):
+    """Runs any function while the root's tensors are exchanged by `functional_call`."""
+
+    def __init__(self, root: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.root = root
+        self.run = run
+
+    def forward(self, *args: Any) -> Any:
+        return self.run(*args)
+
+
+def _faked_state(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """Fake stand-ins of all parameters and buffers: writing to them changes nothing real."""
+    state = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+    faked = {id(tensor): mode.from_tensor(tensor, static_shapes=True) for _, tensor in state}
+    return {f"root.{name}": faked[id(tensor)] for name, tensor in state}
+
+
+def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], state: dict[str, Tensor]) -> Propagation:
     recorder = _Recorder(root, graph)
     with torch.no_grad(), without_attention_fast_path(), recorder.counter:
-        result = recorder.run(*inputs)
+        result = functional_call(_Runner(root, recorder.run), state, inputs)
     return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)), tree_map(_form, result))
 
 

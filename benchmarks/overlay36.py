@@ -44,7 +44,7 @@ LOCATIONS = ("stage1", "stage2", "stage3", "stage4", "stage5")
 WIDTHS, STRIDES = (12, 16, 24, 32, 40), (2, 2, 1, 2, 2)
 OBJECTIVES = ("mean-pair", "mean-max")
 N_TRAIN, PROBE, BATCH = 8000, 500, 128
-RANDOM_TREES = 10
+RANDOM_TREES, RATE = 10, 4e-3
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def main() -> None:
     if options.single_only:
         return
     report = summarise(runs, options)
-    write_text(options.out / "overlay36.json", json.dumps(report, indent=1) + "\n")
-    write_text(options.out / "overlay36.md", as_markdown(report))
-    save_figure(draw(report), options.out / "overlay36.png")
+    write_text(options.out / f"{options.name}.json", json.dumps(report, indent=1) + "\n")
+    write_text(options.out / f"{options.name}.md", as_markdown(report))
+    save_figure(draw(report), options.out / f"{options.name}.png")
     print(as_markdown(report))
 
 
@@ -77,6 +77,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--single-steps", type=int, default=600, help="steps of each single-task network")
     parser.add_argument("--tree-steps", type=int, default=300, help="steps of each branched network")
+    parser.add_argument("--rate", type=float, default=RATE, help="peak rate of a node that serves one task")
+    parser.add_argument("--name", default="overlay36", help="name of the report's files")
     parser.add_argument("--single-only", action="store_true", help="stop when the single-task networks are trained")
     return parser.parse_args()
 
@@ -138,7 +140,7 @@ def run_seed(seed: int, train: Split, test: Split, options: argparse.Namespace) 
     trees |= {"shared": Tree.shared(TASKS, len(LOCATIONS))}
     trees |= dict(random_trees(trees["mean-pair"], costs, budget, seed))
     results = {
-        name: trained(name, tree, staged, affinity, seed, train, test, folder, options.tree_steps)
+        name: trained(name, tree, staged, affinity, seed, train, test, folder, options.tree_steps, options.rate)
         for name, tree in trees.items()
     }
     return {
@@ -171,7 +173,7 @@ def single_network(task: str, seed: int, train: Split, folder: Path, steps: int)
             loss(task),
             steps=steps,
             batch_size=BATCH,
-            learning_rate=4e-3,
+            learning_rate=RATE,
             seed=number,
             description=f"seed {seed}: {task}",
         )
@@ -201,9 +203,10 @@ def trained(
     test: Split,
     folder: Path,
     steps: int,
+    rate: float,
 ) -> dict[str, float]:
     """Test metrics of one tree after training it with labels from the donors' weights; cached."""
-    path = folder / f"{name.replace(' ', '_')}.json"
+    path = folder / f"{name.replace(' ', '_')}_rate{rate:g}.json"
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["tree"] == str(tree) and stored["steps"] == steps:
@@ -218,7 +221,7 @@ def trained(
         losses,
         steps=steps,
         batch_size=BATCH,
-        learning_rate=4e-3,
+        learning_rate=rate,
         seed=seed,
         description=f"seed {seed}: {name}",
     )
@@ -246,6 +249,8 @@ def summarise(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[s
     chosen, shared = ([run["delta"][name] for run in runs] for name in ("mean-pair", "shared"))
     return {
         "steps": {"single": options.single_steps, "tree": options.tree_steps},
+        "rate": options.rate,
+        "name": options.name,
         "chosen_minus_random": _paired(chosen, mean_random),
         "chosen_minus_shared": _paired(chosen, shared),
         "runs": runs,
@@ -269,10 +274,13 @@ def as_markdown(report: dict[str, Any]) -> str:
         "(f_). The first 8,000 images train, the last 2,000 test.",
         f"Eight CNNs of five stages (parameters of the stages: {runs[0]['stage_params']}), trained with labels for",
         f"{report['steps']['single']} steps; RSA on {PROBE} training images; budget: the parameters of two backbones.",
-        f"Branched networks start from the donors' weights and are trained for {report['steps']['tree']} steps.",
+        f"Branched networks start from the donors' weights and are trained for {report['steps']['tree']} steps at a peak",
+        f"rate of {report['rate']:g} divided by the number of tasks that a node serves. With AdamW that division slows widely",
+        "shared nodes, so with few steps a part of the differences is the speed of training.",
         "Delta is the multi-task performance against the single-task networks, in percent (accuracy and R squared).",
         "",
-        "    OMP_NUM_THREADS=1 python benchmarks/overlay36.py --data DIR --work DIR",
+        "    OMP_NUM_THREADS=1 python benchmarks/overlay36.py --data DIR --work DIR"
+        + (f" --rate {report['rate']:g} --name {report['name']}" if report["rate"] != RATE else ""),
         "",
         "| seed | mean-pair | mean-max | random: mean (best, worst of 10) | all shared |",
         "|---|---|---|---|---|",
@@ -297,7 +305,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines += ["", "## Single-task networks (accuracy or R squared, %)", "", "| seed | " + " | ".join(TASKS) + " |"]
     lines.append("|---" * (len(TASKS) + 1) + "|")
     lines += [f"| {run['seed']} | " + " | ".join(f"{run['single'][task]:.1f}" for task in TASKS) + " |" for run in runs]
-    return "\n".join([*lines, "", "![Affinities and results](overlay36.png)", ""])
+    return "\n".join([*lines, "", f"![Affinities and results]({report['name']}.png)", ""])
 
 
 def _told(partitions: Any) -> str:

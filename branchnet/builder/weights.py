@@ -25,7 +25,7 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Copy the tensors of `path` into `module`, all of them or none; half precision is widened where the module is wider.
+    """Copy the tensors of `path` into `module`, all or none; half precision is widened where needed.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a key, a shape or a type is not what the module expects;

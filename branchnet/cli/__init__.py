@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def exit_code(error: BranchnetError) -> int:
     """Exit code for a failure."""
-    if isinstance(error, BudgetError):
+    if isinstance(error, BudgetError) and error.smallest is not None:
         return 3
     if isinstance(error, CheckpointError):
         return 4

@@ -1,0 +1,189 @@
+"""Branched networks against their donors: chains composed by hand, parameters counted, nodes called."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import branchnet
+from branchnet import Affinity, BranchedNetwork, Tree
+from branchnet.clustering import tree_size
+from branchnet.donors import choose_donors
+from branchnet.errors import BuildError, SplitError
+
+from .toys import KINDS, LOCATIONS, images, networks, staged
+
+TASKS = tuple(KINDS)
+DONORS = networks()
+STAGED = staged(DONORS)
+DEPTH = len(LOCATIONS)
+
+
+def random_tree(seed: int) -> Tree:
+    return branchnet.random_tree(TASKS, DEPTH, seed=random.Random(seed))
+
+
+def affinity(seed: int) -> Affinity:
+    values = torch.rand(DEPTH, len(TASKS), len(TASKS), generator=torch.Generator().manual_seed(seed)).double()
+    return Affinity(TASKS, LOCATIONS, ((values + values.mT) / 2).numpy())
+
+
+def test_a_separate_tree_gives_the_donors_outputs_bit_for_bit() -> None:
+    branched = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED)
+    x = images(3)
+    with torch.no_grad():
+        outputs = branched(x)
+        assert list(outputs) == list(TASKS)
+        assert all(torch.equal(outputs[task], DONORS[task](x)) for task in TASKS)
+
+
+def test_a_shared_tree_has_one_backbone_and_the_heads() -> None:
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED)
+    backbone = sum(p.numel() for name, p in DONORS["depth"].named_parameters() if not name.startswith("head."))
+    heads = sum(p.numel() for net in DONORS.values() for name, p in net.named_parameters() if name.startswith("head."))
+    assert sum(p.numel() for p in branched.parameters()) == backbone + heads
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_each_task_is_the_chain_of_its_nodes_donors(seed: int) -> None:
+    tree, measured = random_tree(seed), affinity(seed)
+    branched = branchnet.build(tree, STAGED, affinity=measured)
+    donors, x = choose_donors(tree, measured), images()
+    with torch.no_grad():
+        outputs = branched(x)
+        for task in TASKS:
+            cut = (x,)
+            for stage in range(DEPTH):
+                donor = donors[stage][tree.cluster_of(task, stage)]
+                cut = STAGED[donor].stages[stage](*cut)
+            assert torch.equal(outputs[task], STAGED[task].head(*cut))
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_parameters_are_what_the_clustering_room_predicts(seed: int) -> None:
+    tree = random_tree(seed)
+    branched = branchnet.build(tree, STAGED)
+    heads = {task: network.head_cost for task, network in STAGED.items()}
+    predicted = tree_size(tree, STAGED["depth"].costs, head_costs=heads)
+    assert sum(p.numel() for p in branched.parameters()) == predicted
+
+
+def test_only_the_path_of_the_wanted_task_runs() -> None:
+    tree = Tree(TASKS, [[TASKS]] * 2 + [[("depth", "edges"), ("scene", "count")]] * 3)
+    branched = branchnet.build(tree, STAGED)
+    ran: list[str] = []
+    for node in branched.members():
+        node.module.register_forward_hook(lambda *_, name=node.id: ran.append(name))
+    outputs = branched(images(), tasks=["depth"])
+    assert list(outputs) == ["depth"]
+    assert ran == [*(f"nodes.{d}.0" for d in range(DEPTH)), "heads.0"]
+    ran.clear()
+    branched(images(), tasks=["count", "depth"])
+    assert sorted(ran) == sorted(
+        [*(f"nodes.{d}.0" for d in range(DEPTH)), "nodes.2.1", "nodes.3.1", "nodes.4.1", "heads.0", "heads.3"]
+    )
+
+
+def test_a_subset_of_tasks_equals_the_full_run() -> None:
+    branched = branchnet.build(random_tree(3), STAGED)
+    with torch.no_grad():
+        whole, part = branched(images()), branched(images(), tasks=["scene", "edges"])
+    assert list(part) == ["edges", "scene"]
+    assert all(torch.equal(part[task], whole[task]) for task in part)
+
+
+def test_donors_are_copied_not_shared_and_not_changed() -> None:
+    before = {name: value.clone() for name, value in DONORS["depth"].state_dict().items()}
+    branched = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED)
+    for parameter in branched.parameters():
+        parameter.data.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in DONORS["depth"].state_dict().items())
+
+
+def test_a_medoid_gives_the_weights_of_a_shared_node() -> None:
+    values = torch.eye(4).double().expand(DEPTH, 4, 4).clone()
+    values[:, 2, :] = values[:, :, 2] = 0.9  # scene is nearest to all
+    measured = Affinity(TASKS, LOCATIONS, values.numpy())
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, affinity=measured)
+    assert branched.donors == (("scene",),) * DEPTH
+    assert torch.equal(branched.nodes[0][0].state_dict()["stem.0.weight"], DONORS["scene"].stem[0].weight)  # type: ignore[index, union-attr]
+
+
+class TiedStages(nn.Module):
+    """Two stages that share one linear layer, and a head of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.second[0].weight = self.first[0].weight
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("split_at", "tied"), [(2, True), (1, False)])
+def test_a_tie_between_stages_is_kept_where_the_same_tasks_are_served(split_at: int, tied: bool) -> None:
+    made = {"a": TiedStages(), "b": TiedStages()}
+    cut = branchnet.split_all(made, torch.rand(2, 4), locations=["first", "second"])
+    tree = Tree(("a", "b"), [[("a", "b")]] * split_at + [[("a",), ("b",)]] * (2 - split_at))
+    branched = branchnet.build(tree, cut)
+    weights = [
+        dict(branched.nodes[d][0].named_parameters())[f"{name}.0.weight"] for d, name in enumerate(("first", "second"))
+    ]  # type: ignore[index]
+    assert (weights[0] is weights[1]) == tied
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: branchnet.build(Tree.shared(TASKS, 3), STAGED), "the tree has 3 stages, the network of 'depth' has 5"),
+        (lambda: branchnet.build(Tree.shared(("depth", "mood"), DEPTH), STAGED), r"\['mood'\] that no network"),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), DONORS), "need `example=`"),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), {**STAGED, "x": nn.ReLU()}), "mix neither"),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="magic"), "'magic' was given"),  # type: ignore[arg-type]
+        (
+            lambda: branchnet.build(
+                Tree.shared(TASKS, DEPTH), STAGED, affinity=Affinity(("a",), ("b",), torch.ones(1, 1, 1).numpy())
+            ),
+            "the affinity knows tasks",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(build: object, message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("tasks", [["mood"], [], "depth"])
+def test_wrong_tasks_are_refused(tasks: list[str]) -> None:
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED)
+    with pytest.raises(BuildError, match="tasks must be a non-empty sequence of"):
+        branched(images(), tasks=tasks)
+
+
+def test_plain_networks_are_split_on_the_way() -> None:
+    branched = branchnet.build(Tree.separate(TASKS, DEPTH), DONORS, example=images(), locations=LOCATIONS)
+    with torch.no_grad():
+        assert torch.equal(branched(images())["edges"], DONORS["edges"](images()))
+
+
+def test_networks_of_another_structure_are_refused() -> None:
+    with pytest.raises(SplitError):
+        branchnet.split_all({"a": DONORS["depth"], "b": nn.Conv2d(3, 8, 1)}, images())
+
+
+def test_any_task_name_works_as_metadata_only() -> None:
+    names = ("a.b", "keys", "ünï code")
+    made = dict(zip(names, DONORS.values(), strict=False))
+    branched: BranchedNetwork = branchnet.build(Tree.shared(names, DEPTH), staged(made))
+    assert set(branched(images())) == set(names)
+    assert all(key.split(".")[0] in ("nodes", "heads") for key in branched.state_dict())

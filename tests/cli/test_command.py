@@ -1,0 +1,161 @@
+"""The command as a shell sees it: exit codes, streams, resuming, interruption, the ready example."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import branchnet
+from branchnet.data import scenes
+
+EXAMPLE = Path(__file__).parents[2] / "tools" / "example"
+# torchvision beside a CPU build of torch needs the operators that tests/conftest.py defines.
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import conftest, branchnet.cli; sys.exit(branchnet.cli.main())",
+    str(Path(__file__).parents[1]),
+]
+SINGLE = {"OMP_NUM_THREADS": "1"}
+
+
+def branchnet_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env={**os.environ, **SINGLE}
+    )
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """The ready example beside a folder of images, made small."""
+    shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(scenes(24, size=40).images):
+        pixels = (image.movedim(0, -1) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
+    change(tmp_path, steps=2, images={**yaml.safe_load((tmp_path / "run.yaml").read_text())["images"], "size": 32})
+    return tmp_path
+
+
+def change(folder: Path, **settings: object) -> None:
+    config = yaml.safe_load((folder / "run.yaml").read_text())
+    (folder / "run.yaml").write_text(yaml.safe_dump({**config, **settings}))
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from branchnet.cli import main; main(['--help']); "
+        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("demo", "run", "show", "checks"))
+
+
+def test_wrong_usage_exits_2_and_suggests(tmp_path: Path) -> None:
+    done = branchnet_command("demmo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "demo" in done.stderr and not done.stdout
+
+
+def test_checks_passes_its_self_test(tmp_path: Path) -> None:
+    done = branchnet_command("checks", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "passed" in done.stdout and branchnet.__version__ in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_runs_resumes_and_loads(example: Path) -> None:
+    done = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (example / "result").iterdir()}
+    assert {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"} <= made
+    assert {"affinity.png", "tree.png", "front.png"} <= made
+    metrics = json.loads((example / "result" / "metrics.json").read_text())
+    networks = metrics["networks"]
+    assert list(networks) == ["separate", "branched", "shared", "random"]
+    assert networks["separate"]["metrics"] == pytest.approx(dict.fromkeys(("animals", "plants", "sharpness"), 100))
+    assert networks["branched"]["params"] <= 0.6 * networks["separate"]["params"]
+    again = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
+    assert again.returncode == 0
+    assert "reused branched.safetensors" in again.stderr and "reused affinity.npz" in again.stderr
+    assert json.loads((example / "result" / "metrics.json").read_text()) == metrics
+    shown = branchnet_command("show", "result", cwd=example)
+    assert shown.returncode == 0 and "pass the networks of animals" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        ({"budget": "10% params"}, 3, "smallest"),
+        ({"budgget": "10% params"}, 2, "did you mean budget"),
+        ({"budget": "sixty"}, 2, "cannot read the budget 'sixty'"),
+        ({"networks": {"a": {"factory": "nowhere:a"}, "b": {"factory": "networks:plants"}}}, 2, "nowhere"),
+        ({"networks": {"a": {"factory": "networks:a"}, "b": {"factory": "networks:plants"}}}, 2, "no function 'a'"),
+        ({"images": {"folder": "nothing"}}, 2, "nothing"),
+        ({"images": {}}, 2, "exactly one of folder, npz and factory"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said(
+    example: Path, settings: dict[str, object], code: int, message: str
+) -> None:
+    change(example, **settings)
+    done = branchnet_command("run", "run.yaml", cwd=example)
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_that_do_not_fit_exit_4(example: Path) -> None:
+    import conftest  # noqa: F401  # torchvision needs it
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    save_file({"fc.weight": zeros(3, 3)}, example / "w.safetensors")
+    networks = {name: {"factory": f"networks:{name}"} for name in ("animals", "plants")}
+    networks["plants"]["weights"] = "w.safetensors"
+    change(example, networks=networks)
+    done = branchnet_command("run", "run.yaml", cwd=example)
+    assert done.returncode == 4
+    assert "fc.weight: expected (20, 512) float32, found (3, 3) float32" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_exits_130_leaves_nothing_half_written_and_goes_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--quick", "--out", "result"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **SINGLE},
+    )
+    first = tmp_path / "result" / ".steps" / "single-segmentation.safetensors.json"
+    deadline = time.monotonic() + 300
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    names = [path.name for path in (tmp_path / "result" / ".steps").iterdir()]
+    assert not any(name.startswith(".") for name in names)
+    done = branchnet_command("demo", "--quick", "--out", "result", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "reused single-segmentation.safetensors" in done.stderr
+    expected = {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"}
+    assert expected | {"samples.png"} <= {path.name for path in (tmp_path / "result").iterdir()}
+    assert "7 tasks" in done.stdout
+    loaded = branchnet.load(tmp_path / "result")
+    assert set(loaded(scenes(1).images)) == set(loaded.tasks)
+    assert branchnet_command("show", "result", cwd=tmp_path).returncode == 0

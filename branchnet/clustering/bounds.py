@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.clustering.constraints import Rules
+from branchnet.clustering.duals import pair_bound
 from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.widths import least_cost
 
@@ -27,13 +28,26 @@ _CLIQUE_TASKS = 64
 _CLIQUE_NODES = 2_000
 
 
-def lower_bound(losses: StageLosses, rules: Rules, sizes: Floats, limit: float) -> float:
-    """A lower bound on the cost of every tree that fits; sizes (D, N + 1) and limit without the heads."""
+def lower_bound(
+    losses: StageLosses, rules: Rules, sizes: Floats, limit: float, *, target: float | None = None
+) -> float:
+    """A lower bound on the cost of every tree that fits.
+
+    Args:
+        losses: the objective.
+        rules: the constraints.
+        sizes: (D, N + 1) size of every stage at every width.
+        limit: largest size, heads not included.
+        target: cost of a known tree, if a tighter bound is worth seconds.
+    """
     table = np.array([stage_bounds(losses, stage) for stage in range(losses.depth)])
     for stage in range(losses.depth):
         widths = np.arange(table.shape[1])
         table[stage, (widths < rules.min_width[stage]) | (widths > rules.max_width[stage])] = np.inf
-    return least_cost(table, sizes, limit) + losses.offset
+    bound = least_cost(table, sizes, limit) + losses.offset
+    if target is None or losses.kind not in ("mean", "sum") or losses.averaged:
+        return bound
+    return max(bound, pair_bound(losses, rules, sizes, limit, target - losses.offset))
 
 
 def stage_bounds(losses: StageLosses, stage: int) -> Floats:
@@ -55,7 +69,7 @@ def _diameter_sums(pairs: Floats) -> Floats:
     """For k = 1..N a lower bound on the sum of k clusters' diameters."""
     n = len(pairs)
     if (pairs < 0).any():
-        return np.arange(1, n + 1) * min(0.0, float(pairs.min()))
+        return np.array([k * min(0.0, float(pairs.min())) for k in range(1, n + 1)])
     smallest = clique_diameters(pairs)[1:]
     best = np.full(n, np.inf)
     best[0] = 0.0

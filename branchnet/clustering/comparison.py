@@ -77,7 +77,7 @@ def compare_sharing(
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights)
     groups: list[Point] = []
     for _, labels in best_groupings(problem.losses, problem.rules):
-        tree = Tree.from_labels(problem.losses.tasks, [labels] * problem.losses.depth)
+        tree = Tree.from_labels(problem.losses.tasks, [labels.tolist()] * problem.losses.depth)
         cost = problem.losses.tree_cost(tree)
         if not groups or cost < groups[-1].cost:
             groups.append(Point(problem.sizes.of_widths(tree.widths), cost, tree))

@@ -332,4 +332,4 @@ def _swap_breaks(rules: Rules, d: int, clusters: Bools, row: npt.NDArray[np.int6
     counts = apart @ clusters.T.astype(np.int64)
     clash = counts[:, row].T - apart > 0
     broken: Bools = bound[:, None] | bound[None] | clash | clash.T
-    return broken & different
+    return np.array(broken & different)

@@ -259,7 +259,8 @@ def _searched(
             raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
         labels, stopped = found.labels, found.stopped
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
-    return _with_bound(result, lower_bound(problem.losses, problem.rules, land.sizes, land.limit))
+    bound = lower_bound(problem.losses, problem.rules, land.sizes, land.limit, target=result.cost)
+    return _with_bound(result, bound)
 
 
 def _with_bound(result: SearchResult, bound: float) -> SearchResult:

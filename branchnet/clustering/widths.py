@@ -34,6 +34,14 @@ def least_cost(table: Floats, sizes: Floats, limit: float) -> float:
     return float(least[-1].min())
 
 
+def relaxed_widths(table: Floats, sizes: Floats, limit: float) -> tuple[float, tuple[int, ...]]:
+    """The lower bound of `least_cost` and widths that attain it; inf and no widths where nothing fits."""
+    steps = _steps(sizes, limit, up=False)
+    least = _programme(table, steps)
+    value = float(least[-1].min())
+    return value, _trace(table, steps, least) if np.isfinite(value) else ()
+
+
 def _steps(sizes: Floats, limit: float, *, up: bool) -> Ints:
     if limit <= 0:
         return np.where(sizes > 0, STEPS + 1, 0)

@@ -32,6 +32,10 @@ def test_lower_bound_is_never_above_the_optimum(affinity: Affinity, name: str, s
     bound = lower_bound(problem.losses, problem.rules, problem.sizes.table, limit)
     best = float(brute_costs(affinity, name)[fitting].min())
     assert bound <= best + 1e-10 * max(abs(best), 1.0)
+    if seed % 4 == 0:
+        land = problem.landscape(limit)
+        tighter = lower_bound(problem.losses, problem.rules, land.sizes, limit, target=best + 0.1 * abs(best) + 1e-3)
+        assert bound <= tighter <= best + 1e-9 * max(abs(best), 1.0)
 
 
 @pytest.mark.parametrize("seed", range(3))

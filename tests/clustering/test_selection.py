@@ -107,7 +107,7 @@ def test_front_improves_with_cost() -> None:
 
 def test_weights_and_errors() -> None:
     losses = [{"a": 1.0}, {"b": 1.0}, {"a": 3.0, "b": 0.9}]
-    assert select_networks(losses, [1, 1, 1], 2).networks == (0, 1)
+    assert select_networks(losses, [1, 1, 1], 2).networks == (0, 2)
     assert select_networks(losses, [1, 1, 1], 2, weights={"a": 0.01}).total_loss == pytest.approx(0.91)
     with pytest.raises(BudgetError, match="1 is needed"):
         select_networks(losses, [1, 1, 1], 0.5)

@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     parser.add_argument("--budgets", nargs="+", default=["50% params", "70% params"])
     parser.add_argument("--baselines", nargs="*", default=["shared", "random"])
-    parser.add_argument("--objective", default="mean-max")
+    parser.add_argument("--objective", default="mean-pair")
     parser.add_argument("--locations", type=int, default=6)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=16)

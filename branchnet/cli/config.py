@@ -78,7 +78,7 @@ class RunConfig(_Strict):
     networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
     images: ImagesConfig
     budget: str
-    objective: str = "mean-max"
+    objective: str = "mean-pair"
     locations: Annotated[int, Field(ge=1)] | list[str] | None = None
     probe: Annotated[int, Field(ge=3)] = 500
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2

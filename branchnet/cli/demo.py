@@ -61,7 +61,7 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
         targets={name: task.target(test.labels[name][PROBE:]) for name, task in TASKS.items()},
         metrics={name: task.metric for name, task in TASKS.items()},
         budget=Budget.parse(BUDGET),
-        objective="mean-max",
+        objective="mean-pair",
         locations=None,
         steps=steps,
         batch_size=BATCH,

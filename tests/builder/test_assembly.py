@@ -136,10 +136,8 @@ def test_a_tie_between_stages_is_kept_where_the_same_tasks_are_served(split_at: 
     cut = branchnet.split_all(made, torch.rand(2, 4), locations=["first", "second"])
     tree = Tree(("a", "b"), [[("a", "b")]] * split_at + [[("a",), ("b",)]] * (2 - split_at))
     branched = branchnet.build(tree, cut)
-    weights = [
-        dict(branched.nodes[d][0].named_parameters())[f"{name}.0.weight"] for d, name in enumerate(("first", "second"))
-    ]  # type: ignore[index]
-    assert (weights[0] is weights[1]) == tied
+    first, second = (next(node.module for node in branched.members() if node.id == f"nodes.{d}.0") for d in range(2))
+    assert (first.get_parameter("first.0.weight") is second.get_parameter("second.0.weight")) == tied
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ stage d and histories h = (w_0, ..., w_d),
 Every coarser partition is reached by single merges, so S(N, k) k (k - 1) / 2 links per level suffice. Histories are
 ordered by their last width first; those with w_d < k are then the first columns of those with w_d <= k.
 
-For N = 10, D = 6 this takes 180 million numbers where enumeration has 40 billion trees.
+For N = 10, D = 6 this compares 230 million numbers where enumeration has 124 billion trees.
 """
 
 from __future__ import annotations

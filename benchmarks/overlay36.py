@@ -234,8 +234,7 @@ def trained(
 
 def delta(values: Mapping[str, float], single: Mapping[str, float]) -> float:
     """Multi-task performance in percent."""
-    changes = branchnet.multi_task_performance(values, single, metrics())
-    return float(np.mean(list(changes.values())))
+    return branchnet.multi_task_performance(single, values, dict.fromkeys(single, False))
 
 
 def separates(partitions: list[list[list[str]]]) -> list[bool]:
@@ -274,9 +273,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         "(f_). The first 8,000 images train, the last 2,000 test.",
         f"Eight CNNs of five stages (parameters of the stages: {runs[0]['stage_params']}), trained with labels for",
         f"{report['steps']['single']} steps; RSA on {PROBE} training images; budget: the parameters of two backbones.",
-        f"Branched networks start from the donors' weights and are trained for {report['steps']['tree']} steps at a peak",
-        f"rate of {report['rate']:g} divided by the number of tasks that a node serves. With AdamW that division slows widely",
-        "shared nodes, so with few steps a part of the differences is the speed of training.",
+        f"Branched networks start from the donors' weights and are trained for {report['steps']['tree']} steps, at a",
+        f"peak rate of {report['rate']:g} divided by the number of tasks that a node serves. With AdamW this slows down",
+        "widely shared nodes, so with few steps a part of the differences is the speed of training.",
         "Delta is the multi-task performance against the single-task networks, in percent (accuracy and R squared).",
         "",
         "    OMP_NUM_THREADS=1 python benchmarks/overlay36.py --data DIR --work DIR"

@@ -20,7 +20,6 @@ from .latency_plot import latency_plot_data as latency_plot_data
 from .metric_plot import MetricPlot as MetricPlot
 from .metric_plot import draw_metrics as draw_metrics
 from .metric_plot import metric_plot_data as metric_plot_data
-from .metric_plot import relative_changes as relative_changes
 from .page import Page as Page
 from .samples_plot import SamplesPlot as SamplesPlot
 from .samples_plot import TaskSamples as TaskSamples
@@ -63,7 +62,6 @@ __all__ = [
     "network_costs",
     "node_latency",
     "ratio_interval",
-    "relative_changes",
     "report",
     "samples_plot_data",
     "save_figure",

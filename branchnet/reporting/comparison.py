@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from branchnet.reporting.latency import Latency
 from branchnet.reporting.latency_plot import LatencyPlot, latency_plot_data
-from branchnet.reporting.metric_plot import MetricPlot, metric_plot_data, relative_changes
+from branchnet.reporting.metric_plot import MetricPlot, metric_plot_data
 from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed
+from branchnet.training.performance import multi_task_performance
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class Comparison:
 
     def delta(self, network: ComparedNetwork) -> float:
         """Multi-task performance in percent: the mean relative change over tasks (Maninis et al. 2019)."""
-        changes = relative_changes(self.baseline.metrics, network.metrics, self.lower_is_better)
-        return sum(changes.values()) / len(changes)
+        return multi_task_performance(self.baseline.metrics, network.metrics, self.lower_is_better)
 
     def size_table(self) -> Table:
         """One row for each network: parameters, FLOPs, latencies, Delta."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from branchnet.errors import BranchnetError
 from branchnet.reporting.figures import bare, styled
 from branchnet.reporting.palette import MUTED, series_marks
 from branchnet.reporting.units import signed
+from branchnet.training.performance import relative_changes
 
 _NUMBERED = 48
 
@@ -33,25 +33,6 @@ class MetricPlot:
     means: tuple[float, ...]
 
 
-def relative_changes(
-    single: Mapping[str, float], other: Mapping[str, float], lower_is_better: Mapping[str, bool]
-) -> dict[str, float]:
-    """Relative change of each task's metric in percent, positive is better (Maninis et al. 2019, before the mean).
-
-    Raises:
-        BranchnetError: a task without a metric, or a single-task metric of 0, which nothing can be relative to.
-    """
-    changes = {}
-    for task, before in single.items():
-        if task not in other:
-            raise BranchnetError(f"task {task!r} has a single-task metric but none in the network compared")
-        if before == 0:
-            raise BranchnetError(f"the single-task metric of {task!r} is 0: no change can be given relative to it")
-        sign = -1 if lower_is_better[task] else 1
-        changes[task] = 100 * sign * (other[task] - before) / before
-    return changes
-
-
 def metric_plot_data(
     single: Mapping[str, float], variants: Mapping[str, Mapping[str, float]], lower_is_better: Mapping[str, bool]
 ) -> MetricPlot:
@@ -63,7 +44,7 @@ def metric_plot_data(
         lower_is_better: for each task, whether a smaller metric is better.
 
     Raises:
-        BranchnetError: as `relative_changes`.
+        TrainingError: as `relative_changes`.
     """
     changes = [relative_changes(single, metrics, lower_is_better) for metrics in variants.values()]
     return MetricPlot(

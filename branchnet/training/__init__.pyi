@@ -9,8 +9,9 @@ from .metrics import kl_divergence as kl_divergence
 from .metrics import mean_absolute_error as mean_absolute_error
 from .metrics import mean_angle as mean_angle
 from .metrics import mean_iou as mean_iou
-from .metrics import multi_task_performance as multi_task_performance
 from .metrics import rmse as rmse
 from .metrics import top1_agreement as top1_agreement
+from .performance import multi_task_performance as multi_task_performance
+from .performance import relative_changes as relative_changes
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers

@@ -167,19 +167,6 @@ def evaluate(
     return {task: metric.result(totals[task]) for task, metric in metrics.items()}
 
 
-def multi_task_performance(
-    values: Mapping[str, float], single: Mapping[str, float], metrics: Mapping[str, Metric]
-) -> dict[str, float]:
-    """Relative change of each task against its single-task network, in percent; better is positive.
-
-    Their mean is Delta of Maninis et al. (2019, "Attentive Single-Tasking of Multiple Tasks", eq. 7).
-    """
-    return {
-        task: 100 * (1 if metrics[task].larger_is_better else -1) * (values[task] - single[task]) / single[task]
-        for task in single
-    }
-
-
 def channels_last_rows(values: Tensor) -> Tensor:
     """Reshape (B, C, ...) to rows (B * ..., C); (B,) to (B, 1)."""
     return values.reshape(-1, 1) if values.dim() < 2 else values.movedim(1, -1).reshape(-1, values.shape[1])

@@ -10,9 +10,10 @@ from branchnet.reporting.affinity_plot import affinity_plot_data
 from branchnet.reporting.front_plot import front_plot_data
 from branchnet.reporting.latency import Latency
 from branchnet.reporting.latency_plot import latency_plot_data
-from branchnet.reporting.metric_plot import metric_plot_data, relative_changes
+from branchnet.reporting.metric_plot import metric_plot_data
 from branchnet.reporting.samples_plot import TaskSamples, samples_plot_data
 from branchnet.reporting.tree_plot import leaf_order, tree_plot_data
+from branchnet.training import relative_changes
 
 
 def tree():

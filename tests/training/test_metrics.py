@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from branchnet import training
 from branchnet.errors import TrainingError
-from branchnet.training import Metric, evaluate, multi_task_performance
+from branchnet.training import Metric, evaluate, multi_task_performance, relative_changes
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -108,7 +107,7 @@ def test_evaluate_restores_the_mode_and_needs_targets() -> None:
 
 
 def test_multi_task_performance_by_hand() -> None:
-    metrics = {"iou": training.mean_iou(3), "error": training.rmse()}
-    change = multi_task_performance({"iou": 45.0, "error": 0.9}, {"iou": 50.0, "error": 1.0}, metrics)
-    assert change == pytest.approx({"iou": -10.0, "error": 10.0})
-    assert np.mean(list(change.values())) == pytest.approx(0.0)
+    single, other = {"iou": 50.0, "error": 1.0}, {"iou": 40.0, "error": 0.9}
+    lower = {"iou": False, "error": True}
+    assert relative_changes(single, other, lower) == pytest.approx({"iou": -20.0, "error": 10.0})
+    assert multi_task_performance(single, other, lower) == pytest.approx(-5.0)

@@ -81,7 +81,7 @@ def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform:
     keys = []
     for stage in member.stages:
         running.update(_structure(stage).encode())
-        for name, tensor in stage.state_dict(keep_vars=True).items():
+        for name, tensor in sorted(stage.state_dict(keep_vars=True).items()):
             running.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         keys.append(running.hexdigest())
@@ -89,9 +89,12 @@ def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform:
 
 
 def _structure(stage: nn.Module) -> str:
-    """What a stage computes, as text: its modules, and its program where it has one."""
+    """What a stage computes, as text: its modules by name, and its program where it has one."""
+    modules = sorted(
+        f"{name} {type(module).__qualname__} {module.extra_repr()}" for name, module in stage.named_modules()
+    )
     program = getattr(stage, "_evaluation", None)
-    return f"{type(stage).__qualname__} {stage!r} {getattr(program, 'source', '')} {getattr(stage, 'code', '')}"
+    return "\n".join([*modules, getattr(program, "source", ""), str(getattr(stage, "code", ""))])
 
 
 def _code_of(transform: Transform | None) -> Any:

@@ -35,7 +35,7 @@ def compare_rdms(rdms: Tensor | Sequence[Tensor], *, comparison: Comparison = "s
         raise AffinityError(
             f"the RDMs have shape {tuple(stacked.shape)}; (M, K, K) with K >= {MINIMUM_INPUTS} expected"
         )
-    entries = np.stack([upper_triangle(one).double().cpu().numpy() for one in stacked])
+    entries = np.stack([upper_triangle(one).cpu().numpy() for one in stacked])
     names = [f"RDM {index}" for index in range(len(entries))]
     return torch.from_numpy(compare_entries(entries, comparison, names))
 
@@ -56,16 +56,9 @@ def compare_entries(entries: npt.NDArray[np.floating], comparison: Comparison, n
 def average_ranks(values: npt.NDArray[np.floating]) -> Vector:
     """Ranks from 1; equal values share the mean of their ranks."""
     order = np.argsort(values)
-    ranks = np.empty(len(values))
-    ranks[order] = np.arange(1.0, len(values) + 1)
     starts, ends = tied_runs(values[order])
-    for_groups = (starts + ends + 1) / 2
-    sizes = ends - starts
-    tied = np.flatnonzero(sizes > 1)
-    if len(tied):
-        members = np.repeat(for_groups[tied], sizes[tied])
-        places = np.concatenate([np.arange(starts[t], ends[t]) for t in tied])
-        ranks[order[places]] = members
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat((starts + ends + 1) / 2, ends - starts)
     return ranks
 
 

@@ -64,8 +64,9 @@ class GramAccumulator:
         self._epsilon = max(self._epsilon, torch.finfo(_computed_in(features)).eps)
         for block in _blocks(features):
             if self._centring.inputs:
-                self._norms += torch.linalg.vector_norm(block, dim=1).double() ** 2
-                block = block - block.mean(dim=0)
+                columns = block.mean(dim=0)
+                self._norms += torch.linalg.vector_norm(columns).double() ** 2
+                block = block - columns
             if self._centring.features:
                 mean = block.mean(dim=1, keepdim=True)
                 block = block - mean
@@ -105,12 +106,12 @@ class GramAccumulator:
         if self._products is None or self._norms is None:
             raise ValueError("no features were added")
         products = self._products
-        norms = self._norms if self._centring.inputs else products.diagonal()
+        norms = 2 * (self._norms + products.diagonal())
         if self._centring.features:
             sizes = torch.tensor(self._sizes, dtype=torch.float64, device=products.device)
             means = torch.stack(self._means, dim=1)
             products = products + _spread_of_means(means, sizes)
-            norms = torch.maximum(norms, products.diagonal() + means**2 @ sizes)
+            norms = norms + 2 * means**2 @ sizes
         return Gram(products, _ROUNDING * self._epsilon**2 * norms)
 
 

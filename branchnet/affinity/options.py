@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 
@@ -41,7 +41,7 @@ class Options:
         features: applied to every tensor that counts, (B, ...) -> (B, ...), e.g. to choose the class token; by default
             all features count, flattened.
         tensors: with several tensors at a location, `"mean"` gives each the same weight, `"concatenate"` each feature.
-        bootstrap: number of resamplings that standard errors come from; 0 for none.
+        bootstrap: number of resamplings that standard errors come from; 0 for none. Each takes time as K * K.
         seed: of the resampling.
         memory_limit: bytes that kept features may take, by default half of what is free. Below what float32 needs,
             features are kept as bfloat16, and then read in several passes.
@@ -69,8 +69,4 @@ class Options:
     @property
     def place(self) -> torch.device | None:
         """The device, if one was given."""
-        return None if self.device is None else torch.device(self.device)
-
-    def describe(self) -> dict[str, Any]:
-        """What, of these options, changes a network's comparison of inputs."""
-        return {"tensors": self.tensors}
+        return None if self.device is None else torch.empty(0, device=self.device).device

@@ -38,14 +38,15 @@ def rsa(
         order, which is compared by content each time it is read.
     dissimilarity, center: as `rdm` takes them. comparison: as `compare_rdms` takes it.
     options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
-        memory_limit, cache.
+        memory_limit, cache. With Kendall's tau, which is slow to resample, bootstrap is 0 unless given.
 
     Raises:
         AffinityError: fewer than three inputs; a probe that changes; features that are constant or not finite, named
             by task and location; staged networks that are cut differently.
         SplitError: plain networks that cannot be cut.
     """
-    settings = Options(**options)
+    unless_given: ProbeArguments = {"bootstrap": 0, **options} if comparison == "kendall" else options
+    settings = Options(**unless_given)
     kind = rdm_kind(dissimilarity, center)
     return measure_pairs(
         "rsa",

@@ -22,7 +22,7 @@ MEASURES = {
     "rsa": rsa,
     "rsa cosine": partial(rsa, dissimilarity="cosine", center=True),
     "rsa euclidean pearson": partial(rsa, dissimilarity="euclidean", comparison="pearson"),
-    "rsa kendall": partial(rsa, comparison="kendall", bootstrap=0),
+    "rsa kendall": partial(rsa, comparison="kendall"),
     "cka": cka,
     "cka unbiased": partial(cka, estimator="unbiased"),
     "cka rbf": partial(cka, kernel="rbf"),

@@ -86,7 +86,7 @@ def test_many_tasks_beat_the_published_beam_search(name: str) -> None:
     assert found.method == "local"
     assert found.cost <= beam.cost
     assert found.lower_bound <= found.cost
-    assert beam.lower_bound == pytest.approx(found.lower_bound)
+    assert max(found.lower_bound, beam.lower_bound) <= min(found.cost, beam.cost)
     assert found.gap < 0.35
     assert max(found.size, beam.size) <= found.limit * (1 + 1e-12)
 

@@ -324,7 +324,8 @@ def write_table(results: dict[str, dict[str, Any]]) -> str:
         trainable = sum(entry["trainable"] for entry in good)
         three = sum(len(entry["locations"]) >= 3 for entry in good)
         lines.append(
-            f"| {group} | {len(ran)} | {len(good)} | {exact} | {ways['fx']} | {ways['export']} | {trainable} | {three} |"
+            f"| {group} | {len(ran)} | {len(good)} | {exact} | {ways['fx']} | {ways['export']} "
+            f"| {trainable} | {three} |"
         )
     if "timm" in results:
         ran = [entry for entry in results["timm"].values() if "features_only" in entry]

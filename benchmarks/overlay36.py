@@ -274,7 +274,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"Eight CNNs of five stages (parameters of the stages: {runs[0]['stage_params']}), trained with labels for",
         f"{report['steps']['single']} steps; RSA on {PROBE} training images; budget: the parameters of two backbones.",
         f"Branched networks start from the donors' weights and are trained for {report['steps']['tree']} steps, at a",
-        f"peak rate of {report['rate']:g} divided by the number of tasks that a node serves. With AdamW this slows down",
+        f"peak rate of {report['rate']:g} divided by the number of tasks that a node serves. With AdamW this slows",
         "widely shared nodes, so with few steps a part of the differences is the speed of training.",
         "Delta is the multi-task performance against the single-task networks, in percent (accuracy and R squared).",
         "",

@@ -95,7 +95,6 @@ def test_each_backbone_builds_with_the_totals_of_the_file(name: str) -> None:
     check_totals(Architecture.load(SPECS[name]))
 
 
-@pytest.mark.slow
 def test_the_celeba_tree_has_the_published_total() -> None:
     published = json.loads((FACTS / "celeba_branched_tree_latentshift.json").read_text())
     architecture = Architecture.load(SPECS["celeba_40"])

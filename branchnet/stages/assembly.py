@@ -17,6 +17,7 @@ from branchnet.stages.interface import Example, Interface
 from branchnet.stages.locating import Location, carried_after, find_locations, own_names
 from branchnet.stages.propagation import TensorForm
 from branchnet.stages.staged import CutTensor, Program, Stage, StagedNetwork, hold, keep_unused
+from branchnet.stages.tracing import PREPROCESSING
 
 if TYPE_CHECKING:
     from branchnet.constructors import Constructor
@@ -117,7 +118,7 @@ def _staged(
         costs=StageCosts(tuple(costs[:-1])),
         head_cost=costs[-1],
         interface=interface,
-        constructor=_constructor_of(followed.network),
+        constructor=_constructor_of(followed),
         traced_by=plan.flow.trace.method,
         eval_only=eval_only,
     )
@@ -167,7 +168,8 @@ def _cut_tensors(plan: _Plan) -> list[list[CutTensor]]:
     return described
 
 
-def _constructor_of(network: nn.Module) -> Constructor | None:
+def _constructor_of(followed: Followed) -> Constructor | None:
+    """How the network is made by name; None where a transform runs before it, which no constructor knows."""
     from branchnet.constructors import constructor_of
 
-    return constructor_of(network)
+    return None if PREPROCESSING in followed.root._modules else constructor_of(followed.network)

@@ -190,8 +190,8 @@ def original_key(key: str) -> str:
 def hold(stage: nn.Module, root: nn.Module, graphs: Sequence[fx.Graph]) -> None:
     """Give a stage the modules, parameters and buffers of the root that its graphs name, under the same names."""
     nodes = [node for graph in graphs for node in graph.nodes]
-    modules = {str(node.target) for node in nodes if node.op == "call_module"}
-    values = {str(node.target) for node in nodes if node.op == "get_attr"}
+    modules = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
+    values = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
     for path in sorted(modules, key=lambda p: p.count(".")):
         _place(stage, path, root.get_submodule(path))
     for path in sorted(values):

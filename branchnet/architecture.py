@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from branchnet.builder.donors import Donors, choose_donors
 from branchnet.clustering.budgets import Budget
 from branchnet.clustering.tree import Tree
 from branchnet.constructors import Constructor
-from branchnet.describing import constructor, input_sections, search_section, staged_networks, versions
-from branchnet.donors import Donors, choose_donors
 from branchnet.errors import SpecError
 from branchnet.files import write_text
-from branchnet.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
-from branchnet.spec_sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection
+from branchnet.spec.describing import constructor, input_sections, search_section, staged_networks, versions
+from branchnet.spec.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
+from branchnet.spec.sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection
+from branchnet.spec.strict_yaml import MAX_DEPTH, Keys, Problem, read_document, show_keys, spec_error
+from branchnet.spec.validation import RuleError, model_problems, validate_document
+from branchnet.spec.yaml_text import dump_yaml
 from branchnet.stages.costs import StageCost, StageCosts
-from branchnet.strict_yaml import MAX_DEPTH, Keys, Problem, read_document, show_keys, spec_error
-from branchnet.validation import RuleError, model_problems, validate_document
-from branchnet.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from torch import nn
@@ -322,7 +322,7 @@ class Architecture(Section):
             SplitError: networks that cannot be cut at the locations.
             BuildError: networks whose stages do not have the parameters that the file says.
         """
-        from branchnet.realisation import build_architecture
+        from branchnet.spec.realisation import build_architecture
 
         return build_architecture(self, networks or {}, example)
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Defines the operators that torchvision's CUDA build registers, so that it imports beside CPU torch."""
+"""Defines the operators that torchvision's CUDA build registers, so that it imports beside a CPU build of torch."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from branchnet.builder.donors import choose_donors
 from branchnet.builder.network import BranchedNetwork, Input
-from branchnet.donors import choose_donors
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 

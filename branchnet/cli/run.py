@@ -32,7 +32,7 @@ def run(config: Path, *, out: Path | None = None) -> None:
     from branchnet.cli.problems import problem_from_config
     from branchnet.cli.study import find_trees, judge, train_networks
     from branchnet.cli.workspace import Workspace
-    from branchnet.validation import validate
+    from branchnet.spec.validation import validate
 
     workspace = Workspace(out or config.with_name(f"{config.stem}-branched"))
     problem = problem_from_config(validate(RunConfig, config), config.parent)

@@ -172,4 +172,5 @@ def _constructor_of(followed: Followed) -> Constructor | None:
     """How the network is made by name; None where a transform runs before it, which no constructor knows."""
     from branchnet.constructors import constructor_of
 
-    return None if PREPROCESSING in followed.root._modules else constructor_of(followed.network)
+    transform = followed.root._modules.get(PREPROCESSING)
+    return constructor_of(followed.network) if transform is None or isinstance(transform, nn.Identity) else None

@@ -7,9 +7,9 @@ import random
 from hypothesis import strategies as st
 
 from branchnet.architecture import Architecture
+from branchnet.builder.donors import choose_donors
 from branchnet.clustering import Tree, random_tree
-from branchnet.donors import choose_donors
-from branchnet.nested_tree import nest
+from branchnet.spec.nested_tree import nest
 
 AWKWARD = ["no", "yes", "y", "null", "~", "true", "1e-3", "12:30", "0x1f", "010", ".inf", "2001-01-01", "<<", "=", "1"]
 AWKWARD += [

@@ -18,11 +18,11 @@ from specs import NAMES, architectures, shuffled, trees
 
 from branchnet.affinity import Affinity
 from branchnet.architecture import SCHEMA_VERSION, Architecture, json_schema
+from branchnet.builder.donors import choose_donors
 from branchnet.clustering import Budget, Tree, search
-from branchnet.donors import choose_donors
 from branchnet.errors import SpecError
-from branchnet.nested_tree import donors_of, flatten, nest
-from branchnet.spec_sections import budget_text
+from branchnet.spec.nested_tree import donors_of, flatten, nest
+from branchnet.spec.sections import budget_text
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPEC = """\

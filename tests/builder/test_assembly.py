@@ -12,8 +12,8 @@ from torch import nn
 
 import branchnet
 from branchnet import Affinity, BranchedNetwork, Tree
+from branchnet.builder.donors import choose_donors
 from branchnet.clustering import tree_size
-from branchnet.donors import choose_donors
 from branchnet.errors import BuildError, SplitError
 
 from .toys import KINDS, LOCATIONS, images, networks, staged

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from branchnet.builder.donors import Donors
 from branchnet.clustering.tree import Tree
-from branchnet.donors import Donors
-from branchnet.strict_yaml import MAX_PROBLEMS, Keys
+from branchnet.spec.strict_yaml import MAX_PROBLEMS, Keys
 
 
 class Section(BaseModel):

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from branchnet.clustering.budgets import Budget
 from branchnet.constructors import Constructor, check_arguments, split_name
 from branchnet.errors import BudgetError, SpecError
-from branchnet.nested_tree import Section
+from branchnet.spec.nested_tree import Section
+from branchnet.spec.strict_yaml import Keys
 from branchnet.stages.costs import StageCost, StageCosts
-from branchnet.strict_yaml import Keys
 
 Dtype = Literal[
     "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64"

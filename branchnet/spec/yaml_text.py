@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from branchnet.strict_yaml import plain_value
+from branchnet.spec.strict_yaml import plain_value
 
 _SAFE = re.compile(r"[A-Za-z_][\w./() +-]*", re.ASCII)
 _PROSE = re.compile(r"[!-~]+( [!-~]+)*")

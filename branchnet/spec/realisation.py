@@ -11,7 +11,7 @@ from torch import nn
 from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork, build
 from branchnet.errors import BuildError, SpecError
-from branchnet.spec_sections import InputSection
+from branchnet.spec.sections import InputSection
 from branchnet.stages import Interface, StagedNetwork, split_all
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from branchnet.strict_yaml import MAX_PROBLEMS, Document, Keys, Position, Problem, read_document, spec_error
+from branchnet.spec.strict_yaml import MAX_PROBLEMS, Document, Keys, Position, Problem, read_document, spec_error
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from branchnet.clustering.budgets import Budget
 from branchnet.constructors import Constructor, constructor_of, split_name
 from branchnet.errors import SpecError
-from branchnet.spec_sections import InputSection, SearchSection, budget_text
+from branchnet.spec.sections import InputSection, SearchSection, budget_text
 
 if TYPE_CHECKING:
     from torch import nn

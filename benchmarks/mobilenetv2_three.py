@@ -20,7 +20,7 @@ import yaml
 import branchnet
 from branchnet.cli.config import RunConfig
 from branchnet.cli.problems import problem_from_config
-from branchnet.validation import validate
+from branchnet.spec.validation import validate
 
 CLASSES = {"imagenet": 1001, "birds": 965, "insects": 1022}
 MIDDLE = 128 / 255  # the networks take (x - 128) / 128 of bytes
@@ -53,6 +53,7 @@ def write_config(data: Path, work: Path, budget: str, arguments: argparse.Namesp
         "batch_size": arguments.batch_size,
         "learning_rate": arguments.learning_rate,
         "baselines": arguments.baselines,
+        "donor": arguments.donor,
     }
     path = work / f"budget-{budget.split('%')[0]}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -145,6 +146,7 @@ def main() -> int:
     parser.add_argument("--baselines", nargs="*", default=["shared", "random"])
     parser.add_argument("--objective", default="mean-pair")
     parser.add_argument("--locations", type=int, default=6)
+    parser.add_argument("--donor", default="imagenet", help="whose weights shared nodes start from")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=3e-4)

@@ -18,7 +18,7 @@ from branchnet.architecture import SCHEMA_FILE, Architecture, json_schema
 from branchnet.clustering import Tree, search
 from branchnet.constructors import create
 from branchnet.files import write_text
-from branchnet.spec_sections import SearchSection
+from branchnet.spec.sections import SearchSection
 from branchnet.stages import split, split_all
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from branchnet.builder.donors import choose_donors
+from branchnet.builder.donors import Donors, choose_donors
 from branchnet.builder.network import BranchedNetwork, Input
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
@@ -24,6 +24,7 @@ def build(
     *,
     init: Literal["donor"] = "donor",
     affinity: Affinity | None = None,
+    donors: Donors | None = None,
     example: Input | None = None,
     locations: Sequence[str] | int | None = None,
 ) -> BranchedNetwork:
@@ -40,6 +41,8 @@ def build(
             They are not changed.
         init: where the weights come from; `"donor"` is the rule above.
         affinity: chooses the medoids.
+        donors: the donor task of every node, stage by stage in the order of `tree.partitions`, instead of that rule;
+            `choose_donors` with a preferred task makes some.
         example: inputs to split plain networks with.
         locations: where to split plain networks; by default at the affinity's locations.
 
@@ -51,7 +54,7 @@ def build(
         raise BuildError(f"init must be 'donor'; {init!r} was given")
     staged = _staged(networks, example, locations if locations or affinity is None else affinity.locations)
     _check_fit(tree, staged, affinity)
-    donors = choose_donors(tree, affinity)
+    donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
 
     def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
@@ -89,6 +92,17 @@ def _staged(
     if example is None:
         raise BuildError("plain networks need `example=` to be split with; or pass the result of branchnet.split_all")
     return split_all(networks, example, locations=locations)
+
+
+def _checked_donors(donors: Donors, tree: Tree) -> Donors:
+    shapes = [len(stage) for stage in donors], list(tree.widths)
+    if shapes[0] != shapes[1]:
+        raise BuildError(f"donors name {shapes[0]} nodes in the stages; the tree has {shapes[1]}")
+    for stage, clusters in zip(donors, tree.partitions, strict=True):
+        for donor, cluster in zip(stage, clusters, strict=True):
+            if donor not in cluster:
+                raise BuildError(f"donor {donor!r} is not among the tasks {list(cluster)} that its node serves")
+    return donors
 
 
 def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:

@@ -12,19 +12,20 @@ if TYPE_CHECKING:
 Donors = tuple[tuple[str, ...], ...]
 
 
-def choose_donors(tree: Tree, affinity: Affinity | None = None) -> Donors:
+def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: str | None = None) -> Donors:
     """Name the donor task of every node, stage by stage, in the order of `tree.partitions`.
 
     A node keeps its parent's donor while that task is in its cluster; otherwise its donor is the cluster's medoid by
     affinity (the task with the largest sum of affinities to the others at that stage, the first of several), or
     without an affinity its first task. So a chain of nodes with one donor reproduces that donor exactly.
+    A `preferred` task is the donor of every node that serves it, so its own outputs do not change at all.
     """
     donors: list[tuple[str, ...]] = []
     for stage, clusters in enumerate(tree.partitions):
         inherited = [donors[stage - 1][parent] if stage else "" for parent in tree.parents[stage]]
         donors.append(
             tuple(
-                donor if donor in cluster else _medoid(stage, cluster, affinity)
+                preferred if preferred in cluster else donor if donor in cluster else _medoid(stage, cluster, affinity)
                 for donor, cluster in zip(inherited, clusters, strict=True)
             )
         )

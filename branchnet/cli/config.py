@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from branchnet.errors import DataError, SpecError
+from branchnet.spec.validation import RuleError
 
 FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
@@ -72,6 +73,8 @@ class RunConfig(_Strict):
         batch_size: images in a batch.
         learning_rate: peak learning rate of a node that serves one task.
         baselines: what the chosen tree is compared with, trained alike.
+        donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
+            default the medoid of the tasks that a node serves.
         seed: decides the split of the images and the order of the batches.
     """
 
@@ -86,7 +89,14 @@ class RunConfig(_Strict):
     batch_size: Annotated[int, Field(ge=2)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     baselines: list[Literal["shared", "random"]] = ["shared", "random"]
+    donor: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _known_donor(self) -> RunConfig:
+        if self.donor is not None and self.donor not in self.networks:
+            raise RuleError([(("donor",), f"{self.donor!r} is no task (one of {', '.join(self.networks)} would be)")])
+        return self
 
 
 def resolve_factory(name: str, folder: Path) -> Callable[[], Any]:

@@ -51,10 +51,10 @@ def finish(
         samples: truth and predictions of the first test images.
     """
     directory = workspace.directory
-    architecture = Architecture.from_search(
+    found = Architecture.from_search(
         trees.chosen, networks=trees.staged, affinity=trees.affinity, budget=problem.budget, seed=problem.seed
     )
-    branchnet.save(branched, directory, architecture=architecture)
+    branchnet.save(branched, directory, architecture=Architecture.from_network(branched, search=found.search))
     trees.affinity.save(directory / "affinity.npz")
     save_json(as_json(problem, trees, results), directory / "metrics.json")
     grid = sample_grid(problem, samples) if samples else None

@@ -61,6 +61,7 @@ def problem_from_config(config: RunConfig, folder: Path) -> Problem:
         learning_rate=config.learning_rate,
         baselines=tuple(config.baselines),
         seed=config.seed,
+        donor=config.donor,
         further={
             f"{task}: {metric.name}": (task, on_first_tensor(metric))
             for task in classes

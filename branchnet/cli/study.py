@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, BranchedNetwork, Budget, SearchResult, SeparateNetworks, StagedNetwork, Tree
-from branchnet.builder import CompiledNetwork, compiler_problem, load_weights, save_weights
+from branchnet.builder import CompiledNetwork, choose_donors, compiler_problem, load_weights, save_weights
 from branchnet.cli.workspace import Workspace, load_json, save_json
 from branchnet.clustering import Stability, stability, tree_size
 from branchnet.reporting import ComparedNetwork, Comparison, Latency, compare_latency
@@ -42,6 +42,7 @@ class Problem:
         test: images that the results are measured on.
         targets: labels of the test images by task, or the donors' outputs.
         metrics: the metric of each task.
+        donor: the task whose weights every node that serves it starts from; None for medoids.
         further: more metrics, by the label they are reported under: the task and the metric.
     """
 
@@ -60,6 +61,7 @@ class Problem:
     learning_rate: float
     baselines: tuple[str, ...]
     seed: int
+    donor: str | None = None
     further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
 
     @property
@@ -158,11 +160,15 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     """Build each compared tree from the donors' weights and distil it, all with the same number of steps."""
     teachers: list[Teachers] = []
 
+    def build(tree: Tree) -> BranchedNetwork:
+        donors = choose_donors(tree, trees.affinity, preferred=problem.donor)
+        return branchnet.build(tree, trees.staged, donors=donors).eval()
+
     def make(tree: Tree, name: str, unfinished: Path) -> BranchedNetwork:
-        branched = branchnet.build(tree, trees.staged, affinity=trees.affinity)
+        branched = build(tree)
         if problem.steps == 0:
             reestimate_batchnorm(branched, problem.train)
-            return branched.eval()
+            return branched
         if not teachers:
             teachers.append(Teachers(problem.networks, problem.train, batch_size=problem.batch_size))
         branchnet.distill(
@@ -179,11 +185,13 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         return branched
 
     def load(tree: Tree, path: Path) -> BranchedNetwork:
-        branched = branchnet.build(tree, trees.staged, affinity=trees.affinity).eval()
+        branched = build(tree)
         load_weights(branched, path)
         return branched
 
-    settings = [problem.identity, problem.steps, problem.batch_size, problem.learning_rate, problem.seed]
+    settings = [
+        getattr(problem, name) for name in ("identity", "steps", "batch_size", "learning_rate", "seed", "donor")
+    ]
     return {
         name: workspace.step(
             f"{name}.safetensors",

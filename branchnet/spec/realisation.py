@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
-from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork, build
 from branchnet.errors import BuildError, SpecError
 from branchnet.spec.sections import InputSection
@@ -30,7 +28,7 @@ def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Mod
         interface = interface_of(architecture) if example is None else Interface.of(example)
         staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
     _check_stages(architecture, staged)
-    branched = build(architecture.tree, staged, affinity=_affinity_for_donors(architecture))
+    branched = build(architecture.tree, staged, donors=architecture.donors)
     if architecture.input is not None:
         branched.interface = interface_of(architecture)
     return branched
@@ -91,15 +89,3 @@ def _check_stages(architecture: Architecture, staged: Mapping[str, StagedNetwork
             ]
     if problems:
         raise BuildError("the networks are not those that the specification describes:\n  " + "\n  ".join(problems))
-
-
-def _affinity_for_donors(architecture: Architecture) -> Affinity | None:
-    """Return affinities under which every cluster's medoid is the donor that the specification names."""
-    donors = architecture.donors
-    if donors is None:
-        return None
-    tasks = architecture.tasks
-    values = np.zeros((len(donors), len(tasks), len(tasks)))
-    for stage, names in enumerate(donors):
-        values[stage, [tasks.index(name) for name in names]] = 1.0
-    return Affinity(tasks, architecture.locations, values, measure="donors")

@@ -116,6 +116,23 @@ def test_a_medoid_gives_the_weights_of_a_shared_node() -> None:
     assert torch.equal(branched.nodes[0][0].state_dict()["stem.0.weight"], DONORS["scene"].stem[0].weight)  # type: ignore[index, union-attr]
 
 
+@given(seed=st.integers(0, 10**6), preferred=st.sampled_from(TASKS))
+@settings(max_examples=10, deadline=None)
+def test_a_preferred_donor_keeps_its_outputs_in_any_tree(seed: int, preferred: str) -> None:
+    tree = random_tree(seed)
+    branched = branchnet.build(tree, STAGED, donors=choose_donors(tree, affinity(seed), preferred=preferred))
+    with torch.no_grad():
+        assert torch.equal(branched(images(), [preferred])[preferred], DONORS[preferred](images()))
+
+
+def test_donors_that_do_not_fit_the_tree_are_refused() -> None:
+    tree = Tree.shared(TASKS, DEPTH)
+    with pytest.raises(BuildError, match="donor 'mood' is not among the tasks"):
+        branchnet.build(tree, STAGED, donors=(("mood",),) * DEPTH)
+    with pytest.raises(BuildError, match=r"donors name \[2, 2\] nodes"):
+        branchnet.build(tree, STAGED, donors=(("depth", "edges"),) * 2)
+
+
 class TiedStages(nn.Module):
     """Two stages that share one linear layer, and a head of its own."""
 

@@ -103,6 +103,7 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         ({"networks": {"a": {"factory": "nowhere:a"}, "b": {"factory": "networks:plants"}}}, 2, "nowhere"),
         ({"networks": {"a": {"factory": "networks:a"}, "b": {"factory": "networks:plants"}}}, 2, "no function 'a'"),
         ({"images": {"folder": "nothing"}}, 2, "nothing"),
+        ({"donor": "moods"}, 2, "'moods' is no task"),
         ({"images": {}}, 2, "exactly one of folder, npz and factory"),
     ],
 )

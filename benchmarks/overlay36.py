@@ -63,9 +63,10 @@ def main() -> None:
     if options.single_only:
         return
     report = summarise(runs, options)
-    write_text(options.out / f"{options.name}.json", json.dumps(report, indent=1) + "\n")
-    write_text(options.out / f"{options.name}.md", as_markdown(report))
-    save_figure(draw(report), options.out / f"{options.name}.png")
+    name = "overlay36_divided" if options.divide_rate else "overlay36"
+    write_text(options.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+    write_text(options.out / f"{name}.md", as_markdown(report))
+    save_figure(draw(report), options.out / f"{name}.png")
     print(as_markdown(report))
 
 
@@ -77,8 +78,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--single-steps", type=int, default=600, help="steps of each single-task network")
     parser.add_argument("--tree-steps", type=int, default=300, help="steps of each branched network")
-    parser.add_argument("--rate", type=float, default=RATE, help="peak rate of a node that serves one task")
-    parser.add_argument("--name", default="overlay36", help="name of the report's files")
+    parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
+    parser.add_argument("--divide-rate", action="store_true", help="divide a node's rate by the tasks that it serves")
     parser.add_argument("--single-only", action="store_true", help="stop when the single-task networks are trained")
     return parser.parse_args()
 
@@ -140,8 +141,7 @@ def run_seed(seed: int, train: Split, test: Split, options: argparse.Namespace) 
     trees |= {"shared": Tree.shared(TASKS, len(LOCATIONS))}
     trees |= dict(random_trees(trees["mean-pair"], costs, budget, seed))
     results = {
-        name: trained(name, tree, staged, affinity, seed, train, test, folder, options.tree_steps, options.rate)
-        for name, tree in trees.items()
+        name: trained(name, tree, staged, affinity, seed, train, test, folder, options) for name, tree in trees.items()
     }
     return {
         "seed": seed,
@@ -202,11 +202,11 @@ def trained(
     train: Split,
     test: Split,
     folder: Path,
-    steps: int,
-    rate: float,
+    options: argparse.Namespace,
 ) -> dict[str, float]:
     """Test metrics of one tree after training it with labels from the donors' weights; cached."""
-    path = folder / f"{name.replace(' ', '_')}_rate{rate:g}.json"
+    steps, divided = options.tree_steps, "_divided" if options.divide_rate else ""
+    path = folder / f"{name.replace(' ', '_')}_rate{options.rate:g}{divided}.json"
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["tree"] == str(tree) and stored["steps"] == steps:
@@ -221,7 +221,8 @@ def trained(
         losses,
         steps=steps,
         batch_size=BATCH,
-        learning_rate=rate,
+        learning_rate=options.rate,
+        divide_rate=options.divide_rate,
         seed=seed,
         description=f"seed {seed}: {name}",
     )
@@ -249,7 +250,7 @@ def summarise(runs: list[dict[str, Any]], options: argparse.Namespace) -> dict[s
     return {
         "steps": {"single": options.single_steps, "tree": options.tree_steps},
         "rate": options.rate,
-        "name": options.name,
+        "divide_rate": options.divide_rate,
         "chosen_minus_random": _paired(chosen, mean_random),
         "chosen_minus_shared": _paired(chosen, shared),
         "runs": runs,
@@ -274,12 +275,13 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"Eight CNNs of five stages (parameters of the stages: {runs[0]['stage_params']}), trained with labels for",
         f"{report['steps']['single']} steps; RSA on {PROBE} training images; budget: the parameters of two backbones.",
         f"Branched networks start from the donors' weights and are trained for {report['steps']['tree']} steps, at a",
-        f"peak rate of {report['rate']:g} divided by the number of tasks that a node serves. With AdamW this slows",
-        "widely shared nodes, so with few steps a part of the differences is the speed of training.",
+        f"peak rate of {report['rate']:g}"
+        + (", divided by the number of tasks that a node serves." if report["divide_rate"] else "."),
         "Delta is the multi-task performance against the single-task networks, in percent (accuracy and R squared).",
         "",
         "    OMP_NUM_THREADS=1 python benchmarks/overlay36.py --data DIR --work DIR"
-        + (f" --rate {report['rate']:g} --name {report['name']}" if report["rate"] != RATE else ""),
+        + (f" --rate {report['rate']:g}" if report["rate"] != RATE else "")
+        + (" --divide-rate" if report["divide_rate"] else ""),
         "",
         "| seed | mean-pair | mean-max | random: mean (best, worst of 10) | all shared |",
         "|---|---|---|---|---|",
@@ -304,7 +306,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines += ["", "## Single-task networks (accuracy or R squared, %)", "", "| seed | " + " | ".join(TASKS) + " |"]
     lines.append("|---" * (len(TASKS) + 1) + "|")
     lines += [f"| {run['seed']} | " + " | ".join(f"{run['single'][task]:.1f}" for task in TASKS) + " |" for run in runs]
-    return "\n".join([*lines, "", f"![Affinities and results]({report['name']}.png)", ""])
+    return "\n".join([*lines, "", f"![Affinities and results]({'overlay36_divided' if report['divide_rate'] else 'overlay36'}.png)", ""])
 
 
 def _told(partitions: Any) -> str:

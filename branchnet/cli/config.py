@@ -71,7 +71,7 @@ class RunConfig(_Strict):
         held_out: share of the images that the results are measured on and nothing is trained on.
         steps: batches of distillation for each branched network; 0 leaves the donors' weights.
         batch_size: images in a batch.
-        learning_rate: peak learning rate of a node that serves one task.
+        learning_rate: peak learning rate.
         baselines: what the chosen tree is compared with, trained alike.
         donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
             default the medoid of the tasks that a node serves.

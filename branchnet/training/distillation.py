@@ -1,8 +1,10 @@
 """Distilling a branched network from single-task networks, on images without labels.
 
 Each task's loss is the squared difference between the branched network's output and its donor's, divided by the
-variance of the donor's output: 1 means no better than a constant, whatever the task's unit. A node's learning rate is
-divided by the number of tasks that it serves, so that it takes the mean of their gradients and not the sum.
+variance of the donor's output: 1 means no better than a constant, whatever the task's unit.
+
+A node receives the sum of its tasks' gradients. Plain gradient descent would divide its learning rate by their number;
+AdamW's steps do not grow with the gradient, and dividing on top only slows shared nodes down: it is off by default.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def distill(
     steps: int = 1000,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -49,7 +52,8 @@ def distill(
             record their outputs once for several runs.
         images: K samples.
         steps: batches to train on.
-        learning_rate: peak rate of a node that serves one task.
+        learning_rate: peak rate.
+        divide_rate: divide a node's rate by the number of tasks that it serves.
         checkpoint: a file to resume from after an interruption; removed at the end.
 
     Raises:
@@ -75,7 +79,7 @@ def distill(
         return optimize(
             branched,
             task_losses,
-            node_groups(branched, learning_rate),
+            node_groups(branched, learning_rate, divided=divide_rate),
             samples=count_samples(images),
             steps=steps,
             batch_size=batch_size,

@@ -27,6 +27,7 @@ def fit(
     steps: int = 1000,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -40,7 +41,8 @@ def fit(
         images: K samples.
         labels: K labels, or `{task: K labels}`.
         losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
-        learning_rate: peak rate; in a branched network divided by the number of tasks that a node serves.
+        learning_rate: peak rate.
+        divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
 
     Raises:
         TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
@@ -67,7 +69,7 @@ def fit(
         return {task: functions[task](outputs[task], targets[task][index].to(device)) for task in tasks}
 
     groups = (
-        node_groups(network, learning_rate)
+        node_groups(network, learning_rate, divided=divide_rate)
         if isinstance(network, BranchedNetwork)
         else [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
     )

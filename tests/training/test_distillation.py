@@ -89,10 +89,11 @@ def test_a_nodes_learning_rate_is_divided_by_the_tasks_that_it_serves() -> None:
     net = branched(MIXED)
     rates = {}
     names = {id(p): name for name, p in net.named_parameters()}
-    for group in node_groups(net, 0.6):
+    for group in node_groups(net, 0.6, divided=True):
         for parameter in group.parameters:
             rates[names[id(parameter)]] = group.learning_rate
     assert len(rates) == len(names)
+    assert {group.learning_rate for group in node_groups(net, 0.6)} == {0.6}
     expected = {"nodes.0.0": 0.2, "nodes.1.0": 0.6, "nodes.1.1": 0.3, "nodes.2.2": 0.6, "heads.0": 0.6}
     for node, rate in expected.items():
         found = {value for name, value in rates.items() if name.startswith(node + ".")}

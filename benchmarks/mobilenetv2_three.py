@@ -147,9 +147,9 @@ def main() -> int:
     parser.add_argument("--objective", default="mean-pair")
     parser.add_argument("--locations", type=int, default=6)
     parser.add_argument("--donor", default="imagenet", help="whose weights shared nodes start from")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     arguments = parser.parse_args()
 
     work = arguments.work.resolve()

@@ -306,7 +306,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines += ["", "## Single-task networks (accuracy or R squared, %)", "", "| seed | " + " | ".join(TASKS) + " |"]
     lines.append("|---" * (len(TASKS) + 1) + "|")
     lines += [f"| {run['seed']} | " + " | ".join(f"{run['single'][task]:.1f}" for task in TASKS) + " |" for run in runs]
-    return "\n".join([*lines, "", f"![Affinities and results]({'overlay36_divided' if report['divide_rate'] else 'overlay36'}.png)", ""])
+    picture = "overlay36_divided" if report["divide_rate"] else "overlay36"
+    return "\n".join([*lines, "", f"![Affinities and results]({picture}.png)", ""])
 
 
 def _told(partitions: Any) -> str:

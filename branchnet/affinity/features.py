@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from branchnet.errors import AffinityError
+from branchnet.stages import call
 
 from .guards import untouched
 from .memory import Piece, Plan
 from .networks import Member
-from .probes import Batch, Probe, batch_length, call, leaves, on_device
+from .probes import Batch, Probe, batch_length, leaves, on_device
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 Consumer: TypeAlias = Callable[[Piece, Tensor], None]

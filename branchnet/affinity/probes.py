@@ -118,13 +118,6 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return _map(batch, lambda tensor: tensor.to(device, copy=True))
 
 
-def call(module: torch.nn.Module, batch: Batch) -> Any:
-    """Call a network, or its first stage, with a batch."""
-    if isinstance(batch, tuple):
-        return module(*batch)
-    return module(**batch) if isinstance(batch, dict) else module(batch)
-
-
 def _batches(source: Any, batch_size: int) -> Iterator[Batch]:
     if isinstance(source, (Tensor, np.ndarray, tuple, Mapping)):
         whole = as_batch(source)

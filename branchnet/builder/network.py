@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from branchnet.errors import BuildError
+from branchnet.stages import call
 from branchnet.stages.costs import StageCost, StageCosts
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class BranchedNetwork(nn.Module):
                 cluster = self._clusters[stage][task]
                 if cluster not in computed:
                     node = row[cluster]  # type: ignore[index]
-                    computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else call_network(node, x)
+                    computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else call(node, x)
             cuts = computed
         names = self.tasks
         return {names[task]: self.heads[task](*cuts[self._clusters[-1][task]]) for task in wanted}
@@ -132,12 +133,3 @@ class BranchedNetwork(nn.Module):
         if unknown or isinstance(tasks, str) or not tasks:
             raise BuildError(f"tasks must be a non-empty sequence of {list(names)}; {tasks!r} was given")
         return [i for i, name in enumerate(names) if name in tasks]
-
-
-def call_network(module: nn.Module, x: Input) -> Any:
-    """Call `module` with `x`: a tensor as it is, a tuple as positional and a mapping as keyword arguments."""
-    if isinstance(x, Mapping):
-        return module(**x)
-    if isinstance(x, tuple):
-        return module(*x)
-    return module(x)

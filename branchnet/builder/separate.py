@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from branchnet.builder.network import Input, call_network
+from branchnet.builder.network import Input
+from branchnet.stages import call
 
 
 class SeparateNetworks(nn.Module):
@@ -24,7 +25,7 @@ class SeparateNetworks(nn.Module):
     def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """Compute `{task: output}` for `tasks`, all by default."""
         return {
-            task: call_network(network, x)
+            task: call(network, x)
             for task, network in zip(self.tasks, self.networks, strict=True)
             if tasks is None or task in tasks
         }

@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from branchnet import Budget
-from branchnet.builder.network import call_network
 from branchnet.cli.config import RunConfig, one_source, resolve_factory
 from branchnet.cli.run import make_networks
 from branchnet.cli.study import Problem
 from branchnet.data import ImageFolder, load_images
 from branchnet.errors import DataError
+from branchnet.stages import call
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 from branchnet.training.inputs import Inputs, batches, count_samples, take
 
@@ -95,7 +95,7 @@ def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size:
         return {
             task: torch.cat(
                 [
-                    first_tensor(call_network(network, take(images, index, torch.device("cpu"))))
+                    first_tensor(call(network, take(images, index, torch.device("cpu"))))
                     for index in batches(count_samples(images), batch_size)
                 ]
             )

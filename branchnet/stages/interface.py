@@ -112,8 +112,9 @@ def call_arguments(example: Example) -> tuple[tuple[Tensor, ...], dict[str, Tens
 
 def call(network: nn.Module, example: Example) -> Any:
     """Run the network on the example: `network(x)`, `network(*x)` or `network(**x)`."""
-    args, kwargs = call_arguments(example)
-    return network(*args, **kwargs)
+    if isinstance(example, Mapping):
+        return network(**example)
+    return network(*example) if isinstance(example, tuple) else network(example)
 
 
 def _spec_of(tensor: Tensor) -> TensorSpec:

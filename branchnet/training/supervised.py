@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
-from branchnet.builder.network import call_network
 from branchnet.errors import TrainingError
+from branchnet.stages import call
 from branchnet.training.groups import node_groups
 from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import Group, History, optimize
@@ -64,7 +64,7 @@ def fit(
     device = next(network.parameters()).device
 
     def task_losses(index: Tensor) -> dict[str, Tensor]:
-        outputs = call_network(network, take(images, index, device))
+        outputs = call(network, take(images, index, device))
         outputs = outputs if by_task else {"loss": outputs}
         return {task: functions[task](outputs[task], targets[task][index].to(device)) for task in tasks}
 

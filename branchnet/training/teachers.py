@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.network import call_network
 from branchnet.errors import TrainingError
 from branchnet.progress import progress_bar
+from branchnet.stages import call
 from branchnet.training.inputs import Inputs, batches, count_samples, take
 from branchnet.training.metrics import channels_last_rows
 
@@ -73,7 +73,7 @@ class Teachers:
         network.eval().to(device)
         try:
             with torch.no_grad():
-                return call_network(network, take(self.images, index, device))
+                return call(network, take(self.images, index, device))
         finally:
             network.train(training)
 

@@ -64,7 +64,8 @@ def imagenet_accuracy(config: Path, result: Path) -> dict[str, float]:
     """Top-1 on the held-out photos of the ImageNet donor and of the branched network, in percent."""
     sys.path.insert(0, str(config.parent))
     problem = problem_from_config(validate(RunConfig, config), config.parent)
-    count = 1000
+    count = sum(1 for _ in (Path(config.parent / yaml.safe_load(config.read_text())["images"]["folder"])).iterdir())
+    assert count == 1000, f"one photo for each of 1,000 classes is expected; there are {count}"
     order = torch.randperm(count, generator=torch.Generator().manual_seed(problem.seed))[: len(problem.test)]
     truth = order + 1  # class 0 is the background
     branched = branchnet.load(result, networks=problem.networks)

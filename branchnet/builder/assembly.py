@@ -33,7 +33,7 @@ def build(
     The donor of each node is chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
     the cluster's medoid by affinity, or without an affinity its first task. So a chain of nodes with one donor
     reproduces that donor exactly. Parameters that a donor shares between stages stay shared between nodes that serve
-    the same tasks, and become independent elsewhere.
+    the same tasks, and become independent elsewhere. The copies can be trained even where the donors are frozen.
 
     Args:
         tree: D stages over the tasks.
@@ -58,7 +58,10 @@ def build(
     memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
 
     def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
-        return copy.deepcopy(module, memos.setdefault((donor, tuple(cluster)), {}))
+        copied = copy.deepcopy(module, memos.setdefault((donor, tuple(cluster)), {}))
+        for parameter in copied.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        return copied
 
     nodes = [
         [clone(staged[donor].stages[d], donor, cluster) for donor, cluster in zip(donors[d], clusters, strict=True)]

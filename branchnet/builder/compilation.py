@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.network import BranchedNetwork, Input
+from branchnet.builder.network import BranchedNetwork, Input, wanted_tasks
 from branchnet.builder.separate import SeparateNetworks
 from branchnet.errors import BuildError
 
@@ -35,20 +35,11 @@ class CompiledNetwork:
 
     def __call__(self, x: Input, tasks: Sequence[str] | None = None) -> Outputs:
         """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""
-        subset = self._canonical(tasks)
+        subset = wanted_tasks(tasks, self.branched.tasks)
         if subset not in self._compiled:
             self._compiled[subset] = self._compile(subset)
         with torch.no_grad():
             return self._compiled[subset](_with_dynamic_batch(x) if self.dynamic else x)
-
-    def _canonical(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
-        names = self.branched.tasks
-        if tasks is None:
-            return names
-        unknown = [task for task in tasks if task not in names]
-        if unknown or not tasks:
-            raise BuildError(f"tasks must be a non-empty sequence of {list(names)}; {tasks!r} was given")
-        return tuple(name for name in names if name in tasks)
 
     def _compile(self, subset: tuple[str, ...]) -> Callable[[Input], Outputs]:
         branched = self.branched

@@ -102,7 +102,8 @@ class BranchedNetwork(nn.Module):
         Raises:
             BuildError: a task that the network does not know.
         """
-        wanted = self._indices(tasks)
+        names = self.tasks
+        wanted = [names.index(task) for task in wanted_tasks(tasks, names)]
         cuts: dict[int, tuple[Any, ...]] = {}
         for stage, row in enumerate(self.nodes):
             computed: dict[int, tuple[Any, ...]] = {}
@@ -112,7 +113,6 @@ class BranchedNetwork(nn.Module):
                     node = row[cluster]  # type: ignore[index]
                     computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else call(node, x)
             cuts = computed
-        names = self.tasks
         return {names[task]: self.heads[task](*cuts[self._clusters[-1][task]]) for task in wanted}
 
     def members(self) -> Iterator[Node]:
@@ -125,11 +125,15 @@ class BranchedNetwork(nn.Module):
         for i, task in enumerate(self.tasks):
             yield Node(f"heads.{i}", (task,), task, self.heads[i])
 
-    def _indices(self, tasks: Sequence[str] | None) -> list[int]:
-        names = self.tasks
-        if tasks is None:
-            return list(range(len(names)))
-        unknown = [task for task in tasks if task not in names]
-        if unknown or isinstance(tasks, str) or not tasks:
-            raise BuildError(f"tasks must be a non-empty sequence of {list(names)}; {tasks!r} was given")
-        return [i for i, name in enumerate(names) if name in tasks]
+
+def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The tasks asked for, all by default, in the order of `known`.
+
+    Raises:
+        BuildError: none, or one that is not known.
+    """
+    if tasks is None:
+        return tuple(known)
+    if isinstance(tasks, str) or not tasks or any(task not in known for task in tasks):
+        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given")
+    return tuple(task for task in known if task in tasks)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from branchnet.builder.network import Input
+from branchnet.builder.network import Input, wanted_tasks
 from branchnet.stages import call
 
 
@@ -24,8 +24,5 @@ class SeparateNetworks(nn.Module):
 
     def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """Compute `{task: output}` for `tasks`, all by default."""
-        return {
-            task: call(network, x)
-            for task, network in zip(self.tasks, self.networks, strict=True)
-            if tasks is None or task in tasks
-        }
+        wanted = wanted_tasks(tasks, self.tasks)
+        return {task: call(self.networks[self.tasks.index(task)], x) for task in wanted}

@@ -34,7 +34,8 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     stored = read_weights(path)
     state = module.state_dict(keep_vars=True)
     aliases = _aliases(state)
-    problems = [f"{name}: not in the file" for name in state if aliases[name] == name and name not in stored]
+    found = {aliases[name] for name in stored if name in aliases}
+    problems = [f"{name}: not in the file" for name in state if aliases[name] == name and name not in found]
     for name, tensor in stored.items():
         if name not in state:
             problems.append(f"{name}: the network has no such tensor")

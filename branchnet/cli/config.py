@@ -6,15 +6,18 @@ A config names Python factories, which are imported and called: it is trusted co
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from branchnet.clustering import OBJECTIVES
 from branchnet.errors import DataError, SpecError
+from branchnet.spec.strict_yaml import Keys
 from branchnet.spec.validation import RuleError
 
 FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -93,17 +96,22 @@ class RunConfig(_Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _known_donor(self) -> RunConfig:
+    def _known_names(self) -> RunConfig:
+        problems: list[tuple[Keys, str]] = []
         if self.donor is not None and self.donor not in self.networks:
-            raise RuleError([(("donor",), f"{self.donor!r} is no task (one of {', '.join(self.networks)} would be)")])
+            problems.append((("donor",), f"{self.donor!r} is no task (one of {', '.join(self.networks)} would be)"))
+        if self.objective not in OBJECTIVES:
+            problems.append((("objective",), f"{self.objective!r} is none (one of {', '.join(OBJECTIVES)} would be)"))
+        if problems:
+            raise RuleError(problems)
         return self
 
 
-def resolve_factory(name: str, folder: Path) -> Callable[[], Any]:
-    """Import the function that `package.module:function` names; modules beside the config are found too.
+def call_factory(name: str, folder: Path) -> Any:
+    """Call the function that `package.module:function` names; modules beside the config are found too.
 
     Raises:
-        SpecError: no such module or function.
+        SpecError: no such module or function, or one that needs arguments.
     """
     module_name, function_name = name.split(":")
     with _importable(folder):
@@ -114,7 +122,11 @@ def resolve_factory(name: str, folder: Path) -> Callable[[], Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise SpecError(f"factory {name!r}: {module_name} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise SpecError(f"factory {name!r} is called without arguments: {error}") from error
+    return function()
 
 
 def one_source(images: ImagesConfig) -> str:

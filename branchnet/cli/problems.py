@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from branchnet import Budget
-from branchnet.cli.config import RunConfig, one_source, resolve_factory
+from branchnet.cli.config import RunConfig, call_factory, one_source
 from branchnet.cli.run import make_networks
 from branchnet.cli.study import Problem
 from branchnet.data import ImageFolder, load_images
-from branchnet.errors import DataError
+from branchnet.errors import BudgetError, DataError
 from branchnet.stages import call
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 from branchnet.training.inputs import Inputs, batches, count_samples, take
@@ -33,6 +33,8 @@ def problem_from_config(config: RunConfig, folder: Path) -> Problem:
         SpecError, CheckpointError, DataError, BudgetError: what is wrong with factories, weights, images or budget.
     """
     budget = Budget.parse(config.budget)
+    if budget.unit == "latency":
+        raise BudgetError("a run takes a budget of parameters or FLOPs; branchnet.search takes measured milliseconds")
     networks = make_networks(config, folder)
     images = read_images(config, folder)
     order = torch.randperm(count_samples(images), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -45,7 +47,7 @@ def problem_from_config(config: RunConfig, folder: Path) -> Problem:
     classes = [task for task, network in config.networks.items() if network.kind == "classification"]
     return Problem(
         networks=networks,
-        identity=[config.model_dump(mode="json"), {task: weights_hash(net) for task, net in networks.items()}],
+        identity=[{task: weights_hash(net) for task, net in networks.items()}, images_hash(images), config.held_out],
         train=train,
         probe=take(train, probe, torch.device("cpu")),
         test=test,
@@ -79,7 +81,7 @@ def read_images(config: RunConfig, folder: Path) -> Inputs:
     wanted = config.images
     source = one_source(wanted)
     if source == "factory":
-        return cast(Tensor, resolve_factory(str(wanted.factory), folder)())
+        return _checked_images(call_factory(str(wanted.factory), folder), str(wanted.factory))
     scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
     if source == "npz":
         return load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale)
@@ -87,6 +89,13 @@ def read_images(config: RunConfig, folder: Path) -> Inputs:
     if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
         return files
     return load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
+
+
+def _checked_images(images: Any, factory: str) -> Tensor:
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise DataError(f"factory {factory!r} must return images as a tensor (K, C, H, W); it returned {found}")
+    return images
 
 
 def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size: int) -> dict[str, Tensor]:
@@ -126,6 +135,19 @@ def weights_hash(network: nn.Module) -> str:
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def images_hash(images: Inputs) -> str:
+    """Content hash of images in memory; of names, sizes and times of files that are read on demand."""
+    digest = hashlib.sha256()
+    if isinstance(images, ImageFolder):
+        for path in images.paths:
+            status = path.stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(f"{images.size} {images.mean} {images.std}".encode())
+    else:
+        digest.update(cast(Tensor, images).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

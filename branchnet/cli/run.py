@@ -53,12 +53,12 @@ def make_networks(config: RunConfig, folder: Path) -> dict[str, nn.Module]:
     from torch import nn
 
     from branchnet.builder import load_weights
-    from branchnet.cli.config import resolve_factory
+    from branchnet.cli.config import call_factory
     from branchnet.errors import SpecError
 
     networks = {}
     for task, wanted in config.networks.items():
-        network = resolve_factory(wanted.factory, folder)()
+        network = call_factory(wanted.factory, folder)
         if not isinstance(network, nn.Module):
             raise SpecError(f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}, not a network")
         if wanted.weights is not None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,9 @@ from branchnet import Affinity, BranchedNetwork, Budget, SearchResult, SeparateN
 from branchnet.builder import CompiledNetwork, choose_donors, compiler_problem, load_weights, save_weights
 from branchnet.cli.workspace import Workspace, load_json, save_json
 from branchnet.clustering import Stability, stability, tree_size
+from branchnet.interrupt import deferred_interrupt
 from branchnet.reporting import ComparedNetwork, Comparison, Latency, compare_latency
+from branchnet.stages import StageCost
 from branchnet.training import Metric, Teachers, reestimate_batchnorm
 from branchnet.training.inputs import Inputs, count_samples, take
 
@@ -124,6 +127,8 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     """
     staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
     first = next(iter(staged.values()))
+    heads = {task: network.head_cost for task, network in staged.items()}
+    _check_budget(problem, first, heads)
     affinity = workspace.step(
         "affinity.npz",
         [problem.identity, list(first.locations), count_samples(problem.probe)],
@@ -131,17 +136,26 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    heads = {task: network.head_cost for task, network in staged.items()}
-    chosen = branchnet.search(
-        affinity, first.costs, problem.budget, head_costs=heads, objective=problem.objective, seed=problem.seed
-    )
-    front = branchnet.pareto_front(affinity, first.costs, head_costs=heads, objective=problem.objective)
+    with deferred_interrupt() as interrupted:  # a search that is interrupted returns its best tree so far
+        chosen = branchnet.search(
+            affinity, first.costs, problem.budget, head_costs=heads, objective=problem.objective, seed=problem.seed
+        )
+        front = branchnet.pareto_front(affinity, first.costs, head_costs=heads, objective=problem.objective)
+        if interrupted():
+            raise KeyboardInterrupt
     compared = {"branched": chosen.tree}
     if "shared" in problem.baselines:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in problem.baselines:
         compared["random"] = _random_tree_of_same_size(chosen, first, heads, problem)
     return Trees(staged, affinity, front, chosen, compared)
+
+
+def _check_budget(problem: Problem, first: StagedNetwork, heads: Mapping[str, StageCost]) -> None:
+    """Raise BudgetError where not even the smallest tree fits, before anything takes long."""
+    tasks, locations = tuple(problem.networks), first.locations
+    nothing_known = Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
+    branchnet.search(nothing_known, first.costs, problem.budget, head_costs=heads, objective=problem.objective)
 
 
 def _random_tree_of_same_size(
@@ -247,7 +261,11 @@ def _stability(problem: Problem, trees: Trees) -> Stability:
     """Search again on bootstrap replicates of the probe."""
     replicates = [replace(trees.affinity, values=values, samples=None) for values in trees.affinity.replicates()]
     heads = {task: network.head_cost for task, network in trees.staged.items()}
-    return stability(trees.chosen, replicates[:REPLICATES], trees.first.costs, problem.budget, head_costs=heads)
+    with deferred_interrupt() as interrupted:
+        found = stability(trees.chosen, replicates[:REPLICATES], trees.first.costs, problem.budget, head_costs=heads)
+        if interrupted():
+            raise KeyboardInterrupt
+    return found
 
 
 def measure(
@@ -262,7 +280,12 @@ def measure(
         workspace.console.print(f"torch.compile does not work here ({problem}); everything runs eager", style="yellow")
     else:
         with workspace.console.status("compile"):
-            runs["compiled"] = {name: _compiled(networks[name], example) for name in ("separate", "branched")}
+            try:
+                runs["compiled"] = {name: _compiled(networks[name], example) for name in ("separate", "branched")}
+            except Exception as error:  # torch raises many kinds for what it cannot compile; eager figures remain
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+                message = f"torch.compile refuses these networks ({type(error).__name__}: {reason})"
+                workspace.console.print(f"{message}; there are eager figures only", style="yellow", markup=False)
     found = {}
     for how, functions in runs.items():
         latencies: dict[str, Latency] = compare_latency(functions, (example,), repeats=REPEATS)

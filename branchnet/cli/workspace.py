@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 import branchnet
+from branchnet.errors import DataError
 from branchnet.files import write_text
 
 T = TypeVar("T")
@@ -33,7 +34,10 @@ class Workspace:
 
     def __init__(self, directory: str | Path, *, quiet: bool = False) -> None:
         self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DataError(f"results go into a folder, and {self.directory} is or lies in a file") from error
         self.reused: list[str] = []
         self.console = Console(stderr=True, quiet=quiet)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, build
@@ -60,7 +61,8 @@ def _networks(architecture: Architecture, networks: Mapping[str, nn.Module]) -> 
         if task in networks:
             made[task] = networks[task]
         elif constructor is not None:
-            made[task] = constructor.create()
+            with torch.random.fork_rng(devices=[]):  # initial weights draw random numbers
+                made[task] = constructor.create()
         else:
             missing.append(task)
     if missing:

@@ -178,7 +178,8 @@ def module_signature(module: nn.Module) -> Any:
 def _is_setting(key: str, value: Any) -> bool:
     if key.startswith("_") or key in _IGNORED_SETTINGS:
         return False
-    return value is None or isinstance(value, bool | int | float | str | tuple | list | torch.dtype | Tensor)
+    simple = isinstance(value, bool | int | float | str | tuple | list | torch.dtype | Tensor)
+    return value is None or simple or (callable(value) and not isinstance(value, nn.Module))
 
 
 def _setting(value: Any) -> Any:
@@ -186,6 +187,8 @@ def _setting(value: Any) -> Any:
         return (tuple(value.shape), str(value.dtype))
     if isinstance(value, tuple | list):
         return tuple(_setting(part) for part in value)
+    if hasattr(value, "__qualname__"):  # functions: different ones compute differently
+        return f"{value.__module__}.{value.__qualname__}"
     return value if isinstance(value, bool | int | float | str | torch.dtype | None) else type(value).__name__
 
 

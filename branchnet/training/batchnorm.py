@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder import BranchedNetwork
 from branchnet.training.inputs import Inputs, batches, count_samples, take
+from branchnet.training.modes import evaluation_mode
 
 SAMPLES = 512
 
@@ -26,27 +29,32 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
 def reestimate_batchnorm(branched: BranchedNetwork, images: Inputs, *, batch_size: int = 64) -> int:
     """Replace the running statistics below foreign features by the mean over batches of up to 512 samples.
 
+    BatchNorm that tracing made a part of a stage's graph cannot be estimated apart; a warning counts those layers.
+
     Returns:
         the number of BatchNorm layers that were estimated.
     """
-    layers = [m for node in foreign_modules(branched) for m in node.modules() if isinstance(m, _BatchNorm)]
+    foreign = foreign_modules(branched)
+    layers = [m for node in foreign for m in node.modules() if isinstance(m, _BatchNorm)]
     layers = [layer for layer in dict.fromkeys(layers) if layer.running_mean is not None]
+    statistics = sum(name.endswith("running_mean") for node in foreign for name, _ in node.named_buffers())
+    if statistics > len(layers):
+        message = f"{statistics - len(layers)} BatchNorm layers were traced into their stages and keep their statistics"
+        warnings.warn(f"{message}; training adapts them", stacklevel=2)
     if not layers:
         return 0
     device = next(branched.parameters()).device
-    training, momenta = branched.training, [layer.momentum for layer in layers]
-    branched.eval()
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a cumulative mean over the batches
-            layer.train()
-        with torch.no_grad():
+    momenta = [layer.momentum for layer in layers]
+    with torch.no_grad(), evaluation_mode(branched):
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a cumulative mean over the batches
+                layer.train()
             for index in batches(min(count_samples(images), SAMPLES), batch_size):
                 if len(index) > 1:
                     branched(take(images, index, device))
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        branched.train(training)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
     return len(layers)

@@ -23,7 +23,7 @@ from branchnet.errors import TrainingError
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import node_groups
 from branchnet.training.inputs import Inputs, count_samples, take
-from branchnet.training.loop import History, optimize
+from branchnet.training.loop import History, content_hash, optimize
 from branchnet.training.teachers import Teachers
 
 
@@ -64,7 +64,10 @@ def distill(
     teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images)
     if missing := [task for task in branched.tasks if task not in teachers.tasks]:
         raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
+    if teachers.images is not images:
+        raise TrainingError("these teachers were made for other images; make Teachers(networks, images) for these")
     device = next(branched.parameters()).device
+    content = content_hash(branched, images) if checkpoint is not None else ""
     scales = {task: teachers.variances(task) for task in branched.tasks}
     if checkpoint is None or not Path(checkpoint).exists():
         reestimate_batchnorm(branched, images)
@@ -87,6 +90,7 @@ def distill(
             description=description,
             progress=progress,
             checkpoint=checkpoint,
+            content=content,
         )
     finally:
         branched.eval()

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.files import atomic_write
 from branchnet.interrupt import deferred_interrupt
 from branchnet.progress import progress_bar
+from branchnet.training.inputs import Inputs, count_samples, take
 
 WARM_UP = 0.05
 WEIGHT_DECAY = 1e-4
@@ -74,8 +76,11 @@ def optimize(
     description: str,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    content: str = "",
 ) -> History:
     """Train `module` in place for `steps` batches drawn without replacement, epoch by epoch.
+
+    A checkpoint is taken up only by a run of the same settings and `content`, see `content_hash`.
 
     Raises:
         TrainingError: settings that make no training, or a loss that is not finite (the task and the step are named).
@@ -89,7 +94,7 @@ def optimize(
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
-    saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes}")
+    saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes} {content}")
     started = time.monotonic()
     with _seeded(seed, next(module.parameters()).device):
         state = saved.restore(module, optimizer)
@@ -115,6 +120,15 @@ def optimize(
     return History(
         {task: tuple(values) for task, values in state.losses.items()}, time.monotonic() - started, resumed_at
     )
+
+
+def content_hash(module: nn.Module, inputs: Inputs) -> str:
+    """Hash of the initial weights and of the first samples: what a checkpoint must have been started from."""
+    digest = hashlib.sha256()
+    first = take(inputs, torch.arange(min(8, count_samples(inputs))), torch.device("cpu"))
+    for tensor in [*module.state_dict().values(), *pytree.tree_leaves(first)]:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def schedule(step: int, steps: int) -> float:
@@ -189,8 +203,8 @@ class _Checkpoint:
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
-        with atomic_write(self.path) as temporary:
-            torch.save(content, temporary)
+        with atomic_write(self.path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
 
     def remove(self) -> None:
         if self.path is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
 from branchnet.training.inputs import Inputs, batches, count_samples, take
+from branchnet.training.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def evaluate(
     *,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Compute each task's metric of a network that returns `{task: output}`, in eval mode; its mode is restored.
+    """Compute each task's metric of a network that returns `{task: output}`, in eval mode; its modes are restored.
 
     Args:
         network: a `BranchedNetwork`, or `SeparateNetworks`.
@@ -147,23 +148,21 @@ def evaluate(
         metrics: for each task its metric.
 
     Raises:
-        TrainingError: a metric without targets.
+        TrainingError: a metric without targets, or targets of another number than inputs.
     """
     if missing := sorted(set(metrics) - set(targets)):
         raise TrainingError(f"tasks {missing} have a metric and no targets; targets: {sorted(targets)}")
+    count = count_samples(inputs)
+    if wrong := {task: len(targets[task]) for task in metrics if len(targets[task]) != count}:
+        raise TrainingError(f"there are {count} inputs, but targets of another number: {wrong}")
     device = next(network.parameters()).device
     totals: dict[str, Tensor] = {}
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            for index in batches(count_samples(inputs), batch_size):
-                outputs = network(take(inputs, index, device), tasks=list(metrics))
-                for task, metric in metrics.items():
-                    sums = metric.sums(outputs[task], targets[task][index].to(device))
-                    totals[task] = totals[task] + sums if task in totals else sums
-    finally:
-        network.train(training)
+    with torch.no_grad(), evaluation_mode(network):
+        for index in batches(count, batch_size):
+            outputs = network(take(inputs, index, device), tasks=list(metrics))
+            for task, metric in metrics.items():
+                sums = metric.sums(outputs[task], targets[task][index].to(device))
+                totals[task] = totals[task] + sums if task in totals else sums
     return {task: metric.result(totals[task]) for task, metric in metrics.items()}
 
 

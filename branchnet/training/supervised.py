@@ -13,7 +13,7 @@ from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.training.groups import node_groups
 from branchnet.training.inputs import Inputs, count_samples, take
-from branchnet.training.loop import Group, History, optimize
+from branchnet.training.loop import Group, History, content_hash, optimize
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -73,6 +73,7 @@ def fit(
         if isinstance(network, BranchedNetwork)
         else [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
     )
+    content = content_hash(network, images) if checkpoint is not None else ""
     network.train()
     try:
         return optimize(
@@ -86,6 +87,7 @@ def fit(
             description=description,
             progress=progress,
             checkpoint=checkpoint,
+            content=content,
         )
     finally:
         network.eval()

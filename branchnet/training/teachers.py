@@ -14,6 +14,7 @@ from branchnet.progress import progress_bar
 from branchnet.stages import call
 from branchnet.training.inputs import Inputs, batches, count_samples, take
 from branchnet.training.metrics import channels_last_rows
+from branchnet.training.modes import evaluation_mode
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256
@@ -23,7 +24,7 @@ class Teachers:
     """Single-task networks as teachers on K fixed samples.
 
     Their outputs are kept in memory where all of them together take at most `recorded_bytes`, and computed for each
-    batch otherwise. The networks run in eval mode without gradients; their mode is restored after every call.
+    batch otherwise. The networks run where they are, in eval mode and without gradients; their modes are restored.
 
     Raises:
         TrainingError: no network, or an output that is constant or not finite.
@@ -69,13 +70,10 @@ class Teachers:
 
     def _run(self, task: str, index: Tensor, device: torch.device) -> Any:
         network = self.networks[task]
-        training = network.training
-        network.eval().to(device)
-        try:
-            with torch.no_grad():
-                return call(network, take(self.images, index, device))
-        finally:
-            network.train(training)
+        own = next(network.parameters()).device
+        with torch.no_grad(), evaluation_mode(network):
+            output = call(network, take(self.images, index, own))
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), output)
 
     def _measure_variances(self, pieces: Sequence[Tensor]) -> None:
         self._bytes_per_sample = 0

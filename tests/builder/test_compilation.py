@@ -78,6 +78,12 @@ def test_unknown_tasks_are_refused() -> None:
         CompiledNetwork(branched())(torch.rand(2, 6), ["z"])
 
 
+@pytest.mark.parametrize("tasks", ["ab", ["z"], []])
+def test_separate_networks_refuse_wrong_tasks(tasks: list[str]) -> None:
+    with pytest.raises(BuildError, match="tasks must be a non-empty sequence"):
+        SeparateNetworks({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)})(torch.rand(2, 6), tasks)
+
+
 def test_separate_networks_compile_too(graphs: list[int]) -> None:
     singles = SeparateNetworks({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}).eval()
     found = CompiledNetwork(singles)(torch.rand(2, 6))

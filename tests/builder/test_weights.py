@@ -33,6 +33,14 @@ def test_round_trip_keeps_values_and_ties(tmp_path: Path) -> None:
     assert (tmp_path / "w.safetensors").stat().st_size < 1200
 
 
+def test_a_tied_tensor_may_be_stored_under_any_of_its_names(tmp_path: Path) -> None:
+    net = Tied()
+    stored = {name: tensor + 1 for name, tensor in net.state_dict().items() if name != "embed.weight"}
+    save_file(stored, tmp_path / "w.safetensors")
+    load_weights(net, tmp_path / "w.safetensors")
+    assert torch.equal(net.embed.weight, stored["decode.weight"])
+
+
 def test_a_file_that_does_not_fit_names_every_difference_and_changes_nothing(tmp_path: Path) -> None:
     net = nn.Linear(3, 2)
     before = net.weight.clone()

@@ -92,6 +92,9 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
     assert json.loads((example / "result" / "metrics.json").read_text()) == metrics
     shown = branchnet_command("show", "result", cwd=example)
     assert shown.returncode == 0 and "pass the networks of animals" in shown.stdout
+    Image.new("RGB", (40, 40), "red").save(example / "images" / "00.png")
+    changed = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
+    assert changed.returncode == 0 and "reused" not in changed.stderr
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,8 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         ({"networks": {"a": {"factory": "networks:a"}, "b": {"factory": "networks:plants"}}}, 2, "no function 'a'"),
         ({"images": {"folder": "nothing"}}, 2, "nothing"),
         ({"donor": "moods"}, 2, "'moods' is no task"),
+        ({"objective": "mean-mx"}, 2, "'mean-mx' is none"),
+        ({"budget": "4 ms"}, 2, "measured milliseconds"),
         ({"images": {}}, 2, "exactly one of folder, npz and factory"),
     ],
 )
@@ -115,6 +120,13 @@ def test_what_is_wrong_with_a_config_is_said(
     assert done.returncode == code, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_results_do_not_go_into_a_file(example: Path) -> None:
+    (example / "taken").write_text("mine")
+    done = branchnet_command("run", "run.yaml", "--out", "taken", cwd=example)
+    assert done.returncode == 2 and "taken is or lies in a file" in " ".join(done.stderr.split())
+    assert (example / "taken").read_text() == "mine"
 
 
 def test_weights_that_do_not_fit_exit_4(example: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.errors import TrainingError
+from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training import Teachers, evaluate, explained_variance, reestimate_batchnorm
 from branchnet.training.batchnorm import foreign_modules
 from branchnet.training.groups import node_groups
@@ -150,6 +151,40 @@ def test_a_constant_donor_is_refused_by_name() -> None:
     nn.init.zeros_(constant.weight)
     with pytest.raises(TrainingError, match="'flat' has variance"):
         Teachers({"flat": constant}, X, progress=False)
+
+
+def test_teachers_of_other_images_are_refused() -> None:
+    with pytest.raises(TrainingError, match="made for other images"):
+        branchnet.distill(branched(SHARED), Teachers(DONORS, X.flip(0), progress=False), X, steps=1, progress=False)
+
+
+def test_frozen_donors_give_a_network_that_can_be_trained() -> None:
+    frozen = {task: network(i).requires_grad_(False) for i, task in enumerate(TASKS)}
+    net = branchnet.build(SHARED, branchnet.split_all(frozen, X[:2], locations=LOCATIONS))
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    branchnet.distill(net, frozen, X, steps=3, batch_size=32, progress=False)
+    assert all(not torch.equal(value, before[name]) for name, value in net.named_parameters())
+    assert not any(parameter.requires_grad for donor in frozen.values() for parameter in donor.parameters())
+
+
+def test_a_checkpoint_of_other_donors_or_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("branchnet.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    file = tmp_path / "checkpoint"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("branchnet.training.loop._Checkpoint.remove", interrupted)
+        branchnet.distill(branched(SHARED), DONORS, X, steps=2, progress=False, checkpoint=file)
+    other = branched(SHARED)
+    other.heads[0].get_parameter("5.bias").data.add_(1)
+    with pytest.raises(CheckpointError, match="other settings"):
+        branchnet.distill(other, DONORS, X, steps=2, progress=False, checkpoint=file)
+    with pytest.raises(CheckpointError, match="other settings"):
+        branchnet.distill(branched(SHARED), DONORS, X.flip(0), steps=2, progress=False, checkpoint=file)
+    resumed = branchnet.distill(branched(SHARED), DONORS, X, steps=2, progress=False, checkpoint=file)
+    assert resumed.resumed_at == 2
 
 
 def test_a_task_without_a_network_and_an_eval_only_network_are_refused() -> None:

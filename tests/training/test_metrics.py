@@ -106,6 +106,18 @@ def test_evaluate_restores_the_mode_and_needs_targets() -> None:
         evaluate(network, random(4, 2), {"a": random(4, 2)}, {"b": training.rmse()})
 
 
+def test_targets_of_another_number_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"4 inputs, but targets of another number: \{'a': 8\}"):
+        evaluate(Both(), random(4, 2), {"a": random(8, 2)}, {"a": training.rmse()})
+
+
+def test_modules_that_were_in_eval_mode_stay_in_it() -> None:
+    network = Both().train()
+    network.add_module("frozen", nn.BatchNorm1d(2).eval())
+    evaluate(network, random(4, 2), {"a": random(4, 2)}, {"a": training.rmse()})
+    assert network.training and not network.get_submodule("frozen").training
+
+
 def test_multi_task_performance_by_hand() -> None:
     single, other = {"iou": 50.0, "error": 1.0}, {"iou": 40.0, "error": 0.9}
     lower = {"iou": False, "error": True}

@@ -6,6 +6,7 @@ For directed measures `[i, j]` is the effect of task i's step on task j.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -51,9 +52,9 @@ class Affinity:
     locations: Sequence[str]
     values: npt.NDArray[np.float64]
     measure: str = "rsa"
-    standard_errors: npt.NDArray[np.float64] | None = None
-    probe_hash: str | None = None
-    samples: npt.NDArray[np.float64] | None = None
+    standard_errors: npt.NDArray[np.float64] | None = dataclasses.field(default=None, repr=False)
+    probe_hash: str | None = dataclasses.field(default=None, repr=False)
+    samples: npt.NDArray[np.float64] | None = dataclasses.field(default=None, repr=False)
     reliability: Reliability | None = None
     directed: bool = False
 

@@ -1,4 +1,7 @@
-"""Three ResNet-18 with random weights, each its own: stand-ins for networks that were really trained."""
+"""Three ResNet-18 with random weights, each its own: stand-ins for networks that were really trained.
+
+They need torchvision: `pip install 'branchnet[vision]'`.
+"""
 
 from __future__ import annotations
 

@@ -92,7 +92,15 @@ def summary(result: Path, config: Path) -> dict[str, object]:
 
 
 def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> str:
-    lines = ["# Three trained MobileNetV2 as one branched network", "", f"`{command}`", ""]
+    lines = [
+        "# Three trained MobileNetV2 as one branched network",
+        "",
+        f"`{command}`",
+        "",
+        "1,000 photos without labels: 800 to compare and to distil on, 200 held out for the figures below. Budgets count",
+        "the classifiers, which no tree can share. Every network below the first was distilled with the same steps.",
+        "",
+    ]
     for budget, result in results.items():
         lines += [f"## Budget {budget}", ""]
         if isinstance(result, str):
@@ -109,7 +117,8 @@ def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> st
             + " |",
             "|---" * (5 + len(CLASSES)) + "|",
         ]
-        for name, network in run["networks"].items():
+        for name in sorted(run["networks"], key=["separate", "branched", "shared", "random"].index):
+            network = run["networks"][name]
             times = [
                 f"{1000 * network['latency'][how]['median']:.1f}" if how in network["latency"] else ""
                 for how in ("eager", "compiled")

@@ -97,8 +97,8 @@ def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> st
         "",
         f"`{command}`",
         "",
-        "1,000 photos without labels: 800 to compare and to distil on, 200 held out for the figures below. Budgets count",
-        "the classifiers, which no tree can share. Every network below the first was distilled with the same steps.",
+        "1,000 photos without labels: 800 to compare and to distil on, 200 held out for the figures below. Budgets",
+        "count the classifiers, which no tree can share. Every network below the first was distilled alike.",
         "",
     ]
     for budget, result in results.items():

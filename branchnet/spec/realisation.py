@@ -67,7 +67,8 @@ def _networks(architecture: Architecture, networks: Mapping[str, nn.Module]) -> 
             missing.append(task)
     if missing:
         names = ", ".join(map(repr, missing))
-        raise SpecError(f"no named constructor for {names}: pass the networks, networks={{{missing[0]!r}: network, ...}}")
+        example = f"networks={{{missing[0]!r}: network, ...}}"
+        raise SpecError(f"no named constructor for {names}: pass the networks, {example}")
     return made
 
 

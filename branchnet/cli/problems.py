@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Subset
 
 from branchnet import Budget
+from branchnet.builder import load_weights
 from branchnet.cli.config import RunConfig, call_factory, one_source
-from branchnet.cli.run import make_networks
 from branchnet.cli.study import Problem
 from branchnet.data import ImageFolder, load_images
-from branchnet.errors import BudgetError, DataError
+from branchnet.errors import BudgetError, DataError, SpecError
 from branchnet.stages import call
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 from branchnet.training.inputs import Inputs, batches, count_samples, take
@@ -70,6 +70,24 @@ def problem_from_config(config: RunConfig, folder: Path) -> Problem:
             for metric in (kl_divergence(), explained_variance())
         },
     )
+
+
+def make_networks(config: RunConfig, folder: Path) -> dict[str, nn.Module]:
+    """Call the factories and load the weights.
+
+    Raises:
+        SpecError: a factory that is missing or returns no network.
+        CheckpointError: weights that are missing, damaged or do not fit.
+    """
+    networks = {}
+    for task, wanted in config.networks.items():
+        network = call_factory(wanted.factory, folder)
+        if not isinstance(network, nn.Module):
+            raise SpecError(f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}, not a network")
+        if wanted.weights is not None:
+            load_weights(network, folder / wanted.weights)
+        networks[task] = network.eval()
+    return networks
 
 
 def read_images(config: RunConfig, folder: Path) -> Inputs:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from branchnet.cli.config import RunConfig
 
 
 def run(config: Path, *, out: Path | None = None) -> None:
@@ -41,27 +35,3 @@ def run(config: Path, *, out: Path | None = None) -> None:
     results = judge(problem, trees, networks, workspace)
     command = shlex.join(["branchnet", "run", str(config), "--out", str(workspace.directory)])
     finish(problem, trees, networks["branched"], results, workspace, command=command)
-
-
-def make_networks(config: RunConfig, folder: Path) -> dict[str, nn.Module]:
-    """Call the factories and load the weights.
-
-    Raises:
-        SpecError: a factory that is missing or returns no network.
-        CheckpointError: weights that are missing, damaged or do not fit.
-    """
-    from torch import nn
-
-    from branchnet.builder import load_weights
-    from branchnet.cli.config import call_factory
-    from branchnet.errors import SpecError
-
-    networks = {}
-    for task, wanted in config.networks.items():
-        network = call_factory(wanted.factory, folder)
-        if not isinstance(network, nn.Module):
-            raise SpecError(f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}, not a network")
-        if wanted.weights is not None:
-            load_weights(network, folder / wanted.weights)
-        networks[task] = network.eval()
-    return networks

@@ -33,7 +33,7 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
     out
         Folder for the results.
     quick
-        Train much less: to see that everything works, not how well.
+        Train much less and compile nothing: to see that everything works, not how well.
     seed
         Decides scenes, initial weights and the order of the batches.
     """
@@ -68,6 +68,7 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
         learning_rate=LEARNING_RATE,
         baselines=("shared", "random"),
         seed=seed,
+        compiled=not quick,
     )
     trees = find_trees(problem, workspace)
     networks = train_networks(problem, trees, workspace)

@@ -46,6 +46,7 @@ class Problem:
         targets: labels of the test images by task, or the donors' outputs.
         metrics: the metric of each task.
         donor: the task whose weights every node that serves it starts from; None for medoids.
+        compiled: whether latencies are measured compiled, too.
         further: more metrics, by the label they are reported under: the task and the metric.
     """
 
@@ -65,6 +66,7 @@ class Problem:
     baselines: tuple[str, ...]
     seed: int
     donor: str | None = None
+    compiled: bool = True
     further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
 
     @property
@@ -224,8 +226,13 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
     everything: dict[str, BranchedNetwork | SeparateNetworks] = {"separate": separate, **networks}
     latency = workspace.step(
         "latency.json",
-        [problem.identity, {name: str(tree) for name, tree in trees.compared.items()}, torch.get_num_threads()],
-        make=lambda _: measure(everything, problem.example, workspace),
+        [
+            problem.identity,
+            problem.compiled,
+            {name: str(tree) for name, tree in trees.compared.items()},
+            torch.get_num_threads(),
+        ],
+        make=lambda _: measure(everything, problem.example, workspace, compiled=problem.compiled),
         save=save_json,
         load=load_json,
     )
@@ -269,14 +276,16 @@ def _stability(problem: Problem, trees: Trees) -> Stability:
 
 
 def measure(
-    networks: Mapping[str, BranchedNetwork | SeparateNetworks], example: Tensor, workspace: Workspace
+    networks: Mapping[str, BranchedNetwork | SeparateNetworks], example: Tensor, workspace: Workspace, *, compiled: bool
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds for one input, measured in turns: all networks eager; the separate and the branched compiled.
 
     The separate networks are compiled one by one. Where torch.compile does not work there are eager figures only.
     """
     runs: dict[str, dict[str, Callable[..., Any]]] = {"eager": dict(networks)}
-    if problem := compiler_problem():
+    if not compiled:
+        pass
+    elif problem := compiler_problem():
         workspace.console.print(f"torch.compile does not work here ({problem}); everything runs eager", style="yellow")
     else:
         with workspace.console.status("compile"):

@@ -26,6 +26,22 @@ def test_enumeration_is_complete_and_lazy(n: int, depth: int) -> None:
     assert next(enumerate_trees(names(60), 5)).widths == (1,) * 5
 
 
+def published_counts(low: int, high: int) -> list[tuple[int, int, int]]:
+    table = facts_json("tree_counts.json")["table_B_to_T"]
+    return [(int(n), int(d), c) for d, row in table.items() for n, c in row.items() if low < c <= high]
+
+
+@pytest.mark.parametrize(("n", "depth", "count"), published_counts(0, 2000))
+def test_published_counts_are_found_by_enumeration(n: int, depth: int, count: int) -> None:
+    assert len(set(enumerate_trees(names(n), depth))) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "depth", "count"), published_counts(2000, 50_000))
+def test_large_published_counts_are_found_by_enumeration(n: int, depth: int, count: int) -> None:
+    assert len(set(enumerate_trees(names(n), depth))) == count
+
+
 def test_refuses_nothing_to_count() -> None:
     with pytest.raises(TreeError, match="0 tasks"):
         count_trees(0, 3)

@@ -49,7 +49,7 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
     from branchnet.data import scenes
 
     workspace = Workspace(out)
-    count, steps = (1000, 40) if quick else (3200, 160)
+    count, steps = (600, 16) if quick else (3200, 160)
     with workspace.console.status("render scenes"):
         train, test = scenes(count, seed=seed), scenes(PROBE + TEST, seed=seed, start=count)
     problem = Problem(

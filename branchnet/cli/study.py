@@ -283,11 +283,9 @@ def measure(
     The separate networks are compiled one by one. Where torch.compile does not work there are eager figures only.
     """
     runs: dict[str, dict[str, Callable[..., Any]]] = {"eager": dict(networks)}
-    if not compiled:
-        pass
-    elif problem := compiler_problem():
+    if compiled and (problem := compiler_problem()):
         workspace.console.print(f"torch.compile does not work here ({problem}); everything runs eager", style="yellow")
-    else:
+    elif compiled:
         with workspace.console.status("compile"):
             try:
                 runs["compiled"] = {name: _compiled(networks[name], example) for name in ("separate", "branched")}

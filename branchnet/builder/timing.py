@@ -1,0 +1,115 @@
+"""Latency measured fairly: warmed up, synchronised, interleaved, given as median and spread.
+
+A latency is the wall-clock time of one call, in seconds, the accelerator's work included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from branchnet.errors import BranchnetError
+from branchnet.stages.interface import Example, call_arguments, flat_example
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of repeated calls.
+
+    Attributes:
+        samples: seconds of each call, in the order of measurement.
+    """
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median, in seconds."""
+        return float(np.median(self.samples))
+
+    @property
+    def low(self) -> float:
+        """10th percentile, in seconds."""
+        return float(np.quantile(self.samples, 0.1))
+
+    @property
+    def high(self) -> float:
+        """90th percentile, in seconds."""
+        return float(np.quantile(self.samples, 0.9))
+
+
+def measure_latency(function: Callable[..., Any], example: Example, *, repeats: int = 30, warmup: int = 3) -> Latency:
+    """Latency of `function` on `example` (a tensor, or a tuple or dict of them), without gradients.
+
+    Args:
+        function: a network, compiled or not, or any callable.
+        example: what it is called with; the tensors' device decides what is synchronised.
+        repeats: calls measured.
+        warmup: calls before them, which are not (compilation, caches, clocks).
+
+    Raises:
+        BranchnetError: fewer than one repeat, or a negative warm-up.
+    """
+    return compare_latency({"": function}, example, repeats=repeats, warmup=warmup)[""]
+
+
+def compare_latency(
+    functions: Mapping[str, Callable[..., Any]], example: Example, *, repeats: int = 30, warmup: int = 3
+) -> dict[str, Latency]:
+    """Latency of each function on the same example, measured in turns.
+
+    Every round calls each function once, and starts with another one, so that a machine that slows down or speeds up
+    meanwhile does so for all of them. The samples of one round belong together: `ratio_interval` pairs them.
+
+    Raises:
+        BranchnetError: as `measure_latency`.
+    """
+    if repeats < 1 or warmup < 0:
+        raise BranchnetError(f"repeats={repeats}, warmup={warmup}: at least one repeat and no negative warm-up, please")
+    names = list(functions)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    with torch.no_grad():
+        for name in names:
+            for _ in range(warmup):
+                _timed(functions[name], example)
+        for turn in range(repeats):
+            start = turn % len(names)
+            for name in names[start:] + names[:start]:
+                samples[name].append(_timed(functions[name], example))
+    return {name: Latency(tuple(times)) for name, times in samples.items()}
+
+
+def ratio_interval(
+    baseline: Latency, other: Latency, *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """How many times as fast as the baseline: (ratio of medians, lower, upper), by bootstrap over paired rounds."""
+    before, after = np.asarray(baseline.samples), np.asarray(other.samples)
+    if before.shape != after.shape:
+        raise BranchnetError(
+            f"{len(before)} and {len(after)} samples: only measurements of one comparison can be paired"
+        )
+    rounds = np.random.default_rng(seed).integers(len(before), size=(2000, len(before)))
+    ratios = np.median(before[rounds], axis=1) / np.median(after[rounds], axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return baseline.median / other.median, float(low), float(high)
+
+
+def _timed(function: Callable[..., Any], example: Example) -> float:
+    _synchronise(example)
+    start = time.perf_counter()
+    args, kwargs = call_arguments(example)
+    function(*args, **kwargs)
+    _synchronise(example)
+    return time.perf_counter() - start
+
+
+def _synchronise(example: Example) -> None:
+    for device in {tensor.device for tensor in flat_example(example)}:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)

@@ -102,6 +102,11 @@ class BranchedNetwork(nn.Module):
         Raises:
             BuildError: a task that the network does not know.
         """
+        last = self.trunk(x, tasks)
+        return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
+
+    def trunk(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, tuple[Any, ...]]:
+        """Compute what the heads of `tasks` take, in task order: the cut at the last location of each task's path."""
         names = self.tasks
         wanted = [names.index(task) for task in wanted_tasks(tasks, names)]
         cuts: dict[int, tuple[Any, ...]] = {}
@@ -113,7 +118,7 @@ class BranchedNetwork(nn.Module):
                     node = row[cluster]  # type: ignore[index]
                     computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else call(node, x)
             cuts = computed
-        return {names[task]: self.heads[task](*cuts[self._clusters[-1][task]]) for task in wanted}
+        return {names[task]: cuts[self._clusters[-1][task]] for task in wanted}
 
     def members(self) -> Iterator[Node]:
         """Every node from input to output, then every head."""

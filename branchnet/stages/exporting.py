@@ -6,7 +6,11 @@ other than sizes is fixed as the example decided it, and so is the mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -43,7 +47,8 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
     args, kwargs = call_arguments(inner)
     shapes = _dynamic_shapes(inner, dynamic)
     try:
-        program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with _without_dumps():
+            program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
         module = program.module(check_guards=False)
     except Exception as error:
         raise SplitError(f"torch.export cannot follow {type(network).__name__}: {where(error)}") from error
@@ -51,6 +56,20 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
     if PREPROCESSING in network._modules:
         _start_with_preprocessing(graph)
     return Trace(network, graph, "export")
+
+
+@contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Keep back the graphs that torch prints when it fails; what else was printed follows on success."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before, printed = logger.disabled, io.StringIO()
+    logger.disabled = True
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        logger.disabled = before
+    sys.stderr.write(printed.getvalue())
 
 
 def _dynamic_shapes(example: Example, dynamic: str) -> Any:

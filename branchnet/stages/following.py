@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure
 
 from branchnet.errors import SplitError
-from branchnet.stages.dataflow import Dataflow
+from branchnet.stages.chaining import trace_chain
+from branchnet.stages.dataflow import Dataflow, attribute
 from branchnet.stages.exporting import trace_export
 from branchnet.stages.interface import Example, Interface, call_arguments, flat_example
 from branchnet.stages.propagation import Propagation, TensorForm, dry_run, propagate
@@ -65,8 +67,10 @@ def follow(network: nn.Module, example: Example) -> Followed:
 
 def _alike(traces: list[Trace], example: Example) -> list[Trace]:
     """The traces, all by the same way and with the same types of modules kept whole."""
-    if len({trace.method for trace in traces}) > 1:
-        return [trace if trace.method == "export" else _by_export(trace.root, example) for trace in traces]
+    methods = {trace.method for trace in traces}
+    if len(methods) > 1:
+        method, again = ("chain", _by_chain) if "chain" in methods else ("export", _by_export)
+        return [trace if trace.method == method else again(trace.root, example) for trace in traces]
     whole = frozenset[type]().union(*(trace.kept_whole for trace in traces))
     return [trace if trace.kept_whole == whole else _by_fx(trace.root, example, whole) for trace in traces]
 
@@ -93,6 +97,8 @@ def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
 def _trace(root: nn.Module, example: Example) -> Trace:
     """Trace in evaluation mode, by torch.fx unless it fails or leaves a large part of the network unopened.
 
+    A network whose own code decides by values is refused: a chain of its modules would fix what the example decided.
+
     Raises:
         SplitError: no way works; it says why each failed.
     """
@@ -108,6 +114,12 @@ def _trace(root: nn.Module, example: Example) -> Trace:
         return _by_export(root, example)
     except SplitError as error:
         reasons.append(error)
+    if not _decides_by_values(reasons):
+        try:
+            chain = _by_chain(root, example)
+            return chain if found is None or _largest_node(chain) < _largest_node(found) else found
+        except SplitError as error:
+            reasons.append(error)
     if found is not None:
         return found
     raise SplitError(
@@ -120,6 +132,15 @@ def _trace(root: nn.Module, example: Example) -> Trace:
 def _by_fx(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
     with mode_of(root, training=False):
         return _verified(trace_fx(root, example, whole), example)
+
+
+def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
+    return any(isinstance(reason.__cause__, GuardOnDataDependentSymNode) for reason in reasons)
+
+
+def _by_chain(root: nn.Module, example: Example) -> Trace:
+    with mode_of(root, training=False):
+        return _verified(trace_chain(root, example), example)
 
 
 def _by_export(root: nn.Module, example: Example) -> Trace:
@@ -147,6 +168,17 @@ def _largest_share(root: nn.Module, types: Iterable[type]) -> float:
     return max(sizes, default=0) / total if total else 0.0
 
 
+def _largest_node(trace: Trace) -> int:
+    """Parameters of the node that holds most of them."""
+    sizes = [0]
+    for node in trace.graph.nodes:
+        if node.op == "call_module":
+            sizes.append(sum(p.numel() for p in trace.root.get_submodule(str(node.target)).parameters()))
+        values = [attribute(trace.root, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+        sizes.append(sum(value.numel() for value in values if isinstance(value, nn.Parameter)))
+    return max(sizes)
+
+
 def _complete(network: nn.Module, trace: Trace, example: Example) -> Followed:
     root = trace.root
     with mode_of(root, training=False):
@@ -163,11 +195,13 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
     root, several = evaluation.root, _at_least_two(example)
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
+    elif evaluation.method == "chain":
+        trace = trace_chain(root, several)
     else:
         trace = trace_fx(root, example, evaluation.kept_whole)
     propagation = propagate(root, trace.graph, several)
     plain = evaluation.output is None and isinstance(propagation.result, TensorForm)
-    form = None if plain else _output_form(trace, propagation, several)
+    form = None if plain or trace.method == "chain" else _output_form(trace, propagation, several)
     return Dataflow(replace(trace, output=form), propagation)
 
 
@@ -210,7 +244,7 @@ def _verified(trace: Trace, example: Example) -> Trace:
         expected = trace.root(*args, **kwargs)
         got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
     wanted, found = tree_leaves(expected), tree_leaves(got)
-    allowed = 0.0 if trace.method == "fx" else _ROUNDING
+    allowed = _ROUNDING if trace.method == "export" else 0.0
     difference = max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
     if difference > allowed:
         raise SplitError(f"following {type(trace.root).__name__} with {trace.method} changes its outputs")

@@ -189,7 +189,7 @@ def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type]]:
 
 
 def where(error: BaseException) -> str:
-    """The message of an error and the line of code outside torch that raised it."""
+    """The first line of an error's message and the line of code outside torch that raised it."""
     frames = []
     trace = error.__traceback__
     while trace is not None:
@@ -197,5 +197,5 @@ def where(error: BaseException) -> str:
         if "/torch/" not in filename and "/branchnet/stages/" not in filename and not filename.startswith("<"):
             frames.append(f"{filename}:{trace.tb_lineno}")
         trace = trace.tb_next
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return f"{text} (at {frames[-1]})" if frames else text

@@ -91,6 +91,21 @@ class Stage(nn.Module):
             raise SplitError(f"{self._name} can only be evaluated, not trained: {self._reason}")
         return super().train(mode)
 
+    @property
+    def graph(self) -> fx.Graph:
+        """The piece in evaluation mode; copies of a stage share it."""
+        return self._evaluation.graph
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The piece in evaluation mode, as operators on the stage's modules and tensors."""
+        return self._evaluation.graph
+
+    @property
+    def source(self) -> str:
+        """The code of the piece in evaluation mode: equal for stages that do the same with the same names."""
+        return self._evaluation.source
+
     def extra_repr(self) -> str:
         """The location at which the stage ends."""
         return self._name

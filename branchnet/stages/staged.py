@@ -93,11 +93,6 @@ class Stage(nn.Module):
 
     @property
     def graph(self) -> fx.Graph:
-        """The piece in evaluation mode; copies of a stage share it."""
-        return self._evaluation.graph
-
-    @property
-    def graph(self) -> fx.Graph:
         """The piece in evaluation mode, as operators on the stage's modules and tensors."""
         return self._evaluation.graph
 

@@ -1,0 +1,240 @@
+"""Sibling fusion: structurally equal nodes of one stage run as one batched computation over their stacked weights.
+
+Siblings take the same cut, cousins take the cuts of different parents; `torch.func.vmap` turns their convolutions into
+grouped ones and their linear layers into batched matrix products. Whether that is faster depends on the device, so
+`branchnet.compile(..., fuse="auto")` measures every stage. Results equal the unfused ones up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from branchnet.builder.network import BranchedNetwork, Input, wanted_tasks
+from branchnet.errors import BuildError
+from branchnet.stages import Stage, call
+
+Cut = tuple[Any, ...]
+
+
+class FusedNodes(nn.Module):
+    """G structurally equal modules whose weights are stacked along a new first dimension and that run together.
+
+    Parameters and buffers keep their names with `/` for `.`, and have the shape (G, *shape).
+
+    Raises:
+        BuildError: modules that differ in structure.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if len({structure(module) for module in modules}) != 1:
+            raise BuildError("only modules of the same structure can be fused; these differ in layers, shapes or types")
+        self.count = len(modules)
+        states = [dict(module.named_parameters()) | dict(module.named_buffers()) for module in modules]
+        for name, first in states[0].items():
+            stacked = torch.stack([state[name].detach() for state in states])
+            if isinstance(first, nn.Parameter):
+                self.register_parameter(_key(name), nn.Parameter(stacked, requires_grad=first.requires_grad))
+            else:
+                self.register_buffer(_key(name), stacked)
+        self._names = tuple(states[0])
+        self._templates = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its empty tensors are no state of ours
+
+    def forward(self, x: Input) -> Cut:
+        """What all members return for the same input: each tensor with a first dimension G."""
+        return vmap(lambda state: _results(functional_call(self._templates[0], state, *_arguments(x))))(self._state())
+
+    def on_stacked(self, cut: Cut) -> Cut:
+        """What member g returns for `cut[:, g]`: tensors of the cut have a first dimension G, other values none."""
+        tensors = [value for value in cut if isinstance(value, Tensor)]
+
+        def one(state: Mapping[str, Tensor], parts: list[Tensor]) -> Cut:
+            rest = iter(parts)
+            own = tuple(next(rest) if isinstance(value, Tensor) else value for value in cut)
+            return _results(functional_call(self._templates[0], dict(state), own))
+
+        return vmap(one)(self._state(), tensors)
+
+    def member(self, index: int, x: Input) -> Any:
+        """What one member alone returns."""
+        state = {name: tensor[index] for name, tensor in self._state().items()}
+        return functional_call(self._templates[0], state, *_arguments(x))
+
+    def unstack(self) -> list[nn.Module]:
+        """The members as modules of their own again, with copies of their weights."""
+        modules = []
+        for index in range(self.count):
+            module = copy.deepcopy(self._templates[0]).to_empty(device=next(iter(self._state().values())).device)
+            own = dict(module.named_parameters()) | dict(module.named_buffers())
+            with torch.no_grad():
+                for name, stacked in self._state().items():
+                    own[name].copy_(stacked[index])
+            modules.append(module)
+        return modules
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: getattr(self, _key(name)) for name in self._names}
+
+
+class FusedNetwork(nn.Module):
+    """A branched network in which the equal nodes of some stages are fused; called like the network itself.
+
+    It holds copies of the weights. Where only some tasks of fused nodes are asked for, their nodes run one by one.
+
+    Attributes:
+        tree: which tasks share which stage.
+        groups: for each stage the clusters that run together, as tuples of their numbers; a cluster alone is not fused.
+
+    Raises:
+        BuildError: a network in training mode.
+    """
+
+    def __init__(self, branched: BranchedNetwork, stages: Iterable[int]) -> None:
+        super().__init__()
+        if branched.training:
+            raise BuildError("nodes are fused for inference only; call branched.eval() first")
+        self.tree = branched.tree
+        chosen = set(stages)
+        rows = [list(branched.nodes[stage]) for stage in range(self.tree.depth)]  # type: ignore[call-overload]
+        self.groups = tuple(
+            groups_of(row) if stage in chosen else tuple((k,) for k in range(len(row)))
+            for stage, row in enumerate(rows)
+        )
+        self.nodes = nn.ModuleList(
+            nn.ModuleList(_joined([row[k] for k in group]) for group in groups)
+            for row, groups in zip(rows, self.groups, strict=True)
+        )
+        self.heads = nn.ModuleList(copy.deepcopy(head) for head in branched.heads)
+        self._clusters = branched.tree.labels()
+        self._skeletons = [copy.deepcopy(branched).to("meta")]
+        self.eval()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names, in the order of the heads."""
+        return tuple(self.tree.tasks)
+
+    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+        """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""
+        last = self.trunk(x, tasks)
+        return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
+
+    def trunk(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Cut]:
+        """Compute what the heads of `tasks` take, in task order."""
+        wanted = [self.tasks.index(task) for task in wanted_tasks(tasks, self.tasks)]
+        before: dict[int, _Result] = {}
+        for stage, labels in enumerate(self._clusters):
+            parents = {labels[task]: self._clusters[stage - 1][task] if stage else -1 for task in wanted}
+            results: dict[int, _Result] = {}
+            for group, module in self._units(stage):
+                results |= _run(module, group, parents, before, x)
+            before = results
+        return {self.tasks[task]: before[self._clusters[-1][task]].cut() for task in wanted}
+
+    def unfuse(self) -> BranchedNetwork:
+        """The branched network with every node a module of its own again, with copies of these weights."""
+        branched = copy.deepcopy(self._skeletons[0])
+        for stage in range(self.tree.depth):
+            row: nn.ModuleList = branched.nodes[stage]  # type: ignore[assignment]
+            for group, module in self._units(stage):
+                modules = module.unstack() if isinstance(module, FusedNodes) else [copy.deepcopy(module)]
+                for k, node in zip(group, modules, strict=True):
+                    row[k] = node
+        branched.heads = copy.deepcopy(self.heads)
+        return branched.eval()
+
+    def _units(self, stage: int) -> Iterator[tuple[tuple[int, ...], nn.Module]]:
+        yield from zip(self.groups[stage], self.nodes[stage], strict=True)  # type: ignore[call-overload]
+
+
+def _joined(nodes: Sequence[nn.Module]) -> nn.Module:
+    return FusedNodes(nodes) if len(nodes) > 1 else copy.deepcopy(nodes[0])
+
+
+def _run(
+    module: nn.Module, group: tuple[int, ...], parents: Mapping[int, int], before: Mapping[int, _Result], x: Input
+) -> dict[int, _Result]:
+    """The cuts of those clusters of a group that are wanted: the keys of `parents`."""
+    sources = {k: before[parents[k]].cut() if parents[k] >= 0 else x for k in group if k in parents}
+    if not isinstance(module, FusedNodes):
+        return {k: _Result(call(module, source)) for k, source in sources.items()}
+    if len(sources) < len(group):
+        return {k: _Result(module.member(group.index(k), source)) for k, source in sources.items()}
+    if len({parents[k] for k in group}) == 1:
+        stacked = module(sources[group[0]])
+    else:
+        stacked = module.on_stacked(_stacked([before[parents[k]] for k in group]))
+    return {k: _Result(stacked, row, len(group)) for row, k in enumerate(group)}
+
+
+class _Result:
+    """The cut that a node returned, or one row of the stacked cuts that fused nodes returned."""
+
+    def __init__(self, values: Cut, row: int | None = None, count: int = 0) -> None:
+        self.values, self.row, self.count = values, row, count
+
+    def cut(self) -> Cut:
+        if self.row is None:
+            return self.values
+        return tuple(value[self.row] if isinstance(value, Tensor) else value for value in self.values)
+
+
+def groups_of(nodes: Iterable[nn.Module]) -> tuple[tuple[int, ...], ...]:
+    """The numbers of the nodes, those with the same structure together."""
+    groups: dict[Any, list[int]] = {}
+    for k, node in enumerate(nodes):
+        groups.setdefault(structure(node), []).append(k)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def structure(module: nn.Module) -> tuple[Any, ...]:
+    """What two modules must have in common to be fused: code, layers and their settings, shapes and types."""
+    layers = [
+        (name, type(part), part.extra_repr(), part.training, _plain_attributes(part))
+        for name, part in module.named_modules()
+        if name
+    ]
+    state = [*module.named_parameters(), *module.named_buffers()]
+    forms = [(name, tuple(tensor.shape), tensor.dtype, tensor.device) for name, tensor in state]
+    source = module.source if isinstance(module, Stage) else ""
+    return type(module), source, module.training, tuple(layers), tuple(forms)
+
+
+def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
+    return tuple(sorted((key, repr(value)) for key, value in plain.items() if key != "training"))
+
+
+def _stacked(parents: Sequence[_Result]) -> Cut:
+    """The parents' cuts stacked; as they are where they are the rows of one stack, in order."""
+    first = parents[0]
+    if first.count == len(parents) and all(
+        parent.values is first.values and parent.row == row for row, parent in enumerate(parents)
+    ):
+        return first.values
+    cuts = [parent.cut() for parent in parents]
+    return tuple(
+        torch.stack(list(values)) if isinstance(values[0], Tensor) else values[0] for values in zip(*cuts, strict=True)
+    )
+
+
+def _arguments(x: Input) -> tuple[Any, ...]:
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (x if isinstance(x, tuple) else (x,),)
+
+
+def _results(cut: Cut) -> Cut:
+    if not all(isinstance(value, Tensor) for value in cut):
+        raise BuildError("nodes whose cut holds values that are no tensors cannot be fused")
+    return cut
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 class Advance(Protocol):
@@ -27,10 +30,20 @@ def progress_bar(description: str, total: int, *, shown: bool = True, done: int 
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown or _silent.get()) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(note: str = "") -> None:
             bar.update(task, advance=1, note=note)
 
         yield advance
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Show no bar inside."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)

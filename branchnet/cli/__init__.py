@@ -12,22 +12,46 @@ from cyclopts import App, CycloptsError
 import branchnet
 from branchnet.errors import BranchnetError, BudgetError, CheckpointError
 
-app = App(
-    name="branchnet",
-    version=branchnet.__version__,
-    help="From N trained single-task networks to one branched network: which layers to share, decided and built.",
-    result_action="return_value",
-)
-app.command("branchnet.cli.demo:demo", name="demo", help="The whole way on seven tasks of procedural scenes.")
-app.command("branchnet.cli.run:run", name="run", help="The whole way on your networks and images.")
-app.command("branchnet.cli.show:show", name="show", help="Load a saved branched network; print its tree and costs.")
-app.command("branchnet.cli.checks:checks", name="checks", help="Versions, devices, compiler: for bug reports.")
+VERBS = {
+    "demo": "The whole way on seven tasks of procedural scenes.",
+    "run": "The whole way on your networks and images.",
+    "split": "Cut networks into stages at the same places.",
+    "affinity": "Compare networks at every location.",
+    "search": "Find the best tree within a budget.",
+    "group": "Divide tasks into groups, each with a network of its own.",
+    "build": "Make the branched network, with donors' weights.",
+    "distill": "Train it to give the single-task networks' outputs.",
+    "bench": "Time it beside the single-task networks.",
+    "report": "Costs and latencies as tables or as one page.",
+    "export": "Write it for deployment.",
+    "show": "Print the tree and costs of a saved network.",
+    "validate": "Check YAML files, every problem at once.",
+    "schema": "The JSON schema of the YAML files, for editors.",
+    "checks": "Versions, devices, compiler, self-test: for bug reports.",
+}
+
+
+def make_app(*, listing: bool = False) -> App:
+    """The command. Verbs are imported when they are used; `listing` says a line about each without importing any."""
+    app = App(
+        name="branchnet",
+        version=branchnet.__version__,
+        help="From N trained single-task networks to one branched network: which layers to share, decided and built.",
+        result_action="return_value",
+    )
+    for position, (verb, line) in enumerate(VERBS.items()):
+        more = {"help": line} if listing else {}
+        app.command(f"branchnet.cli.{verb}:{verb}", name=verb, sort_key=position, **more)
+    app.register_install_completion_command(add_to_startup=False)  # no file of the user is changed
+    return app
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    app = make_app(listing=not words or words[0] not in VERBS)
     try:
-        app(arguments, exit_on_error=False)
+        app(words, exit_on_error=False)
     except CycloptsError:
         return 2  # cyclopts has printed the error
     except KeyboardInterrupt:
@@ -36,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BranchnetError as error:
         print(f"branchnet: {error}", file=sys.stderr)
         return exit_code(error)
+    except OSError as error:  # a file that cannot be read or written, a full disk
+        print(f"branchnet: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

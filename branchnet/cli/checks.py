@@ -8,25 +8,53 @@ import platform
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("branchnet", "torch", "torchvision", "timm", "transformers", "numpy", "scipy", "fvcore", "pydantic")
+from branchnet.cli.options import AsJson
+
+PACKAGES = (
+    "branchnet",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "networkx",
+    "fvcore",
+    "pydantic",
+    "safetensors",
+    "cyclopts",
+)
 
 
-def checks() -> None:
-    """Print versions, devices, the compiler's state and the result of a self-test."""
+def checks(*, as_json: AsJson = False) -> None:
+    """Print versions, devices, the compiler's state and the result of a self-test: paste it into a bug report.
+
+    Example: `branchnet checks`
+    """
     import torch
 
     from branchnet.builder import compiler_problem
+    from branchnet.cli.printing import print_json
 
-    table = Table("what", "found")
-    table.add_row("python", platform.python_version())
-    table.add_row("platform", platform.platform())
-    for package in PACKAGES:
-        table.add_row(package, _version(package))
-    table.add_row("threads", str(torch.get_num_threads()))
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    table.add_row("GPUs", ", ".join(devices) or "none")
-    table.add_row("torch.compile", compiler_problem() or "works")
-    table.add_row("self-test", _self_test())
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: _version(package) for package in PACKAGES},
+        "threads": str(torch.get_num_threads()),
+        "GPUs": ", ".join(devices) or "none",
+        "torch.compile": compiler_problem() or "works",
+        "self-test": _self_test(),
+    }
+    if as_json:
+        print_json(found)
+        return
+    table = Table("what", "found")
+    for what, value in found.items():
+        table.add_row(what, value)
     Console().print(table)
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from branchnet.clustering import OBJECTIVES
 from branchnet.errors import DataError, SpecError
+from branchnet.spec.sections import NetworkSection
 from branchnet.spec.strict_yaml import Keys
 from branchnet.spec.validation import RuleError
 
@@ -28,17 +29,29 @@ class _Strict(BaseModel):
 
 
 class NetworkConfig(_Strict):
-    """One single-task network.
+    """One single-task network, made by a factory or by a named constructor.
 
     Attributes:
         factory: `package.module:function`, called without arguments; returns the network.
+        constructor: a named constructor instead, e.g. `torchvision:resnet18`; the result can be loaded by anyone.
+        arguments: of the constructor.
         weights: safetensors file; without it the factory's own weights count.
         kind: `"classification"` adds the top-1 agreement and the KL divergence to what is measured.
     """
 
-    factory: FactoryName
+    factory: FactoryName | None = None
+    constructor: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
     kind: Literal["classification", "regression"] = "regression"
+
+    def problems(self) -> list[tuple[Keys, str]]:
+        """Not exactly one way to make the network, or a constructor that is none."""
+        if (self.factory is None) == (self.constructor is None):
+            return [((), "needs either a factory or a constructor")]
+        if self.constructor is None:
+            return [(("arguments",), "belong to a constructor")] if self.arguments else []
+        return NetworkSection(constructor=self.constructor, arguments=self.arguments).problems()
 
 
 class ImagesConfig(_Strict):
@@ -47,7 +60,7 @@ class ImagesConfig(_Strict):
     Attributes:
         folder: images of any format that Pillow reads, in the order of their names.
         npz: a file with an array `images`.
-        factory: `package.module:function`, returns a tensor (K, C, H, W).
+        factory: `package.module:function`, returns K inputs: images (a tensor or array), or a dict or tuple of tensors.
         size: height and width to which folder images are resized and cropped.
         mean: subtracted from each channel of an image in [0, 1].
         std: divides each channel afterwards.
@@ -62,12 +75,12 @@ class ImagesConfig(_Strict):
 
 
 class RunConfig(_Strict):
-    """A whole run.
+    """A whole run. The verbs that do one step read from it what they need.
 
     Attributes:
         networks: the single-task networks by task.
         images: unlabelled images: the probe, the distillation set and the held-out set are taken from them.
-        budget: e.g. `60% params`, `25e6 params`, `4 GMACs`.
+        budget: e.g. `60% params`, `25e6 params`, `4 GMACs`; `branchnet run` needs it.
         objective: how trees are judged by the affinity.
         locations: where to branch: a number of places, their names, or nothing for branchnet's choice.
         probe: how many images the networks are compared on.
@@ -76,6 +89,7 @@ class RunConfig(_Strict):
         batch_size: images in a batch.
         learning_rate: peak learning rate.
         baselines: what the chosen tree is compared with, trained alike.
+        random_trees: how many random trees of about the chosen one's size, where they are among the baselines.
         donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
             default the medoid of the tasks that a node serves.
         seed: decides the split of the images and the order of the batches.
@@ -83,7 +97,7 @@ class RunConfig(_Strict):
 
     networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
     images: ImagesConfig
-    budget: str
+    budget: str | None = None
     objective: str = "mean-pair"
     locations: Annotated[int, Field(ge=1)] | list[str] | None = None
     probe: Annotated[int, Field(ge=3)] = 500
@@ -92,12 +106,17 @@ class RunConfig(_Strict):
     batch_size: Annotated[int, Field(ge=2)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     baselines: list[Literal["shared", "random"]] = ["shared", "random"]
+    random_trees: Annotated[int, Field(ge=1, le=100)] = 3
     donor: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _known_names(self) -> RunConfig:
-        problems: list[tuple[Keys, str]] = []
+        problems: list[tuple[Keys, str]] = [
+            (("networks", task, *keys), text)
+            for task, network in self.networks.items()
+            for keys, text in network.problems()
+        ]
         if self.donor is not None and self.donor not in self.networks:
             problems.append((("donor",), f"{self.donor!r} is no task (one of {', '.join(self.networks)} would be)"))
         if self.objective not in OBJECTIVES:

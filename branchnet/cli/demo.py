@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from branchnet.cli.options import AsJson, DryRun, Quiet, Seed
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from branchnet.cli.plans import Plan
     from branchnet.cli.workspace import Workspace
     from branchnet.data import Scenes
 
@@ -18,9 +24,22 @@ TEST = 500
 BATCH = 64
 LEARNING_RATE = 3e-3
 SHOWN = 5
+RANDOM_TREES = 3
+Quick = Annotated[
+    bool,
+    Parameter(negative=(), help="Train much less and compile nothing: to see that everything works, not how well."),
+]
 
 
-def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int = 0) -> None:
+def demo(
+    *,
+    out: Path = Path("branchnet-demo"),
+    quick: Quick = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
     """Train seven networks on procedural scenes; find the best tree; build, distil and measure it.
 
     Takes about five minutes on two CPU cores; --quick about one, with much less training. Run again, it goes on from
@@ -32,10 +51,6 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
     ----------
     out
         Folder for the results.
-    quick
-        Train much less and compile nothing: to see that everything works, not how well.
-    seed
-        Decides scenes, initial weights and the order of the batches.
     """
     import shlex
 
@@ -47,13 +62,19 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
     from branchnet.cli.study import Problem, find_trees, judge, train_networks
     from branchnet.cli.workspace import Workspace
     from branchnet.data import scenes
+    from branchnet.progress import silence
 
-    workspace = Workspace(out)
+    workspace = Workspace(out, quiet=quiet)
     count, steps = (600, 16) if quick else (3200, 160)
+    if dry_run:
+        plan_demo(count, steps).show(as_json=as_json, writes=[out])
+        return
     with workspace.console.status("render scenes"):
         train, test = scenes(count, seed=seed), scenes(PROBE + TEST, seed=seed, start=count)
+    with silence() if quiet else nullcontext():
+        single = train_single_tasks(train, steps, seed, workspace)
     problem = Problem(
-        networks=train_single_tasks(train, steps, seed, workspace),
+        networks=single,
         identity=["scenes", count, steps, seed],
         train=train.images,
         probe=test.images[:PROBE],
@@ -67,17 +88,50 @@ def demo(*, out: Path = Path("branchnet-demo"), quick: bool = False, seed: int =
         batch_size=BATCH,
         learning_rate=LEARNING_RATE,
         baselines=("shared", "random"),
+        random_trees=1 if quick else RANDOM_TREES,
         seed=seed,
         compiled=not quick,
     )
-    trees = find_trees(problem, workspace)
-    networks = train_networks(problem, trees, workspace)
-    results = judge(problem, trees, networks, workspace)
+    with silence() if quiet else nullcontext():
+        trees = find_trees(problem, workspace)
+        networks = train_networks(problem, trees, workspace)
+        results = judge(problem, trees, networks, workspace)
+    shown = test.images[PROBE : PROBE + SHOWN]
     with torch.no_grad():
-        outputs = networks["branched"](test.images[PROBE : PROBE + SHOWN])
-    samples = [task.samples(name, problem.targets[name][:SHOWN], outputs[name]) for name, task in TASKS.items()]
+        alone = {name: network.eval()(shown) for name, network in single.items()}
+        merged = networks["branched"](shown)
+    samples = [
+        task.samples(name, problem.targets[name][:SHOWN], {"separate": alone[name], "branched": merged[name]})
+        for name, task in TASKS.items()
+    ]
     command = shlex.join(["branchnet", "demo", "--out", str(out), "--seed", str(seed), *(["--quick"] if quick else [])])
-    finish(problem, trees, networks["branched"], results, workspace, command=command, samples=samples)
+    finish(
+        problem, trees, networks["branched"], results, workspace, command=command, samples=samples, as_text=not as_json
+    )
+
+
+def plan_demo(count: int, steps: int) -> Plan:
+    """The plan of the demo: seven trainings, the comparison, and the distillation of the compared trees."""
+    import torch
+
+    import branchnet
+    from branchnet.cli.plans import Plan, plan_comparison, plan_distillation
+    from branchnet.cli.scene_tasks import TASKS
+
+    networks = {name: task.network() for name, task in TASKS.items()}
+    example = torch.rand(1, 3, 64, 64)
+    every = list(networks.values())
+    staged = branchnet.split_all(networks, example).values()
+    costs = next(iter(staged)).costs
+    activations = sum(cost.activation_bytes for network in staged for cost in (*network.costs, network.head_cost))
+    work = {"steps": steps, "batch_size": BATCH, "activations": activations}
+    plan = Plan("demo").step(f"render {count + PROBE + TEST} scenes")
+    plan = plan_distillation(plan, f"train 7 networks, {steps} batches each", every, example, **work)
+    cut_bytes = [cost.cut_bytes for cost in costs]
+    plan = plan_comparison(plan, networks, example, count=PROBE, batch_size=BATCH, cut_bytes=cut_bytes)
+    trees = 2 + RANDOM_TREES
+    work["steps"] = steps * trees
+    return plan_distillation(plan, f"distil {trees} branched networks, {steps} batches each", every, example, **work)
 
 
 def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspace) -> dict[str, nn.Module]:

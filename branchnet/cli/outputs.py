@@ -12,10 +12,12 @@ from rich.console import Console
 
 import branchnet
 from branchnet import Architecture, BranchedNetwork, Tree
+from branchnet.cli.printing import print_json
 from branchnet.cli.study import Problem, Results, Trees, as_json
 from branchnet.cli.workspace import Workspace, save_json
 from branchnet.clustering import clustering_cost
 from branchnet.reporting import (
+    Comparison,
     FrontPlot,
     Page,
     SamplesPlot,
@@ -43,12 +45,14 @@ def finish(
     *,
     command: str,
     samples: Sequence[TaskSamples] = (),
+    as_text: bool = True,
 ) -> None:
     """Write everything into the result folder; print the comparison and how the result is loaded again.
 
     Args:
         command: the shell command that makes all of this again.
         samples: truth and predictions of the first test images.
+        as_text: print tables and sentences; otherwise the measurements as JSON.
     """
     directory = workspace.directory
     found = Architecture.from_search(
@@ -56,7 +60,8 @@ def finish(
     )
     branchnet.save(branched, directory, architecture=Architecture.from_network(branched, search=found.search))
     trees.affinity.save(directory / "affinity.npz")
-    save_json(as_json(problem, trees, results), directory / "metrics.json")
+    measured = as_json(problem, trees, results)
+    save_json(measured, directory / "metrics.json")
     grid = sample_grid(problem, samples) if samples else None
     write_pictures(problem, trees, grid, directory)
     shell = f"branchnet show {shlex.quote(str(directory))}"
@@ -65,7 +70,8 @@ def finish(
     python = f"import branchnet; network = branchnet.load({json.dumps(str(directory))}{networks})"
     Page(
         title="One branched network",
-        summary=f"{len(problem.networks)} single-task networks, merged as far as a budget of {problem.budget} asks.",
+        summary=f"{len(problem.networks)} single-task networks, merged as far as a budget of {problem.budget} asks. "
+        + verdict(results.comparison),
         asked={"budget": str(problem.budget), "objective": problem.objective, "tasks": ", ".join(problem.networks)},
         chosen=trees.chosen,
         report=report(branched, problem.example, latency=False),
@@ -76,10 +82,14 @@ def finish(
         stability=results.stability,
         commands=[command, shell, f"python -c {shlex.quote(python)}"],
     ).save(directory / "report.html")
+    if not as_text:
+        print_json(measured)
+        return
     console = Console()
     console.print(str(trees.chosen.tree), markup=False, highlight=False)
     console.print(f"the same tree in {100 * results.stability.same_tree:.0f}% of bootstrap replicates", highlight=False)
     print_tables(results, console)
+    console.print(verdict(results.comparison), highlight=False)
     console.print(f"results, with report.html: {directory}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"load it again:  python -c {shlex.quote(python)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"           or:  {shell}", markup=False, highlight=False, soft_wrap=True)
@@ -107,7 +117,7 @@ def front_data(problem: Problem, trees: Trees) -> FrontPlot:
     """The Pareto front over parameters with the chosen and the random tree marked."""
     chosen = trees.chosen.tree
     in_parameters = problem.budget.unit == "params"
-    others = [tree for name, tree in trees.compared.items() if name == "random"]
+    others = [tree for name, tree in trees.compared.items() if name.startswith("random")]
     return front_plot_data(
         trees.front,
         trees.size(Tree.separate(chosen.tasks, chosen.depth), "params"),
@@ -129,3 +139,32 @@ def print_tables(results: Results, console: Console) -> None:
     console.print(comparison.task_table().to_rich())
     for label, values in results.further.items():
         console.print(f"{label}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()), markup=False)
+
+
+def verdict(comparison: Comparison) -> str:
+    """What was gained and lost, in one or two sentences."""
+    separate, branched = comparison.networks[:2]
+    share = f"{100 * (branched.params or 0) / (separate.params or 1):.0f}% of the parameters"
+    way = next(reversed(list(branched.latency)), None)
+    if way is not None and way in separate.latency:
+        ratio = separate.latency[way].median / branched.latency[way].median
+        share += f" and {ratio:.2g} times the speed ({way})"
+    delta = comparison.delta(branched)
+    first = f"The branched network has {share} of the separate networks, metrics {_change(delta)} on average."
+    random = [comparison.delta(network) for network in comparison.networks if network.name.startswith("random")]
+    others = {network.name: comparison.delta(network) for network in comparison.networks if network.name == "shared"}
+    parts = [f"the fully shared network's are {_change(value)}" for value in others.values()]
+    if random:
+        spread = f", from {min(random):+.1f}% to {max(random):+.1f}%" if len(random) > 1 else ""
+        parts.append(f"{len(random)} random tree(s) of about its size give {sum(random) / len(random):+.1f}%{spread}")
+    if not parts:
+        return first
+    doubt = random and min(random) <= delta <= max(random)
+    note = " So the choice of the tree made no difference beyond chance." if doubt else ""
+    if random and delta < min(random):
+        note = " So the chosen tree was the wrong one here."
+    return f"{first} For comparison, {'; '.join(parts)}.{note}"
+
+
+def _change(delta: float) -> str:
+    return f"{abs(delta):.1f}% {'better' if delta >= 0 else 'worse'}"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -15,9 +16,10 @@ from torch.utils.data import Subset
 
 from branchnet import Budget
 from branchnet.builder import load_weights
-from branchnet.cli.config import RunConfig, call_factory, one_source
+from branchnet.cli.config import NetworkConfig, RunConfig, call_factory, one_source
 from branchnet.cli.study import Problem
-from branchnet.data import ImageFolder, load_images
+from branchnet.constructors import create
+from branchnet.data import ImageFolder, load_images, to_images
 from branchnet.errors import BudgetError, DataError, SpecError
 from branchnet.stages import call
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
@@ -26,35 +28,29 @@ from branchnet.training.inputs import Inputs, batches, count_samples, take
 BYTES_IN_MEMORY = 2 * 2**30
 
 
-def problem_from_config(config: RunConfig, folder: Path) -> Problem:
+def problem_from_config(config: RunConfig, folder: Path, *, device: str | None = None) -> Problem:
     """Make networks and images; paths in the config are relative to `folder`, where the config lies.
 
     Raises:
         SpecError, CheckpointError, DataError, BudgetError: what is wrong with factories, weights, images or budget.
     """
+    if config.budget is None:
+        raise BudgetError("the config names no budget (a line such as `budget: 60% params` would be right)")
     budget = Budget.parse(config.budget)
     if budget.unit == "latency":
         raise BudgetError("a run takes a budget of parameters or FLOPs; branchnet.search takes measured milliseconds")
-    networks = make_networks(config, folder)
+    networks = make_networks(config, folder, device=device)
     images = read_images(config, folder)
-    order = torch.randperm(count_samples(images), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    held_out = round(config.held_out * len(order))
-    if held_out < 1 or len(order) - held_out < 3:
-        raise DataError(f"{len(order)} images are too few for a held-out share of {config.held_out:g} and a probe of 3")
-    test, train = (_subset(images, rows) for rows in (order[:held_out], order[held_out:]))
-    probe = torch.arange(min(config.probe, count_samples(train)))
-    targets = donor_outputs(networks, test, config.batch_size)
-    classes = [task for task, network in config.networks.items() if network.kind == "classification"]
+    train, test = divide(images, config)
+    metrics, further = metrics_of(config)
     return Problem(
         networks=networks,
         identity=[{task: weights_hash(net) for task, net in networks.items()}, images_hash(images), config.held_out],
         train=train,
-        probe=take(train, probe, torch.device("cpu")),
+        probe=probe_of(train, config),
         test=test,
-        targets=targets,
-        metrics={
-            task: on_first_tensor(top1_agreement() if task in classes else explained_variance()) for task in networks
-        },
+        targets=donor_outputs(networks, test, config.batch_size),
+        metrics=metrics,
         budget=budget,
         objective=config.objective,
         locations=config.locations,
@@ -62,32 +58,69 @@ def problem_from_config(config: RunConfig, folder: Path) -> Problem:
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         baselines=tuple(config.baselines),
+        random_trees=config.random_trees,
         seed=config.seed,
         donor=config.donor,
-        further={
-            f"{task}: {metric.name}": (task, on_first_tensor(metric))
-            for task in classes
-            for metric in (kl_divergence(), explained_variance())
-        },
+        further=further,
     )
 
 
-def make_networks(config: RunConfig, folder: Path) -> dict[str, nn.Module]:
-    """Call the factories and load the weights.
+def make_networks(config: RunConfig, folder: Path, *, device: str | None = None) -> dict[str, nn.Module]:
+    """Call the factories and constructors, and load the weights.
 
     Raises:
-        SpecError: a factory that is missing or returns no network.
+        SpecError: a factory or constructor that is missing or makes no network.
         CheckpointError: weights that are missing, damaged or do not fit.
     """
     networks = {}
     for task, wanted in config.networks.items():
-        network = call_factory(wanted.factory, folder)
+        network = make_network(wanted, folder)
         if not isinstance(network, nn.Module):
             raise SpecError(f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}, not a network")
         if wanted.weights is not None:
             load_weights(network, folder / wanted.weights)
-        networks[task] = network.eval()
+        networks[task] = network.eval() if device is None else network.eval().to(device)
     return networks
+
+
+def make_network(wanted: NetworkConfig, folder: Path) -> Any:
+    """Call the factory or the constructor of one network."""
+    if wanted.constructor is not None:
+        with torch.random.fork_rng(devices=[]):  # initial weights draw random numbers
+            return create(wanted.constructor, **wanted.arguments)
+    return call_factory(str(wanted.factory), folder)
+
+
+def divide(images: Inputs, config: RunConfig) -> tuple[Inputs, Inputs]:
+    """Divide the images, shuffled by the seed, into those that are trained on and those that are held out.
+
+    Raises:
+        DataError: too few images.
+    """
+    order = torch.randperm(count_samples(images), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    held_out = round(config.held_out * len(order))
+    if held_out < 1 or len(order) - held_out < 3:
+        raise DataError(f"{len(order)} images are too few for a held-out share of {config.held_out:g} and a probe of 3")
+    return _subset(images, order[held_out:]), _subset(images, order[:held_out])
+
+
+def probe_of(train: Inputs, config: RunConfig) -> Any:
+    """The images on which the networks are compared."""
+    return take(train, torch.arange(min(config.probe, count_samples(train))), torch.device("cpu"))
+
+
+def metrics_of(config: RunConfig) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
+    """The metric of each task, and further ones by label: agreement with the single-task network."""
+    classes = [task for task, network in config.networks.items() if network.kind == "classification"]
+    metrics = {
+        task: on_first_tensor(top1_agreement() if task in classes else explained_variance()) for task in config.networks
+    }
+    further = {
+        f"{task}: {metric.name}": (task, on_first_tensor(metric))
+        for task in classes
+        for metric in (kl_divergence(), explained_variance())
+    }
+    return metrics, further
 
 
 def read_images(config: RunConfig, folder: Path) -> Inputs:
@@ -109,11 +142,20 @@ def read_images(config: RunConfig, folder: Path) -> Inputs:
     return load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
 
 
-def _checked_images(images: Any, factory: str) -> Tensor:
-    if not isinstance(images, Tensor) or images.dim() != 4:
+def _checked_images(images: Any, factory: str) -> Inputs:
+    """What a factory returned, as the networks take it; arrays, uint8 and channels-last images are converted."""
+    named = isinstance(images, Mapping) or (isinstance(images, tuple) and images)
+    if named and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in pytree.tree_leaves(images)):
+        return cast(Inputs, images)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images)
+    if not isinstance(images, Tensor) or images.dim() < 2:
         found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise DataError(f"factory {factory!r} must return images as a tensor (K, C, H, W); it returned {found}")
-    return images
+        raise DataError(
+            f"factory {factory!r} must return images (K, C, H, W), or a dict or tuple of tensors; it returned {found}"
+        )
+    channels_last = images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
+    return to_images(images) if images.dtype == torch.uint8 or channels_last else images
 
 
 def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size: int) -> dict[str, Tensor]:
@@ -122,7 +164,7 @@ def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size:
         return {
             task: torch.cat(
                 [
-                    first_tensor(call(network, take(images, index, torch.device("cpu"))))
+                    first_tensor(call(network, take(images, index, next(network.parameters()).device))).cpu()
                     for index in batches(count_samples(images), batch_size)
                 ]
             )
@@ -165,11 +207,14 @@ def images_hash(images: Inputs) -> str:
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
         digest.update(f"{images.size} {images.mean} {images.std}".encode())
     else:
-        digest.update(cast(Tensor, images).contiguous().numpy().tobytes())
+        for leaf in pytree.tree_leaves(images):
+            digest.update(leaf.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _subset(images: Inputs, rows: list[int]) -> Inputs:
     if isinstance(images, Tensor):
         return images[rows]
+    if isinstance(images, Mapping | tuple):
+        return cast(Inputs, take(images, torch.tensor(rows), torch.device("cpu")))
     return Subset(cast(Any, images), rows)  # type: ignore[return-value]

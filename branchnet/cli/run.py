@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
+
+if TYPE_CHECKING:
+    from branchnet.cli.plans import Plan
+    from branchnet.cli.study import Problem
 
 
-def run(config: Path, *, out: Path | None = None) -> None:
+def run(
+    config: Config,
+    *,
+    out: Path | None = None,
+    seed: int | None = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
     """Find, build, distil and measure the branched network that CONFIG asks for.
 
     CONFIG names Python factories, which are imported and called: run only configs that you trust.
@@ -17,21 +34,60 @@ def run(config: Path, *, out: Path | None = None) -> None:
     Parameters
     ----------
     config
-        YAML file: networks, images, budget. The fields are described in branchnet.cli.config.
+        YAML file: networks, images, budget. `branchnet schema --config` says which fields there are.
     out
         Folder for the results; by default beside the config and named after it.
+    seed
+        Instead of the config's.
     """
-    from branchnet.cli.config import RunConfig
+    from branchnet.cli.given import changed, read_config
     from branchnet.cli.outputs import finish
     from branchnet.cli.problems import problem_from_config
     from branchnet.cli.study import find_trees, judge, train_networks
     from branchnet.cli.workspace import Workspace
-    from branchnet.spec.validation import validate
+    from branchnet.progress import silence
 
-    workspace = Workspace(out or config.with_name(f"{config.stem}-branched"))
-    problem = problem_from_config(validate(RunConfig, config), config.parent)
-    trees = find_trees(problem, workspace)
-    networks = train_networks(problem, trees, workspace)
-    results = judge(problem, trees, networks, workspace)
-    command = shlex.join(["branchnet", "run", str(config), "--out", str(workspace.directory)])
-    finish(problem, trees, networks["branched"], results, workspace, command=command)
+    workspace = Workspace(out or config.with_name(f"{config.stem}-branched"), quiet=quiet)
+    settings = changed(read_config(config), seed=seed)
+    problem = problem_from_config(settings, config.parent, device=device)
+    if dry_run:
+        plan_of(problem, "run").show(as_json=as_json, writes=[workspace.directory])
+        return
+    with silence() if quiet else nullcontext():
+        trees = find_trees(problem, workspace)
+        networks = train_networks(problem, trees, workspace)
+        results = judge(problem, trees, networks, workspace)
+    options: dict[str, Any] = {"--out": workspace.directory, "--seed": seed, "--device": device}
+    given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    command = shlex.join(["branchnet", "run", str(config), *given])
+    finish(problem, trees, networks["branched"], results, workspace, command=command, as_text=not as_json)
+
+
+def plan_of(problem: Problem, verb: str) -> Plan:
+    """The plan of a whole run: comparing, and distilling the chosen tree and the baselines."""
+    import branchnet
+    from branchnet.cli.plans import Plan, plan_comparison, plan_distillation
+    from branchnet.training.inputs import count_samples
+
+    staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
+    first = next(iter(staged.values()))
+    plan = plan_comparison(
+        Plan(verb),
+        problem.networks,
+        problem.example,
+        count=count_samples(problem.probe),
+        batch_size=problem.batch_size,
+        cut_bytes=[cost.cut_bytes for cost in first.costs],
+    )
+    trees = 1 + ("shared" in problem.baselines) + ("random" in problem.baselines) * problem.random_trees
+    return plan_distillation(
+        plan,
+        f"distil {trees} branched networks, {problem.steps} batches each (at most: as slow as separate networks)",
+        list(problem.networks.values()),
+        problem.example,
+        steps=problem.steps * trees,
+        batch_size=problem.batch_size,
+        activations=sum(
+            cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
+        ),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,9 +48,10 @@ class SceneTask:
         """A new network for the task."""
         return branchnet.create("branchnet:scene_network", outputs=self.outputs, kind=self.kind)
 
-    def samples(self, name: str, labels: Tensor, outputs: Tensor) -> TaskSamples:
-        """Truth and predictions of some images, in the form in which they are drawn."""
-        return TaskSamples(name, self.shown, self.drawable(labels), {"branched": self.drawable(outputs)})
+    def samples(self, name: str, labels: Tensor, outputs: Mapping[str, Tensor]) -> TaskSamples:
+        """Truth and each network's predictions for some images, in the form in which they are drawn."""
+        predictions = {network: self.drawable(output) for network, output in outputs.items()}
+        return TaskSamples(name, self.shown, self.drawable(labels), predictions)
 
 
 def cosine_loss(output: Tensor, target: Tensor) -> Tensor:

@@ -1,43 +1,49 @@
-"""`branchnet show`: a saved branched network in a few lines."""
+"""`branchnet show`: a saved branched network, or an architecture, in a few lines."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+from cyclopts import Parameter
+
+from branchnet.cli.options import AsJson, OptionalConfig
+
+Shown = Annotated[Path, Parameter(help="Folder with architecture.yaml and weights.safetensors, or an architecture.")]
 
 
-def show(directory: Path) -> None:
-    """Print the tree and the costs of the branched network in DIRECTORY, and load it where it says how it is made.
+def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = False) -> None:
+    """Print the tree and the costs of NETWORK; load its weights where it says how its networks are made.
 
     Example: `branchnet show branchnet-demo`
-
-    Parameters
-    ----------
-    directory
-        Folder with architecture.yaml and weights.safetensors.
     """
-    import branchnet
-    from branchnet.builder.saving import ARCHITECTURE, WEIGHTS
+    from branchnet import Tree
+    from branchnet.builder.saving import WEIGHTS
+    from branchnet.cli.given import read_branched, read_spec
+    from branchnet.cli.printing import print_json, print_text
     from branchnet.clustering import tree_size
     from branchnet.reporting.units import percent, si
 
-    architecture = branchnet.Architecture.load(directory / ARCHITECTURE)
-    console = Console(highlight=False)
-    tree = architecture.tree
-    console.print(str(tree), markup=False)
-    separate = branchnet.Tree.separate(tree.tasks, tree.depth)
-    costs, heads = architecture.stage_costs, architecture.head_costs
-    for name, unit in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
-        if costs is not None:
-            size, alone = (
-                tree_size(each, costs, head_costs=heads if heads else None, unit=unit) for each in (tree, separate)
-            )
-            console.print(f"{name}: {si(size)}, {percent(size / alone)} of {len(tree.tasks)} separate networks")
-    unnamed = [task for task, constructor in architecture.constructors.items() if constructor is None]
-    if unnamed:
-        console.print(f"to load it, pass the networks of {', '.join(unnamed)} to branchnet.load", markup=False)
+    spec = read_spec(network)
+    tree, costs, heads = spec.tree, spec.stage_costs, spec.head_costs or None
+    separate = Tree.separate(tree.tasks, tree.depth)
+    sizes = {}
+    for unit in ("params", "flops") if costs is not None else ():
+        assert costs is not None
+        sizes[unit] = [tree_size(each, costs, head_costs=heads, unit=unit) for each in (tree, separate)]
+    unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
+    loadable = network.is_dir() and (not unnamed or config is not None)
+    count = sum(p.numel() for p in read_branched(network, config).parameters()) if loadable else None
+    if as_json:
+        described = {unit: {"branched": size, "separate": alone} for unit, (size, alone) in sizes.items()}
+        print_json({"tree": spec.tree.partitions, **described, "unnamed": unnamed, "loaded_params": count})
         return
-    branched = branchnet.load(directory)
-    count = sum(parameter.numel() for parameter in branched.parameters())
-    console.print(f"{WEIGHTS} fits: {si(count)} parameters loaded")
+    print_text(tree)
+    for unit, name in (("params", "parameters"), ("flops", "FLOPs (multiply-adds)")):
+        if unit in sizes:
+            size, alone = sizes[unit]
+            print_text(f"{name}: {si(size)}, {percent(size / alone)} of {len(tree.tasks)} separate networks")
+    if count is not None:
+        print_text(f"{WEIGHTS} fits: {si(count)} parameters loaded")
+    elif unnamed:
+        print_text(f"to load it, pass the networks of {', '.join(unnamed)} to branchnet.load")

@@ -45,6 +45,7 @@ class Problem:
         test: images that the results are measured on.
         targets: labels of the test images by task, or the donors' outputs.
         metrics: the metric of each task.
+        random_trees: how many random trees, where they are among the baselines.
         donor: the task whose weights every node that serves it starts from; None for medoids.
         compiled: whether latencies are measured compiled, too.
         further: more metrics, by the label they are reported under: the task and the metric.
@@ -65,14 +66,16 @@ class Problem:
     learning_rate: float
     baselines: tuple[str, ...]
     seed: int
+    random_trees: int = 3
     donor: str | None = None
     compiled: bool = True
     further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
 
     @property
-    def example(self) -> Tensor:
-        """One input, as the networks take it."""
-        return take(self.test, torch.tensor([0]), torch.device("cpu"))  # type: ignore[no-any-return]
+    def example(self) -> Any:
+        """One input, as the networks take it, where they are."""
+        device = next(next(iter(self.networks.values())).parameters()).device
+        return take(self.test, torch.tensor([0]), device)
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     if "shared" in problem.baselines:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in problem.baselines:
-        compared["random"] = _random_tree_of_same_size(chosen, first, heads, problem)
+        compared |= _random_trees_of_same_size(chosen, first, heads, problem)
     return Trees(staged, affinity, front, chosen, compared)
 
 
@@ -160,16 +163,17 @@ def _check_budget(problem: Problem, first: StagedNetwork, heads: Mapping[str, St
     branchnet.search(nothing_known, first.costs, problem.budget, head_costs=heads, objective=problem.objective)
 
 
-def _random_tree_of_same_size(
+def _random_trees_of_same_size(
     chosen: SearchResult, first: StagedNetwork, heads: Mapping[str, Any], problem: Problem
-) -> Tree:
-    """Of trees drawn uniformly under the budget the one nearest to the chosen one's size, and not the chosen one."""
+) -> dict[str, Tree]:
+    """Of trees drawn uniformly under the budget those nearest to the chosen one's size, and not the chosen one."""
     generator = random.Random(problem.seed)
     draw = partial(branchnet.random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=first.costs)
-    drawn = [draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES)]
-    others = [tree for tree in drawn if tree != chosen.tree] or [chosen.tree]
+    drawn = dict.fromkeys(draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES))
+    others = [tree for tree in drawn if tree != chosen.tree]
     unit = problem.budget.unit
-    return min(others, key=lambda tree: abs(tree_size(tree, first.costs, head_costs=heads, unit=unit) - chosen.size))
+    others.sort(key=lambda tree: abs(tree_size(tree, first.costs, head_costs=heads, unit=unit) - chosen.size))
+    return {f"random {number}": tree for number, tree in enumerate(others[: problem.random_trees], start=1)}
 
 
 def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict[str, BranchedNetwork]:
@@ -210,7 +214,7 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     ]
     return {
         name: workspace.step(
-            f"{name}.safetensors",
+            f"{name.replace(' ', '-')}.safetensors",
             [*settings, str(tree), trees.affinity.probe_hash],
             make=partial(make, tree, name),
             save=save_weights,
@@ -276,7 +280,12 @@ def _stability(problem: Problem, trees: Trees) -> Stability:
 
 
 def measure(
-    networks: Mapping[str, BranchedNetwork | SeparateNetworks], example: Tensor, workspace: Workspace, *, compiled: bool
+    networks: Mapping[str, BranchedNetwork | SeparateNetworks],
+    example: Any,
+    workspace: Workspace,
+    *,
+    compiled: bool,
+    repeats: int = REPEATS,
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds for one input, measured in turns: all networks eager; the separate and the branched compiled.
 
@@ -288,24 +297,30 @@ def measure(
     elif compiled:
         with workspace.console.status("compile"):
             try:
-                runs["compiled"] = {name: _compiled(networks[name], example) for name in ("separate", "branched")}
+                first = [name for name in ("separate", "branched") if name in networks]
+                runs["compiled"] = {name: _compiled(networks[name], example) for name in first}
             except Exception as error:  # torch raises many kinds for what it cannot compile; eager figures remain
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
                 message = f"torch.compile refuses these networks ({type(error).__name__}: {reason})"
                 workspace.console.print(f"{message}; there are eager figures only", style="yellow", markup=False)
     found = {}
     for how, functions in runs.items():
-        latencies: dict[str, Latency] = compare_latency(functions, (example,), repeats=REPEATS)
+        bound = {name: partial(_call_with, function, example) for name, function in functions.items()}
+        latencies: dict[str, Latency] = compare_latency(bound, example, repeats=repeats)
         found[how] = {name: list(latency.samples) for name, latency in latencies.items()}
     return found
 
 
-def _compiled(network: BranchedNetwork | SeparateNetworks, example: Tensor) -> Callable[..., Any]:
+def _call_with(function: Callable[..., Any], example: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(example)  # a branched network takes a tuple or dict as one argument
+
+
+def _compiled(network: BranchedNetwork | SeparateNetworks, example: Any) -> Callable[..., Any]:
     if isinstance(network, BranchedNetwork):
         return branchnet.compile(network, example, dynamic=False)
     one_by_one = CompiledNetwork(network, dynamic=False)
 
-    def run(x: Tensor) -> dict[str, Any]:
+    def run(x: Any) -> dict[str, Any]:
         return {task: one_by_one(x, [task])[task] for task in network.tasks}
 
     run(example)

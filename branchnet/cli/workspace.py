@@ -24,7 +24,7 @@ STEPS = ".steps"
 
 
 class Workspace:
-    """Results of a run in `directory`.
+    """Results of a run in `directory`, which is made with the first of them.
 
     Attributes:
         directory: where the user finds the results.
@@ -33,11 +33,7 @@ class Workspace:
     """
 
     def __init__(self, directory: str | Path, *, quiet: bool = False) -> None:
-        self.directory = Path(directory)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise DataError(f"results go into a folder, and {self.directory} is or lies in a file") from error
+        self.directory = checked_folder(Path(directory))
         self.reused: list[str] = []
         self.console = Console(stderr=True, quiet=quiet)
 
@@ -77,6 +73,18 @@ class Workspace:
         save(result, path)
         write_text(record, json.dumps([key, _content_hash(path)]))
         return result
+
+
+def checked_folder(directory: Path) -> Path:
+    """`directory`, which need not exist.
+
+    Raises:
+        DataError: it is a file, or lies in one.
+    """
+    taken = next((path for path in (directory, *directory.parents) if path.exists()), None)
+    if taken is not None and not taken.is_dir():
+        raise DataError(f"results go into a folder, and {directory} is or lies in a file")
+    return directory
 
 
 def save_json(value: Any, path: Path) -> None:

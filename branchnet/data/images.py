@@ -84,6 +84,22 @@ def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZE
     return torch.from_numpy(_scaled(images.numpy(), mean, std))
 
 
+def to_images(values: Tensor | np.ndarray, *, mean: Channels = _ZERO, std: Channels = _ONE) -> Tensor:
+    """Images in memory as networks take them: float32, (K, C, H, W), on the CPU.
+
+    Args:
+        values: (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3: uint8 is divided by 255, floats are taken as
+            they are.
+        mean, std: of each channel: `(value - mean) / std`.
+
+    Raises:
+        DataError: another form or type, or values that are not finite.
+    """
+    mean, std = _checked_scale(mean, std)
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return torch.from_numpy(_scaled(_as_images(array, "the array").numpy(), mean, std))
+
+
 def _load_folder(folder: ImageFolder) -> Tensor:
     images = torch.empty(len(folder), 3, folder.size, folder.size)
     with progress_bar("read images", len(folder), shown=len(folder) >= _BAR_FROM) as advance:
@@ -136,29 +152,29 @@ def _load_array(path: Path) -> Tensor:
         raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
     if array is None:
         raise DataError(f"{path} has no array 'images'; its arrays: {', '.join(names) or 'none'}")
-    return _as_images(array, path)
+    return _as_images(array, f"{path}: 'images'")
 
 
-def _as_images(array: np.ndarray, path: Path) -> Tensor:
+def _as_images(array: np.ndarray, name: str) -> Tensor:
     if not len(array.shape) or not len(array):
-        raise DataError(f"{path}: 'images' is empty")
+        raise DataError(f"{name} is empty")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"{path}: 'images' is {array.dtype}; it has to be uint8, or floating point")
-    images = torch.from_numpy(np.ascontiguousarray(_channels_first(array, path), np.float32))
+        raise DataError(f"{name} is {array.dtype}; it has to be uint8, or floating point")
+    images = torch.from_numpy(np.ascontiguousarray(_channels_first(array, name), np.float32))
     if array.dtype == np.uint8:
         return images.div_(255)
     if not images.isfinite().all():
-        raise DataError(f"{path}: 'images' holds NaN or infinite values")
+        raise DataError(f"{name} holds NaN or infinite values")
     return images
 
 
-def _channels_first(array: np.ndarray, path: Path) -> np.ndarray:
+def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim == 3:
         return array[:, None]
     first, last = array.ndim == 4 and array.shape[1] in (1, 3), array.ndim == 4 and array.shape[3] in (1, 3)
     if first == last:
         which = "could be (K, H, W, C) as well as (K, C, H, W)" if first else "is no (K, H, W[, C]) or (K, C, H, W)"
-        raise DataError(f"{path}: 'images' has shape {array.shape}, which {which} with C = 1 or 3")
+        raise DataError(f"{name} has shape {array.shape}, which {which} with C = 1 or 3")
     return array if first else np.moveaxis(array, 3, 1)
 
 

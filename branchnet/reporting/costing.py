@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
-from branchnet.stages.interface import Example, call, flat_example
+from branchnet.stages.interface import Example, flat_example
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork, Node
@@ -192,7 +192,7 @@ def capture_inputs(branched: BranchedNetwork, example: Example) -> dict[str, tup
         captured[node.id] = (args, kwargs)
 
     with torch.no_grad(), evaluating(branched), _hooked(branched, keep):
-        call(branched, example)
+        branched(example)
     return captured
 
 
@@ -225,7 +225,7 @@ def _measured(
             sums[node.id] += meter()
 
     with torch.no_grad(), without_attention_fast_path(), _hooked(branched, enter, leave):
-        call(branched, example)
+        branched(example)
     return moved
 
 

@@ -155,7 +155,8 @@ def report(
     with ExitStack() as modes:
         for network in measured.values():
             modes.enter_context(evaluating(network))
-        whole = compare_latency(measured, example, repeats=repeats)
+        functions = {name: _bound(network, example) for name, network in measured.items()}
+        whole = compare_latency(functions, example, repeats=repeats)
         nodes = node_latency(branched, example, repeats=repeats)
     return Report(branched.tree, costs, whole, nodes)
 
@@ -164,13 +165,15 @@ def node_latency(branched: BranchedNetwork, example: Example, *, repeats: int = 
     """Latency of every node and head alone, on what it is called with when the network runs on `example`."""
     inputs = capture_inputs(branched, example)
     return {
-        member.id: measure_latency(_bound(member.module, *inputs[member.id]), example, repeats=repeats)
+        member.id: measure_latency(
+            _bound(member.module, *inputs[member.id][0], **inputs[member.id][1]), example, repeats=repeats
+        )
         for member in branched.members()
     }
 
 
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # Timed with the example, whose device is the node's too.
+def _bound(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    # Timed with the example, whose device is the module's too; a branched network takes a dict as one argument.
     return lambda *_, **__: module(*args, **kwargs)
 
 

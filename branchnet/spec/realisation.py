@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Module], example: Any) -> BranchedNetwork:
     """Build what `Architecture.build` describes, with the errors listed there."""
-    made = _networks(architecture, networks)
+    made = make_all(architecture, networks)
     staged = {task: network for task, network in made.items() if isinstance(network, StagedNetwork)}
     if len(staged) < len(made):
         if staged:
@@ -51,7 +51,12 @@ def interface_of(architecture: Architecture) -> Interface:
     return Interface.from_dict({"form": form, "tensors": plain, "names": names})
 
 
-def _networks(architecture: Architecture, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def make_all(architecture: Architecture, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the networks that are passed, and make those of the other tasks.
+
+    Raises:
+        SpecError: a network that must be passed, or one of a task that is not in the file.
+    """
     unknown = [task for task in networks if task not in architecture.tasks]
     if unknown:
         raise SpecError(f"networks are passed for {unknown}; the tasks are {list(architecture.tasks)}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from branchnet.errors import DataError
 
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | Sequence[Tensor]
-"""K samples: a tensor (K, ...); a tuple or mapping of such tensors; or a sequence of K tensors read on demand."""
+Inputs = Tensor | np.ndarray | tuple[Tensor, ...] | Mapping[str, Tensor] | Sequence[Tensor]
+"""K samples: a tensor or array (K, ...); a tuple or mapping of them; or a sequence of K tensors read on demand."""
 
 
 def count_samples(inputs: Inputs) -> int:
@@ -39,6 +40,8 @@ def take(inputs: Inputs, index: Tensor, device: torch.device) -> Any:
         return {name: take(value, index, device) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(take(value, index, device) for value in inputs)
+    if isinstance(inputs, np.ndarray):
+        inputs = torch.from_numpy(inputs)
     batch = inputs[index] if isinstance(inputs, Tensor) else torch.stack([inputs[i] for i in index.tolist()])
     batch = batch.to(device)
     return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch

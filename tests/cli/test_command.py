@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 import branchnet
+from branchnet.cli import VERBS
 from branchnet.data import scenes
 
 EXAMPLE = Path(__file__).parents[2] / "tools" / "example"
@@ -59,7 +60,7 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in ("demo", "run", "show", "checks"))
+    assert all(f" {verb} " in done.stdout for verb in VERBS)
 
 
 def test_wrong_usage_exits_2_and_suggests(tmp_path: Path) -> None:
@@ -83,13 +84,14 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
     assert {"affinity.png", "tree.png", "front.png"} <= made
     metrics = json.loads((example / "result" / "metrics.json").read_text())
     networks = metrics["networks"]
-    assert set(networks) == {"separate", "branched", "shared", "random"}
+    assert set(networks) == {"separate", "branched", "shared", "random 1", "random 2", "random 3"}
     assert networks["separate"]["metrics"] == pytest.approx(dict.fromkeys(("animals", "plants", "sharpness"), 100))
     assert networks["branched"]["params"] <= 0.6 * networks["separate"]["params"]
     again = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
     assert again.returncode == 0
     assert "reused branched.safetensors" in again.stderr and "reused affinity.npz" in again.stderr
     assert json.loads((example / "result" / "metrics.json").read_text()) == metrics
+    assert "The branched network has" in done.stdout and "random tree(s)" in done.stdout
     shown = branchnet_command("show", "result", cwd=example)
     assert shown.returncode == 0 and "pass the networks of animals" in shown.stdout
     Image.new("RGB", (40, 40), "red").save(example / "images" / "00.png")
@@ -110,6 +112,13 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         ({"objective": "mean-mx"}, 2, "'mean-mx' is none"),
         ({"budget": "4 ms"}, 2, "measured milliseconds"),
         ({"images": {}}, 2, "exactly one of folder, npz and factory"),
+        ({"budget": None}, 2, "names no budget"),
+        ({"networks": {"a": {}, "b": {"factory": "networks:plants"}}}, 2, "needs either a factory or a constructor"),
+        (
+            {"networks": {"a": {"constructor": "os:system"}, "b": {"factory": "networks:plants"}}},
+            2,
+            "'os:system' is no named constructor",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_config_is_said(
@@ -120,6 +129,7 @@ def test_what_is_wrong_with_a_config_is_said(
     assert done.returncode == code, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    assert not (example / "run-branched").exists()
 
 
 def test_results_do_not_go_into_a_file(example: Path) -> None:

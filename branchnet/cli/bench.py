@@ -1,0 +1,114 @@
+"""`branchnet bench`: how fast a branched network is beside its single-task networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from branchnet.cli.options import AsJson, Device, DryRun, Dtype, OptionalConfig, Quiet, Seed
+
+if TYPE_CHECKING:
+    from branchnet.reporting.tables import Table
+
+Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
+
+
+def bench(
+    branched: Folder,
+    *,
+    config: OptionalConfig = None,
+    repeats: int = 30,
+    batch_size: int = 1,
+    compiled: bool = True,
+    out: Path | None = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Time the network in BRANCHED and its single-task networks in turns, on random inputs, eager and compiled.
+
+    Example: `branchnet bench distilled --batch-size 8 --repeats 50 --out bench.json`
+
+    Parameters
+    ----------
+    repeats
+        Calls timed of each.
+    batch_size
+        Inputs in a call.
+    compiled
+        Also time everything compiled, where torch.compile works.
+    out
+        Write the measurements there, JSON; latencies in seconds.
+    """
+    from branchnet import SeparateNetworks
+    from branchnet.cli.given import placed, placed_networks, read_branched, separate_networks
+    from branchnet.cli.plans import Plan, batch_of, forward_seconds, memory_of
+    from branchnet.cli.printing import print_json, print_tables, say
+    from branchnet.cli.study import measure
+    from branchnet.cli.workspace import Workspace, save_json
+    from branchnet.errors import DataError
+
+    if repeats < 1 or batch_size < 1:
+        raise DataError(f"--repeats {repeats}, --batch-size {batch_size}: both have to be at least 1")
+    network = read_branched(branched, config, device=device, dtype=dtype)
+    alone = placed_networks(separate_networks(network, config), device, dtype)
+    networks: dict[str, Any] = {"separate": SeparateNetworks(alone).eval()} if alone else {}
+    networks["branched"] = network
+    example = placed(batch_of(network.interface.random(seed=seed), batch_size), device, dtype)
+    if dry_run:
+        plan = Plan("bench")
+        for name, each in networks.items():
+            seconds = forward_seconds(each, example) * (repeats + 3)
+            plan = plan.step(f"time {name}, eager", seconds=seconds, memory=memory_of({name: each}))
+        plan = plan.step("compile and time") if compiled else plan
+        plan.show(as_json=as_json, writes=[] if out is None else [out])
+        return
+    say("" if alone else "no single-task networks to compare with: pass --config", quiet=quiet or bool(alone))
+    found = measure(networks, example, Workspace(".", quiet=quiet), compiled=compiled, repeats=repeats)
+    record = _record(found, batch_size, str(device or "cpu"), str(dtype or "float32"))
+    if out is not None:
+        save_json(record, out)
+        say(f"wrote {out}", quiet=quiet)
+    print_json(record) if as_json else print_tables([_table(found, batch_size)])
+
+
+def _record(found: dict[str, dict[str, list[float]]], batch_size: int, device: str, dtype: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": found,
+    }
+
+
+def _table(found: dict[str, dict[str, list[float]]], batch_size: int) -> Table:
+    from branchnet.reporting import Latency, ratio_interval
+    from branchnet.reporting.tables import Column, Table
+    from branchnet.reporting.units import milliseconds
+
+    rows = []
+    for way, runs in found.items():
+        latencies = {name: Latency(tuple(samples)) for name, samples in runs.items()}
+        baseline = latencies.get("separate")
+        for name, latency in latencies.items():
+            row: list[Any] = [f"{name}, {way}", latency.median, latency.low, latency.high]
+            times = None if baseline is None or name == "separate" else ratio_interval(baseline, latency)
+            row.append("" if times is None else f"{times[0]:.2f} (95%: {times[1]:.2f} to {times[2]:.2f})")
+            rows.append(tuple(row))
+    columns = (
+        Column("network"),
+        Column("median", milliseconds, "s"),
+        Column("10%", milliseconds, "s"),
+        Column("90%", milliseconds, "s"),
+        Column("times as fast as separate"),
+    )
+    return Table(f"Latency of one call, batch of {batch_size}", columns, tuple(rows))

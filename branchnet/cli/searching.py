@@ -1,0 +1,129 @@
+"""What `search`, `group` and `report` have in common: affinities beside the costs of a specification."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from branchnet.errors import SpecError
+
+if TYPE_CHECKING:
+    from branchnet import Affinity, Architecture, Budget, SearchResult
+    from branchnet.cli.plans import Plan
+    from branchnet.reporting import FrontPlot
+    from branchnet.stages.costs import StageCost, StageCosts
+
+REPLICATES = 50
+RANDOM_TREES = 100
+_COMPARED_PER_SECOND = 5e8
+
+
+def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) -> StageCosts:
+    """The costs of the specification's stages.
+
+    Raises:
+        SpecError: no costs, or tasks or locations that are not those of the affinity.
+    """
+    for what in ("tasks", "locations"):
+        mine, theirs = tuple(getattr(spec, what)), tuple(getattr(found, what))
+        if mine != theirs:
+            raise SpecError(f"{split}: {what} are {', '.join(mine)}; those of {affinity} are {', '.join(theirs)}")
+    if spec.stage_costs is None:
+        raise SpecError(f"{split} says nothing of costs (a file that `branchnet split` wrote would be right)")
+    return spec.stage_costs
+
+
+def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
+    """`found` with what `spec` says of the networks: how they are made, and what they take."""
+    known = spec.to_dict()
+    parts = {key: known[key] for key in ("input", "networks") if key in known}
+    versions = known.get("versions", {}) | found.to_dict().get("versions", {})
+    return type(found).create(**(found.to_dict() | parts | {"versions": versions}))
+
+
+def replicates_of(found: Affinity) -> list[Affinity]:
+    """The first bootstrap replicates of an affinity; none where it holds none."""
+    samples = () if found.samples is None else found.samples[:REPLICATES]
+    return [replace(found, values=values, samples=None, standard_errors=None) for values in samples]
+
+
+def plan_search(
+    found: Affinity, costs: StageCosts, budget: Budget, *, method: str, objective: str, shared_stages: int
+) -> Plan:
+    """The plan of a search: how many trees there are, and what the method that fits compares and holds."""
+    from branchnet import count_trees
+    from branchnet.cli.plans import Plan
+    from branchnet.clustering.exact import work
+    from branchnet.clustering.searching import choose_method, make_problem
+
+    problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages)
+    chosen, why = choose_method(problem, method)
+    trees = count_trees(len(found.tasks), len(found.locations))
+    plan = Plan("search").step(f"{trees:.3g} trees of {len(found.tasks)} tasks and {len(found.locations)} stages")
+    if chosen != "exact":
+        return plan.step(f"{chosen} search ({why}); ends at --time-limit, or when no move helps")
+    compared, held = work(len(found.tasks), len(found.locations) - shared_stages)
+    return plan.step(f"exact search ({why})", seconds=compared / _COMPARED_PER_SECOND, memory=held)
+
+
+def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
+    """The tree of a specification as the search result that it came from, as far as it is told."""
+    from branchnet import Budget, SearchResult, clustering_cost
+    from branchnet.clustering import tree_size
+    from branchnet.clustering.budgets import size_model
+
+    told = spec.search
+    objective = (told and told.objective) or "mean-pair"
+    budget = Budget.parse(told.budget) if told and told.budget else None
+    unit = budget.unit if budget else "params"
+    costs, heads = spec.stage_costs, spec.head_costs or None
+    assert costs is not None
+    cost = clustering_cost(spec.tree, found, objective=objective)
+    bound = told.lower_bound if told and told.lower_bound is not None else float("-inf")
+    return SearchResult(
+        tree=spec.tree,
+        cost=cost,
+        size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
+        lower_bound=bound,
+        proven=bool(told and told.proven and bound >= cost - 1e-9 * abs(cost)),
+        method=(told and told.method) or "given",
+        why="",
+        objective=objective,
+        unit=unit,
+        limit=size_model(costs, spec.tasks, unit, heads).limit(budget) if budget else float("inf"),
+    )
+
+
+def front_of(
+    chosen: SearchResult, found: Affinity, costs: StageCosts, heads: Mapping[str, StageCost] | None
+) -> FrontPlot:
+    """The front around a chosen tree, with random trees of its budget."""
+    from branchnet import Budget, Tree, clustering_cost, pareto_front, random_tree
+    from branchnet.clustering import tree_size
+    from branchnet.reporting import front_plot_data
+
+    tasks, depth, unit = chosen.tree.tasks, chosen.tree.depth, chosen.unit
+    front = pareto_front(found, costs, unit=unit, head_costs=heads, objective=chosen.objective)
+    limited = chosen.limit < float("inf")
+    budget = Budget(chosen.limit, unit) if limited else None
+    generator = random.Random(0)
+    drawn = [
+        random_tree(tasks, depth, seed=generator, costs=costs, budget=budget, head_costs=heads)
+        for _ in range(RANDOM_TREES)
+    ]
+
+    def size(tree: Tree) -> float:
+        return tree_size(tree, costs, head_costs=heads, unit=unit)
+
+    return front_plot_data(
+        front,
+        size(Tree.separate(tasks, depth)),
+        chosen=chosen,
+        random=[(size(tree), clustering_cost(tree, found, objective=chosen.objective)) for tree in drawn],
+        budget=chosen.limit if limited else None,
+        resource={"params": "parameters", "flops": "FLOPs"}.get(unit, unit),
+        objective=f"clustering cost ({chosen.objective})",
+    )

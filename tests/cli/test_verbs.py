@@ -1,0 +1,288 @@
+"""The verbs one after another on the files that the previous one wrote, with networks of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from walking import SIZE, TASKS, Walker, make_folder
+
+import branchnet
+from branchnet import Affinity, Architecture
+from branchnet.cli import VERBS, main
+from branchnet.data import scenes
+
+LINES = (
+    "split run.yaml --locations 3",
+    "affinity run.yaml split.yaml",
+    "search affinity.npz split.yaml --budget 80%",
+    "build architecture.yaml --config run.yaml",
+    "distill branched run.yaml --steps 2",
+)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder after split, affinity, search, build and distill."""
+    folder = make_folder(tmp_path_factory.mktemp("walk"))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for line in LINES:
+            assert main(line.replace("80%", "80%params").split()) == 0, line
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def walker(walked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Walker:
+    """The command in a copy of the walked folder."""
+    shutil.copytree(walked, tmp_path, dirs_exist_ok=True)
+    return Walker(tmp_path, monkeypatch, capsys)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def trained(folder: Path) -> dict[str, torch.nn.Module]:
+    networks = {}
+    for task, kind in TASKS.items():
+        networks[task] = branchnet.create("branchnet:scene_network", outputs=1, kind=kind, width=4).eval()
+        branchnet.builder.load_weights(networks[task], folder / f"{task}.safetensors")
+    return networks
+
+
+def test_every_verb_has_help_with_an_example_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from branchnet.cli import VERBS, main\n"
+        "for verb in VERBS: print(f'<{verb}>'); assert main([verb, '--help']) == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'scipy', 'pydantic')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        page = done.stdout.split(f"<{verb}>")[1].split("\n<")[0]
+        assert f"Example: branchnet {verb}" in page
+
+
+def test_split_counts_the_parameters_of_the_networks(walker: Walker) -> None:
+    assert walker("split run.yaml --locations layer1,layer3 --json --out other.yaml") == 0
+    told = json.loads(walker.out)
+    assert told["locations"] == ["layer1", "layer3"]
+    stages = sum(cost["params"] for cost in told["costs"]["stages"].values())
+    for task, network in trained(walker.folder).items():
+        count = sum(parameter.numel() for parameter in network.parameters())
+        assert stages + told["costs"]["heads"][task]["params"] == count
+    assert Architecture.load("other.yaml").tree == branchnet.Tree.separate(list(TASKS), 2)
+
+
+def test_the_separate_tree_of_split_builds_to_the_networks_themselves(walker: Walker) -> None:
+    assert walker("build split.yaml --config run.yaml --out separate") == 0
+    x = scenes(3, size=SIZE, seed=5).images
+    outputs = branchnet.load("separate")(x)
+    for task, network in trained(walker.folder).items():
+        torch.testing.assert_close(outputs[task], network(x), rtol=0, atol=0)
+
+
+def test_candidates_are_listed_and_nothing_is_written(walker: Walker) -> None:
+    before = files(walker.folder)
+    assert walker("split run.yaml --candidates --json") == 0
+    assert {"layer1", "layer2", "layer3", "layer4"} <= {place["location"] for place in json.loads(walker.out)}
+    assert files(walker.folder) == before
+
+
+def test_affinity_writes_what_it_prints(walker: Walker) -> None:
+    assert walker("affinity run.yaml split.yaml --measure cka --probe 12 --bootstrap 0 --json --out cka.npz") == 0
+    assert json.loads(walker.out) == Affinity.load("cka.npz").rows()
+    assert Affinity.load("cka.npz").measure.startswith("cka")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_affinity_in_another_type_ranks_alike(walker: Walker, dtype: str) -> None:
+    assert walker(f"affinity run.yaml split.yaml --dtype {dtype} --bootstrap 0 --out {dtype}.npz") == 0
+    difference = abs(Affinity.load(f"{dtype}.npz").values - Affinity.load("affinity.npz").values).max()
+    assert difference < {"float64": 1e-4, "bfloat16": 0.05}[dtype]
+
+
+def test_search_finds_what_trying_all_trees_finds(walker: Walker) -> None:
+    assert walker("search affinity.npz split.yaml --budget 80%params --objective mean-max --json") == 0
+    found, affinity, spec = json.loads(walker.out), Affinity.load("affinity.npz"), Architecture.load("split.yaml")
+    params, heads = spec.stage_costs.params, sum(cost.params for cost in spec.head_costs.values())
+    trees = list(branchnet.enumerate_trees(list(TASKS), 3))
+    size = {tree: sum(w * p for w, p in zip(tree.widths, params, strict=True)) + heads for tree in trees}
+    within = [tree for tree in trees if size[tree] <= 0.8 * max(size.values())]
+    best = min(branchnet.clustering_cost(tree, affinity, objective="mean-max") for tree in within)
+    assert found["cost"] == pytest.approx(best, rel=1e-12) and found["proven"]
+    assert walker("search affinity.npz split.yaml --front --objective mean-max --json") == 0
+    front = json.loads(walker.out)
+    costs = [point["cost"] for point in front]
+    assert costs == sorted(costs, reverse=True) and costs[-1] == 0 and len(front[0]["tree"][-1]) == 1
+
+
+def test_search_keeps_how_networks_are_made(walker: Walker) -> None:
+    spec = Architecture.load("architecture.yaml")
+    assert spec.input == Architecture.load("split.yaml").input
+    assert [made.name for made in spec.constructors.values()] == ["branchnet:scene_network"] * 3
+    assert spec.search.budget == "80%params" and spec.search.measure == "rsa"
+
+
+def test_group_divides_whole_networks(walker: Walker) -> None:
+    assert walker("group affinity.npz split.yaml --groups 2 --json --out groups.yaml") == 0
+    told = json.loads(walker.out)
+    tree = Architecture.load("groups.yaml").tree
+    assert len(set(tree.widths)) == 1 and len(told["groups"]) <= 2
+    assert all(task in group for task, group in told["served_by"].items())
+    assert walker("build groups.yaml --config run.yaml --out groups") == 0
+
+
+def test_distill_trains_what_build_wrote(walker: Walker) -> None:
+    before, after = (branchnet.builder.read_weights(Path(f"{name}/weights.safetensors")) for name in LINES_MADE)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not list(walker.folder.rglob("*unfinished*"))
+    assert walker("distill branched run.yaml --steps 2 --json --out again") == 0
+    told = json.loads(walker.out)
+    assert set(told) == {"separate", "before", "distilled"}
+    assert told["separate"]["metrics"] == pytest.approx(dict.fromkeys(TASKS, 100))
+    again = branchnet.builder.read_weights(Path("again/weights.safetensors"))
+    assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+LINES_MADE = ("branched", "distilled")
+
+
+def test_bench_times_both(walker: Walker) -> None:
+    assert walker("bench distilled --no-compiled --repeats 4 --batch-size 2 --json --out bench.json") == 0
+    told = json.loads(walker.out)
+    assert told == json.loads(Path("bench.json").read_text())
+    assert {name: len(times) for name, times in told["seconds"]["eager"].items()} == {"separate": 4, "branched": 4}
+
+
+@pytest.mark.parametrize("suffix", ["html", "md", "csv", "json"])
+def test_report_in_every_form(walker: Walker, suffix: str) -> None:
+    assert walker(f"report distilled --affinity affinity.npz --no-latency --json --out r.{suffix}") == 0
+    count = sum(parameter.numel() for parameter in branchnet.load("distilled").parameters())
+    assert json.loads(walker.out)["params"] == count
+    text = Path(f"r.{suffix}").read_text()
+    assert "layer4" in text or "layer3" in text
+    if suffix == "html":
+        assert all(f'id="{part}"' in text for part in ("tree", "costs", "affinity", "front", "certainty", "commands"))
+
+
+def test_show_and_validate_read_folders_and_files(walker: Walker) -> None:
+    for given in ("distilled", "architecture.yaml"):
+        assert walker(f"show {given} --json") == 0
+        told = json.loads(walker.out)
+        assert told["params"]["branched"] < told["params"]["separate"]
+    assert walker("validate run.yaml split.yaml distilled --build --json") == 0
+    assert [one["valid"] for one in json.loads(walker.out)] == [True] * 3
+
+
+def test_schemas_name_the_fields(walker: Walker) -> None:
+    assert walker("schema") == 0
+    assert {"tasks", "tree", "locations"} <= set(json.loads(walker.out)["properties"])
+    assert walker("schema --config --out config.json") == 0
+    assert {"networks", "images", "budget"} <= set(json.loads(Path("config.json").read_text())["properties"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "split run.yaml --out new",
+        "affinity run.yaml split.yaml --out new.npz",
+        "search affinity.npz split.yaml --out new",
+        "build architecture.yaml --config run.yaml --out new",
+        "distill branched run.yaml --out new",
+        "bench distilled --out new",
+        "run run.yaml --out new",
+    ],
+)
+def test_a_dry_run_says_memory_and_writes_nothing(walker: Walker, line: str) -> None:
+    before = files(walker.folder)
+    assert walker(f"{line} --dry-run --json") == 0
+    plan = json.loads(walker.out)
+    assert plan["bytes"] > 0 and plan["seconds"] >= 0 and "new" in plan["writes"][0]
+    assert files(walker.folder) == before
+
+
+def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walker) -> None:
+    assert walker("search affinity.npz split.yaml --budget 80%params") == 0
+    assert "stages" in walker.out and "wrote" not in walker.out and "wrote architecture.yaml" in walker.err
+    assert walker("distill branched run.yaml --steps 1 --quiet --json") == 0
+    assert walker.err == "" and json.loads(walker.out)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("split nothing.yaml", 2, "nothing.yaml: No such file"),
+        ("split run.yaml --locations layer9", 2, "layer9"),
+        ("split run.yaml --device nowhere", 2, "--device nowhere: this machine has no such device"),
+        ("affinity run.yaml nothing.yaml", 2, "nothing.yaml: No such file"),
+        ("affinity run.yaml split.yaml --probe 2", 2, "--probe: 2 is wrong"),
+        ("affinity run.yaml split.yaml --measure rsb", 2, "rsb"),
+        ("affinity run.yaml split.yaml --out a.txt", 2, "ends in .npz"),
+        ("affinity split.yaml split.yaml", 2, "holds no images"),
+        ("search nothing.npz split.yaml", 2, "nothing.npz is no file"),
+        ("search run.yaml split.yaml", 2, "no affinity file"),
+        ("search affinity.npz split.yaml --budget 1%params", 3, "smallest"),
+        ("search affinity.npz split.yaml --budget much", 2, "cannot read the budget 'much'"),
+        ("search affinity.npz split.yaml --objective worst", 2, "worst"),
+        ("search affinity.npz other.yaml", 2, "tasks are a, b"),
+        ("group affinity.npz split.yaml --groups 0", 3, "at least 1"),
+        ("group affinity.npz split.yaml --location layer9", 2, "layer9 is none"),
+        ("build nothing.yaml", 2, "nothing.yaml"),
+        ("build other.yaml", 2, "no named constructor"),
+        ("build architecture.yaml --config two.yaml", 2, "count is missing"),
+        ("build architecture.yaml --out run.yaml", 2, "run.yaml is or lies in a file"),
+        ("distill nothing run.yaml", 2, "nothing"),
+        ("distill architecture.yaml run.yaml", 4, "is no saved network"),
+        ("distill branched split.yaml", 2, "images: is missing"),
+        ("bench branched --repeats 0", 2, "at least 1"),
+        ("bench nothing", 2, "nothing"),
+        ("report branched --out r.pdf", 2, ".html, .md, .csv or .json"),
+        ("report broken", 4, "weights.safetensors"),
+        ("show nothing", 2, "nothing"),
+        ("validate", 2, "no file was given"),
+        ("validate wrong.yaml run.yaml", 2, "wrong.yaml:2:1"),
+        ("run two.yaml", 2, "names no budget"),
+        ("schema --out run.yaml/x", 2, "run.yaml"),
+    ],
+)
+def test_what_is_wrong_is_said(walker: Walker, line: str, code: int, message: str) -> None:
+    made = "schema_version: 1\ntasks: [a, b]\nlocations: [x]\ntree: [{until: x, branches: [a, b]}]\n"
+    Path("other.yaml").write_text(made)
+    Path("wrong.yaml").write_text("schema_version: 1\ntaskss: [a]\n")
+    config = Path("run.yaml").read_text().splitlines()
+    Path("two.yaml").write_text("\n".join(line for line in config if "count" not in line and "budget" not in line))
+    shutil.copytree("branched", "broken")
+    Path("broken/weights.safetensors").write_bytes(b"no weights")
+    assert walker(line) == code, walker.err
+    said = " ".join(walker.err.replace("│", " ").split())
+    assert any(part in said for part in message.split("|")), said
+    assert not walker.out or line.startswith("validate")
+
+
+def test_completion_knows_the_verbs_and_changes_no_startup_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".bashrc").write_text("mine\n")
+    assert main(["--install-completion", "--shell", "bash", "--output", str(tmp_path / "done.sh")]) == 0
+    script = (tmp_path / "done.sh").read_text()
+    assert all(verb in script for verb in VERBS) and "--dry-run" in script
+    assert (tmp_path / ".bashrc").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("word", [("serch", "search"), ("distil", "distill"), ("affinty", "affinity")])
+def test_a_misspelt_verb_is_corrected(word: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word[0]]) == 2
+    assert f'Did you mean "{word[1]}"?' in " ".join(capsys.readouterr().err.replace("│", "").split())

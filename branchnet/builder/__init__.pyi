@@ -1,7 +1,7 @@
 from .assembly import build as build
 from .compilation import CompiledNetwork as CompiledNetwork
 from .compilation import compile as compile
-from .compilation import compiler_problem as compiler_problem
+from .graphs import compiler_problem as compiler_problem
 from .donors import choose_donors as choose_donors
 from .network import BranchedNetwork as BranchedNetwork
 from .network import Node as Node

@@ -3,105 +3,214 @@
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
 
+from branchnet.builder.fusion import FusedNetwork
+from branchnet.builder.fusion_choice import faster_fused
+from branchnet.builder.graphs import autocasting, compiled_apart, compiler_problem, device_of, first_line, map_input
 from branchnet.builder.network import BranchedNetwork, Input, wanted_tasks
+from branchnet.builder.preparation import as_prepared, prepare
 from branchnet.builder.separate import SeparateNetworks
 from branchnet.errors import BuildError
 
 Outputs = dict[str, Any]
+Network = BranchedNetwork | FusedNetwork | SeparateNetworks
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 class CompiledNetwork:
     """A network of several tasks whose requested task sets each run as one compiled graph, without gradients.
 
     Calling it is calling the network that it was made from. A task set is compiled when it is first asked for. With a
-    dynamic batch one graph serves every batch size from 2 up, and size 1 has a graph of its own.
+    dynamic batch one graph serves every batch size from 2 up, and size 1 has a graph of its own. `compile` explains the
+    arguments.
+
+    Attributes:
+        branched: the network that is run.
+        eager_heads: tasks whose heads could not be compiled and are called eagerly after the graph.
     """
 
     def __init__(
-        self, branched: BranchedNetwork | SeparateNetworks, *, mode: str | None = None, dynamic: bool = True
+        self,
+        branched: Network,
+        *,
+        mode: str | None = None,
+        dynamic: bool = True,
+        autocast: torch.dtype | None = None,
+        cast: torch.dtype | None = None,
+        channels_last: bool = False,
+        copy_outputs: bool = True,
     ) -> None:
         self.branched = branched
         self.mode = mode
         self.dynamic = dynamic
-        self._compiled: dict[tuple[str, ...], Callable[[Input], Outputs]] = {}
+        self.autocast = autocast
+        self.eager_heads: tuple[str, ...] = ()
+        self._device = device_of(branched)
+        self._as_prepared = functools.partial(as_prepared, cast=cast, channels_last=channels_last)
+        self._cuda_graphs = self._device == "cuda" and mode in CUDA_GRAPH_MODES
+        self._copies = copy_outputs and self._cuda_graphs
+        self._compiled: dict[tuple[str, ...], Callable[[Input], tuple[Outputs, dict[str, Any]]]] = {}
 
     def __call__(self, x: Input, tasks: Sequence[str] | None = None) -> Outputs:
         """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""
         subset = wanted_tasks(tasks, self.branched.tasks)
-        if subset not in self._compiled:
-            self._compiled[subset] = self._compile(subset)
+        marked = _with_dynamic_batch(x) if self.dynamic else x
         with torch.no_grad():
-            return self._compiled[subset](_with_dynamic_batch(x) if self.dynamic else x)
+            if self._cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            outputs, cuts = self._run(subset, marked)
+            if cuts:
+                with autocasting(self._device, self.autocast):
+                    outputs |= {task: self._heads[task](*cut) for task, cut in cuts.items()}
+                outputs = {task: outputs[task] for task in subset}
+            return pytree.tree_map(_copied, outputs) if self._copies else outputs
 
-    def _compile(self, subset: tuple[str, ...]) -> Callable[[Input], Outputs]:
-        branched = self.branched
+    def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
+        if subset in self._compiled:
+            return self._compiled[subset](x)
+        compiled = self._compile(subset)
+        try:
+            result = compiled(x)
+        except TorchDynamoException as error:
+            self._exclude_heads(subset, x, error)
+            compiled = self._compile(subset)
+            result = compiled(x)
+        self._compiled[subset] = compiled
+        return result
 
-        def run(x: Input) -> Outputs:
-            return branched(x, tasks=subset)  # type: ignore[no-any-return]
+    def _compile(self, subset: tuple[str, ...]) -> Callable[[Input], tuple[Outputs, dict[str, Any]]]:
+        network, prepared, device, autocast = self.branched, self._as_prepared, self._device, self.autocast
+        eager = tuple(task for task in subset if task in self.eager_heads)
+        heads = self._heads
 
-        # Dynamo counts recompilations per code object: a copy for each subset keeps their counts apart.
-        code = run.__code__.replace(co_name=f"run_{len(self._compiled)}")
-        separate = types.FunctionType(code, run.__globals__, closure=run.__closure__)
-        return torch.compile(separate, fullgraph=True, mode=self.mode, dynamic=None if self.dynamic else False)
+        def run(x: Input) -> tuple[Outputs, dict[str, Any]]:
+            x = map_input(prepared, x)
+            with autocasting(device, autocast):
+                if not eager:
+                    return network(x, tasks=subset), {}
+                last = network.trunk(x, tasks=subset)  # type: ignore[operator]
+                outputs = {task: heads[task](*cut) for task, cut in last.items() if task not in eager}
+                return outputs, {task: last[task] for task in eager}
+
+        return compiled_apart(run, mode=self.mode, dynamic=None if self.dynamic else False)
+
+    def _exclude_heads(self, subset: tuple[str, ...], x: Input, error: Exception) -> None:
+        """Find the heads that do not compile on their own; raise `error` where there are none."""
+        if isinstance(self.branched, SeparateNetworks):
+            raise error
+        with autocasting(self._device, self.autocast):
+            cuts = self.branched.trunk(map_input(self._as_prepared, x), tasks=subset)
+        problems = {task: _refusal(self._heads[task], cut) for task, cut in cuts.items()}
+        found = tuple(task for task in subset if problems[task] and task not in self.eager_heads)
+        if not found:
+            raise error
+        for task in found:
+            warnings.warn(
+                f"the head of {task!r} cannot be compiled and is called eagerly after the graph: {problems[task]}",
+                stacklevel=4,
+            )
+        self.eager_heads += found
+
+    @property
+    def _heads(self) -> dict[str, nn.Module]:
+        heads: Iterable[nn.Module] = [] if isinstance(self.branched, SeparateNetworks) else self.branched.heads
+        return dict(zip(self.branched.tasks, heads, strict=False))
 
 
 def compile(
-    branched: BranchedNetwork, example: Input, *, mode: str | None = None, dynamic: bool = True
+    branched: BranchedNetwork,
+    example: Input,
+    *,
+    mode: str | None = None,
+    dynamic: bool = True,
+    fuse: bool | Literal["auto"] = False,
+    autocast: torch.dtype | None = None,
+    cast: torch.dtype | None = None,
+    channels_last: bool = False,
+    fold_batchnorm: bool = False,
+    copy_outputs: bool = True,
 ) -> CompiledNetwork:
     """Compile all tasks of `branched` as one graph and run it once on `example`.
+
+    Without `fuse`, `cast`, `channels_last` and `fold_batchnorm` the network itself is compiled, so that weights changed
+    in place count at the next call; with any of them a copy is.
+
+    **CUDA graphs** are recorded in the modes `"reduce-overhead"` and `"max-autotune"` on a GPU: one for each shape of
+    the inputs, whether `dynamic` or not, so serve few batch sizes with them. Inputs are copied into the graph's own
+    memory at each call. The graph writes its outputs to the same memory at each call; they are copied out of it, so
+    that an output which the caller keeps is not overwritten. `copy_outputs=False` spares that copy: each output is then
+    valid until the next call only. Weights may be changed in place; replaced tensors record a new graph.
 
     Args:
         branched: the network; its current mode (train or eval) is compiled.
         example: inputs of the size to expect.
         mode: torch.compile's mode, e.g. `"max-autotune"` or `"reduce-overhead"`.
-        dynamic: compile for every batch size (dimension 0 of every input tensor); otherwise one graph for each shape.
+        dynamic: compile for every batch size (dimension 0 of every input tensor that shares the first one's);
+            otherwise one graph for each shape.
+        fuse: run equal nodes of a stage as one batched computation: wherever there are some (True), or where
+            measuring on this device shows that it is faster (`"auto"`, which compiles each such stage both ways).
+        autocast: run under autocast to this type, e.g. `torch.bfloat16`; weights stay as they are.
+        cast: convert weights and floating-point inputs to this type; outputs are of it, too.
+        channels_last: lay weights of convolutions and four-dimensional inputs out with the channels last.
+        fold_batchnorm: see `branchnet.builder.prepare`; outputs move by at most 1e-4 of the largest one in float32.
+        copy_outputs: keep outputs safe under CUDA graphs, see above.
+
+    Returns:
+        The compiled network. A head that cannot be compiled runs eagerly after the graph of everything else, with a
+        warning that names it.
 
     Raises:
-        BuildError: this machine cannot compile; the reason is named.
+        BuildError: this machine cannot compile, the reason is named; or `autocast` together with `cast`.
     """
-    if problem := compiler_problem(_device(branched)):
+    if problem := compiler_problem(device_of(branched)):
         raise BuildError(f"torch.compile does not work here: {problem}; use the branched network uncompiled")
-    compiled = CompiledNetwork(branched, mode=mode, dynamic=dynamic)
+    if autocast is not None and cast is not None:
+        raise BuildError(f"autocast={autocast} and cast={cast}: choose one of them")
+    if fuse not in (True, False, "auto"):
+        raise BuildError(f"fuse must be True, False or 'auto'; {fuse!r} was given")
+    prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
+    network: Network = prepared
+    run_as = functools.partial(CompiledNetwork, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)
+    if fuse == "auto":
+        stages = faster_fused(prepared, example, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)
+        network = FusedNetwork(prepared, stages) if stages else prepared
+    elif fuse:
+        network = FusedNetwork(prepared, range(branched.tree.depth))
+    compiled = run_as(network, dynamic=dynamic, copy_outputs=copy_outputs)
     compiled(example)
     return compiled
 
 
-@functools.cache
-def compiler_problem(device: str = "cpu") -> str:
-    """Say why torch.compile fails on this machine, by compiling a small function; empty where it works."""
-
-    def probe(x: Tensor) -> Tensor:
-        return torch.sin(x) + x.mean()
-
-    try:
-        torch.compile(probe, fullgraph=True)(torch.ones(8, device=device))
-    except Exception as error:  # whatever a missing toolchain raises, on any platform, is the answer
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-    return ""
-
-
 def _with_dynamic_batch(x: Input) -> Input:
     """Alias the input tensors with their batch dimension marked dynamic, where there is more than one sample."""
+    leaves = list(x.values()) if isinstance(x, Mapping) else pytree.tree_leaves(x)
+    batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
     def mark(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] > 1:
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch > 1:
             value = value.view_as(value)
             torch._dynamo.mark_dynamic(value, 0)
         return value
 
-    if isinstance(x, Mapping):
-        return {name: mark(value) for name, value in x.items()}
-    return pytree.tree_map(mark, x)  # type: ignore[no-any-return]
+    return map_input(mark, x)
 
 
-def _device(branched: BranchedNetwork) -> str:
-    return next((parameter.device.type for parameter in branched.parameters()), "cpu")
+def _refusal(head: nn.Module, cut: tuple[Any, ...]) -> str:
+    """Why a head is no full graph; empty if it is one."""
+    try:
+        compiled_apart(lambda *values: head(*values), backend="eager")(*cut)
+    except TorchDynamoException as error:
+        return first_line(error)
+    return ""
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call_arguments, flat_example
@@ -47,7 +49,7 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
     args, kwargs = call_arguments(inner)
     shapes = _dynamic_shapes(inner, dynamic)
     try:
-        with _without_dumps():
+        with _without_dumps(), _SimpleSizes():
             program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
         module = program.module(check_guards=False)
     except Exception as error:
@@ -56,6 +58,31 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
     if PREPROCESSING in network._modules:
         _start_with_preprocessing(graph)
     return Trace(network, graph, "export")
+
+
+_MOST_OPERATIONS = 24
+
+
+class _SimpleSizes(TorchFunctionMode):
+    """Ends an export whose free sizes become so involved (windows, padding to a multiple) that it would take minutes.
+
+    What it decides by does not depend on the machine's speed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function and look at the sizes of its results."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                shape: Sequence[Any] = tensor.shape
+                sizes = [size.node.expr for size in shape if isinstance(size, torch.SymInt)]
+                if any(size.has(Mod, PythonMod) for size in sizes) or _operations(sizes) > _MOST_OPERATIONS:
+                    raise SplitError(f"its sizes depend on the input's in too involved a way: {tuple(tensor.shape)}")
+        return result
+
+
+def _operations(sizes: Sequence[Any]) -> int:
+    return sum(int(size.count_ops()) for size in sizes)
 
 
 @contextmanager

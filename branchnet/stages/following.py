@@ -19,7 +19,7 @@ from branchnet.stages.dataflow import Dataflow, attribute
 from branchnet.stages.exporting import trace_export
 from branchnet.stages.interface import Example, Interface, call_arguments, flat_example
 from branchnet.stages.propagation import Propagation, TensorForm, dry_run, propagate
-from branchnet.stages.tracing import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap
+from branchnet.stages.tracing import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap, where
 
 _WHOLE_SHARE = 0.25
 _ROUNDING = 1e-5
@@ -54,6 +54,8 @@ def follow_all(
         raise SplitError(f"transforms are given for {unknown}, which are no networks; there are {sorted(networks)}")
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
+    for root in roots:
+        _check_example(root, example)
     traces = _alike([_trace(root, example) for root in roots], example)
     return [
         _complete(unwrap(network), trace, example) for network, trace in zip(networks.values(), traces, strict=True)
@@ -63,6 +65,22 @@ def follow_all(
 def follow(network: nn.Module, example: Example) -> Followed:
     """Follow one network."""
     return follow_all({"network": network}, example, {})[0]
+
+
+def _check_example(root: nn.Module, example: Example) -> None:
+    if _without_values(root):
+        return
+    args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
+    try:
+        with mode_of(root, training=False), torch.no_grad():
+            root(*args, **kwargs)
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
+        raise SplitError(f"{type(root).__name__} does not run on the example ({shapes}): {where(error)}") from error
+
+
+def _without_values(root: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*root.parameters(), *root.buffers()))
 
 
 def _alike(traces: list[Trace], example: Example) -> list[Trace]:
@@ -237,7 +255,7 @@ def _verified(trace: Trace, example: Example) -> Trace:
     Raises:
         SplitError: the outputs differ.
     """
-    if any(tensor.is_meta for tensor in (*trace.root.parameters(), *trace.root.buffers())):
+    if _without_values(trace.root):
         return trace
     with torch.no_grad():
         args, kwargs = call_arguments(transformed(trace.root, tree_map(_copied, example)))

@@ -180,7 +180,7 @@ class StagedNetwork(nn.Module):
             CheckpointError: keys are missing or unknown, or shapes differ.
         """
         keys = {key: original_key(key) for key in self.state_dict()}
-        cleaned = _without_prefix(state, set(keys.values()))
+        cleaned = without_prefix(state, set(keys.values()))
         missing = sorted(set(keys.values()) - set(cleaned))
         unknown = sorted(set(cleaned) - set(keys.values()))
         if missing or unknown:
@@ -257,7 +257,8 @@ def attribute_or_none(root: nn.Module, path: str) -> Any:
         return None
 
 
-def _without_prefix(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """The state without the prefixes of wrappers (`module.`, `_orig_mod.`), where none of the wanted keys is there."""
     cleaned = dict(state)
     for prefix in ("module.", "_orig_mod.", "module.", "_orig_mod."):
         if cleaned and not wanted & set(cleaned) and all(key.startswith(prefix) for key in cleaned):

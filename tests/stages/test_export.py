@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from branchnet import SplitError
 from branchnet.stages import split, split_all
 
 from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
@@ -76,3 +77,36 @@ def test_export_trains_with_the_same_buffers(networks):
     staged = split(original, text())
     assert staged.trainable, staged.eval_only
     assert_trains_alike(original, staged, text(3), 1e-4)
+
+
+class Windows(nn.Module):
+    """Pads to a multiple of the window, as Swin does; with free sizes its shapes become remainders of quotients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 2, stride=2)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).permute(0, 2, 3, 1)
+        batch, height, width, _ = x.shape
+        for layer in self.layers:
+            padded = x
+            if height % 3 or width % 3:
+                padded = nn.functional.pad(x, (0, 0, 0, (3 - width % 3) % 3, 0, (3 - height % 3) % 3))
+            windows = padded.view(batch, padded.shape[1] // 3, 3, padded.shape[2] // 3, 3, 8).transpose(2, 3)
+            back = layer(windows).transpose(2, 3).reshape(padded.shape)
+            x = x + back[:, :height, :width]
+        return x.mean((1, 2))
+
+
+def test_involved_sizes_are_fixed_and_the_batch_stays_free():
+    network = Windows()
+    staged = split(network, torch.randn(2, 3, 20, 14), locations=["layers.0", "layers.1"])
+    assert staged.traced_by == "export"
+    assert_evaluates_alike(network, staged, torch.randn(5, 3, 20, 14), 1e-6)
+
+
+def test_an_example_that_the_network_does_not_take():
+    with pytest.raises(SplitError, match=r"Sequential does not run on the example \(\(2, 5\) float32\): RuntimeError"):
+        split(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 5))

@@ -1,12 +1,12 @@
-"""Building a branched network from staged single-task networks: choose a donor for each node, copy its weights."""
+"""Building a branched network from staged single-task networks: choose donors, copy, and initialise as asked."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from branchnet.builder.donors import Donors, choose_donors
 from branchnet.builder.network import BranchedNetwork, Input
@@ -17,20 +17,27 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import Tree
 
+Init: TypeAlias = Literal["donor", "mean", "merge", "pretrained", "random"]
+
+PROBE_BATCH = 64
+
 
 def build(
     tree: Tree,
     networks: Mapping[str, nn.Module],
     *,
-    init: Literal["donor"] = "donor",
+    init: Init = "donor",
     affinity: Affinity | None = None,
     donors: Donors | None = None,
+    probe: Any = None,
+    state: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
     example: Input | None = None,
     locations: Sequence[str] | int | None = None,
 ) -> BranchedNetwork:
-    """Build the branched network that `tree` describes, with copies of the single-task networks' weights in place.
+    """Build the branched network that `tree` describes, with initial weights in place.
 
-    The donor of each node is chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
+    Every node has a donor, chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
     the cluster's medoid by affinity, or without an affinity its first task. So a chain of nodes with one donor
     reproduces that donor exactly. Parameters that a donor shares between stages stay shared between nodes that serve
     the same tasks, and become independent elsewhere. The copies can be trained even where the donors are frozen.
@@ -39,22 +46,43 @@ def build(
         tree: D stages over the tasks.
         networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
             They are not changed.
-        init: where the weights come from; `"donor"` is the rule above.
+        init: where the weights come from. `"donor"`: each node copies its donor. `"mean"`: the mean of the donors of
+            all the node's tasks, for networks fine-tuned from the same weights (others are refused). `"merge"`: that
+            mean after the units of all donors were put into one order by their activations on the probe, with BatchNorm
+            estimated anew. `"pretrained"`: `state`. `"random"`: fresh random numbers.
         affinity: chooses the medoids.
         donors: the donor task of every node, stage by stage in the order of `tree.partitions`, instead of that rule;
             `choose_donors` with a preferred task makes some.
+        probe: K inputs as `branchnet.rsa` takes them: what `merge` aligns on. With any `init`, `.initialisation` then
+            also says how well the features of each node match those of the donors.
+        state: for `pretrained`: the state of one network of this backbone under its own names (heads keep the weights
+            of their tasks' networks), or that of a branched network of this tree.
+        seed: of `random`.
         example: inputs to split plain networks with.
         locations: where to split plain networks; by default at the affinity's locations.
 
+    Returns:
+        the network; its `initialisation` says where each node's weights come from.
+
     Raises:
-        BuildError: tasks or depth of tree, networks and affinity that do not agree.
+        BuildError: tasks or depth of tree, networks and affinity that do not agree; an `init` that lacks its probe or
+            state, or does not suit the donors.
         SplitError: plain networks that cannot be split.
     """
-    if init != "donor":
-        raise BuildError(f"init must be 'donor'; {init!r} was given")
+    _check_options(init, probe, state, networks)
     staged = _staged(networks, example, locations if locations or affinity is None else affinity.locations)
     _check_fit(tree, staged, affinity)
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
+    branched = _copied(tree, staged, donors)
+    sources = _initialise(branched, staged, init, probe, state, seed)
+    from branchnet.builder.initialisation import describe_start
+
+    branched.initialisation = describe_start(branched, init, sources, staged, probe)
+    return branched
+
+
+def _copied(tree: Tree, staged: Mapping[str, StagedNetwork], donors: Donors) -> BranchedNetwork:
+    """Every node as a copy of its donor's stage."""
     memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
 
     def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
@@ -82,6 +110,50 @@ def build(
         eval_only="; ".join(f"{task}: {net.eval_only}" for task, net in staged.items() if net.eval_only),
     )
     return branched.train(first.training)
+
+
+def _initialise(
+    branched: BranchedNetwork,
+    staged: Mapping[str, StagedNetwork],
+    init: Init,
+    probe: Any,
+    state: Mapping[str, Tensor] | None,
+    seed: int,
+) -> dict[str, str]:
+    """Replace the donors' weights where that is asked for; say per node where they come from."""
+    if init == "mean":
+        from branchnet.builder.averaging import average_nodes, check_related
+
+        check_related(branched, staged)
+        average_nodes(branched, staged)
+        return {n.id: f"mean of {', '.join(n.tasks)}" for n in branched.members() if len(n.tasks) > 1}
+    if init == "merge":
+        from branchnet.affinity.probes import read_probe
+        from branchnet.builder.merging import merge_donors
+
+        return merge_donors(branched, staged, read_probe(probe, PROBE_BATCH))
+    if init == "pretrained":
+        from branchnet.builder.starting import load_pretrained
+
+        return load_pretrained(branched, state or {})
+    if init == "random":
+        from branchnet.builder.starting import randomise
+
+        return randomise(branched, seed)
+    return {}
+
+
+def _check_options(
+    init: str, probe: Any, state: Mapping[str, Tensor] | None, networks: Mapping[str, nn.Module]
+) -> None:
+    if not isinstance(networks, Mapping):
+        raise BuildError(f"networks must be a mapping of task names to networks; a {type(networks).__name__} was given")
+    if init not in get_args(Init):
+        raise BuildError(f"init must be one of {list(get_args(Init))}; {init!r} was given")
+    if init == "merge" and probe is None:
+        raise BuildError("init='merge' aligns the donors by their activations: pass probe=, inputs of all tasks")
+    if (init == "pretrained") != (state is not None):
+        raise BuildError("state= is what init='pretrained' loads: pass both or none")
 
 
 def _staged(

@@ -6,22 +6,26 @@ stable whatever the tasks are called; `tree`, `tasks` and `locations` carry the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from branchnet.builder.inputs import Input as Input
+from branchnet.builder.inputs import check_input, unlike
+from branchnet.builder.recomputing import recomputed
 from branchnet.errors import BuildError
 from branchnet.stages import call
 from branchnet.stages.costs import StageCost, StageCosts
 
 if TYPE_CHECKING:
+    from branchnet.builder.initialisation import Initialisation
     from branchnet.clustering import Tree
     from branchnet.constructors import Constructor
     from branchnet.stages import Interface
-
-Input = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,12 @@ class BranchedNetwork(nn.Module):
         interface: shapes and types of the inputs.
         constructors: how each task's network is made again, None where only its owner knows.
         eval_only: why the network cannot be trained; empty where it can.
+        initialisation: where `build` took the weights of each node from; None in a network that was loaded or changed.
+        frozen: ids of the nodes and heads that training leaves alone, see `freeze`.
+        recomputed: numbers of the stages whose activations are not kept for the backward pass, see `recompute`.
     """
+
+    initialisation: Initialisation | None
 
     def __init__(
         self,
@@ -82,6 +91,9 @@ class BranchedNetwork(nn.Module):
         self.eval_only = eval_only
         self.nodes = nn.ModuleList(nn.ModuleList(stage) for stage in nodes)
         self.heads = nn.ModuleList(heads)
+        self.initialisation = None
+        self.frozen: frozenset[str] = frozenset()
+        self.recomputed: frozenset[int] = frozenset()
         self._clusters = tree.labels()
 
     @property
@@ -100,8 +112,20 @@ class BranchedNetwork(nn.Module):
             `{task: output}` in task order.
 
         Raises:
-            BuildError: a task that the network does not know.
+            BuildError: a task that the network does not know, inputs of another form, or inputs that cannot be run and
+                differ from the example that the networks were split with.
         """
+        if torch.compiler.is_compiling():
+            return self._outputs(x, tasks)
+        check_input(x, self.interface)
+        try:
+            return self._outputs(x, tasks)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not (difference := unlike(x, self.interface)):
+                raise
+            raise BuildError(f"the network cannot be run on {difference}: {error}") from error
+
+    def _outputs(self, x: Input, tasks: Sequence[str] | None) -> dict[str, Any]:
         last = self.trunk(x, tasks)
         return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
 
@@ -115,10 +139,26 @@ class BranchedNetwork(nn.Module):
             for task in wanted:
                 cluster = self._clusters[stage][task]
                 if cluster not in computed:
-                    node = row[cluster]  # type: ignore[index]
-                    computed[cluster] = node(*cuts[self._clusters[stage - 1][task]]) if stage else call(node, x)
+                    before = cuts[self._clusters[stage - 1][task]] if stage else x
+                    computed[cluster] = self._run(stage, row[cluster], before)  # type: ignore[index]
             cuts = computed
         return {names[task]: cuts[self._clusters[-1][task]] for task in wanted}
+
+    def _run(self, stage: int, node: nn.Module, before: Any) -> Any:
+        if stage in self.recomputed and node.training and torch.is_grad_enabled():
+            return recomputed(node, before, call if stage == 0 else _spread)
+        return node(*before) if stage else call(node, before)
+
+    def path(self, task: str) -> Path:
+        """The nodes and the head that compute one task, as a network of that task; they are not copied.
+
+        Raises:
+            BuildError: a task that the network does not know.
+        """
+        (task,) = wanted_tasks([task], self.tasks)
+        rows = enumerate(self.nodes)
+        nodes = [row[self.tree.cluster_of(task, d)] for d, row in rows]  # type: ignore[index]
+        return Path(nodes, self.heads[self.tasks.index(task)], self.locations)
 
     def members(self) -> Iterator[Node]:
         """Every node from input to output, then every head."""
@@ -130,6 +170,123 @@ class BranchedNetwork(nn.Module):
         for i, task in enumerate(self.tasks):
             yield Node(f"heads.{i}", (task,), task, self.heads[i])
 
+    def member(self, name: str) -> Node:
+        """The node or head of an id, e.g. `nodes.2.0`; `member(id).module.eval()` changes the mode of one node.
+
+        Raises:
+            BuildError: no such id.
+        """
+        known = {node.id: node for node in self.members()}
+        if name not in known:
+            raise BuildError(f"there is no node {name!r}{_did_you_mean(name, known)}")
+        return known[name]
+
+    def freeze(self, *names: str) -> None:
+        """Leave nodes alone in training: no gradients, and eval mode whatever `train()` says.
+
+        Args:
+            names: ids of nodes and heads, or tasks: all that such a task's output depends on, so that it stays the same
+                to the bit while the rest is trained. A tensor that a frozen node shares with another is frozen there.
+
+        Raises:
+            BuildError: no such id or task.
+        """
+        self._set_frozen(self.frozen | self._ids(names))
+
+    def unfreeze(self, *names: str) -> None:
+        """Let nodes be trained again; arguments and errors are those of `freeze`."""
+        self._set_frozen(self.frozen - self._ids(names))
+
+    def _ids(self, names: Iterable[str]) -> frozenset[str]:
+        ids = {node.id: {node.id} for node in self.members()}
+        for i, task in enumerate(self.tasks):
+            path = {f"nodes.{d}.{labels[i]}" for d, labels in enumerate(self._clusters)}
+            ids.setdefault(task, path | {f"heads.{i}"})
+        if unknown := [name for name in names if name not in ids]:
+            raise BuildError(f"{unknown[0]!r} is no node and no task{_did_you_mean(unknown[0], ids)}")
+        return frozenset[str]().union(*(ids[name] for name in names))
+
+    def _set_frozen(self, frozen: frozenset[str]) -> None:
+        changed, self.frozen = self.frozen ^ frozen, frozen
+        members = [node for node in self.members() if node.id in changed]
+        for node in sorted(members, key=lambda node: node.id in frozen):
+            for parameter in node.module.parameters():
+                trainable = parameter.is_floating_point() or parameter.is_complex()
+                parameter.requires_grad_(trainable and node.id not in frozen)
+            node.module.train(self.training and node.id not in frozen)
+
+    def train(self, mode: bool = True) -> BranchedNetwork:
+        """Switch every node between training and evaluation; frozen nodes stay in evaluation.
+
+        Raises:
+            SplitError: training is asked for and a node can only be evaluated.
+        """
+        super().train(mode)
+        for node in self.members():
+            if node.id in self.frozen:
+                node.module.eval()
+        return self
+
+    def recompute(self, *locations: str) -> None:
+        """Trade time for memory in training: keep no activations inside the stages that end at these locations.
+
+        They are computed a second time in the backward pass (activation checkpointing), with the same results. No
+        location switches it off again.
+
+        Raises:
+            BuildError: no such location.
+        """
+        if unknown := [name for name in locations if name not in self.locations]:
+            raise BuildError(f"{unknown[0]!r} is no location{_did_you_mean(unknown[0], self.locations)}")
+        self.recomputed = frozenset(self.locations.index(name) for name in locations)
+
+    def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
+        """This network with one more task, see `branchnet.builder.surgery.add_task`."""
+        from branchnet.builder.surgery import add_task
+
+        return add_task(self, name, network, beside=beside, until=until)
+
+    def remove_task(self, name: str) -> BranchedNetwork:
+        """This network without one task, see `branchnet.builder.surgery.remove_task`."""
+        from branchnet.builder.surgery import remove_task
+
+        return remove_task(self, name)
+
+    def merge_nodes(self, kept: str, *others: str) -> BranchedNetwork:
+        """This network with several nodes as one, see `branchnet.builder.surgery.merge_nodes`."""
+        from branchnet.builder.surgery import merge_nodes
+
+        return merge_nodes(self, kept, *others)
+
+    def split_node(self, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
+        """This network with one node as several copies, see `branchnet.builder.surgery.split_node`."""
+        from branchnet.builder.surgery import split_node
+
+        return split_node(self, node, groups)
+
+
+class Path(nn.Module):
+    """One task's way through a branched network, called like that task's own network.
+
+    Attributes:
+        stages: the nodes, from input to output.
+        head: the task's head.
+        locations: the names of the ends of the stages.
+    """
+
+    def __init__(self, nodes: Sequence[nn.Module], head: nn.Module, locations: Sequence[str]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nodes)
+        self.head = head
+        self.locations = tuple(locations)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The task's output."""
+        cut = self.stages[0](*args, **kwargs)
+        for node in self.stages[1:]:
+            cut = node(*cut)
+        return self.head(*cut)
+
 
 def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
     """The tasks asked for, all by default, in the order of `known`.
@@ -140,5 +297,16 @@ def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str
     if tasks is None:
         return tuple(known)
     if isinstance(tasks, str) or not tasks or any(task not in known for task in tasks):
-        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given")
+        unknown = [] if isinstance(tasks, str) else [task for task in tasks if task not in known]
+        hint = _did_you_mean(unknown[0], known) if unknown else ""
+        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given{hint}")
     return tuple(task for task in known if task in tasks)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _spread(node: nn.Module, cut: tuple[Any, ...]) -> Any:
+    return node(*cut)

@@ -1,0 +1,34 @@
+"""Activation checkpointing that leaves running statistics as one pass makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(module: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], Any]) -> Any:
+    """Give `run(module, inputs)`; the module's activations are dropped and computed again in the backward pass.
+
+    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". The random state of the first run is used again,
+    and what the second run writes to buffers (BatchNorm's statistics) is taken back.
+    """
+    return checkpoint(run, module, inputs, use_reentrant=False, context_fn=partial(_contexts, module))
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _unchanged_buffers(module)
+
+
+@contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, content in before:
+            buffer.data.copy_(content)  # autograd may hold the buffer: its version must not change

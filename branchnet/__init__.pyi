@@ -9,9 +9,11 @@ from .affinity import svcca as svcca
 from .architecture import Architecture as Architecture
 from .builder import BranchedNetwork as BranchedNetwork
 from .builder import CompiledNetwork as CompiledNetwork
+from .builder import LatencyTable as LatencyTable
 from .builder import SeparateNetworks as SeparateNetworks
 from .builder import build as build
 from .builder import compile as compile
+from .builder import latency_table as latency_table
 from .builder import load as load
 from .builder import save as save
 from .clustering import Budget as Budget

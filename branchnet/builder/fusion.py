@@ -186,10 +186,11 @@ class _Result:
 
 
 def groups_of(nodes: Iterable[nn.Module]) -> tuple[tuple[int, ...], ...]:
-    """The numbers of the nodes, those with the same structure together."""
+    """The numbers of the nodes, those with the same structure and weights to stack together."""
     groups: dict[Any, list[int]] = {}
     for k, node in enumerate(nodes):
-        groups.setdefault(structure(node), []).append(k)
+        stateless = next(node.parameters(), None) is None
+        groups.setdefault(k if stateless else structure(node), []).append(k)
     return tuple(tuple(group) for group in groups.values())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.builder.fusion import FusedNodes, groups_of
-from branchnet.builder.graphs import autocasting, compiled_apart, device_of, map_input
+from branchnet.builder.graphs import autocasting, compiled_apart, device_of, first_line, map_input
 from branchnet.builder.network import BranchedNetwork, Input
 from branchnet.builder.preparation import as_prepared
 from branchnet.builder.timing import compare_latency
@@ -65,8 +65,9 @@ def _gains(nodes: Sequence[nn.Module], inputs: Sequence[Any], mode: str | None, 
         }
         devices = next(iter(nodes[0].parameters()), torch.empty(0))
         times = compare_latency(ways, devices, repeats=repeats)
-    except Exception as error:  # vmap has no rule for every operator: such nodes stay apart, and the reason is said
-        warnings.warn(f"nodes cannot be fused ({type(error).__name__}: {error})", stacklevel=2)
+    except Exception as error:  # vmap has no rule for every operator, and its errors have no class of their own
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        warnings.warn(f"nodes of {nodes[0]} cannot be fused and stay apart ({reason})", stacklevel=3)
         return False
     return times["apart"].median > GAIN * times["fused"].median
 

@@ -37,8 +37,6 @@ def problem_from_config(config: RunConfig, folder: Path, *, device: str | None =
     if config.budget is None:
         raise BudgetError("the config names no budget (a line such as `budget: 60% params` would be right)")
     budget = Budget.parse(config.budget)
-    if budget.unit == "latency":
-        raise BudgetError("a run takes a budget of parameters or FLOPs; branchnet.search takes measured milliseconds")
     networks = make_networks(config, folder, device=device)
     images = read_images(config, folder)
     train, test = divide(images, config)

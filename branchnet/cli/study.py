@@ -6,7 +6,7 @@ Every step that takes long is kept in the workspace, so that the same command go
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,19 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, BranchedNetwork, Budget, SearchResult, SeparateNetworks, StagedNetwork, Tree
-from branchnet.builder import CompiledNetwork, choose_donors, compiler_problem, load_weights, save_weights
+from branchnet.builder import (
+    CompiledNetwork,
+    LatencyTable,
+    choose_donors,
+    compiler_problem,
+    load_weights,
+    save_weights,
+)
 from branchnet.cli.workspace import Workspace, load_json, save_json
 from branchnet.clustering import Stability, stability, tree_size
+from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.interrupt import deferred_interrupt
 from branchnet.reporting import ComparedNetwork, Comparison, Latency, compare_latency
-from branchnet.stages import StageCost
 from branchnet.training import Metric, Teachers, reestimate_batchnorm
 from branchnet.training.inputs import Inputs, count_samples, take
 
@@ -88,6 +95,8 @@ class Trees:
         front: the Pareto front over parameters.
         chosen: the best tree within the budget.
         compared: the trees that are built: the chosen one first.
+        costs: of every stage in the budget's unit.
+        head_costs: of every head in that unit.
     """
 
     staged: Mapping[str, StagedNetwork]
@@ -95,6 +104,8 @@ class Trees:
     front: list[SearchResult]
     chosen: SearchResult
     compared: Mapping[str, Tree]
+    costs: Costs
+    head_costs: HeadCosts
 
     @property
     def first(self) -> StagedNetwork:
@@ -132,8 +143,8 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     """
     staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
     first = next(iter(staged.values()))
-    heads = {task: network.head_cost for task, network in staged.items()}
-    _check_budget(problem, first, heads)
+    costs, heads = _costs(problem, staged, workspace)
+    _check_budget(problem, first.locations, costs, heads)
     affinity = workspace.step(
         "affinity.npz",
         [problem.identity, list(first.locations), count_samples(problem.probe)],
@@ -143,36 +154,54 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     )
     with deferred_interrupt() as interrupted:  # a search that is interrupted returns its best tree so far
         chosen = branchnet.search(
-            affinity, first.costs, problem.budget, head_costs=heads, objective=problem.objective, seed=problem.seed
+            affinity, costs, problem.budget, head_costs=heads, objective=problem.objective, seed=problem.seed
         )
-        front = branchnet.pareto_front(affinity, first.costs, head_costs=heads, objective=problem.objective)
+        params = {task: network.head_cost for task, network in staged.items()}
+        front = branchnet.pareto_front(affinity, first.costs, head_costs=params, objective=problem.objective)
         if interrupted():
             raise KeyboardInterrupt
     compared = {"branched": chosen.tree}
     if "shared" in problem.baselines:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in problem.baselines:
-        compared |= _random_trees_of_same_size(chosen, first, heads, problem)
-    return Trees(staged, affinity, front, chosen, compared)
+        compared |= _random_trees_of_same_size(chosen, costs, heads, problem)
+    return Trees(staged, affinity, front, chosen, compared, costs, heads)
 
 
-def _check_budget(problem: Problem, first: StagedNetwork, heads: Mapping[str, StageCost]) -> None:
+def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Workspace) -> tuple[Costs, HeadCosts]:
+    """What stages and heads cost in the budget's unit; milliseconds are measured here and now."""
+    first = next(iter(staged.values()))
+    if problem.budget.unit != "latency":
+        return first.costs, {task: network.head_cost for task, network in staged.items()}
+    compiled = problem.compiled and not compiler_problem()
+    table = workspace.step(
+        "latency_table.json",
+        [problem.identity, list(first.locations), compiled, torch.get_num_threads()],
+        make=lambda _: branchnet.latency_table(staged, problem.example, compiled=compiled, progress=True),
+        save=lambda made, path: save_json(made.to_dict(), path),
+        load=lambda path: LatencyTable.from_dict(load_json(path)),
+    )
+    workspace.console.print(str(table), markup=False, highlight=False)
+    return table.costs, table.head_costs
+
+
+def _check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads: HeadCosts) -> None:
     """Raise BudgetError where not even the smallest tree fits, before anything takes long."""
-    tasks, locations = tuple(problem.networks), first.locations
+    tasks = tuple(problem.networks)
     nothing_known = Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
-    branchnet.search(nothing_known, first.costs, problem.budget, head_costs=heads, objective=problem.objective)
+    branchnet.search(nothing_known, costs, problem.budget, head_costs=heads, objective=problem.objective)
 
 
 def _random_trees_of_same_size(
-    chosen: SearchResult, first: StagedNetwork, heads: Mapping[str, Any], problem: Problem
+    chosen: SearchResult, costs: Costs, heads: HeadCosts, problem: Problem
 ) -> dict[str, Tree]:
     """Of trees drawn uniformly under the budget those nearest to the chosen one's size, and not the chosen one."""
     generator = random.Random(problem.seed)
-    draw = partial(branchnet.random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=first.costs)
+    draw = partial(branchnet.random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=costs)
     drawn = dict.fromkeys(draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES))
     others = [tree for tree in drawn if tree != chosen.tree]
     unit = problem.budget.unit
-    others.sort(key=lambda tree: abs(tree_size(tree, first.costs, head_costs=heads, unit=unit) - chosen.size))
+    others.sort(key=lambda tree: abs(tree_size(tree, costs, head_costs=heads, unit=unit) - chosen.size))
     return {f"random {number}": tree for number, tree in enumerate(others[: problem.random_trees], start=1)}
 
 
@@ -271,9 +300,9 @@ def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric
 def _stability(problem: Problem, trees: Trees) -> Stability:
     """Search again on bootstrap replicates of the probe."""
     replicates = [replace(trees.affinity, values=values, samples=None) for values in trees.affinity.replicates()]
-    heads = {task: network.head_cost for task, network in trees.staged.items()}
+    shown = replicates[:REPLICATES]
     with deferred_interrupt() as interrupted:
-        found = stability(trees.chosen, replicates[:REPLICATES], trees.first.costs, problem.budget, head_costs=heads)
+        found = stability(trees.chosen, shown, trees.costs, problem.budget, head_costs=trees.head_costs)
         if interrupted():
             raise KeyboardInterrupt
     return found

@@ -1,0 +1,260 @@
+"""How long every stage takes on this device at every number of copies: the cost table that makes milliseconds a budget.
+
+`branchnet.search(affinity, table.costs, Budget.parse("4 ms"), head_costs=table.head_costs)` then finds the best tree
+that is predicted to run within 4 ms. The prediction adds the times of stages and heads that were measured alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from branchnet.builder.fusion import FusedNodes, groups_of
+from branchnet.builder.fusion_choice import all_fused
+from branchnet.builder.graphs import compiled_apart, compiler_problem, device_of, first_line, map_input
+from branchnet.builder.timing import Latency, compare_latency
+from branchnet.clustering.budgets import tree_size
+from branchnet.errors import BuildError
+from branchnet.progress import progress_bar
+from branchnet.stages import StagedNetwork, call, flat_example, split_all
+
+if TYPE_CHECKING:
+    from branchnet.clustering import Tree
+    from branchnet.stages import Example
+
+_EVERY_WIDTH = 8
+_SAMPLE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured latencies of stages and heads.
+
+    Attributes:
+        tasks: the N task names.
+        locations: the D names of the stages' ends.
+        widths: the numbers of copies that were measured; between them costs are interpolated.
+        unfused: `unfused[stage][i]`, `widths[i]` copies run one after another.
+        fused: the same copies run as one batched computation; None where that was not measured or cannot be.
+        heads: the head of each task.
+        setting: how and on what it was measured, in words.
+    """
+
+    tasks: tuple[str, ...]
+    locations: tuple[str, ...]
+    widths: tuple[int, ...]
+    unfused: tuple[tuple[Latency, ...], ...]
+    fused: tuple[tuple[Latency | None, ...], ...]
+    heads: Mapping[str, Latency]
+    setting: str
+
+    @property
+    def costs(self) -> tuple[tuple[float, ...], ...]:
+        """Milliseconds `costs[stage][width]` for widths 0..N, the faster of unfused and fused: costs for `search`."""
+        rows = []
+        for apart, together in zip(self.unfused, self.fused, strict=True):
+            best = [min(a.median, math.inf if t is None else t.median) for a, t in zip(apart, together, strict=True)]
+            row = np.interp(range(len(self.tasks) + 1), (0, *self.widths), (0.0, *best))
+            rows.append(tuple(1e3 * float(value) for value in row))
+        return tuple(rows)
+
+    @property
+    def head_costs(self) -> dict[str, float]:
+        """Milliseconds of each head: head costs for `search`."""
+        return {task: 1e3 * latency.median for task, latency in self.heads.items()}
+
+    def predict(self, tree: Tree) -> float:
+        """Milliseconds that the branched network of `tree` should take for all tasks, heads included."""
+        return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency")
+
+    def __str__(self) -> str:
+        lines = [f"milliseconds by copies of a stage ({self.setting})"]
+        lines.append("stage".ljust(24) + "".join(f"{width:>16}" for width in self.widths))
+        for name, apart, together in zip(self.locations, self.unfused, self.fused, strict=True):
+            lines.append(name.ljust(24) + "".join(f"{_spread(latency):>16}" for latency in apart))
+            if any(together):
+                lines.append("  fused".ljust(24) + "".join(f"{_spread(latency):>16}" for latency in together))
+        lines += [f"head of {task}".ljust(24) + f"{_spread(latency):>16}" for task, latency in self.heads.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file; latencies as lists of seconds."""
+        return {
+            "tasks": list(self.tasks),
+            "locations": list(self.locations),
+            "widths": list(self.widths),
+            "unfused": [[list(latency.samples) for latency in row] for row in self.unfused],
+            "fused": [[None if latency is None else list(latency.samples) for latency in row] for row in self.fused],
+            "heads": {task: list(latency.samples) for task, latency in self.heads.items()},
+            "setting": self.setting,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> LatencyTable:
+        """Read back what `to_dict` wrote."""
+        return cls(
+            tuple(plain["tasks"]),
+            tuple(plain["locations"]),
+            tuple(plain["widths"]),
+            tuple(tuple(Latency(tuple(samples)) for samples in row) for row in plain["unfused"]),
+            tuple(tuple(None if s is None else Latency(tuple(s)) for s in row) for row in plain["fused"]),
+            {task: Latency(tuple(samples)) for task, samples in plain["heads"].items()},
+            plain["setting"],
+        )
+
+
+def latency_table(
+    networks: Mapping[str, nn.Module],
+    example: Example,
+    *,
+    device: str | torch.device | None = None,
+    locations: Sequence[str] | int | None = None,
+    compiled: bool = True,
+    mode: str | None = None,
+    fused: bool = False,
+    widths: Sequence[int] | None = None,
+    repeats: int = 15,
+    progress: bool = False,
+) -> LatencyTable:
+    """Measure every stage at widths 1..N and every head, in turns, after a warm-up, with the device synchronised.
+
+    Stages of one structure share one compiled graph, so this takes a compilation for each stage and head, and with
+    `fused` one more for each stage and width, and not one for each tree.
+
+    Args:
+        networks: the result of `split_all`, or plain networks, which are split first. They are not changed.
+        example: inputs of the size to expect; the batch size counts.
+        device: where to measure; by default where the networks are.
+        locations: where to split plain networks.
+        compiled: compile each stage, as `branchnet.compile` does; otherwise it runs eager.
+        mode: torch.compile's mode.
+        fused: also measure the copies as one batched computation; costs take the faster way.
+        widths: the numbers of copies to measure; by default all up to 8, then each half as large again.
+        repeats: calls of each kind.
+        progress: whether to draw a progress bar on stderr.
+
+    Raises:
+        BuildError: widths that do not lie between 1 and N, or a device on which torch.compile does not work.
+        SplitError: plain networks without a common structure.
+    """
+    wanted = _checked_widths(widths, len(networks))
+    staged = _staged(networks, example, locations)
+    first = next(iter(staged.values()))
+    place = torch.device(device_of(first) if device is None else device)
+    if compiled and (problem := compiler_problem(place.type)):
+        raise BuildError(f"torch.compile does not work here: {problem}; measure with compiled=False")
+    x = map_input(lambda tensor: tensor.to(place), example)
+    prepare = (lambda f: compiled_apart(f, mode=mode, dynamic=False)) if compiled else (lambda f: f)
+    runs: dict[Any, Callable[[], Any]] = {}
+    stages = [copy.deepcopy(stage).eval().to(place) for stage in first.stages]
+    with torch.no_grad():
+        cuts: list[Any] = [x]
+        for stage in stages:
+            cuts.append(call(stage, cuts[-1]))
+        for number, (stage, cut) in enumerate(zip(stages, cuts, strict=False)):
+            copies = [stage, *(copy.deepcopy(stage) for _ in range(wanted[-1] - 1))]
+            one = prepare(_run)
+            fusible = fused and len(copies) > 1 and _can_be_fused(copies[:2], cut)
+            for width in wanted:
+                runs["apart", number, width] = _one_by_one(one, copies[:width], cut)
+                if fusible and width > 1:
+                    runs["fused", number, width] = _together(prepare(_run_fused), FusedNodes(copies[:width]), cut)
+        for task, network in staged.items():
+            head = copy.deepcopy(network.head).eval().to(place)
+            runs["head", task] = _one_by_one(prepare(_run), [head], cuts[-1])
+        times = _measure(runs, x, repeats, progress)
+    rows = range(len(stages))
+    return LatencyTable(
+        tasks=tuple(staged),
+        locations=first.locations,
+        widths=wanted,
+        unfused=tuple(tuple(times["apart", number, width] for width in wanted) for number in rows),
+        fused=tuple(tuple(times.get(("fused", number, width)) for width in wanted) for number in rows),
+        heads={task: times["head", task] for task in staged},
+        setting=_setting(x, place, compiled, mode),
+    )
+
+
+def _checked_widths(widths: Sequence[int] | None, n_tasks: int) -> tuple[int, ...]:
+    if widths is None:
+        found = [*range(1, min(n_tasks, _EVERY_WIDTH) + 1)]
+        while found[-1] < n_tasks:
+            found.append(min(n_tasks, found[-1] * 3 // 2))
+        return tuple(found)
+    if not widths or min(widths) < 1 or max(widths) > n_tasks:
+        raise BuildError(f"widths must lie between 1 and the {n_tasks} tasks; {list(widths)} were given")
+    return tuple(sorted({1, *widths, n_tasks}))
+
+
+def _staged(
+    networks: Mapping[str, nn.Module], example: Example, locations: Sequence[str] | int | None
+) -> Mapping[str, StagedNetwork]:
+    staged = {task: network for task, network in networks.items() if isinstance(network, StagedNetwork)}
+    return staged if len(staged) == len(networks) else split_all(networks, example, locations=locations)
+
+
+def _can_be_fused(modules: Sequence[nn.Module], cut: Any) -> bool:
+    if len(groups_of(modules)) > 1:
+        return False
+    try:
+        all_fused(FusedNodes(modules), [cut])
+    except Exception as error:  # vmap has no rule for every operator, and its errors have no class of their own
+        warnings.warn(f"{modules[0]} cannot be fused ({type(error).__name__}: {first_line(error)})", stacklevel=3)
+        return False
+    return True
+
+
+def _run(module: nn.Module, cut: Any) -> Any:
+    return call(module, cut)
+
+
+def _run_fused(nodes: FusedNodes, cut: Any) -> Any:
+    return all_fused(nodes, [cut])
+
+
+def _one_by_one(run: Callable[..., Any], modules: Sequence[nn.Module], cut: Any) -> Callable[[], Any]:
+    return lambda: [run(module, cut) for module in modules]
+
+
+def _together(run: Callable[..., Any], nodes: FusedNodes, cut: Any) -> Callable[[], Any]:
+    return lambda: run(nodes, cut)
+
+
+def _measure(runs: Mapping[Any, Callable[[], Any]], x: Any, repeats: int, progress: bool) -> dict[Any, Latency]:
+    """Latency of every run. An accelerator gets several calls in a row, so that waiting for it does not count."""
+    calls = dict.fromkeys(runs, 1)
+    with progress_bar("compile and warm up", len(runs), shown=progress) as advance:
+        for key, run in runs.items():
+            run()
+            if any(tensor.device.type != "cpu" for tensor in flat_example(x)):
+                once = compare_latency({"": lambda *_, run=run: run()}, x, repeats=3, warmup=2)[""].median
+                calls[key] = max(1, math.ceil(_SAMPLE_SECONDS / once))
+            advance()
+
+    def repeated(run: Callable[[], Any], count: int) -> Callable[..., Any]:
+        return lambda *_, **__: [run() for _ in range(count)]
+
+    functions = {str(key): repeated(run, calls[key]) for key, run in runs.items()}
+    times = compare_latency(functions, x, repeats=repeats, warmup=1)
+    return {key: Latency(tuple(s / calls[key] for s in times[str(key)].samples)) for key in runs}
+
+
+def _setting(x: Any, place: torch.device, compiled: bool, mode: str | None) -> str:
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in flat_example(x))
+    how = f"compiled{f' in mode {mode}' if mode else ''}" if compiled else "eager"
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{place}, {torch.get_num_threads()} threads"
+    return f"{how} on {name}, inputs {shapes}"
+
+
+def _spread(latency: Latency | None) -> str:
+    if latency is None:
+        return "-"
+    return f"{1e3 * latency.median:.2f} ({1e3 * latency.low:.2f}-{1e3 * latency.high:.2f})"

@@ -1,0 +1,116 @@
+"""The measured cost table: its shape and values, what search makes of it, and what it predicts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import branchnet
+from branchnet import Affinity, Budget, LatencyTable, Tree
+from branchnet.builder import Latency
+from branchnet.errors import BudgetError, BuildError
+
+TASKS = ("a", "b", "c")
+SECONDS = {"fast": 0.002, "slow": 0.008, "head": 0.004}
+
+
+class Waiting(nn.Module):
+    """Takes as long as it is told, whatever the machine does."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _wait(x * self.weight, self.seconds)
+
+
+@torch.fx.wrap
+def _wait(x: Tensor, seconds: float) -> Tensor:
+    time.sleep(seconds)
+    return x
+
+
+def networks(tasks: tuple[str, ...] = TASKS) -> Mapping[str, branchnet.StagedNetwork]:
+    made = {
+        task: nn.Sequential(*(Waiting(seconds) for seconds in SECONDS.values()), nn.Linear(4, 1 + n)).eval()
+        for n, task in enumerate(tasks)
+    }
+    return branchnet.split_all(made, torch.ones(2, 4), locations=["0", "1"])
+
+
+@pytest.fixture(scope="module")
+def table() -> LatencyTable:
+    return branchnet.latency_table(networks(), torch.ones(2, 4), compiled=False, repeats=5)
+
+
+def test_stages_and_heads_take_the_time_that_they_were_made_to_take(table: LatencyTable) -> None:
+    copies = np.arange(4)
+    fast, slow = table.costs
+    # A sleep never returns early; it is late by the scheduler's doing, which a busy machine makes worse.
+    assert (np.array(fast) >= 2 * copies).all() and (np.array(slow) >= 8 * copies).all()
+    assert fast[0] == slow[0] == 0 and fast[3] < slow[3]
+    assert all(cost >= 4 for cost in table.head_costs.values())
+    tree = Tree(TASKS, [[TASKS], [("a", "b"), ("c",)]])
+    assert table.predict(tree) == pytest.approx(fast[1] + slow[2] + sum(table.head_costs.values()))
+
+
+def test_a_budget_in_milliseconds_limits_the_tree(table: LatencyTable) -> None:
+    affinity = Affinity(TASKS, table.locations, np.full((2, 3, 3), 0.5) + 0.5 * np.eye(3))
+    limit = table.predict(Tree(TASKS, [[TASKS], [("a", "b"), ("c",)]]))
+    result = branchnet.search(affinity, table.costs, Budget.parse(f"{limit} ms"), head_costs=table.head_costs)
+    assert result.unit == "latency" and result.size <= limit * (1 + 1e-12)
+    assert result.tree.widths[1] == 2
+    with pytest.raises(BudgetError, match="smallest"):
+        branchnet.search(affinity, table.costs, Budget.parse("1 ms"), head_costs=table.head_costs)
+
+
+def test_it_comes_back_from_a_file(table: LatencyTable) -> None:
+    assert LatencyTable.from_dict(table.to_dict()) == table
+    assert "fast" not in str(table) and "head of c" in str(table) and "eager" in str(table)
+
+
+def test_between_measured_widths_costs_lie_on_a_line_and_the_faster_way_counts() -> None:
+    def flat(seconds: float) -> Latency:
+        return Latency((seconds,) * 3)
+
+    tasks = tuple("abcdefgh")
+    table = LatencyTable(
+        tasks, ("s",), (1, 4, 8), ((flat(1.0), flat(4.0), flat(8.0)),), ((None, flat(2.0), None),), {}, "by hand"
+    )
+    assert table.costs[0] == pytest.approx([0, 1000, 4000 / 3, 5000 / 3, 2000, 3500, 5000, 6500, 8000])
+
+
+def test_fused_copies_are_measured_where_they_can_be() -> None:
+    made = {t: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval() for t in TASKS}
+    table = branchnet.latency_table(made, torch.ones(2, 4), locations=["0", "1"], compiled=False, fused=True, repeats=2)
+    assert [latency is not None for latency in table.fused[0]] == [False, True, True]
+    assert table.fused[1] == (None, None, None)  # a ReLU has no weights to stack
+
+
+def test_many_tasks_are_measured_at_some_widths_only() -> None:
+    tasks = tuple(f"t{n}" for n in range(13))
+    made = {t: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval() for t in tasks}
+    table = branchnet.latency_table(made, torch.ones(2, 4), locations=["0"], compiled=False, repeats=1)
+    assert table.widths == (1, 2, 3, 4, 5, 6, 7, 8, 12, 13)
+    assert len(table.costs[0]) == 14
+
+
+@pytest.mark.parametrize("widths", [[], [0, 1], [4]])
+def test_impossible_widths_are_refused(widths: list[int]) -> None:
+    with pytest.raises(BuildError, match="between 1 and the 3 tasks"):
+        branchnet.latency_table(networks(), torch.ones(2, 4), widths=widths)
+
+
+def test_networks_are_left_alone() -> None:
+    made = networks()
+    before = {k: v.clone() for network in made.values() for k, v in network.state_dict().items()}
+    branchnet.latency_table(made, torch.ones(2, 4), compiled=False, repeats=1)
+    after = {k: v for network in made.values() for k, v in network.state_dict().items()}
+    assert all(torch.equal(before[k], after[k]) for k in before)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,19 @@ def resample_entries(entries: npt.NDArray[np.floating], comparison: Comparison, 
         return _resample_kendall(entries, inputs, draws, seed)
     count = len(entries)
     row, column = np.triu_indices(inputs, 1)
-    order = [_Order(one) for one in entries] if comparison == "spearman" else None
+    orders = [_Order(one) for one in entries] if comparison == "spearman" else None
     result = np.empty((draws, count, count))
-    for draw, weights in enumerate(draw_weights(inputs, draws, seed)):
-        pairs = (weights[row] * weights[column]).astype(np.float64)
-        values = np.stack([one.ranks(pairs) for one in order]) if order else entries.astype(np.float64)
-        result[draw] = _weighted_similarity(values, pairs, centred=comparison != "cosine")
+    for draw, weights in enumerate(_small_integers(draw_weights(inputs, draws, seed), inputs)):
+        pairs = np.take(weights, row) * np.take(weights, column)
+        drawn = np.flatnonzero(pairs != 0)
+        values = np.stack([one.ranks(pairs, drawn) for one in orders]) if orders else np.take(entries, drawn, axis=1)
+        result[draw] = _weighted_similarity(values, pairs[drawn], centred=comparison == "pearson")
     return result
+
+
+def _small_integers(weights: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.integer]:
+    """In 32 bits where twice the rank of every pair fits."""
+    return weights if inputs * inputs > np.iinfo(np.int32).max else weights.astype(np.int32)
 
 
 class _Order:
@@ -53,29 +59,33 @@ class _Order:
     def __init__(self, values: npt.NDArray[np.floating]) -> None:
         order = np.argsort(values)
         starts, ends = tied_runs(values[order])
-        self._order = order.astype(np.int32)
-        self._runs = None if len(starts) == len(values) else (starts, ends)
+        self._order = order
+        self._place = np.empty(len(order), dtype=np.int32)
+        self._place[order] = np.arange(len(order), dtype=np.int32)
+        several = ends - starts > 1
+        self._starts, self._ends = starts[several], ends[several]
+        self._tied = np.flatnonzero(np.repeat(several, ends - starts))
 
-    def ranks(self, weights: Matrix) -> Matrix:
-        """Average rank of every entry where entry p occurs `weights[p]` times."""
-        ordered = weights[self._order]
-        below = np.cumsum(ordered)
-        if self._runs is None:
-            middle = below - ordered / 2
-        else:
-            starts, ends = self._runs
-            total = np.append(0.0, below)
-            middle = np.repeat((total[starts] + total[ends]) / 2, ends - starts)
-        ranks = np.empty_like(middle)
-        ranks[self._order] = middle
-        return ranks
+    def ranks(self, weights: npt.NDArray[np.integer], chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.integer]:
+        """Twice the average ranks, less twice their mean, of `chosen` entries where entry p occurs `weights[p]` times.
+
+        Twice an average rank is an integer, and the mean of average ranks does not depend on ties.
+        """
+        ordered = np.take(weights, self._order)
+        reached = np.cumsum(ordered, dtype=weights.dtype)
+        tied = reached[self._starts] - ordered[self._starts] + reached[self._ends - 1]
+        twice = 2 * reached - ordered
+        twice[self._tied] = np.repeat(tied, self._ends - self._starts)
+        twice -= reached[-1]
+        return np.take(twice, np.take(self._place, chosen))
 
 
-def _weighted_similarity(values: Matrix, weights: Matrix, *, centred: bool) -> Matrix:
-    """Correlation (or cosine) of every pair of rows, entry p counting `weights[p]` times; 0 where a row is constant."""
+def _weighted_similarity(values: npt.NDArray[Any], weights: npt.NDArray[np.integer], *, centred: bool) -> Matrix:
+    """Cosine of every pair of rows, entry p counting `weights[p]` times, or correlation; 0 where a row is constant."""
     if centred:
         values = values - (values @ weights / weights.sum())[:, None]
-    products = (values * weights) @ values.T
+    scaled = values * np.sqrt(weights)
+    products = scaled @ scaled.T
     norms = np.sqrt(products.diagonal())
     norms = np.where(norms > 0, norms, np.inf)
     return unit_diagonal(np.clip(products / norms[:, None] / norms[None, :], -1.0, 1.0))

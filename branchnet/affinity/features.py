@@ -6,8 +6,9 @@ dimension first. Tensors handed through, masks, sizes and integers do not count.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,12 +19,15 @@ from branchnet.errors import AffinityError
 from branchnet.stages import call
 
 from .guards import untouched
+from .keeping import Keeper, version_of
 from .memory import Piece, Plan
 from .networks import Member
 from .probes import Batch, Probe, batch_length, leaves, on_device
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
-Consumer: TypeAlias = Callable[[Piece, Tensor], None]
+Consumer: TypeAlias = Callable[[Piece, Sequence[Tensor]], None]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def find_layout(
         AffinityError: a location without a tensor that counts.
     """
     pieces: list[Piece] = []
-    dtypes: list[torch.dtype] = []
+    tensors: list[tuple[Tensor, int]] = []
     inputs = batch_length(example)
 
     def look(location: int, after: tuple[Any, ...], fresh: Sequence[int]) -> None:
@@ -61,30 +65,15 @@ def find_layout(
         for index in chosen:
             rows = _rows(after[index], transform)
             pieces.append(Piece(location, index, rows.shape[1], 0, rows.shape[1]))
-            dtypes.append(rows.dtype)
+            tensors.append((rows, version_of(rows)))
 
     with untouched(member.network, device) as place:
         _forward(member, on_device(example, place), len(locations), look)
-    dtype = dtypes[0]
-    for other in dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return Layout(tuple(pieces), dtype)
-
-
-@dataclass
-class Arena:
-    """Memory for the features of one pass, used again for the next one."""
-
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def take(self, pieces: Sequence[Piece], inputs: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-        """One uninitialised tensor (inputs, width) for every piece."""
-        widths = [piece.width * inputs for piece in pieces]
-        if self.numbers.dtype != dtype or self.numbers.device != device or len(self.numbers) < sum(widths):
-            self.numbers = torch.empty(0)
-            self.numbers = torch.empty(sum(widths), dtype=dtype, device=device)
-        parts = self.numbers[: sum(widths)].split(widths)
-        return [part.view(inputs, piece.width) for part, piece in zip(parts, pieces, strict=True)]
+    dtype = tensors[0][0].dtype
+    for rows, _ in tensors[1:]:
+        dtype = torch.promote_types(dtype, rows.dtype)
+    overwritten = [version_of(rows) != version for rows, version in tensors]
+    return Layout(tuple(replace(piece, overwritten=one) for piece, one in zip(pieces, overwritten, strict=True)), dtype)
 
 
 def read_features(
@@ -94,25 +83,22 @@ def read_features(
     locations: Sequence[str],
     consume: Consumer,
     *,
-    arena: Arena,
     device: torch.device | None = None,
     transform: Transform | None = None,
     part: range | None = None,
-    fence: Callable[[Callable[[], None]], None] | None = None,
+    fence: Callable[[Callable[[], list[list[Tensor]]]], list[list[Tensor]]] | None = None,
 ) -> None:
-    """Call `consume(piece, features)` for every piece of the plan, features (K, width) being valid during the call.
+    """Call `consume(piece, features)` for every piece of the plan: one tensor (B, width) per batch.
 
     part: the batches to run the network on, all by default. fence: runs what may fail in one process only.
     """
     chosen = range(len(probe.sizes)) if part is None else part
-    inputs = sum(probe.sizes[index] for index in chosen)
     for pieces in plan.passes:
         with untouched(member.network, device) as place:
-            kept = arena.take(pieces, inputs, plan.dtype, place)
-            fill = partial(_fill, member, probe, chosen, pieces, kept, locations, place, transform)
-            fill() if fence is None else fence(fill)
-            for piece, features in zip(pieces, kept, strict=True):
-                consume(piece, features)
+            read = partial(_read_pass, member, probe, chosen, pieces, plan.dtype, locations, place, transform)
+            kept = read() if fence is None else fence(read)
+            for piece in pieces:
+                consume(piece, kept.pop(0))
 
 
 def read_batches(
@@ -136,40 +122,54 @@ def read_batches(
             _forward(member, on_device(batch, place), len(locations), visit)
 
 
-def _fill(
+def _read_pass(
     member: Member,
     probe: Probe,
     part: range,
     pieces: Sequence[Piece],
-    kept: Sequence[Tensor],
+    dtype: torch.dtype,
+    locations: Sequence[str],
+    place: torch.device,
+    transform: Transform | None,
+) -> list[list[Tensor]]:
+    for copied in (False, True):
+        keeper = Keeper(pieces, dtype, copied=copied)
+        _fill(keeper, member, probe, part, pieces, locations, place, transform)
+        if keeper.intact:
+            break
+        logger.info("%s writes to features after handing them out: they are read again and copied", member.label)
+    return keeper.kept
+
+
+def _fill(
+    keeper: Keeper,
+    member: Member,
+    probe: Probe,
+    part: range,
+    pieces: Sequence[Piece],
     locations: Sequence[str],
     place: torch.device,
     transform: Transform | None,
 ) -> None:
-    def keep(start: int, piece: Piece, target: Tensor, tensor: Any, inputs: int) -> None:
-        rows = _rows(tensor, transform)
-        if len(rows) != inputs or rows.shape[1] != piece.features:
-            raise AffinityError(
-                f"{member.label} at {locations[piece.location]!r}: features of shape {tuple(tensor.shape)} for "
-                f"{inputs} inputs; all probe inputs must have the same shape"
-            )
-        target[start : start + inputs].copy_(rows[:, piece.start : piece.stop])
-
     depth = max(piece.location for piece in pieces) + 1
-    start = 0
     for number, batch in enumerate(probe.batches(member.label)):
         inputs = batch_length(batch)
 
         def collect(
-            location: int, after: tuple[Any, ...], _: Sequence[int], start: int = start, inputs: int = inputs
+            location: int, after: tuple[Any, ...], _: Sequence[int], number: int = number, inputs: int = inputs
         ) -> None:
-            for piece, target in zip(pieces, kept, strict=True):
+            for index, piece in enumerate(pieces):
                 if piece.location == location:
-                    keep(start, piece, target, after[piece.tensor], inputs)
+                    rows = _rows(after[piece.tensor], transform)
+                    if len(rows) != inputs or rows.shape[1] != piece.features:
+                        raise AffinityError(
+                            f"{member.label} at {locations[location]!r}: features of shape {tuple(rows.shape)} for "
+                            f"{inputs} inputs; all probe inputs must have the same shape"
+                        )
+                    keeper.keep(index, rows, number)
 
         if number in part:
             _forward(member, on_device(batch, place), depth, collect)
-            start += inputs
 
 
 def _forward(member: Member, batch: Batch, depth: int, visit: Callable[..., None]) -> None:
@@ -190,7 +190,7 @@ def _forward(member: Member, batch: Batch, depth: int, visit: Callable[..., None
 
 def _identity(tensor: Tensor) -> tuple[int, int, int]:
     """Equal for a tensor that was handed through, different once it was written to."""
-    return tensor.data_ptr(), tensor.numel(), tensor._version
+    return tensor.data_ptr(), tensor.numel(), version_of(tensor)
 
 
 def _counts(tensor: Any, inputs: int) -> bool:

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_BLOCK_NUMBERS = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+from .products import symmetric_product
+
+_BLOCK_NUMBERS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 _ROUNDING = 64.0
 
 
@@ -56,23 +58,24 @@ class GramAccumulator:
         self._sizes: list[int] = []
         self._epsilon = 0.0
 
-    def add(self, features: Tensor) -> None:
-        """Add features (K, F); half precision is computed in float32."""
+    def add(self, features: Sequence[Tensor]) -> None:
+        """Add features (K, F), given in parts (B, F); half precision is computed in float32."""
         if self._products is None or self._norms is None:
-            self._products = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
-            self._norms = torch.zeros(len(features), dtype=torch.float64, device=features.device)
-        self._epsilon = max(self._epsilon, torch.finfo(_computed_in(features)).eps)
-        for block in _blocks(features):
+            count, device = sum(len(part) for part in features), features[0].device
+            self._products = torch.zeros(count, count, dtype=torch.float64, device=device)
+            self._norms = torch.zeros(count, dtype=torch.float64, device=device)
+        for block in column_blocks(features):
+            self._epsilon = max(self._epsilon, torch.finfo(block.dtype).eps)
             if self._centring.inputs:
                 columns = block.mean(dim=0)
                 self._norms += torch.linalg.vector_norm(columns).double() ** 2
-                block = block - columns
+                block -= columns
             if self._centring.features:
                 mean = block.mean(dim=1, keepdim=True)
-                block = block - mean
+                block -= mean
                 self._means.append(mean[:, 0].double())
                 self._sizes.append(block.shape[1])
-            self._products += _symmetric_product(block)
+            self._products += symmetric_product(block)
 
     @classmethod
     def joined(cls, parts: Sequence[GramAccumulator]) -> GramAccumulator:
@@ -118,7 +121,7 @@ class GramAccumulator:
 def gram(features: Tensor, centring: Centring) -> Gram:
     """Inner products of the rows of `features` (K, F)."""
     accumulator = GramAccumulator(centring)
-    accumulator.add(features)
+    accumulator.add([features])
     return accumulator.finish()
 
 
@@ -127,22 +130,27 @@ def rounding_floor(features: Tensor) -> float:
     return _ROUNDING * float(torch.finfo(features.dtype).eps) ** 2 * float(features.double().square().sum())
 
 
-def _blocks(features: Tensor) -> Iterator[Tensor]:
-    width = max(256, _BLOCK_NUMBERS.get(features.device.type, _BLOCK_NUMBERS["cpu"]) // len(features))
-    for start in range(0, features.shape[1], width):
-        yield features[:, start : start + width].to(_computed_in(features))
+def column_blocks(features: Sequence[Tensor]) -> Iterator[Tensor]:
+    """A few columns at a time, (K, width), of features (K, F) that are given in parts (B, F).
+
+    Half precision becomes float32. A block may be written to; it is overwritten by the next.
+    """
+    count, total = sum(len(part) for part in features), features[0].shape[1]
+    device, dtype = features[0].device, _computed_in(features[0])
+    width = min(total, max(256, _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cpu"]) // count))
+    scratch = torch.empty(count * width, dtype=dtype, device=device)
+    for start in range(0, total, max(width, 1)):
+        stop = min(start + width, total)
+        block = scratch[: count * (stop - start)].view(count, stop - start)
+        row = 0
+        for part in features:
+            block[row : row + len(part)].copy_(part[:, start:stop])
+            row += len(part)
+        yield block
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _symmetric_product(block: Tensor) -> Tensor:
-    """`block @ block.T`; on CPU by numpy, which sees that the result is symmetric and computes half of it."""
-    if block.device.type == "cpu":
-        array = block.numpy()
-        return torch.from_numpy(array @ array.T)
-    return block @ block.T
 
 
 def _spread_of_means(means: Tensor, sizes: Tensor) -> Tensor:

@@ -18,13 +18,17 @@ _SHARE = 0.5
 
 @dataclass(frozen=True)
 class Piece:
-    """Features `start` to `stop`, of `features` in all, of one tensor of the cut at a location, for all K inputs."""
+    """Features `start` to `stop`, of `features` in all, of one tensor of the cut at a location, for all K inputs.
+
+    overwritten: whether a later stage works on that tensor in place.
+    """
 
     location: int
     tensor: int
     features: int
     start: int
     stop: int
+    overwritten: bool = False
 
     @property
     def width(self) -> int:
@@ -94,7 +98,8 @@ def _pack(pieces: list[Piece], capacity: int) -> tuple[tuple[Piece, ...], ...]:
 def default_limit(device: torch.device) -> int:
     """Half of the bytes that are free on `device`."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + idle) * _SHARE)
     return int(min(_free_of_machine(), _free_of_group()) * _SHARE)
 
 

@@ -6,6 +6,7 @@ A batch is a tensor, or a tuple or dict of tensors whose first dimension counts 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -29,14 +30,16 @@ class Probe:
         source: the whole inputs as one batch, or an iterable of batches.
         batch_size: inputs per batch where `source` is one batch.
         sizes: inputs in every batch.
-        digests: for every batch, the content hash of the probe up to and including it.
+        content: hash of all inputs; it does not depend on how they are divided into batches.
+        checksums: of the tensors of every batch, by which later readings are compared with the first.
         example: the first two inputs.
     """
 
     source: Any
     batch_size: int
     sizes: tuple[int, ...]
-    digests: tuple[str, ...]
+    content: str
+    checksums: tuple[tuple[int, ...], ...]
     example: Batch
 
     @property
@@ -44,30 +47,24 @@ class Probe:
         """K, the number of inputs."""
         return sum(self.sizes)
 
-    @property
-    def content(self) -> str:
-        """Hash of all inputs; it does not depend on how they are divided into batches."""
-        return self.digests[-1]
-
     def batches(self, reader: str) -> Iterator[Batch]:
         """The batches, each compared with the first reading.
 
         Raises:
             AffinityError: a batch differs, or there are more or fewer; the message names `reader`.
         """
-        hasher, count = _Hasher(), 0
+        count = 0
         for batch in _batches(self.source, self.batch_size):
-            hasher.add(batch)
-            if count >= len(self.digests) or hasher.digest() != self.digests[count]:
+            if count >= len(self.checksums) or _checksums(batch) != self.checksums[count]:
                 raise AffinityError(
                     f"the probe changed: batch {count}, as read for {reader}, is not the one first read. Every network "
                     "must see the same inputs in the same order; switch shuffling and random augmentation off"
                 )
             count += 1
             yield batch
-        if count != len(self.digests):
+        if count != len(self.checksums):
             raise AffinityError(
-                f"the probe changed: {count} batches were read for {reader}, {len(self.digests)} at first"
+                f"the probe changed: {count} batches were read for {reader}, {len(self.checksums)} at first"
             )
 
 
@@ -86,15 +83,15 @@ def read_probe(source: Any, batch_size: int) -> Probe:
             f"the probe is a {type(source).__name__}, which can be read once only; every network reads it again, so "
             "pass a tensor, a list of batches or a loader"
         )
-    hasher, sizes, digests, example = _Hasher(), [], [], None
+    hasher, sizes, checksums, example = _Hasher(), [], [], None
     for batch in _batches(source, batch_size):
         example = _slice(batch, 0, 2) if example is None else example
         sizes.append(batch_length(batch))
         hasher.add(batch)
-        digests.append(hasher.digest())
+        checksums.append(_checksums(batch))
     if example is None or sum(sizes) < MINIMUM_INPUTS:
         raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
-    return Probe(source, batch_size, tuple(sizes), tuple(digests), example)
+    return Probe(source, batch_size, tuple(sizes), hasher.digest(), tuple(checksums), example)
 
 
 def batch_length(batch: Batch) -> int:
@@ -167,6 +164,18 @@ def _map_leaf(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return _map(item, change) if isinstance(item, (Tensor, tuple, dict)) else item
 
 
+def _checksums(batch: Batch) -> tuple[int, ...]:
+    """One number for every tensor; quick, as every network's reading is checked."""
+    shapes = [repr((leaf.dtype, tuple(leaf.shape))).encode() for leaf in leaves(batch)]
+    return tuple(
+        zlib.crc32(_bytes_of(leaf), zlib.crc32(shape)) for leaf, shape in zip(leaves(batch), shapes, strict=True)
+    )
+
+
+def _bytes_of(leaf: Tensor) -> memoryview:
+    return leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
 class _Hasher:
     """Running content hash, one for each tensor of a batch, so that batch borders leave no trace."""
 
@@ -177,8 +186,7 @@ class _Hasher:
         for index, leaf in enumerate(leaves(batch)):
             if index == len(self._running):
                 self._running.append(hashlib.blake2b(f"{leaf.dtype}{tuple(leaf.shape[1:])}".encode(), digest_size=20))
-            content = leaf.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            self._running[index].update(content.numpy().data)
+            self._running[index].update(_bytes_of(leaf))
 
     def digest(self) -> str:
         return hashlib.blake2b(b"".join(one.digest() for one in self._running), digest_size=20).hexdigest()

@@ -17,7 +17,7 @@ from branchnet.errors import AffinityError
 from branchnet.progress import progress_bar
 
 from .caching import Cache, open_cache
-from .features import Arena, Consumer, Layout, find_layout, read_features
+from .features import Consumer, Layout, find_layout, read_features
 from .grams import Centring, Gram, GramAccumulator
 from .guards import device_of
 from .memory import Piece, Plan, default_limit, plan_passes
@@ -88,7 +88,7 @@ def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) 
     Raises:
         AffinityError: features that are constant or not finite, naming task and location.
     """
-    reader = _Reader(probe, family.locations, kind, options, Arena())
+    reader = _Reader(probe, family.locations, kind, options)
     rank, size = world()
     if size > 1:
         check_same_probe(probe)
@@ -109,21 +109,17 @@ def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) 
     return [[rows[number][location] for number in range(len(owners))] for location in range(len(family.locations))]
 
 
-def read_pieces(
-    member: Member, probe: Probe, locations: Sequence[str], options: Options, arena: Arena, consume: Consumer
-) -> None:
+def read_pieces(member: Member, probe: Probe, locations: Sequence[str], options: Options, consume: Consumer) -> None:
     """Call `consume` with the features of one network, in as many passes as memory asks for."""
     layout = find_layout(member, probe.example, locations, options.place, options.features)
-    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, _memory_limit(member, options, arena))
-    read_features(
-        member, probe, plan, locations, consume, arena=arena, device=options.place, transform=options.features
-    )
+    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, _memory_limit(member, options))
+    read_features(member, probe, plan, locations, consume, device=options.place, transform=options.features)
 
 
-def _memory_limit(member: Member, options: Options, arena: Arena) -> int:
+def _memory_limit(member: Member, options: Options) -> int:
     if options.memory_limit is not None:
         return options.memory_limit
-    return default_limit(options.place or device_of(member.network)) + arena.numbers.nbytes
+    return default_limit(options.place or device_of(member.network))
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,6 @@ class _Reader:
     locations: Sequence[str]
     kind: Kind
     options: Options
-    arena: Arena
 
     def read(self, member: Member, *, together: bool) -> list[Signature]:
         """Signatures at all locations, from the cache as far as it has them; `together` with the other processes."""
@@ -176,7 +171,7 @@ class _Reader:
         dtype: torch.dtype | None = None,
     ) -> Plan:
         """Passes over what is not found yet. Processes that share a probe each keep a part of the inputs."""
-        inputs, limit = self.probe.inputs, _memory_limit(member, self.options, self.arena)
+        inputs, limit = self.probe.inputs, _memory_limit(member, self.options)
         if together:
             inputs, limit = -(-2 * inputs // world()[1]), smallest(limit)
         missing = [piece for piece in layout.pieces if piece.location not in found]
@@ -188,10 +183,11 @@ class _Reader:
         rank, size = world() if together else (0, 1)
         shares = [share_of(self.probe, each, size) for each in range(size)]
         counts = [sum(self.probe.sizes[index] for index in share) for share in shares]
+        place = self.options.place or device_of(member.network)
 
-        def add(piece: Piece, features: Tensor) -> None:
+        def add(piece: Piece, features: Sequence[Tensor]) -> None:
             total = sums.setdefault(piece.location, {}).setdefault(piece.tensor, GramAccumulator(self.kind.centring))
-            total.add(columns_of_all(features, counts) if together else features)
+            total.add(columns_of_all(features, counts, piece.width, plan.dtype, place) if together else features)
 
         read_features(
             member,
@@ -199,7 +195,6 @@ class _Reader:
             plan,
             self.locations,
             add,
-            arena=self.arena,
             device=self.options.place,
             transform=self.options.features,
             part=shares[rank],

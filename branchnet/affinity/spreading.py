@@ -52,21 +52,22 @@ def smallest(value: int) -> int:
     return min(_gathered(value))
 
 
-def columns_of_all(local: Tensor, shares: Sequence[int]) -> Tensor:
-    """From this process's inputs with all features, all inputs with this process's features: (K, F_rank).
+def columns_of_all(
+    local: Sequence[Tensor], shares: Sequence[int], features: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """From this process's inputs with all features, all inputs with this process's features, a part for every process.
 
-    local: (shares[rank], F). shares: inputs that every rank ran.
+    local: this process's inputs in parts (B, features). shares: inputs that every rank ran.
     """
     rank, size = world()
-    features = local.shape[1]
     width = -(-features // size)
     received = []
     for source, inputs in enumerate(shares):
         if inputs:
-            target = torch.empty(inputs, width, dtype=local.dtype, device=local.device)
+            target = torch.empty(inputs, width, dtype=dtype, device=device)
             dist.scatter(target, _slices(local, width, size) if rank == source else None, src=source)
-            received.append(target)
-    return torch.cat(received)[:, : max(0, min(features - rank * width, width))]
+            received.append(target[:, : max(0, min(features - rank * width, width))])
+    return received
 
 
 def agree(compute: Callable[[], Result]) -> Result:
@@ -90,9 +91,10 @@ def from_owner(value: Any, owner: int) -> Any:
     return held[0]
 
 
-def _slices(local: Tensor, width: int, size: int) -> list[Tensor]:
-    missing = width * size - local.shape[1]
-    return [part.contiguous() for part in torch.nn.functional.pad(local, (0, missing)).split(width, dim=1)]
+def _slices(local: Sequence[Tensor], width: int, size: int) -> list[Tensor]:
+    """What every rank gets of these inputs, (B, width); the last ones are filled up with zeros."""
+    slices = [torch.cat([part[:, rank * width : (rank + 1) * width] for part in local]) for rank in range(size)]
+    return [torch.nn.functional.pad(one, (0, width - one.shape[1])).contiguous() for one in slices]
 
 
 def _gathered(value: Result) -> list[Result]:

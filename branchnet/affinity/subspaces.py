@@ -19,8 +19,7 @@ from branchnet.errors import AffinityError
 
 from .bootstrap import half_samples
 from .comparing import unit_diagonal
-from .features import Arena
-from .grams import rounding_floor
+from .grams import column_blocks, rounding_floor
 from .memory import Piece
 from .networks import Family, Member, Networks
 from .options import Options, ProbeArguments
@@ -87,10 +86,9 @@ def pwcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
     signatures = read_signatures(family, fixed, gram_kind(), settings)
     bases = [[_directions(one.astype(np.float64), variance) for one in ones] for ones in signatures]
     between = np.stack([np.eye(len(family.members)) for _ in family.locations])
-    arena = Arena()
     for index, member in enumerate(family.members):
         variates = [_variates(ones, index) for ones in bases]
-        weights = _variate_weights(member, family, fixed, variates, settings, arena)
+        weights = _variate_weights(member, family, fixed, variates, settings)
         for location, (pairs, weighed) in enumerate(zip(variates, weights, strict=True)):
             for other, (_, correlations) in pairs.items():
                 share = weighed[other] / weighed[other].sum()
@@ -177,25 +175,24 @@ def _variate_weights(
     probe: Probe,
     variates: Sequence[dict[int, tuple[Matrix, Matrix]]],
     options: Options,
-    arena: Arena,
 ) -> list[dict[int, Matrix]]:
     """Sum over features of |h^T x| for every variate h: `[location][other]`, (c,)."""
     sums: dict[tuple[int, int], dict[int, Matrix]] = {}
     traces: dict[tuple[int, int], float] = {}
     floors: dict[tuple[int, int], float] = {}
 
-    def add(piece: Piece, features: Tensor) -> None:
+    def add(piece: Piece, features: Sequence[Tensor]) -> None:
         key = (piece.location, piece.tensor)
-        rows = features.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
-        floors[key] = floors.get(key, 0.0) + rounding_floor(rows)
-        rows = rows - rows.mean(dim=0)
-        traces[key] = traces.get(key, 0.0) + float(rows.double().square().sum())
         held = sums.setdefault(key, {})
-        for other, (vectors, _) in variates[piece.location].items():
-            onto = torch.from_numpy(vectors).to(rows).T @ rows
-            held[other] = held.get(other, 0.0) + onto.abs().sum(dim=1).double().cpu().numpy()
+        for block in column_blocks(features):
+            floors[key] = floors.get(key, 0.0) + rounding_floor(block)
+            block -= block.mean(dim=0)
+            traces[key] = traces.get(key, 0.0) + float(block.double().square().sum())
+            for other, (vectors, _) in variates[piece.location].items():
+                onto = torch.from_numpy(vectors).to(block).T @ block
+                held[other] = held.get(other, 0.0) + onto.abs().sum(dim=1).double().cpu().numpy()
 
-    read_pieces(member, probe, family.locations, options, arena, add)
+    read_pieces(member, probe, family.locations, options, add)
     varying = {key: trace for key, trace in traces.items() if trace > floors[key]}
     return [_summed(location, sums, varying, options.tensors) for location in range(len(family.locations))]
 

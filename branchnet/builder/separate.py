@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from branchnet.builder.network import Input, wanted_tasks
+from branchnet.errors import BuildError
 from branchnet.stages import call
 
 
@@ -19,6 +20,8 @@ class SeparateNetworks(nn.Module):
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        if not isinstance(networks, Mapping) or not networks:
+            raise BuildError(f"networks must be a mapping of task names to networks; {networks!r} was given")
         self.tasks = tuple(networks)
         self.networks = nn.ModuleList(networks.values())
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from branchnet.reporting.figures import bare, styled
 from branchnet.reporting.palette import MUTED, series_marks
 from branchnet.reporting.units import signed
-from branchnet.training.performance import relative_changes
+from branchnet.training.performance import mean_change, relative_changes
 
 _NUMBERED = 48
 
@@ -51,7 +51,7 @@ def metric_plot_data(
         tasks=tuple(single),
         variants=tuple(variants),
         deltas=tuple(tuple(change.values()) for change in changes),
-        means=tuple(sum(change.values()) / len(change) for change in changes),
+        means=tuple(mean_change(change) for change in changes),
     )
 
 
@@ -77,7 +77,7 @@ def draw_metrics(plot: MetricPlot) -> Figure:
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.axhline(0.68, color=MUTED, linewidth=0.6)
     axes.set_ylim(positions[-1] + 0.6, -0.6)
-    _style(axes, max((abs(v) for row in plot.deltas for v in row), default=1.0), numbered)
+    _style(axes, max((abs(v) for row in plot.deltas for v in row if v == v), default=1.0), numbered)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, columnspacing=1.3)
     return figure
 

@@ -48,6 +48,8 @@ def follow_all(
     networks: Mapping[str, nn.Module], example: Example, transforms: Mapping[str, nn.Module]
 ) -> list[Followed]:
     """Follow every network by the same way, so that they can be compared."""
+    if not isinstance(networks, Mapping):
+        raise SplitError(f"networks must be a mapping of task names to networks; a {type(networks).__name__} was given")
     if not networks:
         raise SplitError("there are no networks to split")
     if unknown := sorted(set(transforms) - set(networks)):

@@ -1,5 +1,6 @@
 from .batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from .distillation import distill as distill
+from .groups import node_groups as node_groups
 from .loop import History as History
 from .metrics import Metric as Metric
 from .metrics import accuracy as accuracy

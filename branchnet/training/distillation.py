@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.training.batchnorm import reestimate_batchnorm
-from branchnet.training.groups import node_groups
+from branchnet.training.groups import Rate, node_groups
 from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import History, content_hash, optimize
 from branchnet.training.teachers import Teachers
@@ -34,7 +34,7 @@ def distill(
     *,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: Rate = 1e-3,
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -52,7 +52,7 @@ def distill(
             record their outputs once for several runs.
         images: K samples.
         steps: batches to train on.
-        learning_rate: peak rate.
+        learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
         divide_rate: divide a node's rate by the number of tasks that it serves.
         checkpoint: a file to resume from after an interruption; removed at the end.
 

@@ -1,20 +1,37 @@
-"""One group of parameters for each node, so that a node's learning rate can depend on the tasks that it serves."""
+"""One group of parameters for each node, so that every node can have a learning rate of its own."""
 
 from __future__ import annotations
 
-from branchnet.builder import BranchedNetwork
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from branchnet.builder import BranchedNetwork, Node
+from branchnet.errors import TrainingError
 from branchnet.training.loop import Group
 
+Rate: TypeAlias = float | Callable[[Node], float]
+"""One learning rate for all, or a function from a node or head (its id, tasks, donor, module) to its rate."""
 
-def node_groups(branched: BranchedNetwork, learning_rate: float, *, divided: bool = False) -> list[Group]:
+
+def node_groups(branched: BranchedNetwork, learning_rate: Rate, *, divided: bool = False) -> list[Group]:
     """Group the trainable parameters by node, from input to heads; a parameter of several nodes is in the first.
 
-    With `divided`, the rate of a node is divided by the number of tasks that it serves.
+    Args:
+        branched: the network; what is frozen is in no group.
+        learning_rate: one rate, or a function of the node: `lambda node: 1e-4 if len(node.tasks) > 1 else 1e-3`.
+        divided: divide the rate of a node by the number of tasks that it serves.
+
+    Raises:
+        TrainingError: a rate that is negative or not finite; the node is named.
     """
     seen: set[int] = set()
     groups = []
     for node in branched.members():
         own = [p for p in node.module.parameters() if p.requires_grad and id(p) not in seen]
         seen.update(map(id, own))
-        groups.append(Group(own, learning_rate / (len(node.tasks) if divided else 1)))
+        rate = learning_rate(node) if callable(learning_rate) else learning_rate
+        if not (math.isfinite(rate) and rate >= 0):
+            raise TrainingError(f"the learning rate of {node.id} is {rate}; a number of 0 or more was expected")
+        groups.append(Group(own, rate / (len(node.tasks) if divided else 1)))
     return groups

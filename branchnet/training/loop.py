@@ -88,15 +88,15 @@ def optimize(
     """
     if steps < 1 or batch_size < 1:
         raise TrainingError(f"steps and batch_size must be at least 1; {steps} and {batch_size} were given")
-    optimizer = torch.optim.AdamW(
-        [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters],
-        weight_decay=WEIGHT_DECAY,
-    )
+    optimized = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters]
+    if not optimized:
+        raise TrainingError("no parameter is left to train: all of them are frozen")
+    optimizer = torch.optim.AdamW(optimized, weight_decay=WEIGHT_DECAY)
     peaks = [group["lr"] for group in optimizer.param_groups]
     shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
     saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes} {content}")
     started = time.monotonic()
-    with _seeded(seed, next(module.parameters()).device):
+    with _seeded(seed, _device(module)):
         state = saved.restore(module, optimizer)
         resumed_at = state.step
         with (
@@ -152,7 +152,8 @@ def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
     values: list[float] = torch.stack(list(losses.values())).tolist()
     for task, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
-            raise TrainingError(f"the loss of {task!r} became {value} at step {state.step}; lower the learning rate")
+            which = f"the loss of {task!r}" if len(losses) > 1 else "the loss"
+            raise TrainingError(f"{which} became {value} at step {state.step}; lower the learning rate")
         state.losses.setdefault(task, []).append(value)
     state.step += 1
     return sum(values)
@@ -163,6 +164,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 class _Checkpoint:
@@ -185,6 +190,8 @@ class _Checkpoint:
         module.load_state_dict(stored["module"])
         optimizer.load_state_dict(stored["optimizer"])
         torch.set_rng_state(stored["random"])
+        if "random_cuda" in stored:
+            torch.cuda.set_rng_state(stored["random_cuda"], _device(module))
         return _State(stored["step"], stored["losses"])
 
     def save_when_due(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
@@ -203,6 +210,8 @@ class _Checkpoint:
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
+        if _device(module).type == "cuda":
+            content["random_cuda"] = torch.cuda.get_rng_state(_device(module))
         with atomic_write(self.path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
 

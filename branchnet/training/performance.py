@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 
 from branchnet.errors import TrainingError
@@ -12,17 +14,18 @@ def relative_changes(
 ) -> dict[str, float]:
     """Relative change of each task's metric against its single-task network, in percent; better is positive.
 
+    From 0 to 0 nothing changed; from 0 to another value there is no relative change: NaN.
+
     Raises:
-        TrainingError: a task without a metric, or a single-task metric of 0, which nothing can be relative to.
+        TrainingError: a task without a metric.
     """
     changes = {}
     for task, before in single.items():
         if task not in other:
             raise TrainingError(f"task {task!r} has a single-task metric but none in the network compared")
-        if before == 0:
-            raise TrainingError(f"the single-task metric of {task!r} is 0: no change can be given relative to it")
         sign = -1 if lower_is_better[task] else 1
-        changes[task] = 100 * sign * (other[task] - before) / before
+        difference = sign * (other[task] - before)
+        changes[task] = 100 * difference / before if before else (math.nan if difference else 0.0)
     return changes
 
 
@@ -31,8 +34,18 @@ def multi_task_performance(
 ) -> float:
     """Mean of the relative changes: Delta of Maninis et al. (2019, "Attentive Single-Tasking of Multiple Tasks").
 
+    Tasks whose single-task metric is 0 and the other's is not have no relative change and do not count, with a warning
+    that names them; NaN where no task is left.
+
     Raises:
         TrainingError: as `relative_changes`.
     """
-    changes = relative_changes(single, other, lower_is_better)
-    return sum(changes.values()) / len(changes)
+    return mean_change(relative_changes(single, other, lower_is_better))
+
+
+def mean_change(changes: Mapping[str, float]) -> float:
+    """Mean over the tasks that have a relative change, see `multi_task_performance`."""
+    if undefined := [task for task, change in changes.items() if math.isnan(change)]:
+        warnings.warn(f"single-task metrics of {undefined} are 0: these tasks do not count in the mean", stacklevel=3)
+    defined = [change for change in changes.values() if not math.isnan(change)]
+    return sum(defined) / len(defined) if defined else math.nan

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.stages import call
-from branchnet.training.groups import node_groups
+from branchnet.training.groups import Rate, node_groups
 from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import Group, History, content_hash, optimize
 
@@ -26,7 +26,7 @@ def fit(
     *,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: Rate = 1e-3,
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -41,7 +41,8 @@ def fit(
         images: K samples.
         labels: K labels, or `{task: K labels}`.
         losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
-        learning_rate: peak rate.
+        learning_rate: peak rate; for a branched network also a function from a node (`branchnet.builder.Node`) to its
+            peak rate.
         divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
 
     Raises:
@@ -58,7 +59,8 @@ def fit(
         if task not in targets or task not in functions:
             raise TrainingError(f"task {task!r} needs labels and a loss")
         if len(targets[task]) != count:
-            raise TrainingError(f"{len(targets[task])} labels of {task!r} for {count} samples")
+            of_task = f" of {task!r}" if by_task else ""
+            raise TrainingError(f"{len(targets[task])} labels{of_task} were given for {count} samples")
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated: {reason}")
     device = next(network.parameters()).device
@@ -68,11 +70,7 @@ def fit(
         outputs = outputs if by_task else {"loss": outputs}
         return {task: functions[task](outputs[task], targets[task][index].to(device)) for task in tasks}
 
-    groups = (
-        node_groups(network, learning_rate, divided=divide_rate)
-        if isinstance(network, BranchedNetwork)
-        else [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
-    )
+    groups = _groups(network, learning_rate, divide_rate)
     content = content_hash(network, images) if checkpoint is not None else ""
     network.train()
     try:
@@ -91,3 +89,11 @@ def fit(
         )
     finally:
         network.eval()
+
+
+def _groups(network: nn.Module, learning_rate: Rate, divided: bool) -> list[Group]:
+    if isinstance(network, BranchedNetwork):
+        return node_groups(network, learning_rate, divided=divided)
+    if callable(learning_rate):
+        raise TrainingError("learning_rate is a function of a node, but the network is not branched; give a number")
+    return [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]

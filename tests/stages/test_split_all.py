@@ -168,3 +168,8 @@ def test_preprocessing_to_another_size_cannot_share_stage_0():
 def test_unknown_task_in_transforms():
     with pytest.raises(SplitError, match="'c'"):
         split_all({"a": Classifier(2)}, IMAGE, transforms={"c": nn.Identity()})
+
+
+def test_networks_without_tasks_are_refused():
+    with pytest.raises(SplitError, match="a mapping of task names to networks; a list was given"):
+        split_all([nn.Linear(2, 2)], torch.rand(1, 2))

@@ -212,7 +212,7 @@ def test_fit_learns_labels_of_a_branched_and_of_a_single_network() -> None:
 
 def test_fit_refuses_what_does_not_fit_together() -> None:
     mse = nn.functional.mse_loss
-    with pytest.raises(TrainingError, match="95 labels of 'loss' for 96 samples"):
+    with pytest.raises(TrainingError, match="95 labels were given for 96 samples"):
         branchnet.fit(network(0), X, X[1:, :3], mse, steps=1, progress=False)
     with pytest.raises(TrainingError, match="by task"):
         branchnet.fit(branched(MIXED), X, X[:, :3], mse, steps=1, progress=False)

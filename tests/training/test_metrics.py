@@ -123,3 +123,14 @@ def test_multi_task_performance_by_hand() -> None:
     lower = {"iou": False, "error": True}
     assert relative_changes(single, other, lower) == pytest.approx({"iou": -20.0, "error": 10.0})
     assert multi_task_performance(single, other, lower) == pytest.approx(-5.0)
+
+
+def test_a_single_task_metric_of_zero_does_not_count_unless_nothing_changed() -> None:
+    single, other = {"a": 0.0, "b": 0.0, "c": 2.0}, {"a": 0.0, "b": 3.0, "c": 3.0}
+    lower = dict.fromkeys(single, False)
+    changes = relative_changes(single, other, lower)
+    assert changes["a"] == 0.0 and math.isnan(changes["b"]) and changes["c"] == 50.0
+    with pytest.warns(UserWarning, match=r"\['b'\] are 0"):
+        assert multi_task_performance(single, other, lower) == 25.0
+    with pytest.warns(UserWarning, match=r"\['b'\] are 0"):
+        assert math.isnan(multi_task_performance({"b": 0.0}, {"b": 1.0}, {"b": False}))

@@ -61,7 +61,7 @@ def distill(
     """
     if branched.eval_only:
         raise TrainingError(f"this network can only be evaluated: {branched.eval_only}")
-    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images)
+    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images, progress=progress)
     if missing := [task for task in branched.tasks if task not in teachers.tasks]:
         raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
     if teachers.images is not images:

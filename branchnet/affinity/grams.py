@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .products import symmetric_product
+from .products import add_symmetric_product, mirrored
 
 _BLOCK_NUMBERS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 _ROUNDING = 64.0
@@ -75,7 +75,7 @@ class GramAccumulator:
                 block -= mean
                 self._means.append(mean[:, 0].double())
                 self._sizes.append(block.shape[1])
-            self._products += symmetric_product(block)
+            add_symmetric_product(self._products, block)
 
     @classmethod
     def joined(cls, parts: Sequence[GramAccumulator]) -> GramAccumulator:
@@ -108,7 +108,7 @@ class GramAccumulator:
         """The inner products of everything added."""
         if self._products is None or self._norms is None:
             raise ValueError("no features were added")
-        products = self._products
+        products = mirrored(self._products)
         norms = 2 * (self._norms + products.diagonal())
         if self._centring.features:
             sizes = torch.tensor(self._sizes, dtype=torch.float64, device=products.device)

@@ -15,33 +15,36 @@ _CUDA_PANEL = 512
 _NARROW_VECTORS = ("Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott")
 
 
-def symmetric_product(block: Tensor) -> Tensor:
-    """`block @ block.T`, (K, K), of a contiguous block (K, width) in float32 or float64.
+def add_symmetric_product(total: Tensor, block: Tensor) -> None:
+    """Add `block @ block.T` to the upper triangle of `total`; what is below the diagonal becomes meaningless.
 
-    On a CPU numpy computes half of it, as it sees that the result is symmetric. Its OpenBLAS does not know every
+    total: (K, K); block: contiguous, (K, width), in float32 or float64.
+
+    On a CPU numpy computes half of the product, as it sees that it is symmetric. Its OpenBLAS does not know every
     processor, though; where it falls back to vectors half as wide as the processor's, oneDNN multiplies panels.
     """
     if block.device.type != "cpu":
-        return panelled_product(block, lambda left, right: left @ right.T, _CUDA_PANEL)
-    if block.dtype == torch.float32 and _onednn_is_wider():
-        return panelled_product(block, _onednn_product, _PANEL)
-    array = block.numpy()
-    return torch.from_numpy(array @ array.T)
+        add_panels(total, block, lambda left, right: left @ right.T, _CUDA_PANEL)
+    elif block.dtype == torch.float32 and _onednn_is_wider():
+        add_panels(total, block, _onednn_product, _PANEL)
+    else:
+        array = block.numpy()
+        total += torch.from_numpy(array @ array.T)
 
 
-def panelled_product(block: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], panel: int) -> Tensor:
-    """`block @ block.T` from the products of every panel of rows with the rows up to its end, mirrored.
+def add_panels(total: Tensor, block: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], panel: int) -> None:
+    """The same from the products of every panel of rows with the rows up to its end.
 
     multiply: (M, width), (P, width) -> (M, P).
     """
-    count = len(block)
-    result = block.new_empty(count, count)
-    for start in range(0, count, panel):
-        stop = min(start + panel, count)
-        strip = multiply(block[:stop], block[start:stop])
-        result[:stop, start:stop] = strip
-        result[start:stop, :start] = strip[:start].T
-    return result
+    for start in range(0, len(block), panel):
+        stop = min(start + panel, len(block))
+        total[:stop, start:stop] += multiply(block[:stop], block[start:stop])
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix that has this upper triangle."""
+    return upper.triu() + upper.triu(1).T
 
 
 def _onednn_product(left: Tensor, right: Tensor) -> Tensor:

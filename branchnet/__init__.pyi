@@ -13,6 +13,7 @@ from .builder import LatencyTable as LatencyTable
 from .builder import SeparateNetworks as SeparateNetworks
 from .builder import build as build
 from .builder import compile as compile
+from .builder import export as export
 from .builder import latency_table as latency_table
 from .builder import load as load
 from .builder import save as save

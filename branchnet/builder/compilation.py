@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from branchnet.builder.fusion import FusedNetwork
 from branchnet.builder.fusion_choice import faster_fused
 from branchnet.builder.graphs import autocasting, compiled_apart, compiler_problem, device_of, first_line, map_input
-from branchnet.builder.network import BranchedNetwork, Input, wanted_tasks
+from branchnet.builder.inputs import Input
+from branchnet.builder.network import BranchedNetwork, wanted_tasks
 from branchnet.builder.preparation import as_prepared, prepare
 from branchnet.builder.separate import SeparateNetworks
 from branchnet.errors import BuildError

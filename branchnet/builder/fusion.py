@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from branchnet.builder.network import BranchedNetwork, Input, wanted_tasks
+from branchnet.builder.inputs import Input
+from branchnet.builder.network import BranchedNetwork, wanted_tasks
 from branchnet.errors import BuildError
 from branchnet.stages import Stage, call
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from branchnet.builder.fusion import FusedNodes, groups_of
 from branchnet.builder.graphs import autocasting, compiled_apart, device_of, first_line, map_input
-from branchnet.builder.network import BranchedNetwork, Input
+from branchnet.builder.inputs import Input
+from branchnet.builder.network import BranchedNetwork
 from branchnet.builder.preparation import as_prepared
 from branchnet.builder.timing import compare_latency
 from branchnet.stages import call

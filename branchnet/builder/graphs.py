@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.network import Input
+from branchnet.builder.inputs import Input
 
 
 def compiled_apart(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -84,11 +84,21 @@ def remove_task(branched: BranchedNetwork, name: str) -> BranchedNetwork:
     rest = tuple(task for task in branched.tasks if task != name)
     if not rest:
         raise BuildError(f"{name!r} is the only task; a branched network needs one")
+    return keep_tasks(branched, rest)
+
+
+def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwork:
+    """Take all other tasks away, with their heads and the nodes that served none of these; outputs stay to the bit.
+
+    Raises:
+        BuildError: no tasks, or unknown ones.
+    """
+    kept = wanted_tasks(tasks, branched.tasks)
     partitions = [
-        [kept for cluster in clusters if (kept := tuple(task for task in cluster if task != name))]
+        [rest for cluster in clusters if (rest := tuple(task for task in cluster if task in kept))]
         for clusters in branched.tree.partitions
     ]
-    return _regrouped(branched, Tree(rest, partitions))
+    return _regrouped(branched, Tree(kept, partitions))
 
 
 def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedNetwork:

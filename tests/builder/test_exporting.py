@@ -1,0 +1,210 @@
+"""Every exported file gives the network's outputs, elsewhere and at other batch sizes, or is not written at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import branchnet
+from branchnet import Architecture, BranchedNetwork, Tree
+from branchnet.builder import compiler_problem, load_weights
+from branchnet.builder import exporting as exporting_module
+from branchnet.errors import BuildError
+
+from .toys import KINDS, images, networks, staged
+
+TASKS = tuple(KINDS)
+TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)
+needs_compiler = pytest.mark.skipif(bool(compiler_problem()), reason="AOTInductor needs a compiler")
+
+
+@pytest.fixture(scope="module")
+def branched() -> BranchedNetwork:
+    return branchnet.build(TREE, staged(networks())).eval()
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"sum": x.sum(1), "half": x / 2}
+
+
+def named(tasks: dict[str, nn.Module]) -> BranchedNetwork:
+    """A network of two inputs by name, whose tasks are called what they like."""
+
+    class Both(nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
+            self.head = head
+
+        def forward(self, left: Tensor, right: Tensor) -> object:
+            return self.head(self.body(torch.cat((left, right), 1)))
+
+    example = {"left": torch.rand(1, 2), "right": torch.rand(1, 4)}
+    cut = branchnet.split_all({task: Both(head).eval() for task, head in tasks.items()}, example, locations=["body.1"])
+    return branchnet.build(Tree.shared(tuple(tasks), 1), cut).eval()
+
+
+def run_in_torch_alone(code: str, folder: Path) -> None:
+    """Run code in a process in which branchnet cannot be imported."""
+    guard = "import sys; sys.modules['branchnet'] = None\nimport torch\n"
+    done = subprocess.run([sys.executable, "-c", guard + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pt2_runs_without_branchnet_at_any_batch_size(branched: BranchedNetwork, tmp_path: Path) -> None:
+    exported = branchnet.export(branched, images(1), tmp_path / "net.pt2")
+    assert exported.outputs == TASKS and exported.batches == (1, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.pt2", "net.yaml", "net.md"}
+    x = images(5, seed=3)
+    with torch.no_grad():
+        torch.save((x, branched(x)), tmp_path / "case.pt")
+    run_in_torch_alone(
+        """
+x, expected = torch.load("case.pt")
+found = torch.export.load("net.pt2").module()(x)
+assert list(found) == list(expected), list(found)
+for task in expected:
+    torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-6)
+""",
+        tmp_path,
+    )
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_an_aoti_package_runs_without_branchnet_at_any_batch_size(branched: BranchedNetwork, tmp_path: Path) -> None:
+    exported = branchnet.export(branched, images(2), tmp_path / "net.pt2", format="aoti", tasks=["scene", "depth"])
+    assert exported.outputs == ("depth", "scene")
+    x = images(5, seed=3)
+    with torch.no_grad():
+        torch.save((x, branched(x, ["depth", "scene"])), tmp_path / "case.pt")
+    run_in_torch_alone(
+        """
+x, expected = torch.load("case.pt")
+for rows in (5, 1):
+    found = torch._inductor.aoti_load_package("net.pt2")(x[:rows])
+    assert list(found) == list(expected), list(found)
+    for task in expected:
+        torch.testing.assert_close(found[task], expected[task][:rows], rtol=1e-4, atol=1e-5)
+""",
+        tmp_path,
+    )
+
+
+def test_onnx_outputs_are_called_after_the_tasks(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = named({"a.b": nn.Linear(4, 3), "two of them": Pair(), "ünï": nn.Linear(4, 1)})
+    x = {"left": torch.rand(1, 2), "right": torch.rand(1, 4)}
+    exported = branchnet.export(network, x, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    names = ["a.b", "two of them.sum", "two of them.half", "ünï"]
+    assert [output.name for output in session.get_outputs()] == names == list(exported.outputs)
+    assert [entry.name for entry in session.get_inputs()] == ["left", "right"]
+    x = {"left": torch.rand(7, 2), "right": torch.rand(7, 4)}
+    found = dict(zip(names, session.run(None, {key: value.numpy() for key, value in x.items()}), strict=True))
+    with torch.no_grad():
+        expected = network(x)
+    torch.testing.assert_close(torch.from_numpy(found["ünï"]), expected["ünï"])
+    torch.testing.assert_close(torch.from_numpy(found["two of them.half"]), expected["two of them"]["half"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_safetensors_fill_the_network_that_the_specification_describes(
+    branched: BranchedNetwork, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    x = images(2).to(dtype)
+    network = branchnet.build(TREE, staged(networks())).eval().to(dtype)
+    branchnet.export(network, x, tmp_path / "net.safetensors", tasks=["edges", "count"])
+    architecture = Architecture.load(tmp_path / "net.yaml")
+    assert architecture.tasks == ("edges", "count")
+    loaded = architecture.build().eval()
+    load_weights(loaded, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        found, expected = loaded(x.float()), network(x)
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    for task in ("edges", "count"):
+        torch.testing.assert_close(found[task], expected[task].float(), rtol=1e-5, atol=rounding)
+
+
+def test_a_subset_holds_only_the_nodes_that_it_needs(branched: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.export(branched, images(2), tmp_path / "one.pt2", tasks=["scene"])
+    program = torch.export.load(tmp_path / "one.pt2")
+    single = networks()["scene"]
+    assert sum(p.numel() for p in program.parameters()) == sum(p.numel() for p in single.parameters())
+
+
+def test_the_card_says_what_it_is_and_how_it_is_loaded(branched: BranchedNetwork, tmp_path: Path) -> None:
+    exported = branchnet.export(branched, images(2), tmp_path / "net.pt2")
+    card = exported.card.read_text()
+    assert all(f"| {task} | batch x" in card for task in TASKS)
+    assert "| input | batch x 3 x 32 x 32 | float32 |" in card
+    assert f"| parameters | {sum(p.numel() for p in branched.parameters()):,} |" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    run_in_torch_alone(f"input = torch.rand(4, 3, 32, 32)\n{code}\nassert len(outputs) == 4", tmp_path)
+
+
+def test_a_fixed_batch_stays_fixed(tmp_path: Path) -> None:
+    network = named({"a": nn.Linear(4, 3)})
+    x = {"left": torch.rand(2, 2), "right": torch.rand(2, 4)}
+    assert branchnet.export(network, x, tmp_path / "net.pt2", dynamic=False).batches == (2,)
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    with pytest.raises(Exception, match="size|shape"):
+        loaded(left=torch.rand(3, 2), right=torch.rand(3, 4))
+
+
+def test_what_differs_after_loading_is_not_left_behind(
+    branched: BranchedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branchnet.export(branched, images(2), tmp_path / "net.pt2")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = exporting_module.WRITERS["pt2"]
+
+    def damaged(*args: object) -> object:
+        run = write(*args)  # type: ignore[arg-type]
+        return lambda x: {name: value * (1.01 if name == "edges" else 1) for name, value in run(x).items()}
+
+    monkeypatch.setitem(exporting_module.WRITERS, "pt2", damaged)
+    with pytest.raises(BuildError, match=r"'edges' differs from the network's by 1\.00e-02"):
+        branchnet.export(branched, images(2), tmp_path / "net.pt2")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("net.bin", {}, "name no format; choose from pt2, aoti, onnx, safetensors"),
+        ("net.pt2", {"format": "tflite"}, "'tflite'"),
+        ("net.pt2", {"format": "onnx"}, "ends in '.onnx'"),
+        ("net.pt2", {"tasks": ["depht"]}, "depht"),
+        ("net.pt2", {"tasks": []}, "non-empty"),
+    ],
+)
+def test_wrong_requests_are_refused(
+    branched: BranchedNetwork, tmp_path: Path, name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BuildError, match=message):
+        branchnet.export(branched, images(2), tmp_path / name, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_mode_and_untraceable_heads_are_refused(tmp_path: Path) -> None:
+    network = named({"a": nn.Linear(4, 3)})
+    x = {"left": torch.rand(2, 2), "right": torch.rand(2, 4)}
+    with pytest.raises(BuildError, match="training mode"):
+        branchnet.export(network.train(), x, tmp_path / "net.pt2")
+
+    class Deciding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    network.eval().heads[0] = Deciding()
+    with pytest.raises(BuildError, match="pt2 export failed"):
+        branchnet.export(network, x, tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from branchnet.errors import SplitError
@@ -58,7 +59,7 @@ def _named(candidates: Sequence[Location], names: Sequence[str]) -> list[Locatio
 
 
 def _renamed(place: Location, name: str) -> Location:
-    return Location(name, place.aliases, place.shapes, place.cut_bytes, place.params, place.flops, place.position)
+    return replace(place, name=name)
 
 
 def _some(candidates: Sequence[Location]) -> list[str]:
@@ -88,7 +89,7 @@ def _ends_of_children(candidates: Sequence[Location], opened: set[str], whole: t
     kept: list[Location] = []
     for place in candidates:
         names = [name for name in place.aliases if _parents(name) <= opened]
-        if not names:
+        if not names or not {name.partition("@")[0] for name in place.inside} <= opened:
             continue
         names = [name for name in names if name not in opened] or names
         share = _share(place, whole)

@@ -24,6 +24,7 @@ class Location:
         params: parameters used up to here, each counted once.
         flops: multiply-adds up to here.
         position: number of the place in the order of computation.
+        inside: the module calls that have begun and not ended here, outermost first.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Location:
     params: int
     flops: int
     position: int
+    inside: tuple[str, ...] = ()
 
 
 def find_locations(alignment: Alignment) -> list[Location]:
@@ -42,16 +44,14 @@ def find_locations(alignment: Alignment) -> list[Location]:
     ends = _call_ends(flow, order)
     carried = carried_after(alignment)
     good = _cuttable(alignment, carried)
-    names: dict[int, list[str]] = {}
-    for name, position in ends.items():
-        names.setdefault(position, []).append(name)
     params, flops = _cumulative(flow, order)
     found = []
-    for position in sorted(names):
+    for position in sorted(set(ends.values())):
         if position in good:
             forms = [flow.facts[order[k]].form for k in carried[position]]
             tensors = [form for form in forms if isinstance(form, TensorForm)]
-            aliases = tuple(sorted(names[position], key=lambda name: name.count(".")))
+            calls = flow.calls(order[position])
+            aliases = tuple(name for name in calls if ends.get(name) == position)
             found.append(
                 Location(
                     aliases[0],
@@ -61,6 +61,7 @@ def find_locations(alignment: Alignment) -> list[Location]:
                     params[position],
                     flops[position],
                     position,
+                    tuple(name for name in calls if name not in aliases),
                 )
             )
     return found

@@ -52,11 +52,15 @@ def cka(
 ) -> Affinity:
     """Affinity by centred kernel alignment; feature widths may differ between networks.
 
-    networks, probe, options: as `rsa` takes them.
-    kernel: `"linear"`, or `"rbf"` with `bandwidth` times the median distance as its width.
-    estimator: `"biased"` over all inputs; `"unbiased"`, which wide features and few inputs do not inflate; or
-        `"minibatch"`, the unbiased one averaged over the probe's batches, which keeps no features. Unbiased values can
-        be slightly negative.
+    Args:
+        networks: as `rsa` takes them.
+        probe: as `rsa` takes it.
+        kernel: `"linear"`, or `"rbf"` with `bandwidth` times the median distance as its width.
+        estimator: `"biased"` over all inputs; `"unbiased"`, which wide features and few inputs do not inflate; or
+            `"minibatch"`, the unbiased one averaged over the probe's batches, which keeps no features. Unbiased values
+            can be slightly negative.
+        bandwidth: of the rbf kernel.
+        options: as `rsa` takes them.
 
     Standard errors of the first two come from random halves of the inputs, those of the third from resampled batches.
 

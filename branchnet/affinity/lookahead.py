@@ -99,21 +99,24 @@ def gradient_affinity(
     `Z[i, j] = 1 - L_j(shared weights after task i's step) / L_j(shared weights)`, heads fixed, on one batch, averaged
     over batches. Per stage, only that stage takes the step. Tasks that do not share a node have affinity 0 there.
 
-    model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it is
-        in; parameters, gradients, buffers, optimizer and random state are left as they were.
-    batches: (inputs, {task: target}); inputs as the network takes them. A task whose target is absent or None takes
-        no part in that batch.
-    losses: {task: (output, target) -> positive scalar}.
-    heads: {task: cut -> output}, modules or plain callables.
-    method: `"lookahead"`, exact; `"first-order"`, its linear part, from products of gradients alone; `"cosine"` of
-        the tasks' gradients, which has no direction. `probing_cost` says what each costs; it is logged beforehand.
-    per_stage: one affinity per stage, else one for the whole trunk, at the location `"trunk"`.
-    learning_rate: of the plain gradient step, the default. optimizer: take its next update instead (SGD, momentum,
-        Adam, ...), computed on a copy. control: then subtract what a step with zero gradients does.
-    autocast: run under `torch.autocast` with this dtype. The look-ahead is a difference of losses: outputs rounded to
-        half precision limit what it can resolve, first-order products less.
-    train_step: called with every batch after it was probed, to average over a training run.
-    bootstrap: number of resamplings of the batches.
+    Args:
+        model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
+            is in; parameters, gradients, buffers, optimizer and random state are left as they were.
+        batches: (inputs, {task: target}); inputs as the network takes them. A task whose target is absent or None takes
+            no part in that batch.
+        losses: {task: (output, target) -> positive scalar}.
+        heads: {task: cut -> output}, modules or plain callables.
+        method: `"lookahead"`, exact; `"first-order"`, its linear part, from products of gradients alone; `"cosine"` of
+            the tasks' gradients, which has no direction. `probing_cost` says what each costs; it is logged.
+        per_stage: one affinity per stage, else one for the whole trunk, at the location `"trunk"`.
+        learning_rate: of the plain gradient step, the default.
+        optimizer: take its next update instead (SGD, momentum, Adam, ...), computed on a copy.
+        control: then subtract what a step with zero gradients does.
+        autocast: run under `torch.autocast` with this dtype. The look-ahead is a difference of losses: outputs rounded
+            to half precision limit what it can resolve, first-order products less.
+        train_step: called with every batch after it was probed, to average over a training run.
+        bootstrap: number of resamplings of the batches.
+        seed: of the resampling.
 
     Raises:
         AffinityError: no batches; losses that are not finite or not positive; a pair of tasks never seen together;

@@ -36,10 +36,12 @@ def measured_affinity(
     `values[d, i, j]` is the change in percent of task j's performance, against its single-task network, when it
     shares stages 0 to d with task i; the diagonal is 0.
 
-    results: path of a CSV file, or records, with the fields task_a, task_b, task_measured, branch_point and
-        rel_perf_percent, and `table` where there are several.
-    table: which of several tables to read. tasks: their order, or the table's name of each task to its own.
-    locations: names of the D stages; `"stage 0"`, ... by default.
+    Args:
+        results: path of a CSV file, or records, with the fields task_a, task_b, task_measured, branch_point and
+            rel_perf_percent, and `table` where there are several.
+        table: which of several tables to read.
+        tasks: their order, or the table's name of each task to its own.
+        locations: names of the D stages; `"stage 0"`, ... by default.
 
     Raises:
         AffinityError: rows that are missing, repeat, contradict the definition or hold no finite number.

@@ -32,13 +32,16 @@ def rsa(
     of two networks are compared (`compare_rdms`). The defaults are those of Branched Multi-Task Networks
     (Vandenhende et al. 2020, section 3.1): 1 - Pearson, compared by Spearman correlation; K = 500 there.
 
-    networks: {task: network, or several networks of different seeds}; plain ones, or results of `split_all`. Networks
-        run in eval mode without gradients and are left exactly as they were.
-    probe: the K inputs: a tensor or array (K, ...), a tuple or dict of them, or a re-iterable of batches in a fixed
-        order, which is compared by content each time it is read.
-    dissimilarity, center: as `rdm` takes them. comparison: as `compare_rdms` takes it.
-    options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
-        memory_limit, cache. With Kendall's tau, which is slow to resample, bootstrap is 0 unless given.
+    Args:
+        networks: {task: network, or several networks of different seeds}; plain ones, or results of `split_all`.
+            Networks run in eval mode without gradients and are left exactly as they were.
+        probe: the K inputs: a tensor or array (K, ...), a tuple or dict of them, or a re-iterable of batches in a
+            fixed order, which is compared by content each time it is read.
+        dissimilarity: as `rdm` takes it.
+        comparison: as `compare_rdms` takes it.
+        center: as `rdm` takes it.
+        options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
+            memory_limit, cache. With Kendall's tau, which is slow to resample, bootstrap is 0 unless given.
 
     Raises:
         AffinityError: fewer than three inputs; a probe that changes; features that are constant or not finite, named

@@ -66,7 +66,7 @@ def pwcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
     """Affinity by PWCCA: canonical correlations weighted by how much of the network each direction accounts for.
 
     Morcos, Raghu and Bengio 2018, "Insights on representational similarity in neural networks with canonical
-    correlation", section 2.2: weights are sums over features of |h^T x|, h a canonical variate of the first network.
+    correlation", section 2.2: weights are sums over features of `|h^T x|`, h a canonical variate of the first network.
     The measure has a direction; `[i, j]` is the mean of both. As there, directions beyond `variance` are dropped
     first (SVD). Where two subspaces together have more dimensions than there are inputs, several correlations are
     exactly 1, the directions among those are arbitrary, and so is the third or fourth decimal of the result. The

@@ -109,7 +109,7 @@ class BranchedNetwork(nn.Module):
             tasks: the tasks wanted, in any order.
 
         Returns:
-            `{task: output}` in task order.
+            A dictionary of outputs by task, in task order.
 
         Raises:
             BuildError: a task that the network does not know, inputs of another form, or inputs that cannot be run and

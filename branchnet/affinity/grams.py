@@ -142,11 +142,7 @@ def column_blocks(features: Sequence[Tensor]) -> Iterator[Tensor]:
     for start in range(0, total, max(width, 1)):
         stop = min(start + width, total)
         block = scratch[: count * (stop - start)].view(count, stop - start)
-        row = 0
-        for part in features:
-            block[row : row + len(part)].copy_(part[:, start:stop])
-            row += len(part)
-        yield block
+        yield torch.cat([part[:, start:stop] for part in features], out=block)
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:

@@ -33,13 +33,14 @@ def add_symmetric_product(total: Tensor, block: Tensor) -> None:
 
 
 def add_panels(total: Tensor, block: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], panel: int) -> None:
-    """The same from the products of every panel of rows with the rows up to its end.
+    """The same from the products of every panel of rows with the rows up to its end; the first may be narrower.
 
     multiply: (M, width), (P, width) -> (M, P).
     """
-    for start in range(0, len(block), panel):
-        stop = min(start + panel, len(block))
+    start = 0
+    for stop in range(len(block) % panel or panel, len(block) + 1, panel):
         total[:stop, start:stop] += multiply(block[:stop], block[start:stop])
+        start = stop
 
 
 def mirrored(upper: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ correlations, averaged over all places of the network that carry the space and o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -34,25 +34,24 @@ def match_units(
     Unit `order[u]` of the other network does what unit u of the reference does.
     """
     sums = {space: torch.zeros(symmetries.sizes[space], symmetries.sizes[space]) for space in spaces}
-    for batch in probe.batches("matching units"):
-        pairs = zip(_activations(symmetries, reference, batch), _activations(symmetries, other, batch), strict=True)
-        for (space, first), (_, second) in pairs:
-            if space in sums:
-                sums[space] += (_standardised(first).T @ _standardised(second)).cpu()
+    both = (reference, other)
+    with torch.no_grad(), mode_of(reference, training=False), mode_of(other, training=False):
+        for batch in probe.batches("matching units"):
+            cuts = [flat_example(cast(Example, on_device(batch, _device(network)))) for network in both]
+            for number in range(len(reference.stages)):
+                wanted = {place: axes for (d, place), axes in symmetries.values.items() if d == number}
+                runs = [_Recorder(network.stages[number], wanted) for network in both]
+                cuts = [tuple(tree_leaves(run.run(*cut))) for run, cut in zip(runs, cuts, strict=True)]
+                for (space, first), (_, second) in zip(runs[0].found, runs[1].found, strict=True):
+                    if space in sums:
+                        sums[space] += (_standardised(first).T @ _standardised(second).to(first.device)).cpu()
     return {
         space: torch.from_numpy(linear_sum_assignment(total.numpy(), maximize=True)[1]) for space, total in sums.items()
     }
 
 
-def _activations(symmetries: Symmetries, network: StagedNetwork, batch: Any) -> Iterator[tuple[int, Tensor]]:
-    """Every place that carries a space: the space and its units' activations (rows, n)."""
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    cut: Sequence[Any] = flat_example(cast(Example, on_device(batch, device)))
-    with torch.no_grad(), mode_of(network, training=False):
-        for number, stage in enumerate(network.stages):
-            run = _Recorder(stage, {place: axes for (d, place), axes in symmetries.values.items() if d == number})
-            cut = tree_leaves(run.run(*cut))
-            yield from run.found
+def _device(network: StagedNetwork) -> torch.device:
+    return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
 
 
 class _Recorder(fx.Interpreter):

@@ -34,7 +34,7 @@ def test_a_node_of_rate_zero_and_a_frozen_one_stay_as_they_are() -> None:
     net = branched()
     net.freeze("nodes.1.0")
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    labels = {task: X[:, :1] for task in TASKS}
+    labels = dict.fromkeys(TASKS, X[:, :1])
     branchnet.fit(
         net, X, labels, dict.fromkeys(TASKS, mse_loss), steps=3, batch_size=8, progress=False,
         learning_rate=lambda node: 0.0 if node.id == "nodes.0.0" else 1e-2,
@@ -57,11 +57,11 @@ def test_a_function_of_the_node_needs_a_branched_network() -> None:
 
 
 def test_errors_of_one_network_name_no_task() -> None:
-    with pytest.raises(TrainingError, match="^8 labels were given for 16 samples$"):
+    with pytest.raises(TrainingError, match=r"^8 labels were given for 16 samples$"):
         branchnet.fit(nn.Linear(3, 1), X, X[:8, :1], mse_loss, steps=1, progress=False)
 
     def infinite(output: Tensor, labels: Tensor) -> Tensor:
         return output.sum() * math.inf
 
-    with pytest.raises(TrainingError, match="^the loss became (-?inf|nan) at step 0"):
+    with pytest.raises(TrainingError, match=r"^the loss became (-?inf|nan) at step 0"):
         branchnet.fit(nn.Linear(3, 1), X, X[:, :1], infinite, steps=1, progress=False)

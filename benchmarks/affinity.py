@@ -33,7 +33,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from branchnet.affinity import cka, compare_rdms, rdm, rsa
+from branchnet.affinity import Options, cka, compare_rdms, rdm, rsa
 from branchnet.files import write_text
 from branchnet.stages import split_all
 
@@ -62,21 +62,36 @@ class Clock:
 
 
 class StageTimer:
-    """Time spent inside the stages of networks."""
+    """Time spent in the stages of networks and, with `freeing`, on freeing what they returned, as a plain pass does."""
 
-    def __init__(self, clock: Clock, networks: dict[str, Any]) -> None:
+    def __init__(self, clock: Clock, networks: dict[str, Any], *, freeing: bool) -> None:
         self._clock = clock
+        self._freeing = freeing
         self._started = self.total = 0.0
+        self._returned: list[Any] = []
+        self._network: Any = None
         for network in networks.values():
             for stage in network.stages:
-                stage.register_forward_pre_hook(self._start)
+                stage.register_forward_pre_hook(partial(self._start, network))
                 stage.register_forward_hook(self._stop)
 
-    def _start(self, *_: object) -> None:
+    def _start(self, network: Any, *_: object) -> None:
         self._started = self._clock()
+        if network is not self._network:
+            self._network = network
+            self._returned.clear()
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, _: object, __: object, returned: Any) -> None:
+        if self._freeing:
+            self._returned.append(returned)
         self.total += self._clock() - self._started
+
+    def finish(self) -> float:
+        """The time of everything."""
+        self._started = self._clock()
+        self._returned.clear()
+        self.total += self._clock() - self._started
+        return self.total
 
 
 def make_networks(count: int, image: int, locations: list[str], device: str) -> dict[str, Any]:
@@ -99,14 +114,15 @@ def make_networks(count: int, image: int, locations: list[str], device: str) -> 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     clock = Clock(options.device)
     networks = make_networks(options.networks, options.image, STAGE_ENDS, options.device)
-    timer = StageTimer(clock, networks)
+    timer = StageTimer(clock, networks, freeing=True)
     probe = smooth_images(options.inputs, options.image)
     total, affinity = clock.of(lambda: rsa(networks, probe, batch_size=options.batch, bootstrap=options.bootstrap))
     rest = total - timer.total
+    forward = timer.finish()
     return {
-        "forward_s": timer.total,
+        "forward_s": forward,
         "rest_s": rest,
-        "rest_percent_of_forward": 100 * rest / timer.total,
+        "rest_percent_of_forward": 100 * rest / forward,
         "mean_affinity": [float(one[np.triu_indices(len(one), 1)].mean()) for one in affinity.values],
     }
 
@@ -176,15 +192,15 @@ def toolbox(arrays: list[Any], clock: Clock) -> tuple[float, float, Any]:
 
 
 class Lookup(nn.Module):
-    """A stage that hands out rows of given features."""
+    """A stage that hands out rows of given features, which are no buffer, as buffers are compared after every run."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
-        self.register_buffer("table", features)
+        self._rows = features
 
     def forward(self, index: Tensor) -> tuple[Tensor]:
         """The rows of these inputs."""
-        return (self.table[index],)
+        return (self._rows[index],)
 
 
 class LookupNetwork(nn.Module):
@@ -199,8 +215,9 @@ class LookupNetwork(nn.Module):
 def batch_cka(options: argparse.Namespace) -> dict[str, Any]:
     clock, features = Clock(options.device), make_features(options)
     networks = {f"task{index}": LookupNetwork(one) for index, one in enumerate(features)}
+    settings = {"estimator": "minibatch", "batch_size": options.batch, "bootstrap": 0, "device": options.device}
     index = torch.arange(options.inputs)
-    spent, ours = clock.of(lambda: cka(networks, index, estimator="minibatch", batch_size=options.batch, bootstrap=0))
+    spent, ours = clock.of(lambda: cka(networks, index, **settings))
     theirs_spent, theirs = clock.of(lambda: torch_cka_style(features, options.batch))
     return {
         "branchnet_s": spent,
@@ -238,7 +255,7 @@ def hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     clock = Clock(options.device)
     networks = make_networks(1, options.image, STAGE_ENDS[:1], options.device)
-    timer = StageTimer(clock, networks)
+    timer = StageTimer(clock, networks, freeing=False)
     probe = Coarse(options.inputs, options.image, options.batch)
     settings = {"bootstrap": 0, "memory_limit": int(options.memory_limit * 1e9)}
     total, _ = clock.of(lambda: rsa(networks, probe, **settings))
@@ -265,7 +282,10 @@ def run_part(part: str, options: argparse.Namespace, queue: Any) -> None:
     result = PARTS[part](options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     used = {name: value for name, value in vars(options).items() if name not in ("parts", "table")}
-    queue.put({"part": part, "settings": used, "threads": torch.get_num_threads(), "peak_gb": peak} | result)
+    common = {"part": part, "settings": used, "threads": torch.get_num_threads(), "peak_gb": peak}
+    if options.device != "cpu":
+        common["peak_of_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    queue.put(common | result)
 
 
 def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -308,7 +328,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=5)
     parser.add_argument("--image", type=int, default=224, help="side of the images")
     parser.add_argument("--features", type=int, default=100_352, help="per input, for peers and cka")
-    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=Options().batch_size)
     parser.add_argument("--bootstrap", type=int, default=100)
     parser.add_argument("--memory-limit", type=float, default=4.0, help="gigabytes, for memory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .products import add_symmetric_product, mirrored
+from .products import add_symmetric_product, full_precision, mirrored
 
 _BLOCK_NUMBERS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 _ROUNDING = 64.0
@@ -64,18 +64,22 @@ class GramAccumulator:
             count, device = sum(len(part) for part in features), features[0].device
             self._products = torch.zeros(count, count, dtype=torch.float64, device=device)
             self._norms = torch.zeros(count, dtype=torch.float64, device=device)
-        for block in column_blocks(features):
-            self._epsilon = max(self._epsilon, torch.finfo(block.dtype).eps)
-            if self._centring.inputs:
-                columns = block.mean(dim=0)
-                self._norms += torch.linalg.vector_norm(columns).double() ** 2
-                block -= columns
-            if self._centring.features:
-                mean = block.mean(dim=1, keepdim=True)
-                block -= mean
-                self._means.append(mean[:, 0].double())
-                self._sizes.append(block.shape[1])
-            add_symmetric_product(self._products, block)
+        with full_precision(features[0].device):
+            for block in column_blocks(features):
+                self._add_block(block, self._products, self._norms)
+
+    def _add_block(self, block: Tensor, products: Tensor, norms: Tensor) -> None:
+        self._epsilon = max(self._epsilon, torch.finfo(block.dtype).eps)
+        if self._centring.inputs:
+            columns = block.mean(dim=0)
+            norms += torch.linalg.vector_norm(columns).double() ** 2
+            block -= columns
+        if self._centring.features:
+            mean = block.mean(dim=1, keepdim=True)
+            block -= mean
+            self._means.append(mean[:, 0].double())
+            self._sizes.append(block.shape[1])
+        add_symmetric_product(products, block)
 
     @classmethod
     def joined(cls, parts: Sequence[GramAccumulator]) -> GramAccumulator:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,22 @@ from torch import Tensor
 _PANEL = 64
 _CUDA_PANEL = 512
 _NARROW_VECTORS = ("Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products in the precision of their factors, whatever the caller has allowed networks (TF32, autocast)."""
+    onednn: Any = torch.backends.mkldnn
+    backends: list[Any] = [torch.backends.cuda.matmul, onednn.matmul]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def add_symmetric_product(total: Tensor, block: Tensor) -> None:

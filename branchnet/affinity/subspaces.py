@@ -24,6 +24,7 @@ from .memory import Piece
 from .networks import Family, Member, Networks
 from .options import Options, ProbeArguments
 from .probes import Probe
+from .products import full_precision
 from .results import assemble, measure_pairs, prepare
 from .signatures import Signature, gram_kind, read_pieces, read_signatures
 from .tensor import Affinity
@@ -189,7 +190,8 @@ def _variate_weights(
             block -= block.mean(dim=0)
             traces[key] = traces.get(key, 0.0) + float(block.double().square().sum())
             for other, (vectors, _) in variates[piece.location].items():
-                onto = torch.from_numpy(vectors).to(block).T @ block
+                with full_precision(block.device):
+                    onto = torch.from_numpy(vectors).to(block).T @ block
                 held[other] = held.get(other, 0.0) + onto.abs().sum(dim=1).double().cpu().numpy()
 
     read_pieces(member, probe, family.locations, options, add)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from branchnet.affinity import products
-from branchnet.affinity.products import add_panels, add_symmetric_product, mirrored
+from branchnet.affinity.products import add_panels, add_symmetric_product, full_precision, mirrored
 
 Add = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -51,3 +51,21 @@ def check(dtype: torch.dtype, block: torch.Tensor, expected: np.ndarray, add: Ad
     assert torch.equal(found, found.T)
     rounding = torch.finfo(dtype).eps * block.shape[1] ** 0.5
     np.testing.assert_allclose(found.numpy(), 2 * expected, rtol=0, atol=2 * rounding * expected.max())
+
+
+def test_permission_for_low_precision_does_not_count() -> None:
+    """What the caller allows networks is switched off for products, and on again, also after an error."""
+    block, _ = blocks(8, 5, torch.float32)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with full_precision(block.device):
+                assert (block @ block.T).dtype == torch.float32
+                assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+            with pytest.raises(KeyError), full_precision(block.device):
+                raise KeyError
+            assert (block @ block.T).dtype == torch.bfloat16
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

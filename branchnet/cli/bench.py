@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from branchnet.cli.options import AsJson, Device, DryRun, Dtype, OptionalConfig, Quiet, Seed
+from branchnet.cli.options import AsJson, Device, DryRun, Dtype, Flag, OptionalConfig, Quiet, Seed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from branchnet import LatencyTable
     from branchnet.reporting.tables import Table
 
-Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
+Network = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote, or an architecture.")]
 
 
 def bench(
-    branched: Folder,
+    branched: Network,
     *,
     config: OptionalConfig = None,
     repeats: int = 30,
     batch_size: int = 1,
     compiled: bool = True,
+    stages: Flag = False,
     out: Path | None = None,
     seed: Seed = 0,
     device: Device = None,
@@ -31,6 +37,9 @@ def bench(
     dry_run: DryRun = False,
 ) -> None:
     """Time the network in BRANCHED and its single-task networks in turns, on random inputs, eager and compiled.
+
+    With --stages every stage is timed alone, at every number of copies: what `branchnet search` needs for a budget in
+    milliseconds.
 
     Example: `branchnet bench distilled --batch-size 8 --repeats 50 --out bench.json`
 
@@ -42,20 +51,22 @@ def bench(
         Inputs in a call.
     compiled
         Also time everything compiled, where torch.compile works.
+    stages
+        Time stages and heads instead of whole networks.
     out
         Write the measurements there, JSON; latencies in seconds.
     """
     from branchnet import SeparateNetworks
-    from branchnet.cli.given import placed, placed_networks, read_branched, separate_networks
+    from branchnet.cli.given import built_or_saved, placed, placed_networks, separate_networks
     from branchnet.cli.plans import Plan, batch_of, forward_seconds, memory_of
-    from branchnet.cli.printing import print_json, print_tables, say
+    from branchnet.cli.printing import print_json, print_tables, print_text, say
     from branchnet.cli.study import measure
     from branchnet.cli.workspace import Workspace, save_json
     from branchnet.errors import DataError
 
     if repeats < 1 or batch_size < 1:
         raise DataError(f"--repeats {repeats}, --batch-size {batch_size}: both have to be at least 1")
-    network = read_branched(branched, config, device=device, dtype=dtype)
+    network = built_or_saved(branched, config, device=device, dtype=dtype)
     alone = placed_networks(separate_networks(network, config), device, dtype)
     networks: dict[str, Any] = {"separate": SeparateNetworks(alone).eval()} if alone else {}
     networks["branched"] = network
@@ -68,13 +79,46 @@ def bench(
         plan = plan.step("compile and time") if compiled else plan
         plan.show(as_json=as_json, writes=[] if out is None else [out])
         return
-    say("" if alone else "no single-task networks to compare with: pass --config", quiet=quiet or bool(alone))
+    if not alone:
+        say("no single-task networks to compare with: pass --config", quiet=quiet)
+    if stages:
+        table = stage_table(network.locations, alone, example, compiled=compiled, repeats=repeats, quiet=quiet)
+        if out is not None:
+            save_json(table.to_dict(), out)
+            say(f"wrote {out}", quiet=quiet)
+        print_json(table.to_dict()) if as_json else print_text(table)
+        return
     found = measure(networks, example, Workspace(".", quiet=quiet), compiled=compiled, repeats=repeats)
     record = _record(found, batch_size, str(device or "cpu"), str(dtype or "float32"))
     if out is not None:
         save_json(record, out)
         say(f"wrote {out}", quiet=quiet)
     print_json(record) if as_json else print_tables([_table(found, batch_size)])
+
+
+def stage_table(
+    locations: Sequence[str],
+    networks: Mapping[str, nn.Module],
+    example: Any,
+    *,
+    compiled: bool,
+    repeats: int,
+    quiet: bool,
+) -> LatencyTable:
+    """Latency of every stage at every number of copies, and of every head.
+
+    Raises:
+        DataError: no single-task networks.
+    """
+    import branchnet
+    from branchnet.builder import compiler_problem
+    from branchnet.errors import DataError
+
+    if not networks:
+        raise DataError("--stages times the stages of the single-task networks: pass --config")
+    staged = branchnet.split_all(networks, example, locations=list(locations))
+    works = compiled and not compiler_problem()
+    return branchnet.latency_table(staged, example, compiled=works, repeats=repeats, progress=not quiet)
 
 
 def _record(found: dict[str, dict[str, list[float]]], batch_size: int, device: str, dtype: str) -> dict[str, Any]:

@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from branchnet.cli.options import DryRun, Dtype, OptionalConfig, Quiet
+from branchnet.progress import silence
 
 Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
+Format = Literal["pt2", "aoti", "onnx", "safetensors"]
 
 
 def export(
     branched: Folder,
     *,
     config: OptionalConfig = None,
-    format: str | None = None,
-    out: Path = Path("branched.onnx"),
+    format: Format | None = None,
+    tasks: str | None = None,
+    batch_size: int = 2,
+    out: Path = Path("branched.pt2"),
     dtype: Dtype = None,
     quiet: Quiet = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Write the network in BRANCHED as one file that runs without branchnet.
+    """Write the network in BRANCHED as one file for deployment; load it again, and check what it gives.
 
-    Example: `branchnet export distilled --out branched.onnx`
+    Its specification and a model card are written beside it.
+
+    Example: `branchnet export distilled --out branched.pt2`
 
     Parameters
     ----------
     format
-        By default as the suffix of --out says.
+        pt2 (torch.export, loaded by torch alone), aoti (compiled for this kind of device), onnx, or safetensors; by
+        default as the suffix of --out says.
+    tasks
+        Only these tasks, with commas between.
+    batch_size
+        Of the example that it is traced with; other sizes work, too.
     out
-        The file, .onnx or .pt2.
+        The file.
     """
     import branchnet
     from branchnet.cli.given import placed, read_branched
-    from branchnet.cli.plans import Plan, memory_of
-    from branchnet.cli.printing import say
+    from branchnet.cli.plans import Plan, batch_of, memory_of
+    from branchnet.cli.printing import print_text
 
-    network = read_branched(branched, config, dtype=dtype)
+    network = read_branched(branched, config, dtype=dtype).eval()
     if dry_run:
-        size = memory_of({"": network})
-        Plan("export").step("trace and write", memory=2 * size).show(as_json=False, writes=[out])
+        plan = Plan("export").step("trace, write, and check the file", memory=3 * memory_of({"": network}))
+        plan.show(as_json=False, writes=[out])
         return
-    example = placed(network.interface.random(), None, dtype)
-    branchnet.export(network, example, out, **({} if format is None else {"format": format}))
-    say(f"wrote {out}", quiet=quiet)
+    example = placed(batch_of(network.interface.random(), batch_size), None, dtype)
+    chosen = None if tasks is None else [task.strip() for task in tasks.split(",")]
+    with silence() if quiet else nullcontext():
+        exported = branchnet.export(network, example, out, format=format, tasks=chosen)
+    print_text(exported)

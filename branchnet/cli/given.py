@@ -169,6 +169,18 @@ def read_branched(
     return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
 
 
+def built_or_saved(
+    path: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
+) -> BranchedNetwork:
+    """Load a saved network, or build that of an architecture, with the config's weights or random ones."""
+    if path.is_dir():
+        return read_branched(path, config, device=device, dtype=dtype)
+    spec = read_spec(path)
+    example = read_source(config).example if config is not None and spec.input is None else None
+    branched = spec.build(read_networks(config, spec.tasks), example=example)
+    return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
+
+
 def separate_networks(branched: BranchedNetwork, config: Path | None) -> dict[str, nn.Module]:
     """The single-task networks beside a branched one: the config's, or new ones of the same constructors."""
     if config is not None:

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from branchnet.cli.options import AsJson, DryRun, Flag, Quiet, Seed
 
 if TYPE_CHECKING:
-    from branchnet import Affinity, Architecture, SearchResult
+    from branchnet import Affinity, SearchResult
+    from branchnet.clustering.budgets import Costs, HeadCosts
     from branchnet.reporting.tables import Table
 
 Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` wrote.")]
@@ -25,6 +26,7 @@ def search(
     objective: str = "mean-pair",
     method: Literal["auto", "exact", "local", "beam"] = "auto",
     shared_stages: int = 0,
+    latency: Path | None = None,
     time_limit: float | None = None,
     front: Flag = False,
     out: Path = Path("architecture.yaml"),
@@ -40,13 +42,15 @@ def search(
     Parameters
     ----------
     budget
-        `60% params`, `25e6 params`, `4 GMACs`, `50% flops`.
+        `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
     objective
         How trees are judged: mean-pair, mean-max and others; see `branchnet.clustering.objectives`.
     method
         Exact with proof, local search, or the published beam search; auto takes exact where it fits.
     shared_stages
         So many stages are shared by all tasks, come what may.
+    latency
+        What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
     time_limit
         Seconds, after which the best tree so far is taken.
     front
@@ -58,13 +62,12 @@ def search(
     from branchnet import Architecture
     from branchnet.cli.given import read_affinity, read_spec
     from branchnet.cli.printing import print_json, print_tables, print_text, say
-    from branchnet.cli.searching import check_fit, plan_search, with_networks_of
+    from branchnet.cli.searching import costs_for, plan_search, with_networks_of
     from branchnet.interrupt import deferred_interrupt
 
     found, spec = read_affinity(affinity).symmetric(), read_spec(split)
-    costs = check_fit(found, spec, affinity, split)
-    heads = spec.head_costs or None
     wanted = branchnet.Budget.parse(budget)
+    costs, heads = costs_for(wanted.unit, found, spec, latency, affinity, split)
     if dry_run:
         plan = plan_search(found, costs, wanted, method=method, objective=objective, shared_stages=shared_stages)
         plan.show(as_json=as_json, writes=[] if front else [out])
@@ -98,7 +101,7 @@ def search(
         result,
         affinity=found,
         locations=spec.locations,
-        costs=costs,
+        costs=spec.stage_costs,
         head_costs=spec.head_costs,
         budget=budget,
         seed=seed,
@@ -107,7 +110,7 @@ def search(
     if as_json:
         print_json(as_record(result))
     else:
-        print_text(result.tree, *_sentences(result, spec, found))
+        print_text(result.tree, *_sentences(result, found, costs, heads))
     say(f"wrote {out}" + (" (the search was interrupted)" if interrupted() else ""), quiet=quiet)
 
 
@@ -126,25 +129,23 @@ def as_record(result: SearchResult) -> dict[str, object]:
     }
 
 
-def _sentences(result: SearchResult, spec: Architecture, found: Affinity) -> list[str]:
+def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadCosts | None) -> list[str]:
     from branchnet import Tree
     from branchnet.cli.searching import replicates_of
     from branchnet.clustering import stability, tree_size
     from branchnet.reporting.units import percent, si
 
-    costs = spec.stage_costs
-    assert costs is not None
-    separate = tree_size(
-        Tree.separate(spec.tasks, len(spec.locations)), costs, head_costs=spec.head_costs or None, unit=result.unit
-    )
+    alone = Tree.separate(result.tree.tasks, result.tree.depth)
+    separate = tree_size(alone, costs, head_costs=heads, unit=result.unit)
+    unit = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}[result.unit]
     bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"
     lines = [
-        f"size: {si(result.size)} {result.unit}, {percent(result.size / separate)} of separate networks",
+        f"size: {si(result.size)} {unit}, {percent(result.size / separate)} of separate networks",
         f"cost: {result.cost:.6g} ({result.objective}); {bound}",
         f"method: {result.method} ({result.why})",
     ]
     if replicates := replicates_of(found):
-        again = stability(result, replicates, costs, head_costs=spec.head_costs or None)
+        again = stability(result, replicates, costs, head_costs=heads)
         lines.append(f"sure: the same tree in {percent(again.same_tree)} of {again.replicates} bootstrap replicates")
     return lines
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from branchnet.errors import SpecError
+from branchnet.errors import BudgetError, DataError, SpecError
 
 if TYPE_CHECKING:
-    from branchnet import Affinity, Architecture, Budget, SearchResult
+    from branchnet import Affinity, Architecture, Budget, LatencyTable, SearchResult
     from branchnet.cli.plans import Plan
+    from branchnet.clustering.budgets import Costs, HeadCosts
     from branchnet.reporting import FrontPlot
     from branchnet.stages.costs import StageCost, StageCosts
 
@@ -36,6 +37,41 @@ def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) 
     return spec.stage_costs
 
 
+def costs_for(
+    unit: str, found: Affinity, spec: Architecture, latency: Path | None, affinity: Path, split: Path
+) -> tuple[Costs, HeadCosts | None]:
+    """Costs of stages and heads in the unit of a budget: the specification's, or measured milliseconds.
+
+    Raises:
+        SpecError: what `check_fit` refuses, or a latency table of other tasks or locations.
+        BudgetError: milliseconds without a latency table.
+    """
+    costs = check_fit(found, spec, affinity, split)
+    if unit != "latency":
+        return costs, spec.head_costs or None
+    if latency is None:
+        raise BudgetError("a budget in ms needs measured stages: --latency FILE, from `branchnet bench --stages`")
+    table = read_latency(latency)
+    if (table.tasks, table.locations) != (tuple(spec.tasks), tuple(spec.locations)):
+        raise SpecError(f"{latency} measures other tasks or locations than those of {split}")
+    return table.costs, table.head_costs
+
+
+def read_latency(path: Path) -> LatencyTable:
+    """Read what `branchnet bench --stages` wrote.
+
+    Raises:
+        DataError: no such file, or another one.
+    """
+    from branchnet import LatencyTable
+    from branchnet.cli.workspace import load_json
+
+    try:
+        return LatencyTable.from_dict(load_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no latency table (`branchnet bench --stages` writes one): {error}") from error
+
+
 def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
     """`found` with what `spec` says of the networks: how they are made, and what they take."""
     known = spec.to_dict()
@@ -51,7 +87,7 @@ def replicates_of(found: Affinity) -> list[Affinity]:
 
 
 def plan_search(
-    found: Affinity, costs: StageCosts, budget: Budget, *, method: str, objective: str, shared_stages: int
+    found: Affinity, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
 ) -> Plan:
     """The plan of a search: how many trees there are, and what the method that fits compares and holds."""
     from branchnet import count_trees

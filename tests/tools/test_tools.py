@@ -59,8 +59,8 @@ def test_cost_report_counts_what_the_libraries_publish(capsys: pytest.CaptureFix
 def test_cost_report_reads_specifications(capsys: pytest.CaptureFixture[str]) -> None:
     root = TOOLS.parent / "architectures"
     importlib.import_module("cost_report").main([str(root / "celeba_40.yaml"), str(root / "autobrane_1.yaml")])
-    printed = capsys.readouterr().out
-    assert "celeba_40" in printed and "separate networks" in printed and "no costs" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "celeba_40" in printed and "separate networks" in printed and "no costs are known" in printed
 
 
 @pytest.mark.parametrize("path", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)

@@ -1,0 +1,20 @@
+"""What every example of the documentation finds: four small networks and images."""
+
+import warnings
+
+import torch
+
+import branchnet
+from branchnet.data import scenes
+
+warnings.filterwarnings("ignore")
+torch.manual_seed(0)
+
+
+def tiny(outputs=1, kind="dense"):
+    """Make a network of a few thousand parameters."""
+    return branchnet.create("branchnet:scene_network", outputs=outputs, kind=kind, width=4).eval()
+
+
+images = scenes(24, seed=0, size=32).images
+networks = {"depth": tiny(), "edges": tiny(), "scene": tiny(4, "image"), "count": tiny(1, "image")}

@@ -7,6 +7,8 @@ from .distributed import shard as shard
 from .donors import choose_donors as choose_donors
 from .exporting import Exported as Exported
 from .exporting import export as export
+from .fusion import FusedNetwork as FusedNetwork
+from .fusion import FusedNodes as FusedNodes
 from .graphs import compiler_problem as compiler_problem
 from .initialisation import Initialisation as Initialisation
 from .initialisation import NodeStart as NodeStart
@@ -14,6 +16,7 @@ from .network import BranchedNetwork as BranchedNetwork
 from .network import Node as Node
 from .network import Path as Path
 from .normalisation import estimate_batchnorm as estimate_batchnorm
+from .preparation import prepare as prepare
 from .saving import load as load
 from .saving import save as save
 from .separate import SeparateNetworks as SeparateNetworks

@@ -51,14 +51,14 @@ class CompiledNetwork:
     ) -> None:
         self.branched = branched
         self.mode = mode
-        self.dynamic = dynamic
+        self.dynamic = dynamic and not isinstance(branched, FusedNetwork)
         self.autocast = autocast
         self.eager_heads: tuple[str, ...] = ()
         self._device = device_of(branched)
         self._as_prepared = functools.partial(as_prepared, cast=cast, channels_last=channels_last)
         self._cuda_graphs = self._device == "cuda" and mode in CUDA_GRAPH_MODES
         self._copies = copy_outputs and self._cuda_graphs
-        self._compiled: dict[tuple[str, ...], Callable[[Input], tuple[Outputs, dict[str, Any]]]] = {}
+        self._compiled: dict[Any, Callable[[Input], tuple[Outputs, dict[str, Any]]]] = {}
 
     def __call__(self, x: Input, tasks: Sequence[str] | None = None) -> Outputs:
         """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""
@@ -75,8 +75,9 @@ class CompiledNetwork:
             return pytree.tree_map(_copied, outputs) if self._copies else outputs
 
     def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
-        if subset in self._compiled:
-            return self._compiled[subset](x)
+        key = subset if self.dynamic else (subset, _forms(x))
+        if key in self._compiled:
+            return self._compiled[key](x)
         compiled = self._compile(subset)
         try:
             result = compiled(x)
@@ -84,7 +85,7 @@ class CompiledNetwork:
             self._exclude_heads(subset, x, error)
             compiled = self._compile(subset)
             result = compiled(x)
-        self._compiled[subset] = compiled
+        self._compiled[key] = compiled
         return result
 
     def _compile(self, subset: tuple[str, ...]) -> Callable[[Input], tuple[Outputs, dict[str, Any]]]:
@@ -158,6 +159,7 @@ def compile(
             otherwise one graph for each shape.
         fuse: run equal nodes of a stage as one batched computation: wherever there are some (True), or where
             measuring on this device shows that it is faster (`"auto"`, which compiles each such stage both ways).
+            Where nodes are fused there is one graph for each shape: torch.func.vmap fixes the batch size.
         autocast: run under autocast to this type, e.g. `torch.bfloat16`; weights stay as they are.
         cast: convert weights and floating-point inputs to this type; outputs are of it, too.
         channels_last: lay weights of convolutions and four-dimensional inputs out with the channels last.
@@ -202,6 +204,12 @@ def _with_dynamic_batch(x: Input) -> Input:
         return value
 
     return map_input(mark, x)
+
+
+def _forms(x: Input) -> tuple[Any, ...]:
+    """What decides which graph of fixed shapes an input needs."""
+    leaves = list(x.items()) if isinstance(x, Mapping) else list(enumerate(pytree.tree_leaves(x)))
+    return tuple((key, tuple(value.shape), value.dtype) for key, value in leaves if isinstance(value, Tensor))
 
 
 def _refusal(head: nn.Module, cut: tuple[Any, ...]) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import branchnet
 from branchnet import Tree
-from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_problem
+from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_problem, prepare
 from branchnet.errors import BuildError
+
+from .toys import KINDS, images, networks, staged
 
 TASKS = tuple("abcd")
 
@@ -22,8 +25,8 @@ def branched() -> branchnet.BranchedNetwork:
             torch.manual_seed(seed)
             return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
 
-    staged = branchnet.split_all({t: network(i) for i, t in enumerate(TASKS)}, torch.rand(3, 6), locations=["1", "3"])
-    return branchnet.build(Tree(TASKS, [[TASKS], [("a", "b"), ("c", "d")]]), staged)
+    cut = branchnet.split_all({t: network(i) for i, t in enumerate(TASKS)}, torch.rand(3, 6), locations=["1", "3"])
+    return branchnet.build(Tree(TASKS, [[TASKS], [("a", "b"), ("c", "d")]]), cut)
 
 
 @pytest.fixture
@@ -37,12 +40,20 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counted.append(len(graph.graph.nodes))
             return graph.forward
 
-        options.pop("mode", None)
+        for given in ("mode", "backend"):
+            options.pop(given, None)
         return compile_(function, backend=backend, **options)  # type: ignore[call-overload]
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", counting)
+    monkeypatch.setattr("branchnet.builder.compilation.compiler_problem", lambda device: "")
     return counted
+
+
+def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNetwork:
+    groups = [tasks[:2], tasks[2:]]
+    tree = Tree(tasks, [[tasks], [tasks], groups, groups, [(task,) for task in tasks]])
+    return branchnet.build(tree, staged(networks(tasks))).eval()
 
 
 def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: list[int]) -> None:
@@ -90,11 +101,177 @@ def test_separate_networks_compile_too(graphs: list[int]) -> None:
     assert {task: tuple(value.shape) for task, value in found.items()} == {"a": (2, 2), "b": (2, 3)}
 
 
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, 0.0),
+        ({"channels_last": True}, 1e-5),
+        ({"fold_batchnorm": True}, 1e-4),
+        ({"fuse": True}, 1e-5),
+        ({"autocast": torch.bfloat16}, 5e-2),
+        ({"cast": torch.bfloat16}, 5e-2),
+        ({"cast": torch.bfloat16, "channels_last": True, "fold_batchnorm": True}, 5e-2),
+    ],
+)
+def test_every_option_keeps_the_outputs_with_one_graph_or_one_for_each_size_of_fused_nodes(
+    graphs: list[int], options: dict[str, Any], tolerance: float
+) -> None:
+    network = convolutional()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    compiled = branchnet.compile(network, images(2), **options)
+    for batch in (2, 3, 5):
+        x = images(batch, seed=batch)
+        with torch.no_grad():
+            expected = network(x)
+        found = compiled(x)
+        assert list(found) == list(expected)
+        for task, value in expected.items():
+            assert (found[task].float() - value).abs().max() <= tolerance * value.abs().max()
+    assert len(graphs) == (3 if options.get("fuse") else 1)
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"autocast": torch.bfloat16, "cast": torch.bfloat16}, "choose one"),
+        ({"cast": torch.int8}, "floating-point"),
+        ({"fuse": "sometimes"}, "'sometimes'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(graphs: list[int], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        branchnet.compile(branched(), torch.rand(2, 6), **options)
+
+
+def test_folding_leaves_no_batchnorm_behind_a_convolution() -> None:
+    network = convolutional()
+    folded = prepare(network, fold_batchnorm=True)
+    before, after = (sum(isinstance(module, nn.BatchNorm2d) for module in each.modules()) for each in (network, folded))
+    assert before > 0 and after == 0
+    with pytest.raises(BuildError, match="evaluation mode"):
+        prepare(network.train(), fold_batchnorm=True)
+
+
+def test_folding_leaves_alone_what_it_must() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 1)
+            self.norm = nn.BatchNorm2d(4)
+            self.second = nn.Conv2d(4, 4, 1)
+            self.own = nn.BatchNorm2d(4)
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = x + self.norm(x)  # the convolution has a second reader
+            x = self.own(self.second(self.second(x)).relu())  # called twice, and no convolution right before
+            return self.head(x)
+
+    torch.manual_seed(0)
+    made = {task: Twice() for task in "ab"}
+    for network in made.values():
+        network(torch.randn(8, 3, 4, 4) * 3 + 1)
+        network.eval()
+    x = torch.randn(2, 3, 4, 4)
+    built = branchnet.build(Tree.shared("ab", 1), branchnet.split_all(made, x, locations=["own"]))
+    folded = prepare(built, fold_batchnorm=True)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
+    assert torch.equal(folded(x)["a"], made["a"](x))
+
+
+class Unruly(nn.Module):
+    """Works eagerly and breaks every graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return 2 * x
+
+
+def test_a_head_that_cannot_be_compiled_runs_eagerly_and_is_named(graphs: list[int]) -> None:
+    network = branched()
+    network.heads[1] = Unruly()
+    compiled = CompiledNetwork(network)
+    x = torch.rand(3, 6)
+    with pytest.warns(UserWarning, match="the head of 'b' cannot be compiled"):
+        found = compiled(x)
+    graphs_before = len(graphs)
+    again = compiled(torch.rand(5, 6))
+    assert len(graphs) == graphs_before and again["b"].shape == (5, 8)
+    expected = network(x)
+    assert list(found) == list(TASKS) and compiled.eager_heads == ("b",)
+    assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+    assert list(compiled(x, ["a", "c"])) == ["a", "c"]
+
+
+def test_a_trunk_that_cannot_be_compiled_is_an_error(graphs: list[int]) -> None:
+    network = branched()
+
+    class UnrulyNode(Unruly):
+        def forward(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+            return (super().forward(x),)
+
+    network.nodes[1][0] = UnrulyNode()  # type: ignore[index, operator]
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        CompiledNetwork(network)(torch.rand(3, 6))
+
+
+@pytest.mark.parametrize(("copy_outputs", "safe"), [(True, True), (False, False)])
+def test_outputs_are_copied_out_of_memory_that_the_next_call_overwrites(
+    monkeypatch: pytest.MonkeyPatch, copy_outputs: bool, safe: bool
+) -> None:
+    """Stands in for CUDA graphs, which write to the same memory at every call."""
+
+    def replaying(function: Any, **options: object) -> Any:
+        static: dict[str, Tensor] = {}
+
+        def replay(x: Tensor) -> Any:
+            outputs, cuts = function(x)
+            for task, value in outputs.items():
+                static.setdefault(task, torch.empty_like(value)).copy_(value)
+            return dict(static), cuts
+
+        return replay
+
+    monkeypatch.setattr(torch, "compile", replaying)
+    compiled = CompiledNetwork(branched(), mode="reduce-overhead", copy_outputs=copy_outputs)
+    assert not compiled._copies  # there are no CUDA graphs on a CPU
+    compiled._copies = copy_outputs
+    kept = compiled(torch.zeros(2, 6))
+    before = {task: value.clone() for task, value in kept.items()}
+    compiled(torch.ones(2, 6))
+    assert all(torch.equal(kept[task], before[task]) for task in TASKS) is safe
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_outputs_kept_by_the_caller_survive_the_next_call_on_a_gpu(mode: str) -> None:
+    network = branched().cuda()
+    x = torch.rand(2, 6, device="cuda")
+    compiled = branchnet.compile(network, x, mode=mode)
+    for _ in range(3):  # warm-up, recording, replay
+        compiled(x)
+    kept = compiled(x)
+    before = {task: value.clone() for task, value in kept.items()}
+    for _ in range(3):
+        compiled(torch.rand(2, 6, device="cuda"))
+    assert all(torch.equal(kept[task], before[task]) for task in TASKS)
+    with torch.no_grad():
+        expected = network(x)
+    for task in TASKS:
+        torch.testing.assert_close(kept[task], expected[task], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
-def test_inductor_equals_eager() -> None:
-    network = branched()
-    compiled = branchnet.compile(network, torch.rand(2, 6))
-    x = torch.rand(7, 6)
+@pytest.mark.parametrize("options", [{}, {"fuse": "auto"}, {"fold_batchnorm": True, "channels_last": True}])
+def test_inductor_equals_eager(options: dict[str, Any]) -> None:
+    network = convolutional()
+    compiled = branchnet.compile(network, images(2), **options)
+    x = images(5, seed=1)
+    with torch.no_grad():
+        expected = network(x)
     for task, value in compiled(x).items():
-        torch.testing.assert_close(value, network(x)[task], rtol=1e-5, atol=1e-6)
+        assert (value - expected[task]).abs().max() <= 1e-4 * expected[task].abs().max()

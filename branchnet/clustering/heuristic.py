@@ -39,7 +39,7 @@ def heuristic_search(
     starts.sort(key=land.cost)
     best = starts[0]
     n = len(land.losses.tasks)
-    rounds = max(4, 400 // n) if rounds is None else rounds
+    rounds = max(4, min(40, 64_000 // n**2)) if rounds is None else rounds
     generator = np.random.default_rng(seed)
     try:
         watch.begin("searching trees", _STARTS + rounds)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.beam import beam_search
-from branchnet.clustering.bounds import lower_bound
+from branchnet.clustering.bounds import EFFORT, lower_bound
 from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.exact import WidthTable, forced_stages, width_table, work
@@ -242,7 +242,15 @@ def _result(problem: Problem, labels: Labels, limit: float, method: str, why: st
 
 
 def _searched(
-    problem: Problem, limit: float, budget: str, method: str, why: str, seed: int, watch: Watch
+    problem: Problem,
+    limit: float,
+    budget: str,
+    method: str,
+    why: str,
+    seed: int,
+    watch: Watch,
+    *,
+    effort: int = EFFORT,
 ) -> SearchResult:
     land = problem.landscape(limit)
     smallest = smallest_tree(problem.rules)
@@ -259,7 +267,7 @@ def _searched(
             raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
         labels, stopped = found.labels, found.stopped
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
-    bound = lower_bound(problem.losses, problem.rules, land.sizes, land.limit, target=result.cost)
+    bound = lower_bound(problem.losses, problem.rules, land.sizes, land.limit, target=result.cost, effort=effort)
     return _with_bound(result, bound)
 
 
@@ -271,7 +279,8 @@ def _with_bound(result: SearchResult, bound: float) -> SearchResult:
 def _searched_front(problem: Problem, method: str, why: str, seed: int, watch: Watch) -> list[SearchResult]:
     least = problem.landscape(math.inf).size(smallest_tree(problem.rules)) + problem.sizes.heads
     limits = np.geomspace(max(least, 1e-300), max(problem.sizes.separate, least), _FRONT_BUDGETS)
-    points = [_searched(problem, float(limit), "", method, why, seed, watch) for limit in limits]
+    effort = EFFORT // 4
+    points = [_searched(problem, float(limit), "", method, why, seed, watch, effort=effort) for limit in limits]
     front: list[SearchResult] = []
     for point in sorted(points, key=lambda point: (point.size, point.cost)):
         if not front or point.cost < front[-1].cost * (1 - 1e-12):

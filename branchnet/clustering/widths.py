@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.constraints import Rules
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 STEPS = 4000
@@ -28,18 +30,36 @@ def best_widths(table: Floats, sizes: Floats, limit: float) -> tuple[int, ...] |
     return _trace(table, steps, least) if np.isfinite(least[-1]).any() else None
 
 
-def least_cost(table: Floats, sizes: Floats, limit: float) -> float:
-    """A lower bound on the least sum of costs, inf where no vector of widths fits."""
-    least = _programme(table, _steps(sizes, limit, up=False))
-    return float(least[-1].min())
+class WidthBounds:
+    """Lower bounds on the least sum of costs over vectors of widths that fit, for many tables of costs.
 
+    Args:
+        rules: the constraints; they limit the widths of every stage.
+        sizes: (D, N + 1) size of stage d at width w.
+        limit: largest sum of sizes.
+    """
 
-def relaxed_widths(table: Floats, sizes: Floats, limit: float) -> tuple[float, tuple[int, ...]]:
-    """The lower bound of `least_cost` and widths that attain it; inf and no widths where nothing fits."""
-    steps = _steps(sizes, limit, up=False)
-    least = _programme(table, steps)
-    value = float(least[-1].min())
-    return value, _trace(table, steps, least) if np.isfinite(value) else ()
+    def __init__(self, rules: Rules, sizes: Floats, limit: float) -> None:
+        widths = np.arange(sizes.shape[1])
+        least, most = np.array(rules.min_width)[:, None], np.array(rules.max_width)[:, None]
+        self._barred = (widths < np.maximum(least, 1)) | (widths > most)
+        self._steps = _steps(sizes, limit, up=False)
+
+    def least(self, table: Floats, most: float = np.inf) -> tuple[float, tuple[int, ...]]:
+        """The least sum, and widths that attain it; inf and no widths where no sum is below `most`.
+
+        Args:
+            table: (D, N + 1) lower bound on the cost of stage d at width w.
+            most: sums from here on do not matter.
+        """
+        allowed = np.where(self._barred, np.inf, table)
+        lowest = allowed.min(axis=1)
+        if not np.isfinite(lowest).all():
+            return np.inf, ()
+        allowed[allowed + (lowest.sum() - lowest)[:, None] >= most] = np.inf
+        layers = _programme(allowed, self._steps)
+        value = float(layers[-1].min())
+        return (value, _trace(allowed, self._steps, layers)) if value < most else (np.inf, ())
 
 
 def _steps(sizes: Floats, limit: float, *, up: bool) -> Ints:
@@ -59,7 +79,7 @@ def _programme(table: Floats, steps: Ints) -> list[Floats]:
         layer = np.full((n + 1, STEPS + 1), np.inf)
         for width in range(1, n + 1):
             step = int(needed[width])
-            if step <= STEPS:
+            if step <= STEPS and np.isfinite(costs[width]):
                 layer[width, step:] = below[width, : STEPS + 1 - step] + costs[width]
             np.minimum(layer[width], layer[width - 1], out=layer[width])
         layers.append(layer)

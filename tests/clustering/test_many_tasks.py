@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
-from branchnet.clustering.bounds import clique_diameters, lower_bound
+from branchnet.clustering.bounds import lower_bound
+from branchnet.clustering.cliques import clique_diameters
 from branchnet.clustering.local import apply_move, price_moves
 from branchnet.clustering.searching import make_problem
 from branchnet.errors import BudgetError

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from branchnet.builder.averaging import counterparts
 from branchnet.builder.donors import Donors
 from branchnet.builder.network import BranchedNetwork, Node, wanted_tasks
+from branchnet.builder.permuting import tensors_of
 from branchnet.clustering.tree import Tree
-from branchnet.errors import BuildError
-from branchnet.stages import StagedNetwork, call, split
+from branchnet.errors import BuildError, SplitError
+from branchnet.stages import Example, StagedNetwork, call, split, split_all
+from branchnet.stages.staged import Stage
 
 if TYPE_CHECKING:
     from branchnet.clustering.tree import Cluster
@@ -39,7 +44,8 @@ def add_task(
     Args:
         branched: the network.
         name: the new task, which becomes the last one.
-        network: its single-task network of the same backbone: plain (it is split at the same locations) or staged.
+        network: its single-task network of the same backbone: plain (it is split at the same locations, together with
+            the branched network's paths where their heads need more than its own) or staged.
         beside: the task whose path is shared.
         until: the last location that is shared; None to share nothing.
 
@@ -54,8 +60,7 @@ def add_task(
     if until is not None and until not in branched.locations:
         raise BuildError(f"until={until!r} is no location; the locations are {list(branched.locations)}")
     shared = 0 if until is None else branched.locations.index(until) + 1
-    staged = _staged(branched, name, network)
-    _check_same_backbone(branched, name, beside, staged)
+    staged = _staged(branched, name, network, beside)
     tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared))
     grown = {d: Node(f"nodes.{d}.new", (name,), name, stage) for d, stage in enumerate(staged.stages) if d >= shared}
     origins = [
@@ -249,50 +254,54 @@ def _place(branched: BranchedNetwork, name: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _staged(branched: BranchedNetwork, name: str, network: nn.Module) -> StagedNetwork:
-    """The new task's network, cut where the branched network is, on its device and in its mode."""
-    if not isinstance(network, StagedNetwork):
-        device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-        example = torch.utils._pytree.tree_map(lambda tensor: tensor.to(device), branched.interface.random())
-        network = split(network, example, locations=branched.locations)
-    if len(network.stages) != len(branched.locations):
-        raise BuildError(
-            f"the network of {name!r} has {len(network.stages)} stages; the branched network has "
-            f"{len(branched.locations)}: {', '.join(branched.locations)}"
-        )
-    network = copy.deepcopy(network)
+def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: str) -> StagedNetwork:
+    """The new task's network, cut where the branched network is, as a copy on its device and in its mode."""
+    device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
+    example = tree_map(lambda tensor: tensor.to(device), branched.interface.random())
+    network = copy.deepcopy(network).to(device)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
-    return network.train(branched.training and network.eval_only is None).to(device)
+    if isinstance(network, StagedNetwork):
+        staged = network
+        problem = _difference(branched, beside, staged, example)
+    else:
+        staged = split(network, example, locations=branched.locations)
+        problem = _difference(branched, beside, staged, example)
+        if problem:  # other heads may need tensors that this one does not
+            paths = {f"{name} beside {task}": copy.deepcopy(branched.path(task)) for task in branched.tasks}
+            with suppress(SplitError):
+                staged = split_all({name: network, **paths}, example, locations=branched.locations)[name]
+                problem = _difference(branched, beside, staged, example)
+    if problem:
+        raise BuildError(f"the network of {name!r} does not fit: {problem}")
+    return staged.train(branched.training and staged.eval_only is None)
 
 
-def _check_same_backbone(branched: BranchedNetwork, name: str, beside: str, network: StagedNetwork) -> None:
-    """Refuse stages of other sizes, and cuts of other tensors at the example's size."""
-    path = branched.path(beside)
-    example = torch.utils._pytree.tree_map(
-        lambda tensor: tensor.to(next((p.device for p in branched.parameters()), tensor.device)),
-        branched.interface.random(),
-    )
-    mine, theirs = copy.deepcopy(path).eval(), copy.deepcopy(network).eval()
-    before: list[tuple[Any, ...]] = []
-    for location, one, other in zip(branched.locations, mine.stages, theirs.stages, strict=True):
-        shapes = [sorted(tuple(parameter.shape) for parameter in stage.parameters()) for stage in (one, other)]
-        if shapes[0] != shapes[1]:
-            raise BuildError(
-                f"the network of {name!r} is of another backbone: its stage that ends at {location!r} has "
-                f"{sum(p.numel() for p in other.parameters())} parameters, the others' "
-                f"{sum(p.numel() for p in one.parameters())}, or the same number in other shapes"
-            )
+def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, example: Example) -> str:
+    """Say how the stages of a network differ from those on a task's path; empty where they do the same.
+
+    With the path's weights in its stages, the network must hand on the very tensors that the path hands on.
+    """
+    path, other = copy.deepcopy(branched.path(beside)).eval(), copy.deepcopy(network).eval()
+    if len(other.stages) != len(path.stages):
+        return f"it has {len(other.stages)} stages, the branched network {len(path.stages)}"
+    cuts: list[tuple[Any, ...]] = []
+    for location, mine, theirs in zip(branched.locations, path.stages, other.stages, strict=True):
+        try:
+            names = counterparts(cast(Stage, mine), cast(Stage, theirs))
+        except BuildError as error:
+            return f"its stage that ends at {location!r} is of another backbone ({error})"
+        held, written = tensors_of(mine), tensors_of(theirs)
         with torch.no_grad():
-            before = [one(*before[0]), other(*before[1])] if before else [call(one, example), call(other, example)]
-        forms = [_forms(cut) for cut in before]
+            for name, counterpart in names.items():
+                written[counterpart].copy_(held[name])
+            cuts = [stage(*cuts[k]) if cuts else call(stage, example) for k, stage in enumerate((mine, theirs))]
+        forms = [[tuple(v.shape) if isinstance(v, Tensor) else v for v in cut] for cut in cuts]
         if forms[0] != forms[1]:
-            raise BuildError(
-                f"at {location!r} the network of {name!r} hands on tensors of shape {forms[1]}, the branched network "
-                f"{forms[0]}: its head needs other features; split it together with the others and build anew"
+            return (
+                f"at {location!r} its head needs the tensors {forms[1]}, the others {forms[0]}; build all of them anew"
             )
-
-
-def _forms(cut: tuple[Any, ...]) -> list[Any]:
-    return [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in cut]
+        pairs = [(a, b) for a, b in zip(*cuts, strict=True) if isinstance(a, Tensor)]
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in pairs):
+            return f"its stage that ends at {location!r} computes something else from the same weights"
+    return ""

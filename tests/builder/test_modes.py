@@ -1,0 +1,163 @@
+"""Running part of a network, modes and freezing node by node, and stages whose activations are computed again."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import branchnet
+from branchnet import BranchedNetwork, Tree
+from branchnet.errors import BuildError
+from branchnet.training import distill
+
+from .toys import KINDS, LOCATIONS, images, networks, staged
+
+TASKS = tuple(KINDS)
+DONORS = networks()
+STAGED = staged(DONORS)
+DEPTH = len(LOCATIONS)
+TREE = Tree(TASKS, [[TASKS]] * 2 + [[("depth", "edges"), ("scene", "count")]] * 3)
+
+
+def built() -> BranchedNetwork:
+    return branchnet.build(TREE, STAGED)
+
+
+def squares(network: BranchedNetwork, x: Tensor) -> Tensor:
+    return torch.stack([output.square().mean() for output in network(x).values()]).sum()
+
+
+def test_an_unknown_task_is_named_with_the_nearest_known() -> None:
+    with pytest.raises(BuildError, match="did you mean 'scene'"):
+        built()(images(), tasks=["scenes", "depth"])
+    with pytest.raises(BuildError, match="did you mean 'edges'"):
+        built().path("edge")
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.mix(self.first(left) + right)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_inputs_by_position_or_name(named: bool) -> None:
+    made = {task: TwoInputs() for task in "ab"}
+    left, right = torch.rand(5, 3), torch.rand(5, 4)
+    example = {"left": left, "right": right} if named else (left, right)
+    net = branchnet.build(Tree.separate(made, 2), branchnet.split_all(made, example, locations=["first", "mix"]))
+    given = {"right": right, "left": left} if named else (left, right)
+    for outputs in (net(given), net((left, right))):
+        assert all(torch.equal(outputs[task], network(left, right)) for task, network in made.items())
+    with pytest.raises(BuildError, match="1 inputs were given; the network takes 2"):
+        net(left)
+    with pytest.raises(BuildError, match="the inputs are a list"):
+        net([left, right])
+    with pytest.raises(BuildError, match="did you mean 'right' instead of 'rigth'" if named else "takes .'2 without"):
+        net({"left": left, "rigth": right})
+
+
+def test_inputs_of_a_wrong_shape_are_compared_with_the_example() -> None:
+    with pytest.raises(BuildError, match=r"inputs of shape \(2, 1, 32, 32\) float32; .* split with \(2, 3, 32, 32\)"):
+        built()(torch.rand(2, 1, 32, 32))
+    with pytest.raises(BuildError, match="int64"):
+        built()(torch.ones(2, 3, 32, 32, dtype=torch.int64))
+
+
+def test_an_error_inside_a_fitting_call_is_not_renamed() -> None:
+    net = built()
+
+    def fail(*_: object) -> None:
+        raise ValueError("of its own")
+
+    net.member("nodes.2.0").module.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="of its own"):
+        net(images())
+
+
+def test_one_node_alone_changes_its_mode() -> None:
+    net = built()
+    net.member("nodes.1.0").module.train()
+    before = copy.deepcopy(net.state_dict())
+    net(images(4))
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed and all(name.startswith("nodes.1.0.") and name.endswith(statistics) for name in changed)
+    with pytest.raises(BuildError, match=r"no node 'nodes\.1\.1'; did you mean"):
+        net.member("nodes.1.1")
+
+
+def test_a_frozen_task_keeps_its_output_to_the_bit_while_others_are_trained() -> None:
+    net = built()
+    net.freeze("depth")
+    x = images(8)
+    with torch.no_grad():
+        before = net(x)
+    assert net.frozen == {"nodes.0.0", "nodes.1.0", "nodes.2.0", "nodes.3.0", "nodes.4.0", "heads.0"}
+    distill(net, DONORS, x, steps=3, batch_size=4, progress=False)
+    with torch.no_grad():
+        after = net(x)
+    assert torch.equal(after["depth"], before["depth"])
+    assert not any(torch.equal(after[task], before[task]) for task in ("edges", "scene", "count"))
+
+
+def test_freezing_is_undone_and_survives_train() -> None:
+    net = built().train()
+    net.freeze("nodes.2.1", "scene")
+    assert not net.train().member("nodes.2.1").module.training and net.member("nodes.2.0").module.training
+    net.unfreeze("scene")
+    assert net.frozen == frozenset() and net.member("nodes.2.1").module.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    net.freeze("nodes.0.0")
+    net.eval().unfreeze("nodes.0.0")
+    assert not net.member("nodes.0.0").module.training
+    with pytest.raises(BuildError, match=r"'nodes\.7\.0' is no node and no task"):
+        net.freeze("nodes.7.0")
+
+
+class Noisy(nn.Module):
+    """BatchNorm and dropout, which a second run could do differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.5))
+        self.second = nn.Sequential(
+            nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 16)
+        )
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("locations", [("first",), ("second",), ("first", "second")])
+def test_recomputed_stages_train_exactly_alike_and_keep_less(locations: tuple[str, ...]) -> None:
+    made = {task: Noisy() for task in "ab"}
+    x = torch.rand(8, 6)
+    cut = branchnet.split_all(made, x, locations=["first", "second"])
+    plain = branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut).train()
+    saving = copy.deepcopy(plain)
+    saving.recompute(*locations)
+    assert saving.recomputed == {("first", "second").index(name) for name in locations}
+    kept = []
+    for net in (plain, saving):
+        torch.manual_seed(3)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
+            loss = squares(net, x)
+        loss.backward()
+        kept.append(sum(sizes))
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert one.grad is not None and torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), saving.buffers(), strict=True))
+    assert kept[1] < kept[0]
+    saving.recompute()
+    assert not saving.recomputed
+    with pytest.raises(BuildError, match="did you mean 'second'"):
+        saving.recompute("secnd")

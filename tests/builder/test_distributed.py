@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
@@ -55,7 +56,7 @@ def alone() -> dict[str, Tensor]:
 def worker(rank: int, port: int, results: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(minutes=10))
-    mesh = dist.init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (2,))
     for kind in ("sharded", "replicated"):
         branched = built()
         network: nn.Module = shard(branched, mesh=mesh) if kind == "sharded" else replicate(branched, some_tasks=True)
@@ -80,7 +81,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    spawn(worker, (port, str(tmp_path)), nprocs=2)
     expected = alone()
     for kind in ("sharded", "replicated"):
         found = torch.load(tmp_path / f"{kind}.pt", weights_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import branchnet
-from branchnet import BranchedNetwork, Tree
+from branchnet import Tree
 from branchnet.builder import estimate_batchnorm, weight_distance
 from branchnet.builder.averaging import average_nodes
 from branchnet.errors import BuildError
@@ -36,14 +36,9 @@ def relatives(noise: float) -> dict[str, nn.Module]:
             for name, tensor in net.named_parameters():
                 if not name.startswith("head."):
                     tensor.copy_(DONORS["depth"].get_parameter(name))
-                    tensor += (
-                        noise * tensor.std() * torch.randn(tensor.shape, generator=generator) if tensor.dim() > 1 else 0
-                    )
+                    if tensor.dim() > 1:
+                        tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=noise * float(tensor.std()))
     return made
-
-
-def node_state(branched: BranchedNetwork, name: str) -> dict[str, Tensor]:
-    return branched.member(name).module.state_dict()
 
 
 @given(seed=st.integers(0, 10**6))
@@ -75,7 +70,7 @@ def test_distances_in_closed_form() -> None:
     made = {task: nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)) for task in "abc"}
     with torch.no_grad():
         for task, rows in {"a": [[3.0, 0], [0, 0]], "b": [[0, 4.0], [0, 0]], "c": [[3.0, 0], [0, 1]]}.items():
-            made[task][0].weight.copy_(torch.tensor(rows))
+            made[task].get_parameter("0.weight").copy_(torch.tensor(rows))
     cut = branchnet.split_all(made, torch.rand(2, 2), locations=["1"])
     assert weight_distance(cut["a"], cut["a"]) == 0
     assert weight_distance(cut["a"], cut["b"]) == pytest.approx(1)
@@ -227,8 +222,8 @@ def test_the_report_says_where_weights_come_from_and_how_features_match() -> Non
 def test_features_that_cannot_be_compared_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     made = {task: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)) for task in "ab"}
     with torch.no_grad():
-        made["b"][0].weight.zero_()
-        made["b"][0].bias.fill_(-1)
+        made["b"].get_parameter("0.weight").zero_()
+        made["b"].get_parameter("0.bias").fill_(-1)
     cut = branchnet.split_all(made, torch.rand(2, 3), locations=["1"])
     report = branchnet.build(Tree.separate(("a", "b"), 1), cut, probe=torch.rand(8, 3)).initialisation
     assert report is not None and not report.nodes[1].rsa and "'b' cannot be compared" in caplog.text

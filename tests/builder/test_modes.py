@@ -149,7 +149,12 @@ def test_recomputed_stages_train_exactly_alike_and_keep_less(locations: tuple[st
     for net in (plain, saving):
         torch.manual_seed(3)
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = squares(net, x)
         loss.backward()
         kept.append(sum(sizes))

@@ -1,0 +1,176 @@
+"""Fused nodes give what they give one by one, in every tree, and can be taken apart again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import branchnet
+from branchnet import BranchedNetwork, Tree
+from branchnet.builder import FusedNetwork, FusedNodes, Latency, fusion_choice
+from branchnet.errors import BuildError
+
+from .toys import KINDS, images, networks, staged
+
+TASKS = tuple(KINDS)
+DEPTH = 5
+TWO_BY_TWO = [("depth", "edges"), ("scene", "count")]
+TREE = Tree(TASKS, [[TASKS], [TASKS], TWO_BY_TWO, TWO_BY_TWO, [(task,) for task in TASKS]])
+
+
+@pytest.fixture(scope="module")
+def cut() -> dict[str, branchnet.StagedNetwork]:
+    return staged(networks())
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert list(found) == list(expected)
+    for task, value in expected.items():
+        assert (found[task] - value).abs().max() <= tolerance * value.abs().max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_tree_gives_the_same_fused(cut: dict[str, branchnet.StagedNetwork], seed: int) -> None:
+    tree = branchnet.random_tree(TASKS, DEPTH, seed=seed)
+    branched = branchnet.build(tree, cut).eval()
+    chosen = random.Random(seed).sample(range(DEPTH), 3) if seed % 2 else range(DEPTH)
+    fused = FusedNetwork(branched, chosen)
+    x = images(3, seed=seed)
+    with torch.no_grad():
+        assert_same(fused(x), branched(x))
+        for tasks in (["edges"], ["depth", "count"], ["scene", "count"], ["edges", "depth", "scene"]):
+            assert_same(fused(x, tasks), branched(x, tasks))
+
+
+def test_siblings_and_cousins_share_one_computation(cut: dict[str, branchnet.StagedNetwork]) -> None:
+    fused = FusedNetwork(branchnet.build(TREE, cut).eval(), range(DEPTH))
+    assert fused.groups == (((0,),), ((0,),), ((0, 1),), ((0, 1),), ((0, 1, 2, 3),))
+    calls: list[tuple[int, ...]] = []
+    nodes = [node for row in fused.nodes for node in row]  # type: ignore[attr-defined]
+    for node in nodes:
+        if isinstance(node, FusedNodes):
+            node.register_forward_hook(lambda module, args, output: calls.append(tuple(output[0].shape[:2])))
+    with torch.no_grad():
+        fused(images(3))
+    assert calls == [(2, 3)]  # siblings take one cut; cousins go through on_stacked
+    assert not any(isinstance(node, FusedNodes) for node in FusedNetwork(fused.unfuse(), []).modules())
+
+
+def test_weights_are_unstacked_to_the_bit(cut: dict[str, branchnet.StagedNetwork]) -> None:
+    branched = branchnet.build(TREE, cut).eval()
+    before = {name: value.clone() for name, value in branched.state_dict().items()}
+    fused = FusedNetwork(branched, range(DEPTH))
+    apart = fused.unfuse()
+    assert list(apart.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in apart.state_dict().items())
+    assert sum(p.numel() for p in fused.parameters()) == sum(p.numel() for p in branched.parameters())
+    x = images(2)
+    with torch.no_grad():
+        assert_same(apart(x), branched(x), 0.0)
+        next(iter(fused.nodes[4][0].parameters())).zero_()  # type: ignore[index, union-attr]
+    assert all(torch.equal(value, before[name]) for name, value in branched.state_dict().items())
+    assert apart.tree == TREE and apart.donors == branched.donors
+
+
+def test_attention_and_layer_norm_fuse() -> None:
+    timm = pytest.importorskip("timm")
+
+    def vit(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return timm.create_model(  # type: ignore[no-any-return]
+            "vit_tiny_patch16_224", img_size=32, num_classes=3, depth=3, embed_dim=24, num_heads=3
+        ).eval()
+
+    x = torch.randn(2, 3, 32, 32)
+    cut = branchnet.split_all(
+        {t: vit(i) for i, t in enumerate("abc")}, x, locations=["blocks.0", "blocks.1", "blocks.2"]
+    )
+    tree = Tree("abc", [["abc"], [("a", "b"), ("c",)], ["a", "b", "c"]])
+    branched = branchnet.build(tree, cut).eval()
+    with torch.no_grad():
+        assert_same(FusedNetwork(branched, range(3))(x), branched(x))
+
+
+def test_inputs_by_name_fuse_in_the_first_stage() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(6, 4)
+            self.next = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, left: Tensor, right: Tensor) -> Any:
+            return self.head(self.next(self.body(torch.cat((left, right), 1)).relu()))
+
+    x = {"left": torch.rand(3, 2), "right": torch.rand(3, 4)}
+    made = {task: Both().eval() for task in "ab"}
+    branched = branchnet.build(Tree.separate(("a", "b"), 2), branchnet.split_all(made, x, locations=["body", "next"]))
+    fused = FusedNetwork(branched, range(2))
+    assert fused.groups == (((0, 1),), ((0, 1),))
+    assert_same(fused(x), branched(x))
+    assert_same(fused(x, ["b"]), branched(x, ["b"]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        lambda: nn.Conv2d(4, 4, 3, padding=1).double(),
+        lambda: nn.Conv2d(4, 4, 3, padding=1, bias=False),
+    ],
+)
+def test_nodes_that_differ_in_more_than_values_are_not_fused(other: Callable[[], nn.Module]) -> None:
+    same = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)]
+    FusedNodes(same)
+    with pytest.raises(BuildError, match="same structure"):
+        FusedNodes([same[0], nn.Sequential(other())])
+
+
+def test_training_mode_is_refused(cut: dict[str, branchnet.StagedNetwork]) -> None:
+    with pytest.raises(BuildError, match="eval"):
+        FusedNetwork(branchnet.build(TREE, cut).train(), range(DEPTH))
+
+
+def test_auto_fuses_the_stages_that_were_measured_faster(
+    cut: dict[str, branchnet.StagedNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branched: BranchedNetwork = branchnet.build(TREE, cut).eval()
+    speeds = iter([1.5, 1.01, 0.4])  # of the stages with two, two and four nodes
+
+    def measured(ways: dict[str, Any], *args: object, **options: object) -> dict[str, Latency]:
+        for way in ways.values():
+            way()
+        return {"apart": Latency((1.0,)), "fused": Latency((1.0 / next(speeds),))}
+
+    monkeypatch.setattr(fusion_choice, "compiled_apart", lambda function, **options: function)
+    monkeypatch.setattr(fusion_choice, "compare_latency", measured)
+    assert fusion_choice.faster_fused(branched, images(2)) == (2,)
+
+
+def test_nodes_that_cannot_be_batched_stay_apart_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return _decided(x * self.weight)
+
+    made = {task: nn.Sequential(nn.Linear(4, 4), Deciding(), nn.Linear(4, 2)).eval() for task in "ab"}
+    x = torch.rand(2, 4)
+    branched = branchnet.build(Tree.separate(("a", "b"), 2), branchnet.split_all(made, x, locations=["0", "1"]))
+    monkeypatch.setattr(fusion_choice, "compiled_apart", lambda function, **options: function)
+    with pytest.warns(UserWarning, match="cannot be fused and stay apart"):
+        chosen = fusion_choice.faster_fused(branched, x, repeats=2)
+    assert 1 not in chosen
+
+
+@torch.fx.wrap
+def _decided(x: Tensor) -> Tensor:
+    return x if x.sum().item() > 0 else -x

@@ -7,9 +7,9 @@ dimension first. Tensors handed through, masks, sizes and integers do not count.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -19,13 +19,13 @@ from branchnet.errors import AffinityError
 from branchnet.stages import call
 
 from .guards import untouched
-from .keeping import Keeper, version_of
-from .memory import Piece, Plan
+from .keeping import Keeper, Kept, version_of
+from .memory import Passes, Piece
 from .networks import Member
 from .probes import Batch, Probe, batch_length, leaves, on_device
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
-Consumer: TypeAlias = Callable[[Piece, Sequence[Tensor]], None]
+Consumer: TypeAlias = Callable[[Piece, Kept], None]
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,12 @@ class Layout:
     Attributes:
         pieces: one for each tensor that counts, in order of depth.
         dtype: what holds all features exactly.
+        first: the features of the first input, (F,), by location and tensor.
     """
 
     pieces: tuple[Piece, ...]
     dtype: torch.dtype
+    first: Mapping[tuple[int, int], Tensor]
 
 
 def find_layout(
@@ -52,7 +54,7 @@ def find_layout(
         AffinityError: a location without a tensor that counts.
     """
     pieces: list[Piece] = []
-    tensors: list[tuple[Tensor, int]] = []
+    seen: list[tuple[Tensor, int, Tensor]] = []
     inputs = batch_length(example)
 
     def look(location: int, after: tuple[Any, ...], fresh: Sequence[int]) -> None:
@@ -64,38 +66,40 @@ def find_layout(
             )
         for index in chosen:
             rows = _rows(after[index], transform)
-            pieces.append(Piece(location, index, rows.shape[1], 0, rows.shape[1]))
-            tensors.append((rows, version_of(rows)))
+            pieces.append(Piece(location, index, rows.shape[1], 0, rows.shape[1], rows.dtype))
+            seen.append((rows, version_of(rows), rows[0].clone()))
 
     with untouched(member.network, device) as place:
         _forward(member, on_device(example, place), len(locations), look)
-    dtype = tensors[0][0].dtype
-    for rows, _ in tensors[1:]:
-        dtype = torch.promote_types(dtype, rows.dtype)
-    overwritten = [version_of(rows) != version for rows, version in tensors]
-    return Layout(tuple(replace(piece, overwritten=one) for piece, one in zip(pieces, overwritten, strict=True)), dtype)
+    overwritten = [version_of(rows) != version for rows, version, _ in seen]
+    return Layout(
+        tuple(replace(piece, overwritten=one) for piece, one in zip(pieces, overwritten, strict=True)),
+        reduce(torch.promote_types, (piece.dtype for piece in pieces)),
+        {(piece.location, piece.tensor): first for piece, (_, _, first) in zip(pieces, seen, strict=True)},
+    )
 
 
 def read_features(
     member: Member,
     probe: Probe,
-    plan: Plan,
+    layout: Layout,
+    passes: Passes,
     locations: Sequence[str],
     consume: Consumer,
     *,
     device: torch.device | None = None,
     transform: Transform | None = None,
     part: range | None = None,
-    fence: Callable[[Callable[[], list[list[Tensor]]]], list[list[Tensor]]] | None = None,
+    fence: Callable[[Callable[[], list[Kept]]], list[Kept]] | None = None,
 ) -> None:
-    """Call `consume(piece, features)` for every piece of the plan: one tensor (B, width) per batch.
+    """Call `consume(piece, features)` for every piece of the passes.
 
     part: the batches to run the network on, all by default. fence: runs what may fail in one process only.
     """
     chosen = range(len(probe.sizes)) if part is None else part
-    for pieces in plan.passes:
+    for pieces in passes:
         with untouched(member.network, device) as place:
-            read = partial(_read_pass, member, probe, chosen, pieces, plan.dtype, locations, place, transform)
+            read = partial(_read_pass, member, probe, chosen, pieces, layout, locations, place, transform)
             kept = read() if fence is None else fence(read)
             for piece in pieces:
                 consume(piece, kept.pop(0))
@@ -127,18 +131,19 @@ def _read_pass(
     probe: Probe,
     part: range,
     pieces: Sequence[Piece],
-    dtype: torch.dtype,
+    layout: Layout,
     locations: Sequence[str],
     place: torch.device,
     transform: Transform | None,
-) -> list[list[Tensor]]:
+) -> list[Kept]:
+    references = [layout.first[piece.location, piece.tensor] for piece in pieces]
     for copied in (False, True):
-        keeper = Keeper(pieces, dtype, copied=copied)
+        keeper = Keeper(pieces, references, copied=copied)
         _fill(keeper, member, probe, part, pieces, locations, place, transform)
         if keeper.intact:
             break
         logger.info("%s writes to features after handing them out: they are read again and copied", member.label)
-    return keeper.kept
+    return keeper.take()
 
 
 def _fill(

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .keeping import Kept
 from .products import add_symmetric_product, full_precision, mirrored
 
 _BLOCK_NUMBERS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
@@ -58,13 +59,14 @@ class GramAccumulator:
         self._sizes: list[int] = []
         self._epsilon = 0.0
 
-    def add(self, features: Sequence[Tensor]) -> None:
-        """Add features (K, F), given in parts (B, F); half precision is computed in float32."""
+    def add(self, features: Kept) -> None:
+        """Add features (K, F); half precision is computed in float32."""
+        device = features.parts[0].device
         if self._products is None or self._norms is None:
-            count, device = sum(len(part) for part in features), features[0].device
+            count = sum(len(part) for part in features.parts)
             self._products = torch.zeros(count, count, dtype=torch.float64, device=device)
             self._norms = torch.zeros(count, dtype=torch.float64, device=device)
-        with full_precision(features[0].device):
+        with full_precision(device):
             for block in column_blocks(features):
                 self._add_block(block, self._products, self._norms)
 
@@ -125,7 +127,7 @@ class GramAccumulator:
 def gram(features: Tensor, centring: Centring) -> Gram:
     """Inner products of the rows of `features` (K, F)."""
     accumulator = GramAccumulator(centring)
-    accumulator.add([features])
+    accumulator.add(Kept([features]))
     return accumulator.finish()
 
 
@@ -134,19 +136,21 @@ def rounding_floor(features: Tensor) -> float:
     return _ROUNDING * float(torch.finfo(features.dtype).eps) ** 2 * float(features.double().square().sum())
 
 
-def column_blocks(features: Sequence[Tensor]) -> Iterator[Tensor]:
-    """A few columns at a time, (K, width), of features (K, F) that are given in parts (B, F).
+def column_blocks(features: Kept) -> Iterator[Tensor]:
+    """Features (K, F), a few columns at a time: (K, width). Half precision becomes float32.
 
-    Half precision becomes float32. A block may be written to; it is overwritten by the next.
+    A block may be written to; it is overwritten by the next.
     """
-    count, total = sum(len(part) for part in features), features[0].shape[1]
-    device, dtype = features[0].device, _computed_in(features[0])
+    parts, reference = features.parts, features.reference
+    count, total = sum(len(part) for part in parts), parts[0].shape[1]
+    device, dtype = parts[0].device, _computed_in(parts[0])
     width = min(total, max(256, _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cpu"]) // count))
     scratch = torch.empty(count * width, dtype=dtype, device=device)
     for start in range(0, total, max(width, 1)):
         stop = min(start + width, total)
         block = scratch[: count * (stop - start)].view(count, stop - start)
-        yield torch.cat([part[:, start:stop] for part in features], out=block)
+        torch.cat([part[:, start:stop] for part in parts], out=block)
+        yield block if reference is None else block.add_(reference[start:stop])
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ same memory again for another batch, is seen afterwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,18 +16,30 @@ from torch import Tensor
 from .memory import Piece
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Features (K, F) of all probe inputs.
+
+    Attributes:
+        parts: (B, F) each, K rows in all.
+        reference: (F,), to be added to every row, or None.
+    """
+
+    parts: Sequence[Tensor]
+    reference: Tensor | None = None
+
+
 class Keeper:
     """Collects the features of several pieces, batch by batch.
 
-    Attributes:
-        kept: for every piece, one tensor (B, width) per batch.
+    references: for every piece, what is taken off all rows, (F,), if the piece is kept in lower precision.
     """
 
-    def __init__(self, pieces: Sequence[Piece], dtype: torch.dtype, *, copied: bool) -> None:
-        self.kept: list[list[Tensor]] = [[] for _ in pieces]
+    def __init__(self, pieces: Sequence[Piece], references: Sequence[Tensor], *, copied: bool) -> None:
         self._pieces = pieces
-        self._dtype = dtype
+        self._references = references
         self._copied = copied
+        self._parts: list[list[Tensor]] = [[] for _ in pieces]
         self._borrowed: list[tuple[Tensor, int]] = []
         self._batch_of: dict[int, int] = {}
         self._shared_memory = False
@@ -35,12 +48,22 @@ class Keeper:
         """Add what a batch gives for piece `number`: all features, (B, F)."""
         piece = self._pieces[number]
         part = rows[:, piece.start : piece.stop]
-        if self._copied or piece.overwritten or part.dtype != self._dtype or not _stands_alone(part):
-            self.kept[number].append(part.to(self._dtype, copy=True).contiguous())
-            return
-        self._shared_memory |= self._batch_of.setdefault(part.data_ptr(), batch) != batch
-        self._borrowed.append((part, part._version))
-        self.kept[number].append(part)
+        if piece.rounded:
+            part = (part - self._references[number][piece.start : piece.stop]).to(piece.kept_as)
+        elif self._copied or piece.overwritten or not _stands_alone(part):
+            part = part.clone(memory_format=torch.contiguous_format)
+        else:
+            self._shared_memory |= self._batch_of.setdefault(part.data_ptr(), batch) != batch
+            self._borrowed.append((part, part._version))
+        self._parts[number].append(part)
+
+    def take(self) -> list[Kept]:
+        """What was kept for every piece; the keeper lets go of it."""
+        taken = []
+        for piece, reference, parts in zip(self._pieces, self._references, self._parts, strict=True):
+            taken.append(Kept(parts, reference[piece.start : piece.stop] if piece.rounded else None))
+        self._parts, self._borrowed = [], []
+        return taken
 
     @property
     def intact(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -20,7 +20,8 @@ from .caching import Cache, open_cache
 from .features import Consumer, Layout, find_layout, read_features
 from .grams import Centring, Gram, GramAccumulator
 from .guards import device_of
-from .memory import Piece, Plan, default_limit, plan_passes
+from .keeping import Kept
+from .memory import Passes, Piece, default_limit, plan_passes
 from .networks import Family, Member
 from .options import Options
 from .probes import Probe
@@ -30,6 +31,7 @@ from .spreading import agree, check_same_probe, columns_of_all, from_owner, owne
 Signature: TypeAlias = npt.NDArray[np.floating]
 
 _EXACT = "exact"
+_ROUNDED = "bfloat16"
 _ALIKE = 1e-6
 
 
@@ -112,8 +114,14 @@ def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) 
 def read_pieces(member: Member, probe: Probe, locations: Sequence[str], options: Options, consume: Consumer) -> None:
     """Call `consume` with the features of one network, in as many passes as memory asks for."""
     layout = find_layout(member, probe.example, locations, options.place, options.features)
-    plan = plan_passes(list(layout.pieces), layout.dtype, probe.inputs, _memory_limit(member, options))
-    read_features(member, probe, plan, locations, consume, device=options.place, transform=options.features)
+    passes = plan_passes(list(layout.pieces), probe.inputs, _memory_limit(member, options))
+    read_features(member, probe, layout, passes, locations, consume, device=options.place, transform=options.features)
+
+
+def _without(passes: Passes, found: Container[int]) -> Passes:
+    """What is left of the passes without these locations."""
+    left = (tuple(piece for piece in pieces if piece.location not in found) for pieces in passes)
+    return tuple(pieces for pieces in left if pieces)
 
 
 def _memory_limit(member: Member, options: Options) -> int:
@@ -134,19 +142,17 @@ class _Reader:
     def read(self, member: Member, *, together: bool) -> list[Signature]:
         """Signatures at all locations, from the cache as far as it has them; `together` with the other processes."""
         cache = self._cache(member)
-        found = self._cached(cache, _EXACT, together)
+        found = self._cached(cache, _EXACT, together, range(len(self.locations)))
         if len(found) < len(self.locations):
             layout = find_layout(member, self.probe.example, self.locations, self.options.place, self.options.features)
-            plan = self._plan(member, layout, found, together)
-            kept_as = _EXACT if plan.dtype == layout.dtype else str(plan.dtype).removeprefix("torch.")
-            if kept_as != _EXACT:
-                found = self._cached(cache, kept_as, together) | found
-                plan = self._plan(member, layout, found, together, plan.dtype)
-            sums = self._sums(member, plan, together)
+            passes = self._plan(member, layout, found, together)
+            rounded = {piece.location for pieces in passes for piece in pieces if piece.rounded}
+            found |= self._cached(cache, _ROUNDED, together, rounded)
+            sums = self._sums(member, layout, _without(passes, found), together)
             for location in sums:
                 found[location] = self._finished(member, location, list(sums[location].values()), layout.dtype)
                 if cache is not None and (not together or world()[0] == 0):
-                    cache.write(location, kept_as, found[location])
+                    cache.write(location, _ROUNDED if location in rounded else _EXACT, found[location])
         return [found[location] for location in range(len(self.locations))]
 
     def _cache(self, member: Member) -> Cache | None:
@@ -155,29 +161,26 @@ class _Reader:
         settings = (self.kind.name, self.options.tensors, self.probe.content)
         return open_cache(Path(self.options.cache), member, settings, self.options.features)
 
-    def _cached(self, cache: Cache | None, kept_as: str, together: bool) -> dict[int, Signature]:
+    def _cached(
+        self, cache: Cache | None, kept_as: str, together: bool, locations: Iterable[int]
+    ) -> dict[int, Signature]:
         if cache is None:
             return {}
-        read = {location: cache.read(location, kept_as) for location in range(len(self.locations))}
+        read = {location: cache.read(location, kept_as) for location in locations}
         found = {location: signature for location, signature in read.items() if signature is not None}
         return from_owner(found, 0) if together else found
 
-    def _plan(
-        self,
-        member: Member,
-        layout: Layout,
-        found: Container[int],
-        together: bool,
-        dtype: torch.dtype | None = None,
-    ) -> Plan:
+    def _plan(self, member: Member, layout: Layout, found: Container[int], together: bool) -> Passes:
         """Passes over what is not found yet. Processes that share a probe each keep a part of the inputs."""
         inputs, limit = self.probe.inputs, _memory_limit(member, self.options)
         if together:
             inputs, limit = -(-2 * inputs // world()[1]), smallest(limit)
         missing = [piece for piece in layout.pieces if piece.location not in found]
-        return plan_passes(missing, dtype or layout.dtype, inputs, limit)
+        return plan_passes(missing, inputs, limit)
 
-    def _sums(self, member: Member, plan: Plan, together: bool) -> dict[int, dict[int, GramAccumulator]]:
+    def _sums(
+        self, member: Member, layout: Layout, passes: Passes, together: bool
+    ) -> dict[int, dict[int, GramAccumulator]]:
         """Inner products of every tensor at every location."""
         sums: dict[int, dict[int, GramAccumulator]] = {}
         rank, size = world() if together else (0, 1)
@@ -185,14 +188,15 @@ class _Reader:
         counts = [sum(self.probe.sizes[index] for index in share) for share in shares]
         place = self.options.place or device_of(member.network)
 
-        def add(piece: Piece, features: Sequence[Tensor]) -> None:
+        def add(piece: Piece, features: Kept) -> None:
             total = sums.setdefault(piece.location, {}).setdefault(piece.tensor, GramAccumulator(self.kind.centring))
-            total.add(columns_of_all(features, counts, piece.width, plan.dtype, place) if together else features)
+            total.add(columns_of_all(features, counts, piece, place) if together else features)
 
         read_features(
             member,
             self.probe,
-            plan,
+            layout,
+            passes,
             self.locations,
             add,
             device=self.options.place,

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from branchnet.errors import AffinityError
 
+from .keeping import Kept
+from .memory import Piece
 from .probes import Probe
 
 Result = TypeVar("Result")
@@ -52,22 +54,21 @@ def smallest(value: int) -> int:
     return min(_gathered(value))
 
 
-def columns_of_all(
-    local: Sequence[Tensor], shares: Sequence[int], features: int, dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
-    """From this process's inputs with all features, all inputs with this process's features, a part for every process.
+def columns_of_all(local: Kept, shares: Sequence[int], piece: Piece, device: torch.device) -> Kept:
+    """From this process's inputs with all features of a piece, all inputs with this process's share of the features.
 
-    local: this process's inputs in parts (B, features). shares: inputs that every rank ran.
+    shares: inputs that every rank ran.
     """
     rank, size = world()
-    width = -(-features // size)
+    width = -(-piece.width // size)
+    own = slice(rank * width, max(rank * width, min((rank + 1) * width, piece.width)))
     received = []
     for source, inputs in enumerate(shares):
         if inputs:
-            target = torch.empty(inputs, width, dtype=dtype, device=device)
-            dist.scatter(target, _slices(local, width, size) if rank == source else None, src=source)
-            received.append(target[:, : max(0, min(features - rank * width, width))])
-    return received
+            target = torch.empty(inputs, width, dtype=piece.kept_as, device=device)
+            dist.scatter(target, _slices(local.parts, width, size) if rank == source else None, src=source)
+            received.append(target[:, : own.stop - own.start])
+    return Kept(received, None if local.reference is None else local.reference[own])
 
 
 def agree(compute: Callable[[], Result]) -> Result:

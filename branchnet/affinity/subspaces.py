@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from typing_extensions import Unpack
 
 from branchnet.errors import AffinityError
@@ -20,6 +19,7 @@ from branchnet.errors import AffinityError
 from .bootstrap import half_samples
 from .comparing import unit_diagonal
 from .grams import column_blocks, rounding_floor
+from .keeping import Kept
 from .memory import Piece
 from .networks import Family, Member, Networks
 from .options import Options, ProbeArguments
@@ -182,7 +182,7 @@ def _variate_weights(
     traces: dict[tuple[int, int], float] = {}
     floors: dict[tuple[int, int], float] = {}
 
-    def add(piece: Piece, features: Sequence[Tensor]) -> None:
+    def add(piece: Piece, features: Kept) -> None:
         key = (piece.location, piece.tensor)
         held = sums.setdefault(key, {})
         for block in column_blocks(features):

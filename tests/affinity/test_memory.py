@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from branchnet.affinity.keeping import Keeper
 from branchnet.affinity.memory import Piece, plan_passes
 from branchnet.errors import AffinityError
 
-from .toys import Staged, images, small_cnn
+from .toys import Staged, given, images, rows, small_cnn
 
 INPUTS = 40
 WIDTHS = (6 * 8 * 8, 12 * 3 * 3, 6)
@@ -25,14 +26,39 @@ def networks() -> dict[str, torch.nn.Module]:
     return {f"task{seed}": small_cnn(seed, dtype=torch.float32) for seed in range(3)}
 
 
-@pytest.mark.parametrize("numbers", [INPUTS * sum(WIDTHS), INPUTS * WIDTHS[0], INPUTS * 100, INPUTS * 7])
-def test_limits_stay_within_the_stated_tolerance(numbers: int, caplog: pytest.LogCaptureFixture) -> None:
-    probe = images(INPUTS, dtype=torch.float32)
-    exact = rsa(networks(), probe, bootstrap=0)
+@pytest.mark.parametrize("numbers", [INPUTS * WIDTHS[0], INPUTS * 100, INPUTS * 7])
+def test_passes_change_nothing(numbers: int, caplog: pytest.LogCaptureFixture) -> None:
+    doubles = {task: network.double() for task, network in networks().items()}
+    exact = rsa(doubles, images(INPUTS), bootstrap=0)
     with caplog.at_level(logging.INFO, "branchnet"):
-        limited = rsa(networks(), probe, bootstrap=0, memory_limit=2 * numbers)
-    assert "bfloat16" in caplog.text
-    assert np.abs(limited.values - exact.values).max() < 0.01
+        limited = rsa(doubles, images(INPUTS), bootstrap=0, memory_limit=8 * numbers)
+    assert f"in {-(-INPUTS * sum(WIDTHS) // numbers)} pass(es)" in caplog.text
+    np.testing.assert_allclose(limited.values, exact.values, atol=1e-9)
+
+
+def wide(offset: float, width: int, seed: int) -> dict[str, torch.nn.Module]:
+    """Three networks that agree in part, every feature of unit spread about an offset of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    shared = draw(INPUTS, 16)
+    tables = [shared @ draw(16, width) / 4 + draw(INPUTS, width) * 0.7 + offset * draw(1, width) for _ in range(3)]
+    return {f"task{index}": given(table) for index, table in enumerate(tables)}
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("width", [4096, 20_000])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_rounded_features_keep_the_stated_tolerance(
+    offset: float, width: int, passes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in range(3):
+        with caplog.at_level(logging.INFO, "branchnet"):
+            whole, rounded = (
+                rsa(wide(offset, width, seed), rows(INPUTS), bootstrap=0, memory_limit=limit).values
+                for limit in (None, 2 * INPUTS * width // passes + 100)
+            )
+        assert f"1 of 1 tensors are kept as bfloat16, in {passes} pass(es)" in caplog.text
+        assert 0 < np.abs(rounded - whole).max() < 1e-3
 
 
 @pytest.mark.parametrize(("measure", "tolerance"), [(rsa, 1e-5), (cka, 1e-5), (partial(pwcca, variance=0.5), 1e-5)])
@@ -46,15 +72,25 @@ def test_slices_give_what_one_pass_gives(measure, tolerance: float) -> None:
 
 
 def test_plan_fills_passes_and_covers_everything_once() -> None:
-    pieces = [Piece(d, 0, width, 0, width) for d, width in enumerate((100, 30, 7))]
-    plan = plan_passes(pieces, torch.float32, inputs=10, limit=2 * 10 * 40)
-    assert plan.dtype == torch.bfloat16
-    assert all(sum(piece.width for piece in one) <= 40 for one in plan.passes)
-    covered = [
-        (piece.location, index) for one in plan.passes for piece in one for index in range(piece.start, piece.stop)
-    ]
-    assert sorted(covered) == [(d, index) for d, width in enumerate((100, 30, 7)) for index in range(width)]
-    assert len(plan.passes) == 4
+    widths = (10_000, 5_000, 30, 7)
+    pieces = [Piece(d, 0, width, 0, width) for d, width in enumerate(widths)]
+    passes = plan_passes(pieces, inputs=10, limit=10 * 8_000)
+    assert all(sum(piece.width * piece.kept_as.itemsize for piece in one) <= 8_000 for one in passes)
+    assert {piece.location for one in passes for piece in one if piece.rounded} == {0, 1}
+    covered = [(piece.location, index) for one in passes for piece in one for index in range(piece.start, piece.stop)]
+    assert sorted(covered) == [(d, index) for d, width in enumerate(widths) for index in range(width)]
+    assert len(passes) == 4
+
+
+def test_rounded_features_are_cached_apart(tmp_path: Path) -> None:
+    content = wide(1.0, 5_000, 0)
+    rounded, again = (rsa(content, rows(INPUTS), memory_limit=500_000, cache=tmp_path).values for _ in range(2))
+    np.testing.assert_array_equal(again, rounded)
+    assert len(list(tmp_path.iterdir())) == 3
+    exact = rsa(content, rows(INPUTS), cache=tmp_path).values
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_array_equal(exact, rsa(content, rows(INPUTS)).values)
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_impossible_limit_is_refused() -> None:
@@ -111,12 +147,12 @@ def test_networks_that_overwrite_what_they_returned(
 
 
 def test_slice_of_something_large_does_not_keep_it() -> None:
-    piece = Piece(0, 0, 3, 0, 3)
-    keeper = Keeper([piece], torch.float32, copied=False)
     large = torch.randn(5, 100)
+    keeper = Keeper([Piece(0, 0, 3, 0, 3)], [large[0, :3]], copied=False)
     keeper.keep(0, large[:, :3], 0)
     keeper.keep(0, large.t()[:5, :3], 1)
-    assert all(part.untyped_storage().nbytes() == 5 * 3 * 4 for part in keeper.kept[0])
-    large.zero_()
     assert keeper.intact
-    assert keeper.kept[0][0].abs().sum() > 0
+    (kept,) = keeper.take()
+    assert all(part.untyped_storage().nbytes() == 5 * 3 * 4 for part in kept.parts)
+    large.zero_()
+    assert kept.parts[0].abs().sum() > 0

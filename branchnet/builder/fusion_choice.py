@@ -58,11 +58,12 @@ def faster_fused(
 def _gains(nodes: Sequence[nn.Module], inputs: Sequence[Any], mode: str | None, repeats: int) -> bool:
     try:
         fused = FusedNodes(nodes)
+        siblings = all(source is inputs[0] for source in inputs)
         one_by_one = compiled_apart(each_alone, mode=mode, dynamic=False)
         together = compiled_apart(all_fused, mode=mode, dynamic=False)
         ways: dict[str, Callable[..., Any]] = {
             "apart": lambda *_: one_by_one(nodes, inputs),
-            "fused": lambda *_: together(fused, inputs),
+            "fused": lambda *_: together(fused, inputs[:1] if siblings else inputs),
         }
         devices = next(iter(nodes[0].parameters()), torch.empty(0))
         times = compare_latency(ways, devices, repeats=repeats)
@@ -79,8 +80,8 @@ def each_alone(nodes: Sequence[nn.Module], inputs: Sequence[Any]) -> list[Any]:
 
 
 def all_fused(fused: FusedNodes, inputs: Sequence[Any]) -> Any:
-    """What fused nodes return for their inputs: for one input where all have the same, else stacked."""
-    if all(source is inputs[0] for source in inputs):
+    """What fused nodes return for one input of all, or for one input of each."""
+    if len(inputs) == 1:
         return fused(inputs[0])
     return fused.on_stacked(
         tuple(

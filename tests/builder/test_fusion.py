@@ -90,7 +90,7 @@ def test_attention_and_layer_norm_fuse() -> None:
     cut = branchnet.split_all(
         {t: vit(i) for i, t in enumerate("abc")}, x, locations=["blocks.0", "blocks.1", "blocks.2"]
     )
-    tree = Tree("abc", [["abc"], [("a", "b"), ("c",)], ["a", "b", "c"]])
+    tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)], [("a",), ("b",), ("c",)]])
     branched = branchnet.build(tree, cut).eval()
     with torch.no_grad():
         assert_same(FusedNetwork(branched, range(3))(x), branched(x))

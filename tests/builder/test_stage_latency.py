@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, Budget, LatencyTable, Tree
-from branchnet.builder import Latency
+from branchnet.builder import Latency, compiler_problem
 from branchnet.errors import BudgetError, BuildError
 
 TASKS = ("a", "b", "c")
@@ -114,3 +114,24 @@ def test_networks_are_left_alone() -> None:
     branchnet.latency_table(made, torch.ones(2, 4), compiled=False, repeats=1)
     after = {k: v for network in made.values() for k, v in network.state_dict().items()}
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_stages_are_measured_on_a_gpu_fused_and_not() -> None:
+    made = {t: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).eval() for t in TASKS}
+    table = branchnet.latency_table(made, torch.ones(2, 64), locations=["0"], device="cuda", fused=True, repeats=3)
+    assert "compiled on" in table.setting and all(latency is not None for latency in table.fused[0][1:])
+    assert all(cost > 0 for cost in table.costs[0][1:])
+    assert next(made["a"].parameters()).device.type == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiler_problem()), reason="torch.compile does not work here")
+def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {t: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval() for t in TASKS}
+    compiler_problem("cpu")  # compiles a probe of its own, once
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    branchnet.latency_table(made, torch.ones(2, 8), locations=["0", "1"], repeats=1)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + len(TASKS)

@@ -340,14 +340,16 @@ def _name_problems(section: str, names: Sequence[str]) -> list[tuple[Keys, str]]
 
 
 def _input_problems(section: InputSection | Sequence[InputSection] | None) -> list[tuple[Keys, str]]:
-    if isinstance(section, InputSection):
-        return [(("input", "name"), "one tensor alone has no name (write a list of one)")] if section.name else []
     if section is None:
         return []
+    if isinstance(section, InputSection):
+        named = [(("input", "name"), "one tensor alone has no name (write a list of one)")] if section.name else []
+        return [*named, *_inside("input", section.problems())]
     names = [tensor.name for tensor in section]
+    problems = [(("input", i, *keys), text) for i, tensor in enumerate(section) for keys, text in tensor.problems()]
     if len({name is None for name in names}) == 2:
-        return [(("input",), "names some of its tensors (name all or none)")]
-    return _name_problems("input", [name for name in names if name is not None])
+        return [*problems, (("input",), "names some of its tensors (name all or none)")]
+    return problems + _name_problems("input", [name for name in names if name is not None])
 
 
 def _inside(section: str, problems: Sequence[tuple[Keys, str]]) -> list[tuple[Keys, str]]:

@@ -70,6 +70,11 @@ def write_reproduced_page() -> None:
 
 
 def setup(app: Sphinx) -> None:
+    """Have the generated pages written before pages are looked for."""
+    app.connect("builder-inited", write_pages)
+
+
+def write_pages(app: Sphinx) -> None:
     """Write the generated pages, unless only doctests are run and the pages are there."""
     if app.builder.name == "doctest" and (GENERATED / "reproduced.md").exists():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,11 @@ def _whole(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53 else number
 
 
+MAX_ELEMENTS = 2**28
+MAX_DIMENSIONS = 8
+MAX_INTEGER = 2**63
+"""No example that a specification describes takes more than about a gigabyte."""
+
 Number = Annotated[int | float, BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -36,6 +42,16 @@ class InputSection(Section):
     dtype: Dtype
     low: int | None = Field(default=None, description="Smallest value of integers, e.g. of token numbers.")
     high: int | None = Field(default=None, description="Largest value of integers.")
+
+    def problems(self) -> list[tuple[Keys, str]]:
+        """A tensor that nobody could make: too large, or bounds of integers that are none."""
+        problems: list[tuple[Keys, str]] = []
+        if math.prod(self.shape) > MAX_ELEMENTS or len(self.shape) > MAX_DIMENSIONS:
+            problems.append((("shape",), f"has over {MAX_ELEMENTS:,} elements or {MAX_DIMENSIONS} dimensions"))
+        low, high = self.low or 0, 1 if self.high is None else self.high
+        if not -MAX_INTEGER <= low <= high < MAX_INTEGER:
+            problems.append((("high",), f"no integer lies between {low} and {high} (64 bits, low <= high)"))
+        return problems
 
 
 def _input_form(section: Any) -> str:

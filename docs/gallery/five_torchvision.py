@@ -1,6 +1,6 @@
 """Five torchvision networks to one: five ResNet-18 that judge whole images, merged to 60% of their parameters.
 
-Nothing is downloaded: the networks start from random weights and are trained here for seconds on procedural scenes.
+Nothing is downloaded: the networks start from random weights and are trained here for a few steps on procedural scenes.
 Yours are trained already; then the middle part starts at `split_all`.
 """
 
@@ -32,7 +32,7 @@ outputs = {"layout": len(LAYOUTS), "objects": 1, "depth": 1, "edges": 1, "upward
 networks = {task: branchnet.create("torchvision:resnet18", num_classes=n) for task, n in outputs.items()}
 for task, network in networks.items():
     loss = cross_entropy if task == "layout" else mse_loss
-    branchnet.fit(network, train.images, labels(train)[task], loss, steps=20, batch_size=32, progress=False)
+    branchnet.fit(network, train.images, labels(train)[task], loss, steps=30, batch_size=32, progress=False)
 
 # Cut all five at the same places, and compare what they see in the same images.
 staged = branchnet.split_all(networks, test.images[:1], locations=["layer1", "layer2", "layer3", "layer4"])
@@ -54,7 +54,7 @@ with torch.no_grad():
     targets = {task: network.eval()(test.images) for task, network in networks.items()}
 metrics = dict.fromkeys(outputs, explained_variance())
 before = branchnet.evaluate(branched, test.images, targets, metrics)
-branchnet.distill(branched, networks, train.images, steps=30, batch_size=32, progress=False)
+branchnet.distill(branched, networks, train.images, steps=120, batch_size=32, progress=False)
 after = branchnet.evaluate(branched, test.images, targets, metrics)
 print("of the variance of each network's output on new images, the branched network explains:")
 for task in outputs:

@@ -44,8 +44,8 @@ CONSTRUCTORS = st.sampled_from(
     ["torchvision:resnet18", "timm:vit_small", "transformers:bert", "branchnet:scene_network"]
 )
 INPUT = st.fixed_dictionaries(
-    {"shape": st.lists(st.integers(0, 512)), "dtype": st.sampled_from(["float32", "int64"])},
-    optional={"low": st.integers(), "high": st.integers()},
+    {"shape": st.lists(st.integers(0, 512), max_size=3), "dtype": st.sampled_from(["float32", "int64"])},
+    optional={"low": st.integers(-(2**63), 0), "high": st.integers(0, 2**63 - 1)},
 )
 
 

@@ -14,7 +14,7 @@ from branchnet.architecture import Architecture
 from branchnet.builder import BranchedNetwork, build
 from branchnet.clustering import Tree, search
 from branchnet.constructors import create
-from branchnet.errors import BuildError, SpecError
+from branchnet.errors import BranchnetError, BuildError, SpecError
 from branchnet.stages import split_all
 
 LOCATIONS = ["layer1", "layer3", "layer4"]
@@ -153,3 +153,17 @@ def test_a_transformer_survives() -> None:
     rebuilt.load_state_dict(branched.state_dict())
     for task, output in branched(example).items():
         torch.testing.assert_close(rebuilt(example)[task]["logits"], output["logits"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [[1, 4, 32, 32], [1, 3, 32], [1, 3, 0, 0]])
+def test_an_input_that_does_not_fit_the_networks_is_an_error_of_ours(shape: list[int]) -> None:
+    networks = {task: {"constructor": "branchnet:scene_network", "arguments": {"outputs": 1}} for task in "ab"}
+    spec = Architecture.create(
+        tasks=("a", "b"),
+        input={"shape": tuple(shape), "dtype": "float32"},
+        networks=networks,
+        locations=("layer1",),
+        tree=({"until": "layer1", "branches": ("a", "b")},),
+    )
+    with pytest.raises(BranchnetError, match=r"example|input"):
+        spec.build()

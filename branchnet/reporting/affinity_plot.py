@@ -28,6 +28,7 @@ _ANNOTATED = 12
 _WITH_ERRORS = 8
 _SMALL_PRINT = 24
 _WIDEST = 12.6
+_NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,14 @@ class AffinityPlot:
     def shows_errors(self) -> bool:
         """Whether there are standard errors, and room to write them."""
         return self.standard_errors is not None and len(self.tasks) <= _WITH_ERRORS
+
+    @property
+    def unclear(self) -> npt.NDArray[np.bool_] | None:
+        """Cells whose 95 % interval holds the mean of their location, (D, N, N); None without standard errors."""
+        if self.standard_errors is None:
+            return None
+        distance = np.abs(self.values - np.nanmean(self.values, axis=(1, 2), keepdims=True))
+        return np.asarray(distance <= _NORMAL_95 * self.standard_errors)
 
 
 def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> AffinityPlot:
@@ -141,6 +150,8 @@ def _draw_panel(axes: Axes, plot: AffinityPlot, d: int, *, rows_named: bool, col
         axes.tick_params(labelsize=7)
     if n_tasks <= _ANNOTATED:
         _annotate(axes, plot, d, image)
+    if plot.unclear is not None and not plot.shows_errors:
+        _mark_unclear(axes, plot, d, image)
     for first, last in plot.clusters[d]:
         size = last - first + 1
         for colour, line in ((BLACK, 3.2), (WHITE, 1.4)):
@@ -157,8 +168,19 @@ def _annotate(axes: Axes, plot: AffinityPlot, d: int, image: AxesImage) -> None:
         colour = text_on(np.asarray(image.cmap(image.norm(value))).tolist())
         axes.text(j, i - 0.12 * with_errors, _short(value), ha="center", va="center", fontsize=7.5, color=colour)
         if plot.standard_errors is not None and with_errors:
-            error = f"±{1.96 * plot.standard_errors[d, i, j]:.2f}"
+            error = f"±{_NORMAL_95 * plot.standard_errors[d, i, j]:.2f}"
             axes.text(j, i + 0.24, error, ha="center", va="center", fontsize=5.5, color=colour)
+
+
+def _mark_unclear(axes: Axes, plot: AffinityPlot, d: int, image: AxesImage) -> None:
+    """A dot, in the corner where the value is written, in every cell that the interval leaves open."""
+    assert plot.unclear is not None
+    cells = np.argwhere(plot.unclear[d])
+    if not len(cells):
+        return
+    corner = 0.32 if len(plot.tasks) <= _ANNOTATED else 0.0
+    colours = [text_on(np.asarray(image.cmap(image.norm(plot.values[d, i, j]))).tolist()) for i, j in cells]
+    axes.scatter(cells[:, 1] + corner, cells[:, 0] + corner, s=1.6, c=colours, linewidths=0)
 
 
 def _short(value: float) -> str:

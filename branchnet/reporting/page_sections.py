@@ -169,6 +169,8 @@ def affinity(measured: Affinity | None, shown: Tree | None) -> Section | None:
         caption += " Frames: tasks that share the stage."
     if plot.shows_errors:
         caption += " ±: half the width of the 95 % interval."
+    elif plot.unclear is not None:
+        caption += " Dots: the 95 % interval holds the mean of the location."
     content = picture(draw_affinity(plot), "affinity", "Affinity of every pair of tasks at every location", caption)
     pairs = _pairs_table(measured)
     if len(pairs.rows) <= _PAIRS_LISTED:

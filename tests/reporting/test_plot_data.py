@@ -181,3 +181,12 @@ def test_samples_by_hand():
 def test_samples_of_the_wrong_shape_are_refused(bad):
     with pytest.raises(BranchnetError, match="'depth'"):
         samples_plot_data(np.zeros((2, 4, 4, 3)), [TaskSamples("t", "depth", bad)])
+
+
+def test_cells_whose_interval_holds_the_mean_are_unclear():
+    values = np.ones((1, 3, 3))
+    for (i, j), value in {(0, 1): 0.9, (0, 2): 0.5, (1, 2): 0.1}.items():
+        values[0, i, j] = values[0, j, i] = value
+    assert affinity_plot_data(Affinity([*"abc"], ["x"], values)).unclear is None
+    plot = affinity_plot_data(Affinity([*"abc"], ["x"], values, standard_errors=np.full((1, 3, 3), 0.1)))
+    assert plot.unclear[0].tolist() == [[False, False, True], [False, False, False], [True, False, False]]

@@ -24,7 +24,7 @@ TEST = 500
 BATCH = 64
 LEARNING_RATE = 3e-3
 SHOWN = 5
-RANDOM_TREES = 3
+RANDOM_TREES = 2
 Quick = Annotated[
     bool,
     Parameter(negative=(), help="Train much less and compile nothing: to see that everything works, not how well."),
@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """Train seven networks on procedural scenes; find the best tree; build, distil and measure it.
 
-    Takes about five minutes on two CPU cores; --quick about one, with much less training. Run again, it goes on from
+    Takes about six minutes on two CPU cores; --quick about one, with much less training. Run again, it goes on from
     what is finished.
 
     Example: `branchnet demo --out my-demo`

@@ -59,4 +59,10 @@ def export(
     chosen = None if tasks is None else [task.strip() for task in tasks.split(",")]
     with silence() if quiet else nullcontext():
         exported = branchnet.export(network, example, out, format=format, tasks=chosen)
-    print_text(exported)
+    worst = max(exported.difference.values(), default=0.0)
+    batches = ", ".join(map(str, exported.batches))
+    print_text(
+        f"wrote {exported.model}, {exported.specification} and {exported.card}",
+        f"outputs: {', '.join(exported.outputs)}",
+        f"loaded again and run with batches of {batches}: differs by at most {worst:.1e} of an output's largest value",
+    )

@@ -166,6 +166,27 @@ def test_bench_times_both(walker: Walker) -> None:
     assert {name: len(times) for name, times in told["seconds"]["eager"].items()} == {"separate": 4, "branched": 4}
 
 
+def test_stages_are_timed_and_make_milliseconds_a_budget(walker: Walker) -> None:
+    assert walker("bench split.yaml --config run.yaml --stages --no-compiled --repeats 2 --out latency.json") == 0
+    assert "head of count" in walker.out
+    assert walker("search affinity.npz split.yaml --latency latency.json --budget 90%latency --json") == 0
+    found, table = json.loads(walker.out), json.loads(Path("latency.json").read_text())
+    assert found["unit"] == "latency" and len(table["unfused"]) == 3 and set(table["heads"]) == set(TASKS)
+    assert walker("search affinity.npz split.yaml --budget 4ms") == 2 and "--latency FILE" in walker.err
+    assert walker("search affinity.npz split.yaml --latency run.yaml --budget 4ms") == 2
+    assert "run.yaml is no latency table" in walker.err
+
+
+def test_export_gives_what_the_network_gives(walker: Walker) -> None:
+    assert walker("export distilled --tasks depth,count --out net.pt2") == 0
+    assert {"net.pt2", "net.yaml", "net.md"} <= set(files(walker.folder)) and "outputs: depth, count" in walker.out
+    x = scenes(3, size=SIZE, seed=9).images
+    wanted = branchnet.load("distilled")(x, tasks=["depth", "count"])
+    found = torch.export.load("net.pt2").module()(x)
+    for task, output in wanted.items():
+        torch.testing.assert_close(found[task], output, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("suffix", ["html", "md", "csv", "json"])
 def test_report_in_every_form(walker: Walker, suffix: str) -> None:
     assert walker(f"report distilled --affinity affinity.npz --no-latency --json --out r.{suffix}") == 0
@@ -248,6 +269,8 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("distill branched split.yaml", 2, "images: is missing"),
         ("bench branched --repeats 0", 2, "at least 1"),
         ("bench nothing", 2, "nothing"),
+        ("export branched --out net.txt", 2, "choose from pt2"),
+        ("export branched --tasks depht --out net.pt2", 2, "depht"),
         ("report branched --out r.pdf", 2, ".html, .md, .csv or .json"),
         ("report broken", 4, "weights.safetensors"),
         ("show nothing", 2, "nothing"),

@@ -2,16 +2,18 @@
 
 Every space (see `symmetries`) is ordered as in the donor of the node where its units are made, separately for each
 branch. So every node below gets its features in one order, and a task whose donor is the only one on its path keeps
-that donor's weights as they are. Networks with BatchNorm get its statistics estimated anew on the probe.
+that donor's weights as they are. Networks with BatchNorm get its statistics estimated anew on the probe, others the
+variance of their features back (`rescaling`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from branchnet.affinity.probes import Probe, batch_length, on_device
 from branchnet.builder.averaging import average_nodes
@@ -19,6 +21,7 @@ from branchnet.builder.matching import match_units
 from branchnet.builder.network import BranchedNetwork
 from branchnet.builder.normalisation import estimate_batchnorm
 from branchnet.builder.permuting import permuted, tensors_of
+from branchnet.builder.rescaling import restore_variance
 from branchnet.builder.symmetries import Symmetries, find_symmetries
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
@@ -50,8 +53,14 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
             for name, tensor in tensors_of(networks[task].head).items():
                 tensors_of(head)[name].copy_(adapt(task, task, name, tensor))
     device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
-    batches = (on_device(batch, device) for batch in probe.batches("BatchNorm") if batch_length(batch) > 1)
-    estimate_batchnorm(branched, _changed(branched, equal), batches)
+
+    def batches() -> Iterator[Any]:
+        return (on_device(batch, device) for batch in probe.batches("merging") if batch_length(batch) > 1)
+
+    changed = _changed(branched, equal)
+    averaged = [node for node in changed if node.startswith("nodes.") and node not in equal]
+    if not estimate_batchnorm(branched, [branched.member(node).module for node in changed], batches()):
+        restore_variance(branched, networks, averaged, adapt, batches)
     return _notes(branched, symmetries)
 
 
@@ -79,15 +88,15 @@ def _orders(
     return orders
 
 
-def _changed(branched: BranchedNetwork, equal: set[str]) -> list[nn.Module]:
-    """The nodes and heads that are, or are fed by, a mean of different weights."""
+def _changed(branched: BranchedNetwork, equal: set[str]) -> list[str]:
+    """The ids of nodes and heads that are, or are fed by, a mean of different weights."""
     tree = branched.tree
     changed = []
     for node in branched.members():
         stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else tree.depth - 1
         path = [f"nodes.{d}.{tree.cluster_of(node.tasks[0], d)}" for d in range(stage + 1)]
         if not equal.issuperset(path):
-            changed.append(node.module)
+            changed.append(node.id)
     return changed
 
 

@@ -126,6 +126,39 @@ def test_merging_trained_networks_keeps_far_more_than_averaging_them() -> None:
     assert "mean of a, b" in merged.initialisation.table()
 
 
+def test_averaged_layers_without_batchnorm_get_the_donors_moments_back() -> None:
+    """Sums over units, which their order does not change, of mean and deviation on a probe of one batch."""
+    made: dict[str, nn.Module] = {}
+    for seed, task in enumerate("ab"):
+        torch.manual_seed(seed)
+        made[task] = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.Conv2d(8, 6, 3),
+            nn.Flatten(),
+            nn.Linear(96, 5),
+            nn.Tanh(),
+            nn.Linear(5, 2),
+        )
+    x = torch.rand(64, 3, 8, 8)
+    cut = branchnet.split_all(made, x[:2], locations=["1", "3", "5"])
+    merged = branchnet.build(Tree.shared(("a", "b"), 3), cut, init="merge", probe=x).path("a")
+
+    def moments(network: nn.Module, stage: int, name: str) -> Tensor:
+        outputs: list[Tensor] = []
+        layer = network.get_submodule(f"stages.{stage}.{name}")
+        hook = layer.register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
+        with torch.no_grad():
+            network(x)
+        hook.remove()
+        rows = outputs[0].movedim(1, -1).flatten(0, -2)
+        return torch.stack([rows.mean(0).sum(), rows.std(0, correction=0).sum()])
+
+    for stage, name in ((0, "0"), (1, "2"), (2, "4")):
+        wanted = (moments(cut["a"], stage, name) + moments(cut["b"], stage, name)) / 2
+        torch.testing.assert_close(moments(merged, stage, name), wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_pretrained_weights_of_one_network_go_to_every_node() -> None:
     tree = Tree(TASKS, [[TASKS], [TASKS]] + [[("depth", "edges"), ("scene", "count")]] * 3)
     state = networks(("count",))["count"].state_dict()

@@ -15,6 +15,7 @@ from branchnet.errors import CheckpointError, SplitError
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.dataflow import attribute
 from branchnet.stages.interface import Interface
+from branchnet.stages.lookups import with_direct_lookups
 
 if TYPE_CHECKING:
     from branchnet.constructors import Constructor
@@ -45,11 +46,11 @@ class Program:
         self.output = output
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         code = graph.python_code(root_module="self")
-        self.source = code.src
+        self.source = with_direct_lookups(code.src, graph)
         filename = f"<branchnet stage {id(self)}>"
-        linecache.cache[filename] = (len(code.src), None, code.src.splitlines(True), filename)
+        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         names: dict[str, Any] = dict(code.globals)
-        exec(compile(code.src, filename, "exec"), names)
+        exec(compile(self.source, filename, "exec"), names)
         self.function: Callable[..., Any] = names["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:

@@ -10,6 +10,7 @@ equations 2 and 3).
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -20,16 +21,18 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from branchnet.errors import AffinityError
+from branchnet.progress import progress_bar
 
 from .bootstrap import half_samples
 from .comparing import unit_diagonal
 from .features import read_batches
 from .grams import Centring, gram
-from .networks import Member, Networks
+from .networks import Family, Member, Networks
 from .options import Options, ProbeArguments
 from .probes import Probe
 from .results import assemble, labels, measure_pairs, prepare
 from .signatures import gram_kind
+from .spreading import check_same_probe, gathered, share_of, world
 from .tensor import Affinity
 
 Kernel: TypeAlias = Literal["linear", "rbf"]
@@ -146,7 +149,7 @@ def _minibatch_cka(networks: Networks, probe: Any, kernel: Kernel, bandwidth: fl
         raise AffinityError(f"no batch of the probe has {_UNBIASED_INPUTS} inputs; choose a larger batch_size")
     if used < len(fixed.sizes):
         logger.info("%d batches of fewer than %d inputs are left out", len(fixed.sizes) - used, _UNBIASED_INPUTS)
-    vectors = [_batch_vectors(member, fixed, family.locations, kernel, bandwidth, options) for member in family.members]
+    vectors = _vectors_of_all(family, fixed, kernel, bandwidth, options)
     random = np.random.default_rng(options.seed)
     draws = options.bootstrap if used > 1 else 0
     weights = random.multinomial(used, np.full(used, 1 / used), size=draws)
@@ -160,8 +163,41 @@ def _minibatch_cka(networks: Networks, probe: Any, kernel: Kernel, bandwidth: fl
     return assemble(f"cka {kernel} minibatch", family, fixed, between, samples, options)
 
 
+def _vectors_of_all(
+    family: Family, probe: Probe, kernel: Kernel, bandwidth: float, options: Options
+) -> list[list[list[Matrix]]]:
+    """`[member][location][batch]`; under `torch.distributed` every process runs its share of batches."""
+    check_same_probe(probe)
+    rank, size = world()
+    part = share_of(probe, rank, size)
+
+    def read() -> list[list[list[Matrix]]]:
+        shown = sys.stderr.isatty() and rank == 0
+        with progress_bar("reading features", len(family.members), shown=shown) as advance:
+            found = []
+            for member in family.members:
+                found.append(_batch_vectors(member, probe, part, family.locations, kernel, bandwidth, options))
+                advance(member.label)
+        return found
+
+    shares = gathered(read)
+    return [
+        [
+            [vector for share in shares for vector in share[member][location]]
+            for location in range(len(family.locations))
+        ]
+        for member in range(len(family.members))
+    ]
+
+
 def _batch_vectors(
-    member: Member, probe: Probe, locations: Sequence[str], kernel: Kernel, bandwidth: float, options: Options
+    member: Member,
+    probe: Probe,
+    part: range,
+    locations: Sequence[str],
+    kernel: Kernel,
+    bandwidth: float,
+    options: Options,
 ) -> list[list[Matrix]]:
     """For every location and batch, the U-centred kernel scaled so that inner products are HSIC_1."""
     result: list[list[Matrix]] = [[] for _ in locations]
@@ -175,7 +211,7 @@ def _batch_vectors(
             centred = _u_centred(_kernel(products, kernel, bandwidth))
             result[location].append(centred.ravel() / np.sqrt(count * (count - 3)))
 
-    read_batches(member, probe, locations, consume, device=options.place, transform=options.features)
+    read_batches(member, probe, locations, consume, device=options.place, transform=options.features, part=part)
     return result
 
 

@@ -113,8 +113,12 @@ def read_batches(
     *,
     device: torch.device | None = None,
     transform: Transform | None = None,
+    part: range | None = None,
 ) -> None:
-    """Call `consume(location, tensors)` for every batch, each tensor that counts as (B, F); nothing is kept."""
+    """Call `consume(location, tensors)` for every batch, each tensor that counts as (B, F); nothing is kept.
+
+    part: the batches to run the network on, all by default.
+    """
     layout = find_layout(member, probe.example, locations, device, transform)
 
     def visit(location: int, after: tuple[Any, ...], _: Sequence[int]) -> None:
@@ -122,8 +126,9 @@ def read_batches(
         consume(location, [_rows(after[index], transform) for index in chosen])
 
     with untouched(member.network, device) as place:
-        for batch in probe.batches(member.label):
-            _forward(member, on_device(batch, place), len(locations), visit)
+        for number, batch in enumerate(probe.batches(member.label)):
+            if part is None or number in part:
+                _forward(member, on_device(batch, place), len(locations), visit)
 
 
 def _read_pass(

@@ -43,7 +43,7 @@ def share_of(probe: Probe, rank: int, size: int) -> range:
 
 
 def check_same_probe(probe: Probe) -> None:
-    """Raise AffinityError where processes were given different inputs."""
+    """Raise AffinityError where processes were given different inputs, if there are several."""
     for rank, content in enumerate(_gathered(probe.content)):
         if content != probe.content:
             raise AffinityError(f"process {rank} was given other probe inputs than this one; all need the same")
@@ -83,6 +83,19 @@ def agree(compute: Callable[[], Result]) -> Result:
         if other is not None:
             raise other
     return result[0]
+
+
+def dealt_out(count: int, work: Callable[[int], Result]) -> list[Result]:
+    """`work(number)` for every number, each done by one process; all processes return all results."""
+    rank, size = world()
+    own = agree(lambda: {number: work(number) for number in range(rank, count, size)})
+    results = {number: result for held in _gathered(own) for number, result in held.items()}
+    return [results[number] for number in range(count)]
+
+
+def gathered(compute: Callable[[], Result]) -> list[Result]:
+    """What `compute` returns in every process, by rank; an error of one process is raised in all."""
+    return _gathered(agree(compute))
 
 
 def from_owner(value: Any, owner: int) -> Any:

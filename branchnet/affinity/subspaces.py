@@ -27,6 +27,7 @@ from .probes import Probe
 from .products import full_precision
 from .results import assemble, measure_pairs, prepare
 from .signatures import Signature, gram_kind, read_pieces, read_signatures
+from .spreading import dealt_out
 from .tensor import Affinity
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
@@ -87,13 +88,20 @@ def pwcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
     signatures = read_signatures(family, fixed, gram_kind(), settings)
     bases = [[_directions(one.astype(np.float64), variance) for one in ones] for ones in signatures]
     between = np.stack([np.eye(len(family.members)) for _ in family.locations])
-    for index, member in enumerate(family.members):
+
+    def one_way(index: int) -> list[dict[int, float]]:
+        """Mean correlation with every other network, weighted for this one, at every location."""
         variates = [_variates(ones, index) for ones in bases]
-        weights = _variate_weights(member, family, fixed, variates, settings)
-        for location, (pairs, weighed) in enumerate(zip(variates, weights, strict=True)):
-            for other, (_, correlations) in pairs.items():
-                share = weighed[other] / weighed[other].sum()
-                between[location, index, other] = share @ correlations
+        weights = _variate_weights(family.members[index], family, fixed, variates, settings)
+        return [
+            {other: float(w[other] / w[other].sum() @ correlations) for other, (_, correlations) in pairs.items()}
+            for pairs, w in zip(variates, weights, strict=True)
+        ]
+
+    for index, found in enumerate(dealt_out(len(family.members), one_way)):
+        for location, means in enumerate(found):
+            for other, mean in means.items():
+                between[location, index, other] = mean
     return assemble("pwcca", family, fixed, [unit_diagonal(one) for one in between], [], settings)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from branchnet.affinity import Affinity, cka, rsa
+from branchnet.affinity import Affinity
 
+from .distributed_worker import MEASURES
 from .toys import images, small_cnn
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -23,12 +24,10 @@ def test_equals_one_process(processes: int, inputs: int, tmp_path: Path) -> None
     """Four networks on three processes: one is read by all of them together, in uneven shares of the probe."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(WORKER), str(tmp_path), str(inputs)], check=True, env=environment, timeout=300)
+    subprocess.run([*command, str(WORKER), str(tmp_path), str(inputs)], check=True, env=environment, timeout=550)
     networks = {f"task{seed}": small_cnn(seed) for seed in range(5)}
-    for name, single in {
-        "rsa": rsa(networks, images(inputs), batch_size=5),
-        "cka": cka(networks, images(inputs), batch_size=5, bootstrap=0),
-    }.items():
+    for name, measure in MEASURES.items():
+        single = measure(networks, images(inputs), batch_size=5)
         for rank in range(processes):
             found = Affinity.load(tmp_path / f"{name}-{rank}.npz")
             np.testing.assert_allclose(found.values, single.values, atol=1e-6)
@@ -37,3 +36,4 @@ def test_equals_one_process(processes: int, inputs: int, tmp_path: Path) -> None
     for rank in range(processes):
         assert "was given other probe inputs" in (tmp_path / f"error-{rank}").read_text()
         assert "task 'dead' at 'only'" in (tmp_path / f"dead-{rank}").read_text()
+        assert "as asked" in (tmp_path / f"broken-{rank}").read_text()

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 from branchnet import DataError
-from branchnet.data import ImageFolder, load_images
+from branchnet.data import ImageFolder, load_images, to_images
 
 
 def _photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -152,3 +152,29 @@ def test_a_cut_off_array_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
         load_images(path)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_images_in_memory_become_what_networks_take(as_tensor: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
+    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    found = to_images(torch.from_numpy(pixels) if as_tensor else pixels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(to_images(wanted), wanted)
+    scaled = to_images(pixels, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    torch.testing.assert_close(scaled[:, 2], (wanted[:, 2] - 0.3) / 4)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 5, 8, 8), np.float32), "no .*with C = 1 or 3"),
+        (np.zeros((2, 3, 8, 3), np.float32), "could be"),
+        (np.zeros((2, 3, 8, 8), np.int64), "int64"),
+        (np.full((2, 3, 8, 8), np.nan, np.float32), "NaN"),
+    ],
+)
+def test_images_of_another_form_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_images(array)

@@ -220,3 +220,13 @@ def test_fit_refuses_what_does_not_fit_together() -> None:
         branchnet.fit(
             branched(MIXED), X, dict.fromkeys("ab", X[:, :3]), dict.fromkeys(TASKS, mse), steps=1, progress=False
         )
+
+
+def test_arrays_are_taken_as_tensors_are() -> None:
+    staged = branchnet.split_all(DONORS, X[:2], locations=LOCATIONS)
+    trained = []
+    for images in (X, X.numpy()):
+        branched = branchnet.build(Tree.shared(TASKS, 3), staged)
+        branchnet.distill(branched, DONORS, images, steps=2, batch_size=16, progress=False)
+        trained.append(branched.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())

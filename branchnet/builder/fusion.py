@@ -26,7 +26,7 @@ Cut = tuple[Any, ...]
 class FusedNodes(nn.Module):
     """G structurally equal modules whose weights are stacked along a new first dimension and that run together.
 
-    Parameters and buffers keep their names with `/` for `.`, and have the shape (G, *shape).
+    Parameters and buffers keep their names with `/` for `.`, and have the shape `(G, *shape)`.
 
     Raises:
         BuildError: modules that differ in structure.

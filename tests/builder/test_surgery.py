@@ -183,7 +183,7 @@ class OtherCut(nn.Module):
             lambda net: net.add_task("n", DONORS["depth"], beside="edges", until="layer9"),
             "until='layer9' is no location",
         ),
-        (lambda net: net.add_task("n", nn.Conv2d(3, 1, 1), beside="edges", until="stem"), "stem"),
+        (lambda net: net.add_task("n", nn.Conv2d(3, 1, 1), beside="edges", until="stem"), "no place at which to cut"),
         (lambda net: net.remove_task("dept"), "did you mean 'depth'"),
         (lambda net: net.split_node("nodes.9.0", [["depth"], ["edges"]]), "no node 'nodes.9.0'"),
         (lambda net: net.split_node("heads.0", [["depth"], ["edges"]]), "is a head"),

@@ -1,5 +1,6 @@
 from .bounds import lower_bound as lower_bound
 from .budgets import Budget as Budget
+from .budgets import stage_shares as stage_shares
 from .budgets import tree_size as tree_size
 from .comparison import SharingComparison as SharingComparison
 from .comparison import compare_sharing as compare_sharing
@@ -29,6 +30,7 @@ from .searching import pareto_front as pareto_front
 from .searching import search as search
 from .selection import Selection as Selection
 from .selection import all_selections as all_selections
+from .selection import early_selection as early_selection
 from .selection import higher_order_estimates as higher_order_estimates
 from .selection import select_networks as select_networks
 from .selection import selection_front as selection_front

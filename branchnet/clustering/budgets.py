@@ -212,6 +212,28 @@ def _head_cost(cost: float | StageCost, task: str, unit: str) -> float:
     return float(getattr(cost, unit))
 
 
+def stage_shares(costs: Costs, by: str = "params", unit: str = "params") -> list[float]:
+    """Stage weights in proportion to what a stage costs, scaled to a mean of 1.
+
+    Args:
+        costs: StageCosts, one number per stage, or a table `costs[stage][width]`, of which one copy counts.
+        by: `"params"` or `"flops"`.
+        unit: what plain numbers and tables are in.
+
+    Raises:
+        BudgetError: another word, or plain numbers that are in another unit.
+    """
+    if by not in ("params", "flops"):
+        raise BudgetError(f"stage weights are numbers, 'params' or 'flops', not {by!r}")
+    if not isinstance(costs, StageCosts) and by != unit:
+        raise BudgetError(f"stage weights by {by} need StageCosts; these costs are plain numbers of {unit}")
+    single = np.array(getattr(costs, by), np.float64) if isinstance(costs, StageCosts) else np.array(costs, np.float64)
+    single = single if single.ndim == 1 else single[:, 1]
+    if not (np.isfinite(single).all() and (single >= 0).all() and single.sum() > 0):
+        raise BudgetError(f"stage costs must be finite and not negative, and not all 0; they are {single.tolist()}")
+    return [float(share) for share in single / single.mean()]
+
+
 def tree_size(tree: Tree, costs: Costs, *, head_costs: HeadCosts | None = None, unit: str = "params") -> float:
     """Size of a tree: the sum over stages of the cost of its nodes, plus the heads where they are given.
 

@@ -71,7 +71,7 @@ def compare_sharing(
     unit: str = "params",
     head_costs: HeadCosts | None = None,
     objective: str = "mean-max",
-    stage_weights: Sequence[float] | None = None,
+    stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
     """Both fronts, exactly; arguments and errors as `pareto_front`, for as many tasks as the exact method takes."""
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights)

@@ -209,6 +209,8 @@ def stage_losses(
 
 
 def _checked_weights(weights: Sequence[float], depth: int) -> Floats:
+    if isinstance(weights, str):
+        raise AffinityError(f"an objective knows no costs; give stage_weights=stage_shares(costs, {weights!r})")
     numbers = np.array(weights, dtype=np.float64)
     if numbers.shape != (depth,) or not np.isfinite(numbers).all() or (numbers < 0).any():
         raise AffinityError(f"stage weights must be {depth} finite numbers, none negative; they are {list(weights)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,7 @@ def stability(
     *,
     head_costs: HeadCosts | None = None,
     objective: str | None = None,
+    stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
     constraints: Constraints | None = None,
@@ -65,7 +66,8 @@ def stability(
         result: the result of `search`, or a tree.
         replicates: bootstrap replicates or other seeds of the affinity; or one affinity with standard errors, from
             which `samples` replicates are drawn with independent normal errors.
-        costs, budget, head_costs, method, shared_stages, constraints: as given to `search`; budget None = the result's.
+        costs, budget, head_costs, stage_weights, method, shared_stages, constraints: as given to `search`; budget
+            None = the result's.
         objective: None = the result's.
         samples: number of replicates drawn from standard errors.
         seed: for drawing and searching.
@@ -87,6 +89,7 @@ def stability(
             budget,
             head_costs=head_costs,
             objective=objective or "mean-max",
+            stage_weights=stage_weights,
             method=method,
             shared_stages=shared_stages,
             constraints=constraints,

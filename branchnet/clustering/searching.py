@@ -13,7 +13,7 @@ import numpy.typing as npt
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.beam import beam_search
 from branchnet.clustering.bounds import EFFORT, lower_bound
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model
+from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model, stage_shares
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.exact import WidthTable, forced_stages, width_table, work
 from branchnet.clustering.heuristic import heuristic_search
@@ -29,6 +29,8 @@ METHODS = ("auto", "exact", "local", "beam")
 _EXACT_TASKS = 12
 _EXACT_WORK = 6_000_000_000
 _EXACT_BYTES = 6_000_000_000
+_LONG_WORK = 200_000_000
+_MOST_BYTES = 32_000_000_000
 _FRONT_BUDGETS = 24
 
 
@@ -53,7 +55,7 @@ def search(
     *,
     head_costs: HeadCosts | None = None,
     objective: str | Objective = "mean-max",
-    stage_weights: Sequence[float] | None = None,
+    stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
     constraints: Constraints | None = None,
@@ -73,7 +75,8 @@ def search(
             included where they are known.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         objective: see `branchnet.clustering.objectives`.
-        stage_weights: D factors of the stages' terms; None = 1.
+        stage_weights: D factors of the stages' terms, or `"params"` or `"flops"`: by what a stage costs (see
+            `stage_shares`); None = 1.
         method: `"exact"` (dynamic programme over all partitions), `"local"` (starts and local search), `"beam"` (the
             published beam search with spectral clustering), or `"auto"`: exact where it fits in time and memory.
         shared_stages: the first so many stages are shared by all tasks; a short form of the constraint.
@@ -95,12 +98,18 @@ def search(
     with Watch(time_limit, show=progress) as watch:
         if chosen != "exact":
             return _searched(problem, limit, str(wanted), chosen, why, seed, watch)
+        known: SearchResult | None = None
         try:
+            if _takes_long(problem):
+                known = _searched(problem, limit, str(wanted), "local", "", seed, watch)
+                if known.why:
+                    return dataclasses.replace(known, why=f"{known.why} before the exact method began")
             table = width_table(problem.losses, problem.rules, watch)
         except (OutOfTime, KeyboardInterrupt) as stop:
             reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped at the time limit"
-            why = f"the exact method was {reason}; this is the best of the starts"
-            return _searched(problem, limit, str(wanted), "local", why, seed, Watch(0.0))
+            why = f"the exact method was {reason}; this is the best tree of the local search before it"
+            known = known or _searched(problem, limit, str(wanted), "local", "", seed, Watch(0.0))
+            return dataclasses.replace(known, why=why)
     return _best(problem, table, limit, str(wanted), why)
 
 
@@ -111,7 +120,7 @@ def pareto_front(
     unit: str = "params",
     head_costs: HeadCosts | None = None,
     objective: str | Objective = "mean-max",
-    stage_weights: Sequence[float] | None = None,
+    stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
     constraints: Constraints | None = None,
@@ -139,11 +148,13 @@ def make_problem(
     unit: str,
     head_costs: HeadCosts | None = None,
     objective: str | Objective = "mean-max",
-    stage_weights: Sequence[float] | None = None,
+    stage_weights: Sequence[float] | str | None = None,
     shared_stages: int = 0,
     constraints: Constraints | None = None,
 ) -> Problem:
     """Check that the inputs of a search fit together; arguments and errors as `search`."""
+    if isinstance(stage_weights, str):
+        stage_weights = stage_shares(costs, stage_weights, unit)
     losses = stage_losses(affinity, objective, stage_weights)
     sizes = size_model(costs, losses.tasks, unit, head_costs)
     if len(sizes.table) != losses.depth:
@@ -164,6 +175,11 @@ def choose_method(problem: Problem, method: str) -> tuple[str, str]:
     if method not in METHODS:
         raise BranchnetError(f"{method!r} is no search method; choose from {', '.join(METHODS)}")
     n, depth = len(problem.losses.tasks), problem.losses.depth
+    if method == "exact" and work(n, depth - forced_stages(problem.rules))[1] > _MOST_BYTES:
+        raise BranchnetError(
+            f"{n} tasks and {depth} stages have too many partitions for the exact method; use method='local', which "
+            "reports a lower bound"
+        )
     if method != "auto":
         return method, "asked for"
     if n > _EXACT_TASKS:
@@ -172,6 +188,12 @@ def choose_method(problem: Problem, method: str) -> tuple[str, str]:
     if compared > _EXACT_WORK or held > _EXACT_BYTES:
         return "local", f"the exact method would compare {compared:.1e} numbers and hold {held / 1e9:.1f} GB"
     return "exact", f"{n} tasks and {depth} stages are few enough: every vector of widths is solved exactly"
+
+
+def _takes_long(problem: Problem) -> bool:
+    """Whether the exact method takes so long that a tree should be at hand when it is stopped."""
+    depth = problem.losses.depth - forced_stages(problem.rules)
+    return work(len(problem.losses.tasks), depth)[0] > _LONG_WORK
 
 
 def _best(problem: Problem, table: WidthTable, limit: float, budget: str, why: str) -> SearchResult:
@@ -197,11 +219,16 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
     if smallest is None:
         return BudgetError("no tree meets the constraints")
     share = f", {100 * smallest / sizes.separate:.4g}% of separate networks" if sizes.separate else ""
+    hint = f"; for a share of separate networks write '{100 * limit:g}% {sizes.unit}'" if _may_be_share(budget) else ""
     return BudgetError(
         f"no tree fits the budget of {budget} ({limit:.6g} {sizes.unit}); the smallest feasible one is "
-        f"{smallest:.10g} {sizes.unit}{share}",
+        f"{smallest:.10g} {sizes.unit}{share}{hint}",
         smallest=smallest,
     )
+
+
+def _may_be_share(budget: str) -> bool:
+    return bool(budget) and "%" not in budget and Budget.parse(budget).amount <= 1
 
 
 def canonical_order(tree: Tree, tasks: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -267,7 +294,8 @@ def _searched(
             raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
         labels, stopped = found.labels, found.stopped
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
-    bound = lower_bound(problem.losses, problem.rules, land.sizes, land.limit, target=result.cost, effort=effort)
+    known = None if stopped else result.cost
+    bound = lower_bound(problem.losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
     return _with_bound(result, bound)
 
 

@@ -8,6 +8,7 @@ data used for selecting chose, whatever other data says.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,26 @@ def selection_front(
     """The best selection of every cost at which the best total loss changes, cheapest first."""
     groups, tasks = _groups(losses, costs, weights, partition)
     return [_selection(groups, tasks, chosen) for chosen in front(groups)]
+
+
+def early_selection(
+    early: Losses,
+    losses: Losses,
+    costs: Sequence[float],
+    budget: float,
+    *,
+    weights: Mapping[str, float] | None = None,
+    partition: bool = False,
+) -> Selection:
+    """Early stopping approximation (ESA, Standley et al. 2020): losses from early in training choose, nothing more.
+
+    Networks and assignment are those of least total early loss; `total_loss` is what that choice has on `losses`.
+    The other arguments and errors are those of `select_networks`.
+    """
+    if [set(row) for row in early] != [set(row) for row in losses]:
+        raise AffinityError("early and final losses must be of the same networks and tasks, in the same order")
+    chosen = select_networks(early, costs, budget, weights=weights, partition=partition)
+    return dataclasses.replace(chosen, total_loss=chosen.total_on(losses, weights))
 
 
 def higher_order_estimates(losses: Losses, sets: Iterable[Iterable[str]]) -> list[dict[str, float]]:

@@ -28,9 +28,11 @@ from branchnet.clustering import (
     clustering_cost,
     pareto_front,
     search,
+    stage_shares,
     tree_size,
 )
-from branchnet.errors import BudgetError, TreeError
+from branchnet.errors import AffinityError, BudgetError, TreeError
+from branchnet.stages.costs import StageCost, StageCosts
 
 NAMES = st.sampled_from(sorted(OBJECTIVES))
 
@@ -47,6 +49,19 @@ def _close(first: float, second: float) -> bool:
 @settings(max_examples=400, deadline=None)
 @given(affinities(max_tasks=5, max_depth=3), NAMES, st.floats(0.1, 1.1), st.integers(0, 999), st.booleans())
 def test_search_finds_the_optimum(affinity: Affinity, name: str, share: float, seed: int, whole: bool) -> None:
+    _check_optimum(affinity, name, share, seed, whole)
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None)
+@given(affinities(max_tasks=5, max_depth=3), NAMES, st.floats(0.1, 1.1), st.integers(0, 999), st.booleans())
+def test_search_finds_the_optimum_of_thousands(
+    affinity: Affinity, name: str, share: float, seed: int, whole: bool
+) -> None:
+    _check_optimum(affinity, name, share, seed, whole)
+
+
+def _check_optimum(affinity: Affinity, name: str, share: float, seed: int, whole: bool) -> None:
     depth, n = affinity.values.shape[:2]
     costs = _random_costs(depth, seed, whole)
     limit = share * n * sum(costs)
@@ -194,6 +209,31 @@ def test_ties_go_to_the_smaller_then_the_first_tree() -> None:
     values[0, np.arange(4), np.arange(4)] = 1.0
     result = search(as_affinity(values), [1.0], Budget(3), objective="sum-pair")
     assert result.tree.partitions[0] == (("t0", "t1"), ("t2",), ("t3",))
+
+
+def test_a_number_that_may_be_a_share_gets_a_hint() -> None:
+    with pytest.raises(BudgetError, match="for a share of separate networks write '60% params'"):
+        search(random_affinity(4, 2, 0), [10.0, 10.0], 0.6)
+    with pytest.raises(BudgetError) as caught:
+        search(random_affinity(4, 2, 0), [10.0, 10.0], "1% params")
+    assert "write" not in str(caught.value)
+
+
+def test_stage_weights_by_cost() -> None:
+    affinity = rsa_like_affinity(5, 2, 1)
+    costs = StageCosts((StageCost("stage0", 10, 300), StageCost("stage1", 30, 100)))
+    for by, weights in (("params", [0.5, 1.5]), ("flops", [1.5, 0.5])):
+        assert stage_shares(costs, by) == weights
+        named = search(affinity, costs, "60% params", stage_weights=by)
+        given_ = search(affinity, costs, "60% params", stage_weights=weights)
+        assert (named.tree, named.cost) == (given_.tree, given_.cost)
+        assert named.cost == clustering_cost(named.tree, affinity, stage_weights=weights)
+    with pytest.raises(BudgetError, match="need StageCosts"):
+        search(affinity, [1.0, 2.0], "60% params", stage_weights="flops")
+    with pytest.raises(BudgetError, match="not 'size'"):
+        stage_shares(costs, "size")
+    with pytest.raises(AffinityError, match="knows no costs"):
+        clustering_cost(named.tree, affinity, stage_weights="params")  # type: ignore[arg-type]
 
 
 def test_relative_budgets_count_known_heads() -> None:

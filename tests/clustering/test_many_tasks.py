@@ -14,7 +14,7 @@ from branchnet.clustering.bounds import lower_bound
 from branchnet.clustering.cliques import clique_diameters
 from branchnet.clustering.local import apply_move, price_moves
 from branchnet.clustering.searching import make_problem
-from branchnet.errors import BudgetError
+from branchnet.errors import BranchnetError, BudgetError
 
 COSTS = [0.2, 1.2, 7.1, 14.9, 3.3, 5.0]
 NAMES = st.sampled_from(sorted(OBJECTIVES))
@@ -126,6 +126,42 @@ def test_time_limit_returns_a_tree_with_its_bound() -> None:
     small = search(rsa_like_affinity(8, 4, 0), COSTS[:4], "40% params", method="exact", time_limit=0.0)
     assert "time limit" in small.why
     assert small.lower_bound <= small.cost
+
+
+def test_a_stopped_exact_search_returns_the_tree_of_the_local_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    affinity = rsa_like_affinity(8, 4, 0)
+    exact = search(affinity, COSTS[:4], "40% params", method="exact")
+    local = search(affinity, COSTS[:4], "40% params", method="local")
+    monkeypatch.setattr("branchnet.clustering.searching.width_table", stopped)
+    monkeypatch.setattr("branchnet.clustering.searching._LONG_WORK", 0)
+    result = search(affinity, COSTS[:4], "40% params", method="exact")
+    assert "interrupted" in result.why
+    assert (result.tree, result.cost, result.lower_bound) == (local.tree, local.cost, local.lower_bound)
+    assert result.lower_bound <= exact.cost + 1e-12 <= result.cost + 2e-12
+
+
+def test_refuses_the_exact_method_where_it_cannot_fit() -> None:
+    with pytest.raises(BranchnetError, match="20 tasks and 3 stages have too many partitions"):
+        search(rsa_like_affinity(20, 3, 0), COSTS[:3], "40% params", method="exact")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean-max", "mean-pair"])
+def test_gaps_at_forty_tasks_are_below_fifteen_percent(name: str) -> None:
+    result = search(rsa_like_affinity(40, 6, 1), COSTS, "40% params", objective=name)
+    assert result.lower_bound <= result.cost
+    assert result.gap < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean-max", "mean-pair"])
+def test_two_hundred_tasks_have_a_valid_bound(name: str) -> None:
+    result = search(rsa_like_affinity(200, 6, 0), COSTS, "40% params", objective=name)
+    assert 0 < result.lower_bound <= result.cost
+    assert result.size <= result.limit * (1 + 1e-12)
 
 
 def test_interruption_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from branchnet.clustering import (
     all_selections,
+    early_selection,
     group_by_affinity,
     higher_order_estimates,
     refine,
@@ -89,6 +90,22 @@ def test_selection_against_brute_force(instance: tuple[list[dict[str, float]], l
     found = select_networks(losses, costs, budget, partition=partition)
     assert found.total_loss == pytest.approx(best[0], abs=1e-8)
     assert found.total_cost == pytest.approx(best[1])
+
+
+@pytest.mark.parametrize("setting", ["1", "3"])
+def test_early_losses_only_choose(setting: str) -> None:
+    """A published ESA row's final loss is what its early choice has on the final losses."""
+    val, early = _table("val", setting), _table("esa", setting)
+    costs = [cost for _, cost in val]
+    for row in facts_rows("standley_oracle.csv"):
+        if (row["setting"], row["strategy"], row["n_min_cost_optima"]) != (setting, "esa", "1"):
+            continue
+        found = early_selection(list(early.values()), list(val.values()), costs, float(row["budget"]))
+        test = found.total_on(list(_table("test", setting).values()))
+        assert test == pytest.approx(float(row["test_total_val_assigned"]), abs=1e-9)
+        assert found.total_loss == pytest.approx(found.total_on(list(val.values())))
+    with pytest.raises(AffinityError, match="same networks and tasks"):
+        early_selection([{"a": 1.0}], [{"b": 1.0}], [1.0], 1.0)
 
 
 def test_front_improves_with_cost() -> None:

@@ -55,7 +55,7 @@ def assert_size(branched: BranchedNetwork) -> None:
 
 
 @given(seed=st.integers(0, 10**6), beside=st.sampled_from(TASKS[:3]), until=st.sampled_from([None, *LOCATIONS]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_a_new_task_shares_its_siblings_path_and_changes_no_output(seed: int, beside: str, until: str | None) -> None:
     before = built(tree_of(seed, TASKS[:3]))
     after = before.add_task("count", DONORS["count"], beside=beside, until=until)

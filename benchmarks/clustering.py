@@ -39,6 +39,7 @@ RESNET50 = {  # parameters between neighbouring locations: stem, layer1, layer2,
     5: [9_536, 215_808, 1_219_584, 7_098_368, 14_964_736],
     6: [9_536, 215_808, 1_219_584, 3_746_816, 3_351_552, 14_964_736],
 }
+RESNET50_GMACS = [0.118, 0.68, 1.04, 0.80, 0.67, 0.81]  # the same six stages, 224 x 224
 RESULTS = Path(__file__).parent / "results"
 FACTS = Path(__file__).parents[1] / "tests" / "facts"
 Row = dict[str, Any]
@@ -162,6 +163,27 @@ def many(n: int, depth: int, objective: str, share: float, method: str, seed: in
     }
 
 
+def real_many(name: str, objective: str, unit: str, share: float) -> Row:
+    """Gap and seconds on affinities of networks that were really trained (see `many_networks.py`)."""
+    affinity = Affinity.load(RESULTS / "affinities" / f"{name}.npz")
+    costs, budget = RESNET50[6] if unit == "params" else RESNET50_GMACS, Budget(share, relative=True)
+    start = time.process_time()
+    found = search(affinity, costs, budget, objective=objective)
+    seconds = time.process_time() - start
+    beam = search(affinity, costs, budget, objective=objective, method="beam")
+    return {
+        "affinity": name,
+        "n": len(affinity.tasks),
+        "objective": objective,
+        "costs": unit,
+        "share": share,
+        "cost": found.cost,
+        "gap": found.gap,
+        "search_cpu_seconds": seconds,
+        "beam_cost_ratio": beam.cost / found.cost,
+    }
+
+
 def rank_correlations() -> list[Row]:
     """Every objective against the 20 trees that TreeMTL trained (3 tasks, 5 locations)."""
     tasks = ["seg", "normal", "depth"]
@@ -243,6 +265,13 @@ def main() -> None:
     ]
     if arguments.largest:
         report["many tasks"] += [measured(many, 200, 6, "mean-max", 0.5, "local", 0)]
+    report["many tasks, real affinities"] = [
+        measured(real_many, name, objective, unit, share)
+        for name in ("handwriting", "molecules")
+        for objective in ("mean-max", "mean-pair")
+        for unit in ("params", "flops")
+        for share in (0.3, 0.6)
+    ]
     report["gaps at few tasks"] = [
         measured(small_gaps, 7, 5, objective, 3) for objective in ("mean-max", "mean-pair", "sum-pair")
     ]

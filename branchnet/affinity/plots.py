@@ -94,9 +94,10 @@ def plot_depth(affinity: Affinity) -> Figure:
     lines = depth_lines(affinity)
     places = np.arange(len(affinity.locations))
     named = _named_lines(len(lines))
-    figure = Figure(figsize=(max(6.5, 0.7 * len(places) + 4.0), 4.5), layout="constrained")
-    axes = figure.add_subplot()
     arrow = " → " if affinity.directed else " / "
+    legend = 0.07 * max((len(arrow.join(lines[number].tasks)) for number in named), default=0)
+    figure = Figure(figsize=(max(4.5, 0.7 * len(places) + 1.0) + max(1.0, legend), 4.5), layout="constrained")
+    axes = figure.add_subplot()
     for number, line in enumerate(lines):
         if number in named:
             colour = f"C{len(axes.get_legend_handles_labels()[0]) % 10}"

@@ -105,6 +105,20 @@ class Affinity:
         low, high = np.quantile(self.replicates(), [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
+    def check_locations(self, names: Sequence[str], owner: str) -> None:
+        """Refuse to be read at other places than those it was measured at; stages numbered by default fit any name.
+
+        names: the D locations of `owner`, which the error names.
+
+        Raises:
+            AffinityError: a location has another name.
+        """
+        for stage, (own, other) in enumerate(zip(self.locations, names, strict=False)):
+            if own not in (other, f"stage {stage}"):
+                raise AffinityError(
+                    f"stage {stage} ends at {own!r} in the affinity, at {other!r} in {owner}; both need the same cuts"
+                )
+
     def symmetric(self) -> Affinity:
         """The mean of both directions, as an undirected affinity; itself where it is undirected already."""
         if not self.directed:

@@ -195,3 +195,6 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
                 f"the affinity knows tasks {list(affinity.tasks)} at {len(affinity.locations)} locations; "
                 f"the tree has tasks {list(tree.tasks)} and {tree.depth} stages"
             )
+        if not any(tuple(network.locations) == tuple(affinity.locations) for network in staged.values()):
+            first = tree.tasks[0]
+            affinity.check_locations(staged[first].locations, f"the network of {first!r}")

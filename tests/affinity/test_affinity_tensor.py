@@ -14,7 +14,9 @@ import pytest
 
 from branchnet.affinity import Affinity, Reliability
 from branchnet.affinity.plots import depth_lines, heat_maps
+from branchnet.clustering import search
 from branchnet.errors import AffinityError
+from branchnet.stages.costs import StageCost, StageCosts
 
 
 def random_affinity(tasks: int, depth: int, *, directed: bool = False, seed: int = 0) -> Affinity:
@@ -94,6 +96,17 @@ def test_symmetric_and_rows() -> None:
     record = affinity.rows()[0]
     assert record["affinity"] == affinity.values[0, 0, 1]
     assert (record["task_i"], record["task_j"]) == ("Attribute_00", "Attribute_01")
+
+
+def test_other_locations_are_refused() -> None:
+    affinity = random_affinity(3, 2)
+    affinity.check_locations(("layer0", "layer1"), "the costs")
+    dataclasses.replace(affinity, locations=("stage 0", "stage 1")).check_locations(("a", "b"), "the costs")
+    with pytest.raises(AffinityError, match="stage 1 ends at 'layer1' in the affinity, at 'block7' in the costs"):
+        affinity.check_locations(("layer0", "block7"), "the costs")
+    costs = StageCosts(tuple(StageCost(name, 5, 5, 5) for name in ("layer0", "block7")))
+    with pytest.raises(AffinityError, match="'block7' in the costs"):
+        search(affinity, costs, 100)
 
 
 def test_dataframe() -> None:

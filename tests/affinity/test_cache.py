@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,35 @@ def test_function_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
     first = 2
     with pytest.raises(AffinityError, match="without closure"):
         rsa({"a": small_cnn(0)}, images(5), cache=tmp_path, features=lambda x: x[:, :first])
+
+
+class Slow(nn.Module):
+    """Says that it runs, and then never ends."""
+
+    def __init__(self, sign: str) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Path(self.sign).touch()
+        while True:
+            time.sleep(0.1)
+
+
+def _run_until_killed(folder: str, sign: str) -> None:
+    torch.set_num_threads(1)
+    rsa({"done": counted(0), "slow": Staged(*counted(5).stages[:3], Block(Slow(sign)))}, images(12), cache=folder)
+
+
+def test_process_that_is_killed_loses_no_finished_network(tmp_path: Path) -> None:
+    folder, sign = tmp_path / "cache", tmp_path / "running"
+    process = multiprocessing.get_context("spawn").Process(target=_run_until_killed, args=(str(folder), str(sign)))
+    process.start()
+    while not sign.exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert inputs_seen({"done": counted(0)}, folder, images(12)) == 0
+    assert inputs_seen({"done": counted(0), "slow": counted(5)}, folder, images(12)) == 12 + 2

@@ -24,6 +24,7 @@ from branchnet.clustering.starts import smallest_tree
 from branchnet.clustering.tree import Tree
 from branchnet.clustering.watch import OutOfTime, Watch
 from branchnet.errors import BranchnetError, BudgetError
+from branchnet.stages.costs import StageCosts
 
 METHODS = ("auto", "exact", "local", "beam")
 _EXACT_TASKS = 12
@@ -159,6 +160,8 @@ def make_problem(
     sizes = size_model(costs, losses.tasks, unit, head_costs)
     if len(sizes.table) != losses.depth:
         raise BudgetError(f"there are costs of {len(sizes.table)} stages but affinities of {losses.depth}")
+    if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
+        affinity.check_locations(costs.names, "the costs")
     given = constraints or Constraints()
     if shared_stages:
         given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))

@@ -23,6 +23,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.alignment import module_signature
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.module_calls import Chain, copied, run_apart, tensors_of
+from branchnet.stages.propagation import tensors_by_name
 from branchnet.stages.tracing import borrow
 
 
@@ -51,15 +52,14 @@ class Part:
         return {name for name, _ in root.named_modules()}
 
     def _run(self, values: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Any:
-        if self._keywords:
-            return functional_call(self._skeleton, dict(values), (), dict(zip(self._keywords, inputs, strict=True)))
-        return functional_call(self._skeleton, dict(values), tuple(inputs))
+        keywords = dict(zip(self._keywords, inputs, strict=True)) if self._keywords else {}
+        args = () if keywords else tuple(inputs)
+        return functional_call(self._skeleton, dict(values), args, keywords, tie_weights=False)
 
     def _find_state(self, root: nn.Module, run: Callable[[dict[str, Tensor]], Any]) -> None:
         """Keep the tensors that the pass reads."""
-        tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
-        own = {name for name, _ in (*self._skeleton.named_parameters(), *self._skeleton.named_buffers())}
-        given = {name: tensor for name, tensor in tensors.items() if name in own}
+        own = tensors_by_name(self._skeleton)
+        given = {name: tensor for name, tensor in tensors_by_name(root).items() if name in own}
         with _Reads() as reads:
             run_apart(root, lambda: run(given))
         self.state = tuple(name for name, tensor in given.items() if id(tensor) in reads.seen)

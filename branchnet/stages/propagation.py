@@ -89,7 +89,10 @@ def dry_run(root: nn.Module, example: Example) -> Any:
     faked = tree_map(lambda tensor: mode.from_tensor(tensor, static_shapes=True), example)
     with torch.no_grad(), mode:
         return functional_call(
-            _Runner(root, lambda: call(root, transformed(root, faked))), _faked_state(root, mode), ()
+            _Runner(root, lambda: call(root, transformed(root, faked))),
+            _faked_state(root, mode),
+            (),
+            tie_weights=False,
         )
 
 
@@ -107,15 +110,29 @@ class _Runner(nn.Module):
 
 def _faked_state(root: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
     """Fake stand-ins of all parameters and buffers: writing to them changes nothing real."""
-    state = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
-    faked = {id(tensor): mode.from_tensor(tensor, static_shapes=True) for _, tensor in state}
-    return {f"root.{name}": faked[id(tensor)] for name, tensor in state}
+    state = tensors_by_name(root)
+    faked = {id(tensor): mode.from_tensor(tensor, static_shapes=True) for tensor in state.values()}
+    return {f"root.{name}": faked[id(tensor)] for name, tensor in state.items()}
+
+
+def tensors_by_name(root: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each attribute of each module once: what to exchange with `functional_call`.
+
+    Tied tensors have several names. A module that lies at several places has one: exchanged under two of them, its
+    tensors would not come back. `functional_call` looks for such names itself unless it gets `tie_weights=False`.
+    """
+    return {
+        f"{path}.{name}" if path else name: tensor
+        for path, module in root.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
 
 
 def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], state: dict[str, Tensor]) -> Propagation:
     recorder = _Recorder(root, graph)
     with torch.no_grad(), without_attention_fast_path(), recorder.counter:
-        result = functional_call(_Runner(root, recorder.run), state, inputs)
+        result = functional_call(_Runner(root, recorder.run), state, inputs, tie_weights=False)
     return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)), tree_map(_form, result))
 
 

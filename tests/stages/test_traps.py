@@ -85,6 +85,30 @@ def test_module_used_twice_has_two_places():
     assert staged.costs.params == (156, 156)
 
 
+class OneModuleAtTwoPlaces(nn.Module):
+    """As in CoaT, whose blocks hold the position encoding that the network holds, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"position": self.position, "mix": Block()}) for _ in range(3))
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block["mix"](block["position"](x.movedim(1, -1)).movedim(-1, 1))
+        return self.last(x)
+
+
+def test_a_module_at_several_places_keeps_its_tensors():
+    network = OneModuleAtTwoPlaces()
+    before = [*network.parameters()]
+    assert_faithful_everywhere(network, IMAGE)
+    staged = split(network, IMAGE)
+    kept = {id(p) for p in before}
+    assert all(type(p) is nn.Parameter and id(p) in kept for p in (*network.parameters(), *staged.parameters()))
+
+
 class SharedWeight(nn.Module):
     """One parameter under two names, used in two stages: tied embeddings."""
 

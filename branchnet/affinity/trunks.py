@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import AffinityError
+from branchnet.stages.propagation import tensors_by_name
 
 from .probes import Batch
 
@@ -122,7 +123,11 @@ def own_copy(cut: Cut) -> Cut:
 
 def _stateless(module: nn.Module, batch: Batch, weights: Weights) -> Any:
     """Call a module with other weights and with copies of its buffers."""
-    values: dict[str, Tensor] = {name: weights.get(p, p) for name, p in module.named_parameters()}
-    values.update({name: buffer.clone() for name, buffer in module.named_buffers()})
+    buffers = {id(buffer): buffer.clone() for buffer in module.buffers()}
+    values = {
+        name: weights.get(tensor, tensor) if isinstance(tensor, nn.Parameter) else buffers[id(tensor)]
+        for name, tensor in tensors_by_name(module).items()
+    }
     args = batch if isinstance(batch, tuple) else () if isinstance(batch, dict) else (batch,)
-    return torch.func.functional_call(module, values, args, batch if isinstance(batch, dict) else {})
+    kwargs = batch if isinstance(batch, dict) else {}
+    return torch.func.functional_call(module, values, args, kwargs, tie_weights=False)

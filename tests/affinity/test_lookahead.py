@@ -313,3 +313,33 @@ def test_refusals(change: dict, message: str) -> None:
     arguments = {"batches": batches(1), "losses": LOSSES, "heads": model.heads, "learning_rate": 0.1} | change
     with pytest.raises(AffinityError, match=message):
         gradient_affinity(model, **arguments)
+
+
+class HoldsTwice(nn.Module):
+    """The first layer lies at two places of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        self.layers = nn.ModuleList([self.first, nn.Linear(3, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](torch.tanh(self.first(x)))
+
+
+def test_a_module_at_two_places_is_probed_once_and_kept() -> None:
+    twice = HoldsTwice().double()
+    once = nn.Sequential(twice.first, nn.Tanh(), twice.layers[1])
+    kept = {name: (id(p), p.detach().clone()) for name, p in twice.named_parameters()}
+    heads = {"sum": lambda hidden: hidden.sum(1), "first": lambda hidden: hidden[:, 0]}
+    losses = {task: lambda output, target: ((output - target) ** 2).mean() for task in heads}
+    x = torch.randn(6, 4, dtype=torch.float64)
+    batches = [(x, {"sum": x[:, 0], "first": x[:, 1]})]
+    found = [
+        gradient_affinity(model, batches, losses, heads=heads, learning_rate=0.1, bootstrap=0)
+        for model in (twice, copy.deepcopy(once))
+    ]
+    np.testing.assert_allclose(found[0].values, found[1].values, atol=1e-12)
+    for name, parameter in twice.named_parameters():
+        assert id(parameter) == kept[name][0]
+        assert torch.equal(parameter, kept[name][1])

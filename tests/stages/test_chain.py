@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from branchnet import SplitError
 from branchnet.stages import split, split_all
-from tests.stages.checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+
+from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
 
 
 class Layer(nn.Module):

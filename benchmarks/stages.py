@@ -21,6 +21,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +182,26 @@ def _size_by_name(name: str) -> tuple[int, int, str]:
     return rank + 10 * large, len(name), name
 
 
+_MOST_BYTES = 2 << 30
+
+
 def _timm(name: str) -> tuple[nn.Module, Any]:
     import timm
 
+    with suppress(Exception), torch.device("meta"):  # some cannot be made without values
+        large = timm.create_model(name)
+        if _bytes(large) > _MOST_BYTES:
+            return large, None
     network = timm.create_model(name).eval()
     size = network.default_cfg["input_size"]
     small = torch.randn(1, size[0], 96, 96)
     if _any_size(network) and _runs_on(network, small):
         return network, small
     return network, torch.randn(1, *size)
+
+
+def _bytes(network: nn.Module) -> int:
+    return 4 * sum(p.numel() for p in network.parameters())
 
 
 def _runs_on(network: nn.Module, example: Tensor) -> bool:
@@ -222,7 +234,7 @@ def measure(group: str, name: str, make: Maker) -> dict[str, Any]:
     torch.manual_seed(0)
     network, example = make()
     params = sum(p.numel() for p in network.parameters())
-    if group == "timm" and params * 4 > 2 << 30:
+    if group == "timm" and _bytes(network) > _MOST_BYTES:
         return {"skipped": f"{params / 1e6:.0f} M parameters"}
     network.eval()
     result = _measure_decoders(network, example) if isinstance(network, nn.ModuleDict) else _measure(network, example)

@@ -37,8 +37,11 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
         per node in words what was aligned.
 
     Raises:
-        BuildError: donors of different structure, or whose heads share tensors with their stages.
+        BuildError: donors of different structure, or whose heads share tensors with their stages, or a probe in batches
+            of one input.
     """
+    if max(probe.sizes) < 2:
+        raise BuildError("init='merge' estimates statistics of features: the probe needs batches of two inputs or more")
     networks = {task: networks[task] for task in branched.tasks}
     _refuse_tied_heads(networks)
     symmetries = find_symmetries(networks, probe.example)

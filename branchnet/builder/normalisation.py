@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network import BranchedNetwork, Input
+from branchnet.errors import BuildError
 from branchnet.stages.following import mode_of
 
 
@@ -20,6 +22,9 @@ def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], 
 
     Returns:
         the number of BatchNorm layers that were estimated.
+
+    Raises:
+        BuildError: no inputs.
     """
     layers = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
     layers = [layer for layer in dict.fromkeys(layers) if layer.running_mean is not None]
@@ -29,6 +34,10 @@ def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], 
         warnings.warn(f"{message}; training adapts them", stacklevel=3)
     if not layers:
         return 0
+    batches = iter(inputs)
+    first = next(batches, None)
+    if first is None:
+        raise BuildError("BatchNorm statistics are estimated from batches of at least two samples; there is none")
     momenta = [layer.momentum for layer in layers]
     with torch.no_grad(), mode_of(branched, training=False):
         try:
@@ -36,7 +45,7 @@ def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], 
                 layer.reset_running_stats()
                 layer.momentum = None  # a cumulative mean over the batches
                 layer.train()
-            for batch in inputs:
+            for batch in chain([first], batches):
                 branched(batch)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):

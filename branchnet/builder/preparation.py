@@ -62,12 +62,14 @@ def _fold(stage: nn.Module) -> None:
     for node in graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    read_apart = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node in graph.nodes:
         source = node.args[0] if node.op == "call_module" and len(node.args) == 1 else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
             continue
         convolution, norm = (stage.get_submodule(str(n.target)) for n in (source, node))
         once = calls[str(source.target)] == calls[str(node.target)] == 1
+        once = once and read_apart.isdisjoint((str(source.target), str(node.target)))
         if type(convolution) in _CONVOLUTIONS and type(norm) in _NORMS and norm.running_mean is not None and once:
             _replace(stage, str(source.target), fuse_conv_bn_eval(convolution, norm))  # type: ignore[type-var,arg-type]
             _replace(stage, str(node.target), nn.Identity())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from branchnet.errors import SplitError
 from branchnet.stages.alignment import module_signature
@@ -25,6 +25,9 @@ from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.module_calls import Chain, copied, run_apart, tensors_of
 from branchnet.stages.propagation import tensors_by_name
 from branchnet.stages.tracing import borrow
+
+_PLAIN = (bool, int, float, str, type(None))
+_FREE = object()
 
 
 class _Reached(Exception):
@@ -84,7 +87,8 @@ class Beginning(Part):
     def __init__(self, root: nn.Module, chain: Chain, example: Example) -> None:
         super().__init__(root, chain, example, {made.path: _Stop() for made in chain.links})
         recorded = chain.links[0].other_arguments
-        self.form: TreeSpec = tree_flatten(recorded)[1]
+        leaves, self.form = tree_flatten(recorded)
+        self._fixed = [leaf if isinstance(leaf, _PLAIN) else _FREE for leaf in leaves]
         self.arguments = 1 + len(tensors_of(recorded))
         self.count = self.arguments + sum(len(tensors_of(made.output)) for made in chain.before)
         self._before = tuple(made.path for made in chain.before)
@@ -107,6 +111,7 @@ class Beginning(Part):
             self._run(state, inputs)
         except _Reached as reached:
             first, *others = reached.args[0]
+            self._check_fixed((tuple(others), reached.args[1]))
             found = (first, *tensors_of((tuple(others), reached.args[1])), *results)
         else:
             raise SplitError("the network did not call the modules that it called when it was split")
@@ -114,6 +119,17 @@ class Beginning(Part):
             for handle in handles:
                 handle.remove()
         return found
+
+    def _check_fixed(self, given: tuple[Any, ...]) -> None:
+        """The graph passes on what is no tensor as it was recorded, so another input must not change it."""
+        leaves, form = tree_flatten(given)
+        pairs = [pair for pair in zip(self._fixed, leaves, strict=False) if pair[0] is not _FREE]
+        if form != self.form or any(isinstance(now, Tensor) or was != now for was, now in pairs):
+            raise SplitError(
+                "for these inputs the chain's modules are called with other arguments than for the example "
+                f"({[now for _, now in pairs]} instead of {[was for was, _ in pairs]}); split the network with an "
+                "example of their size"
+            )
 
 
 class End(Part):

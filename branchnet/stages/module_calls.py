@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -88,26 +89,36 @@ def _recorded(root: nn.Module, example: Example) -> list[ModuleCall]:
 
 def _runs(siblings: Sequence[ModuleCall]) -> list[list[ModuleCall]]:
     """Maximal runs of two calls or more, of different modules, in which each takes the result of the one before."""
+    uses = Counter(key for made in siblings for key in {id(tensor) for tensor in tensors_of(made.other_arguments)})
+    reused = {key for key, count in uses.items() if count > 1}
     runs = [[siblings[0]]]
     for before, after in pairwise(siblings):
-        if _linked(before, after) and all(made.module is not after.module for made in runs[-1]):
+        if _linked(before, after, reused) and all(made.module is not after.module for made in runs[-1]):
             runs[-1].append(after)
         else:
             runs.append([after])
     return [run for run in runs if len(run) > 1]
 
 
-def _linked(before: ModuleCall, after: ModuleCall) -> bool:
+def _linked(before: ModuleCall, after: ModuleCall, reused: Collection[int]) -> bool:
+    """Whether the second call takes the first one's result, and otherwise what the first one took.
+
+    Tensors made anew for each call are compared by value. Of two tensors of which one goes to several calls, as masks
+    of layers of two kinds do, equal values are chance: they differ for another input.
+    """
     if not (before.args and after.args) or after.args[0] is not _first(before.output):
         return False
     leaves, form = tree_flatten(before.other_arguments)
     other_leaves, other_form = tree_flatten(after.other_arguments)
-    return isinstance(after.args[0], Tensor) and form == other_form and all(map(_same, leaves, other_leaves))
+    if form != other_form or not isinstance(after.args[0], Tensor):
+        return False
+    return all(_same(a, b, reused) for a, b in zip(leaves, other_leaves, strict=True))
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, reused: Collection[int]) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.dtype == b.dtype and torch.equal(a, b))
+        apart = id(a) in reused or id(b) in reused
+        return a is b or (not apart and a.dtype == b.dtype and torch.equal(a, b))
     return type(a) is type(b) and bool(a == b)
 
 

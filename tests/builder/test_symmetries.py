@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import branchnet
 from branchnet import StagedNetwork, Tree
+from branchnet.builder.normalisation import estimate_batchnorm
 from branchnet.builder.permuting import permuted, tensors_of
 from branchnet.builder.symmetries import Symmetries, find_symmetries
 from branchnet.errors import BuildError
@@ -198,3 +199,16 @@ def test_merging_needs_a_probe() -> None:
     donors = {task: branchnet.split(made(0), X, locations=CUTS) for task in "ab"}
     with pytest.raises(BuildError, match="pass probe="):
         branchnet.build(Tree.shared(donors, 3), donors, init="merge")
+
+
+def test_merging_refuses_batches_without_statistics() -> None:
+    made = {task: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)) for task in "ab"}
+    donors = branchnet.split_all(made, torch.rand(2, 3), locations=1)
+    tree = Tree.shared(("a", "b"), 1)
+    with pytest.raises(BuildError, match="batches of two inputs"):
+        branchnet.build(tree, donors, init="merge", probe=[torch.rand(1, 3) for _ in range(20)])
+    branched = branchnet.build(tree, donors)
+    before = {name: value.clone() for name, value in branched.state_dict().items()}
+    with pytest.raises(BuildError, match="there is none"):
+        estimate_batchnorm(branched, [branched], [])
+    assert all(torch.equal(value, before[name]) for name, value in branched.state_dict().items())

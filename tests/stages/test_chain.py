@@ -148,3 +148,71 @@ class Parallel(nn.Module):
 def test_what_is_no_chain_is_refused(network: nn.Module, reason: str):
     with pytest.raises(SplitError, match=reason):
         split(network, torch.randn(2, 4))
+
+
+class MaskedLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x + self.attention(x, x, x, attn_mask=mask)[0]
+
+
+class LocalAndGlobal(nn.Module):
+    """Every second layer sees neighbours only, which for short inputs are all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.layers = nn.ModuleList(MaskedLayer() for _ in range(4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.from_numpy(np.cumsum(np.ones_like(ids.detach().numpy()), axis=1))[0]
+        distance = (places[:, None] - places).abs()
+        masks = [distance < 0, distance >= 6]
+        x = self.embed(ids)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, masks[number % 2])
+        return x
+
+
+def test_masks_of_two_kinds_are_not_taken_for_one_where_they_are_equal_by_chance():
+    with pytest.raises(SplitError, match="no two modules"):
+        split(LocalAndGlobal(), torch.randint(0, 20, (2, 5)), locations=2)
+
+
+class SizedLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        samples = x.reshape(batch, -1, 8)
+        return (samples - samples.mean(1, keepdim=True) + self.linear(samples)).reshape(-1, 8)
+
+
+class Sized(nn.Module):
+    """Its layers get the batch size as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.layers = nn.ModuleList(SizedLayer() for _ in range(4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.from_numpy(np.cumsum(np.ones_like(ids.detach().numpy()), axis=1)).float()
+        x = (self.embed(ids) + places[..., None]).flatten(0, 1)
+        for layer in self.layers:
+            x = layer(x, ids.shape[0])
+        return x.reshape(ids.shape[0], -1, 8)
+
+
+def test_numbers_among_the_arguments_may_not_change_with_the_input():
+    network = Sized().eval()
+    staged = split(network, torch.randint(0, 20, (2, 5)), locations=2).eval()
+    assert staged.traced_by == "chain"
+    ids = torch.randint(0, 20, (2, 5))
+    assert torch.equal(staged(ids), network(ids))
+    with pytest.raises(SplitError, match=r"\[4\] instead of \[2\]"):
+        staged(torch.randint(0, 20, (4, 5)))

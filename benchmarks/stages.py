@@ -358,7 +358,7 @@ def write_table(results: dict[str, dict[str, Any]]) -> str:
     if "timm" in results:
         ran = [entry for entry in results["timm"].values() if "features_only" in entry]
         share = sum(entry["features_only"] for entry in ran)
-        lines += ["", f"timm's own `features_only=True` can be made for {share} of the {len(ran)} timm models split here."]
+        lines += ["", f"timm's own `features_only=True` can be made for {share} of the {len(ran)} models split here."]
     failed = [(g, n, e) for g, es in results.items() for n, e in es.items() if not e.get("ok", True)]
     lines += ["", "## Failures", ""] + ([] if failed else ["none"])
     for group, name, entry in failed:

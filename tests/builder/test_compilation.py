@@ -153,6 +153,28 @@ def test_folding_leaves_no_batchnorm_behind_a_convolution() -> None:
         prepare(network.train(), fold_batchnorm=True)
 
 
+class ReadTwice(nn.Module):
+    """A network that also reads the weights of its convolution themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.last, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.norm.running_var.fill_(4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = torch.relu(self.norm(self.convolution(x))).mean((2, 3))
+        return self.head(torch.relu(self.last(means * self.convolution.weight.abs().sum((1, 2, 3)))))
+
+
+def test_folding_leaves_convolutions_alone_whose_weights_are_read_apart() -> None:
+    network, x = ReadTwice().eval(), torch.rand(3, 3, 8, 8)
+    cut = branchnet.split_all({"a": network}, x, locations=["last"])
+    folded = prepare(branchnet.build(Tree.shared(("a",), 1), cut).eval(), fold_batchnorm=True)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x)["a"], network(x))
+
+
 def test_folding_leaves_alone_what_it_must() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -14,13 +14,15 @@ on chains of nested clusters for `max` (`chains`), by Lagrangian relaxation for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from branchnet.clustering.chains import chain_bound
-from branchnet.clustering.cliques import clique_diameters, cover_thresholds, diameter_sums
+from branchnet.clustering.chains import chain_bounds
+from branchnet.clustering.cliques import StageRadii, stage_radii
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.duals import pair_bound
+from branchnet.clustering.duals import pair_bounds
 from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.widths import WidthBounds
 
@@ -47,55 +49,55 @@ def lower_bound(
         target: cost of a known tree, if a tighter bound is worth seconds.
         effort: how many steps the tighter bound may take.
     """
-    table = np.array([stage_bounds(losses, stage) for stage in range(losses.depth)])
-    bound, widths = WidthBounds(rules, sizes, limit).least(table)
-    if target is None or not widths or bound >= target - losses.offset:
-        return bound + losses.offset
-    return max(bound, _tighter(losses, rules, sizes, limit, target - losses.offset, widths, effort)) + losses.offset
+    return max(rising_bounds(losses, rules, sizes, limit, target=target, effort=effort))
 
 
-def _tighter(
+def rising_bounds(
     losses: StageLosses,
     rules: Rules,
     sizes: Floats,
     limit: float,
-    target: float,
-    widths: tuple[int, ...],
-    effort: int,
-) -> float:
-    if losses.kind == "max":
-        return chain_bound(losses, rules, sizes, limit, target, effort)
-    if losses.kind in ("mean", "sum") and not losses.averaged:
+    *,
+    target: float | None = None,
+    effort: int = EFFORT,
+) -> Iterator[float]:
+    """Lower bounds, each valid by itself, so that one can stop at any of them; arguments as `lower_bound`."""
+    radii = None
+    if losses.kind == "max" and not (losses.pairs < 0).any():
+        radii = [stage_radii(pairs) for pairs in losses.pairs]
+    table = np.array([_stage_bounds(losses, stage, radii) for stage in range(losses.depth)])
+    bound, widths = WidthBounds(rules, sizes, limit).least(table)
+    yield bound + losses.offset
+    if target is None or not widths or bound >= target - losses.offset:
+        return
+    known = target - losses.offset
+    if radii is not None:
+        tighter = chain_bounds(losses, radii, rules, sizes, limit, known, effort)
+    elif losses.kind in ("mean", "sum") and not losses.averaged:
         pairs = losses.pairs / losses.divisor
         worth = np.array([_best_slope(stage, losses.kind, k) for stage, k in zip(pairs, widths, strict=True)])
-        return pair_bound(losses, rules, sizes, limit, target, worth, effort)
-    return -np.inf
+        tighter = pair_bounds(losses, rules, sizes, limit, known, worth, effort)
+    else:
+        return
+    yield from (value + losses.offset for value in tighter)
 
 
-def stage_bounds(losses: StageLosses, stage: int) -> Floats:
+def _stage_bounds(losses: StageLosses, stage: int, radii: Sequence[StageRadii] | None) -> Floats:
     """For every width 0..N a lower bound on the cost of a partition of that width; width 0 is inf."""
     pairs = losses.pairs[stage]
     n = len(pairs)
-    if losses.kind == "max":
-        sums = _diameters(pairs)
+    sums: Floats
+    if radii is not None:
+        sums = radii[stage].of_widths(n)[1:]
+    elif losses.kind == "max":
+        sums = np.linspace(1.0, n, n) * min(0.0, float(pairs.min()))
     elif losses.kind == "medoid":
         sums = _medoid_sums(pairs)
     else:
         slopes, lines = _task_lines(pairs, losses.kind)
         sums = (lines[:, None] - slopes[:, None] * np.arange(1, n + 1)).max(axis=0)
-    bounds: Floats = np.full(n + 1, np.inf)
-    bounds[1:] = sums * np.array([losses.scale(k) for k in range(1, n + 1)])
-    return bounds
-
-
-def _diameters(pairs: Floats) -> Floats:
-    """For k = 1..N a lower bound on the sum of k clusters' diameters."""
-    n = len(pairs)
-    if (pairs < 0).any():
-        return np.array([k * min(0.0, float(pairs.min())) for k in range(1, n + 1)])
-    smallest = clique_diameters(pairs)
-    sums = diameter_sums(smallest, cover_thresholds(pairs, smallest))
-    return np.array([sums[k, n - k] for k in range(1, n + 1)])
+    scale = np.array([losses.scale(k) for k in range(1, n + 1)])
+    return np.concatenate([[np.inf], sums * scale])
 
 
 def _task_lines(pairs: Floats, kind: str) -> tuple[Floats, Floats]:

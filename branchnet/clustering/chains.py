@@ -1,188 +1,184 @@
 """A tighter lower bound for objectives by the largest loss: one chain of nested clusters through the stages.
 
-Stage bounds choose their tasks anew at every stage. But the clusters that hold one cluster of stage e, the anchor, form
-a chain through stages 0..e, and the tasks of the chain's cluster of stage d are together at all stages up to d: they
+Stage bounds choose their tasks anew at every stage. But the clusters that hold one cluster of stage a, the anchor, form
+a chain through stages 0..a, and the tasks of the chain's cluster of stage d are together at all stages up to d: they
 are a clique in the graphs of all those stages at once. So not all radii (diameters of the chain's clusters) and sizes
-are possible together, and a vector of radii that admits no such cliques can be excluded with everything below it.
+are possible together.
 
-Branch and bound: first on the anchor, the largest cluster of the last stage that has one of more than four tasks, and
-its size; then a node's cheapest widths, sizes and radii are tested, and if they are impossible, so are radii raised
-evenly up to some limit; in one stage at least the radius must be larger, or the chain's cluster smaller: one branch for
-each stage. The bound is the least of all open nodes.
+Branch and bound over ranges of chains (see `chain_tables`), first on the anchor, the largest cluster of the last stage
+that has one of more than four tasks, and its size. At a node, pairs that are too far apart over the stages together are
+excluded; radii at which no clique is left at some stage are raised; then radii and sizes are sought that are impossible
+together, as large as can be. One stage must break them: a first branch where the first stage does, a second where it
+keeps to them and the next stage breaks them, and so on. The bound is the least of all open nodes.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
 
 import numpy as np
-import numpy.typing as npt
 
-from branchnet.clustering.cliques import clique_diameters, cover_thresholds, diameter_sums, may_have_clique
+from branchnet.clustering.chain_tables import Bools, ChainRange, ChainTables, Floats
+from branchnet.clustering.cliques import StageRadii, first_place, may_have_clique
 from branchnet.clustering.constraints import Rules
 from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.widths import WidthBounds
 
-Floats = npt.NDArray[np.float64]
-_LARGEST = 60
-_SMALL = 4
-_NODES = 300
-_HALVINGS = 6
+_LARGEST = 200
+_NODES, _MANY_NODES = 300, 5000
+_HALVINGS, _PUSHES = 6, 4
+_WORTH = 1e-4
 
 
-def chain_bound(
-    losses: StageLosses, rules: Rules, sizes: Floats, limit: float, target: float, expansions: int
-) -> float:
-    """A lower bound on the cost of every tree that fits, offset not included; -inf for too many tasks.
+def chain_bounds(
+    losses: StageLosses,
+    radii: Sequence[StageRadii],
+    rules: Rules,
+    sizes: Floats,
+    limit: float,
+    target: float,
+    expansions: int,
+) -> Iterator[float]:
+    """Rising lower bounds on the cost of every tree that fits, offset not included; none for too many tasks.
 
     Args:
-        losses, rules, sizes, limit: as for `lower_bound`; losses of the kind `max`.
-        target: cost of a known tree, which the bound never exceeds.
-        expansions: how many nodes are branched on.
+        losses, rules, sizes, limit: as for `lower_bound`; losses of the kind `max`, none negative.
+        radii: for every stage.
+        target: cost of a known tree, which the bounds never exceed.
+        expansions: how many nodes are branched on for 40 tasks; fewer for more tasks.
     """
     n = len(losses.tasks)
-    if not 2 <= n <= _LARGEST or (losses.pairs < 0).any():
-        return -np.inf
-    chains = _Chains(losses, WidthBounds(rules, sizes, limit), target)
-    bound, number = min(target, chains.without_anchor()), count()
-    heap = [(node.value, next(number), node) for node in chains.roots() if node.value < bound]
+    if not 2 <= n <= _LARGEST:
+        return
+    tables = ChainTables(losses, radii, sizes, limit, target)
+    widths = WidthBounds(rules, sizes, limit)
+    highest, number = min(target, widths.least(tables.loose, target)[0]), count()
+    search = _Search(tables, widths, highest)
+    heap = [(node.value, next(number), node) for node in map(search.node, tables.ranges()) if node is not None]
     heapq.heapify(heap)
-    while heap and heap[0][0] < bound:
-        if not expansions:
-            return heap[0][0]
-        expansions -= 1
-        value, _, node = heapq.heappop(heap)
-        raised = chains.raised(node)
-        if raised is None:
-            return value
-        for child in chains.children(node, raised):
-            if child.value < bound:
-                heapq.heappush(heap, (child.value, next(number), child))
-    return bound
+    for _ in range(min(expansions, round(expansions * (40 / n) ** 2))):
+        if not heap:
+            break
+        yield heap[0][0]
+        children = search.children(heapq.heappop(heap)[2])
+        if children is None:
+            return
+        for child in children:
+            heapq.heappush(heap, (child.value, next(number), child))
+    yield heap[0][0] if heap else highest
 
 
 @dataclass(frozen=True, eq=False)
 class _Node:
-    """Least radii of the chain and what follows from them.
+    """A range of chains with its tables (D, N + 1), its bound and the widths that attain it."""
 
-    Attributes:
-        anchor: the anchor's stage.
-        size: the anchor's number of tasks.
-        radii: for each stage 0..anchor least radii of chain clusters of m = 0..N tasks.
-        table: (D, N + 1) bounds of stages at every width.
-        value: bound of the node.
-        widths: widths that attain it.
-    """
-
-    anchor: int
-    size: int
-    radii: tuple[Floats, ...]
+    chains: ChainRange
     table: Floats
     value: float
     widths: tuple[int, ...]
 
 
-class _Chains:
-    def __init__(self, losses: StageLosses, widths: WidthBounds, target: float) -> None:
-        self._pairs, self._target, self._widths = losses.pairs, target, widths
-        self._depth, self._n = losses.depth, len(losses.tasks)
-        self._scale = np.array([np.inf] + [losses.scale(k) for k in range(1, self._n + 1)])
-        self._smallest = [clique_diameters(pairs) for pairs in losses.pairs]
-        self._cover = [cover_thresholds(p, g) for p, g in zip(losses.pairs, self._smallest, strict=True)]
-        self._losses = [np.unique(pairs[np.triu_indices(self._n, 1)]) for pairs in losses.pairs]
-        self._capped: dict[tuple[int, int], Floats] = {}
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """`highest`: nodes of this value and above do not matter."""
 
-    @cached_property
-    def _free(self) -> Floats:
-        """(D, N + 1) bounds of stages on their own."""
-        return np.array([self._stage(d, self._n) for d in range(self._depth)])
+    tables: ChainTables
+    widths: WidthBounds
+    highest: float
 
-    @cached_property
-    def _loose(self) -> Floats:
-        """The same where all clusters are small."""
-        return np.array([self._stage(d, _SMALL) for d in range(self._depth)])
-
-    def _stage(self, d: int, largest: int) -> Floats:
-        sums, widths = self._sums(d, largest), np.arange(1, self._n + 1)
-        return np.concatenate([[np.inf], sums[widths, self._n - widths] * self._scale[1:]])
-
-    def _sums(self, d: int, largest: int) -> Floats:
-        if (d, largest) not in self._capped:
-            smallest = self._smallest[d].copy()
-            smallest[largest + 1 :] = np.inf
-            self._capped[d, largest] = diameter_sums(smallest, self._cover[d])
-        return self._capped[d, largest]
-
-    def without_anchor(self) -> float:
-        """Bound on trees in which no cluster is larger than four tasks."""
-        return self._widths.least(self._loose, self._target)[0]
-
-    def roots(self) -> Iterator[_Node]:
-        """A node for every stage and size of the anchor."""
-        for anchor in range(self._depth - 1, -1, -1):
-            radii = tuple(self._smallest[: anchor + 1])
-            for size in range(_SMALL + 1, self._n + 1):
-                table = np.concatenate([self._free[: anchor + 1], self._loose[anchor + 1 :]])
-                for d in range(anchor + 1):
-                    table[d] = self._row(d, anchor, size, radii[d])
-                yield self._node(anchor, size, radii, table)
-
-    def _node(self, anchor: int, size: int, radii: tuple[Floats, ...], table: Floats) -> _Node:
-        value, widths = self._widths.least(table, self._target)
-        return _Node(anchor, size, radii, table, value, widths)
-
-    def _options(self, d: int, anchor: int, size: int, radii: Floats) -> Floats:
-        """`[w, m]`: least sum of diameters at width w with a chain cluster of m tasks."""
-        n = self._n
-        others = self._sums(d, size if d == anchor else n)
-        width, m = np.ogrid[0 : n + 1, 0 : n + 1]
-        excess = n - width - (m - 1)
-        possible = (width >= 1) & (excess >= 0) & (m >= size) & ((d < anchor) | (m == size))
-        totals: Floats = radii[m] + others[np.maximum(width - 1, 0), np.clip(excess, 0, n - 1)]
-        totals[~possible] = np.inf
-        return totals
-
-    def _row(self, d: int, anchor: int, size: int, radii: Floats) -> Floats:
-        row: Floats = self._options(d, anchor, size, radii)[1:].min(axis=1) * self._scale[1:]
-        return np.asarray(np.maximum(self._free[d], np.concatenate([[np.inf], row])))
-
-    def raised(self, node: _Node) -> tuple[list[int], list[float]] | None:
-        """Sizes and radii that are impossible together; None where the node's own ones may be possible."""
-        options = [self._options(d, node.anchor, node.size, radii) for d, radii in enumerate(node.radii)]
-        sizes = [int(table[w].argmin()) for table, w in zip(options, node.widths, strict=False)]
-        radii = np.array([row[m] for row, m in zip(node.radii, sizes, strict=True)])
-        if self._possible(sizes, radii):
+    def node(self, chains: ChainRange) -> _Node | None:
+        """The bounded range; None where it does not matter."""
+        table = self.tables.table(chains)
+        if self.tables.priced(table)[0] >= self.highest:
             return None
-        step = 1.0 / self._scale[list(node.widths[: node.anchor + 1])]
-        low, high = 0.0, self._target - node.value
+        value, widths = self.widths.least(table, self.highest)
+        return _Node(chains, table, value, widths) if widths else None
+
+    def children(self, node: _Node) -> list[_Node] | None:
+        """Nodes that cover the range, with larger bounds; None where its bound cannot be raised."""
+        far = self.tables.too_far(node.chains, node.table)
+        if not self._possible(far, node.chains.least, node.chains.most):
+            return []
+        shaved = self._shaved(node.chains, far)
+        better = node if shaved is node.chains else self.node(shaved)
+        if better is None or better.value > node.value + _WORTH * self.highest:
+            return [better] if better else []
+        sizes = self.tables.likely_sizes(node.chains, node.widths)
+        radii = self._impossible(node, far, sizes)
+        return None if radii is None else list(filter(None, map(self.node, self._branches(node, sizes, radii))))
+
+    def _shaved(self, chains: ChainRange, far: Sequence[Bools]) -> ChainRange:
+        """The range with each stage's radii raised to where cliques of the least size are left at all stages."""
+        shaved = chains
+        for d in chains.stages:
+            losses, size = self.tables.losses[d], chains.least[d]
+
+            def holds(place: int, d: int = d, losses: Floats = losses) -> bool:
+                most = [*chains.most[:d], min(chains.most[d], losses[place]), *chains.most[d + 1 :]]
+                return self._possible(far, chains.least, most)
+
+            now = int(np.searchsorted(losses, chains.radii[d][size]))
+            place = first_place(holds, now, len(losses) - 1)
+            if place > now:
+                shaved = shaved.above(d, size, float(losses[place]))
+        return shaved
+
+    def _impossible(self, node: _Node, far: Sequence[Bools], sizes: Sequence[int]) -> Floats | None:
+        """Largest radii that no chain with clusters of these sizes keeps to; None if it may keep to the node's own."""
+        chains = node.chains
+        radii = np.array([chains.radii[d][size] for d, size in enumerate(sizes)])
+        if self._possible(far, sizes, radii, _MANY_NODES):
+            return None
+        most, room = np.array(chains.most), self.highest - node.value
+        step = 1.0 / self.tables.scale[list(node.widths[: chains.anchor + 1])]
+        low, high = 0.0, room
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            if self._possible(sizes, radii + middle * step):
+            if self._possible(far, sizes, np.minimum(radii + middle * step, most)):
                 high = middle
             else:
                 low = middle
-        return sizes, (radii + low * step).tolist()
+        pushed: Floats = np.minimum(radii + low * step, most)
+        for d in chains.stages:
+            self._push(pushed, d, min(radii[d] + room * step[d], most[d]), far, sizes)
+        return pushed
 
-    def _possible(self, sizes: list[int], radii: Floats) -> bool:
-        far = np.zeros((self._n, self._n), np.bool_)
-        for d, (size, radius) in enumerate(zip(sizes, radii.tolist(), strict=True)):
-            far |= self._pairs[d] > radius
+    def _push(self, radii: Floats, d: int, high: float, far: Sequence[Bools], sizes: Sequence[int]) -> None:
+        """Raise the impossible radius of stage d alone, in place, towards `high`."""
+        for _ in range(_PUSHES):
+            tried = radii.copy()
+            tried[d] = (radii[d] + high) / 2
+            if self._possible(far, sizes, tried):
+                high = float(tried[d])
+            else:
+                radii[d] = tried[d]
+
+    def _possible(
+        self, far: Sequence[Bools], sizes: Sequence[int], radii: Sequence[float] | Floats, nodes: int = _NODES
+    ) -> bool:
+        """Whether there may be cliques of at least these sizes and at most these radii, one inside the other."""
+        apart = np.zeros((self.tables.n, self.tables.n), np.bool_)
+        for d, (size, radius) in enumerate(zip(sizes, radii, strict=True)):
+            apart |= far[d] | (self.tables.pairs[d] > radius)
             last = d + 1 == len(sizes) or sizes[d + 1] < size
-            if last and not may_have_clique(far, size, _NODES):
+            if last and not may_have_clique(apart, size, nodes):
                 return False
         return True
 
-    def children(self, node: _Node, impossible: tuple[list[int], list[float]]) -> Iterator[_Node]:
-        """One branch for each stage of the chain: a larger radius there, or a smaller cluster."""
-        for d, (size, radius) in enumerate(zip(*impossible, strict=True)):
-            above = self._losses[d][np.searchsorted(self._losses[d], radius, side="right") :]
-            row = node.radii[d].copy()
-            row[size:] = np.maximum(row[size:], above[0] if len(above) else np.inf)
-            radii = (*node.radii[:d], row, *node.radii[d + 1 :])
-            table = node.table.copy()
-            table[d] = self._row(d, node.anchor, node.size, row)
-            yield self._node(node.anchor, node.size, radii, table)
+    def _branches(self, node: _Node, sizes: Sequence[int], radii: Floats) -> Iterator[ChainRange]:
+        """One range for each stage that may be the first to break the radii; large gains come first."""
+        broken = [node.chains.above(d, sizes[d], self._next_loss(d, radii[d])) for d in node.chains.stages]
+        gains = [self.tables.table(chains)[d, node.widths[d]] for d, chains in enumerate(broken)]
+        gains = [gain - node.table[d, node.widths[d]] for d, gain in enumerate(gains)]
+        kept = node.chains
+        for d in sorted(node.chains.stages, key=lambda d: -gains[d]):
+            yield kept.above(d, sizes[d], self._next_loss(d, radii[d]))
+            kept = kept.within(d, sizes[d], float(radii[d]))
+
+    def _next_loss(self, stage: int, radius: float) -> float:
+        losses = self.tables.losses[stage]
+        place = int(np.searchsorted(losses, radius, side="right"))
+        return float(losses[place]) if place < len(losses) else np.inf

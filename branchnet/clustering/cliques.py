@@ -13,6 +13,9 @@ max(g(m), cover(x)); so the least sum for k clusters and excess N - k is a small
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +26,39 @@ _NODES = 2_000
 _THRESHOLDS = 800
 
 
+@dataclass(frozen=True, eq=False)
+class StageRadii:
+    """What a stage's clusters need at least.
+
+    Attributes:
+        smallest: (N + 1,), g(m).
+        cover: (N,), cover(x).
+    """
+
+    smallest: Floats
+    cover: Floats
+    _sums: dict[int, Floats] = field(default_factory=dict, repr=False)
+
+    def sums(self, largest: int) -> Floats:
+        """`diameter_sums` where no cluster has more than `largest` tasks."""
+        if largest not in self._sums:
+            smallest = self.smallest.copy()
+            smallest[largest + 1 :] = np.inf
+            self._sums[largest] = diameter_sums(smallest, self.cover)
+        return self._sums[largest]
+
+    def of_widths(self, largest: int) -> Floats:
+        """For k = 0..N a lower bound on the sum of k clusters' diameters; inf at 0; (N + 1,)."""
+        widths = np.arange(1, len(self.smallest))
+        return np.concatenate([[np.inf], self.sums(largest)[widths, len(widths) - widths]])
+
+
+def stage_radii(pairs: Floats) -> StageRadii:
+    """The radii of a stage with these losses, (N, N), none negative."""
+    smallest = clique_diameters(pairs)
+    return StageRadii(smallest, cover_thresholds(pairs, smallest))
+
+
 def diameter_sums(smallest: Floats, cover: Floats) -> Floats:
     """`[k, x]`: a lower bound on the sum of the diameters of k clusters with excess x; (N + 1, N).
 
@@ -31,13 +67,14 @@ def diameter_sums(smallest: Floats, cover: Floats) -> Floats:
         cover: (N,), cover(x).
     """
     n = len(cover)
+    excess, added = np.ogrid[0:n, 1:n]
+    last = np.maximum(smallest[2:][None], cover[:, None])
+    before = np.maximum(excess - added, 0)
     sums = np.full((n + 1, n), np.inf)
     sums[0, 0] = 0.0
-    for x in range(n):
-        last = smallest[1 : x + 2].copy()
-        last[1:] = np.maximum(last[1:], cover[x])
-        for k in range(1, n + 1):
-            sums[k, x] = min(float((last[1:] + sums[k - 1, :x][::-1]).min(initial=np.inf)), sums[k - 1, x])
+    for k in range(1, n + 1):
+        grown = np.where(added <= excess, last + sums[k - 1][before], np.inf)
+        sums[k] = np.minimum(sums[k - 1], grown.min(axis=1, initial=np.inf))
     return sums
 
 
@@ -69,6 +106,26 @@ def cover_thresholds(pairs: Floats, smallest: Floats) -> Floats:
             reached = max(reached, excess)
         above = place + 1
     return cover
+
+
+def first_place(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The first place from `low` to `high` at which a condition holds that stays true from there on.
+
+    By doubling steps, since that place is expected near `low`; at `high` the condition is taken to hold.
+    """
+    if low >= high or holds(low):
+        return low
+    step = 1
+    while low + step < high and not holds(low + step):
+        low, step = low + step, 2 * step
+    high = min(low + step, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def tasks_apart(far: Bools) -> int:

@@ -19,6 +19,7 @@ directions looks for good ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,20 +67,20 @@ class _Multipliers:
         return self.rows, self.order, self.shares, self.mutual, self.nested
 
 
-def pair_bound(
+def pair_bounds(
     losses: StageLosses, rules: Rules, sizes: Floats, limit: float, target: float, multipliers: Floats, rounds: int
-) -> float:
-    """A lower bound on the cost of every tree that fits, offset not included; -inf for too many tasks.
+) -> Iterator[float]:
+    """Lower bounds on the cost of every tree that fits, offset not included; none for too many tasks.
 
     Args:
         losses, rules, sizes, limit: as for `lower_bound`; losses of the kinds `mean` and `sum`.
-        target: cost of a known tree, which the bound never exceeds; it sets the length of steps.
+        target: cost of a known tree, which the bounds never exceed; it sets the length of steps.
         multipliers: (D,) for each stage what one more cluster is worth, to start from.
         rounds: number of steps for 40 tasks; fewer are taken for more tasks.
     """
     n = len(losses.tasks)
     if not 2 <= n <= _LARGEST:
-        return -np.inf
+        return
     widths = WidthBounds(rules, sizes, limit)
     at = _start(losses, multipliers)
     best, best_at, length, idle = -np.inf, at, _LENGTH, 0
@@ -87,7 +88,9 @@ def pair_bound(
     for _ in range(min(rounds, round(rounds * (40 / n) ** 3))):
         value, slope = _relaxed(losses, rules, widths, at, target)
         if slope is None:
-            return target
+            yield target
+            return
+        yield value
         idle = 0 if value > best + _PROGRESS * abs(best) else idle + 1
         if value > best:
             best, best_at = value, at
@@ -98,7 +101,6 @@ def pair_bound(
         if norm == 0.0:
             break
         at = at.moved(way, length * (target - value) / norm)
-    return best
 
 
 def _start(losses: StageLosses, multipliers: Floats) -> _Multipliers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.beam import beam_search
-from branchnet.clustering.bounds import EFFORT, lower_bound
+from branchnet.clustering.bounds import EFFORT, rising_bounds
 from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model, stage_shares
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.exact import WidthTable, forced_stages, width_table, work
@@ -298,13 +298,24 @@ def _searched(
         labels, stopped = found.labels, found.stopped
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
     known = None if stopped else result.cost
-    bound = lower_bound(problem.losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
-    return _with_bound(result, bound)
+    bounds = rising_bounds(problem.losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
+    return _with_bound(result, bounds, watch, effort)
 
 
-def _with_bound(result: SearchResult, bound: float) -> SearchResult:
+def _with_bound(result: SearchResult, bounds: Iterator[float], watch: Watch, effort: int) -> SearchResult:
+    """The result with the best of the bounds that time allows; the first is always taken."""
+    bound, why = next(bounds), result.why
+    try:
+        watch.begin("bounding", effort)
+        for value in bounds:
+            bound = max(bound, value)
+            watch.step()
+    except OutOfTime:
+        why += "; its bound was cut short by the time limit"
+    except KeyboardInterrupt:
+        why += "; its bound was interrupted"
     reached = bound >= result.cost - 1e-12 * abs(result.cost)
-    return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached)
+    return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached, why=why)
 
 
 def _searched_front(problem: Problem, method: str, why: str, seed: int, watch: Watch) -> list[SearchResult]:

@@ -7,6 +7,8 @@ the budget.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,8 +28,8 @@ def best_widths(table: Floats, sizes: Floats, limit: float) -> tuple[int, ...] |
         limit: largest sum of sizes.
     """
     steps = _steps(sizes, limit, up=True)
-    least = _programme(table, steps)
-    return _trace(table, steps, least) if np.isfinite(least[-1]).any() else None
+    layers = _programme(table, steps)
+    return _trace(steps, layers) if np.isfinite(layers[-1].costs).any() else None
 
 
 class WidthBounds:
@@ -58,8 +60,8 @@ class WidthBounds:
             return np.inf, ()
         allowed[allowed + (lowest.sum() - lowest)[:, None] >= most] = np.inf
         layers = _programme(allowed, self._steps)
-        value = float(layers[-1].min())
-        return (value, _trace(allowed, self._steps, layers)) if value < most else (np.inf, ())
+        value = float(layers[-1].costs.min(initial=np.inf))
+        return (value, _trace(self._steps, layers)) if value < most else (np.inf, ())
 
 
 def _steps(sizes: Floats, limit: float, *, up: bool) -> Ints:
@@ -70,29 +72,39 @@ def _steps(sizes: Floats, limit: float, *, up: bool) -> Ints:
     return np.minimum(rounded, STEPS + 1).astype(np.int64)
 
 
-def _programme(table: Floats, steps: Ints) -> list[Floats]:
-    """Per stage `[w, s]`: least cost of stages 0..d with w_d <= w and size at most s steps."""
-    n = table.shape[1] - 1
-    below = np.zeros((n + 1, STEPS + 1))
-    layers = []
-    for costs, needed in zip(table, steps, strict=True):
-        layer = np.full((n + 1, STEPS + 1), np.inf)
-        for width in range(1, n + 1):
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """Least costs of stages 0..d: row r for widths up to `widths[r]`, column s for a size of at most s steps."""
+
+    widths: Ints
+    costs: Floats
+
+
+def _programme(table: Floats, steps: Ints) -> list[_Layer]:
+    """One layer for each stage, with the widths that are possible there."""
+    layers: list[_Layer] = []
+    for stage, (costs, needed) in enumerate(zip(table, steps, strict=True)):
+        widths = np.flatnonzero(np.isfinite(costs) & (needed <= STEPS))
+        least = np.full((len(widths), STEPS + 1), np.inf)
+        for row, width in enumerate(widths.tolist()):
             step = int(needed[width])
-            if step <= STEPS and np.isfinite(costs[width]):
-                layer[width, step:] = below[width, : STEPS + 1 - step] + costs[width]
-            np.minimum(layer[width], layer[width - 1], out=layer[width])
-        layers.append(layer)
-        below = layer
+            if stage == 0:
+                least[row, step:] = costs[width]
+            elif (last := int(np.searchsorted(layers[-1].widths, width, side="right"))) > 0:
+                np.add(layers[-1].costs[last - 1, : STEPS + 1 - step], costs[width], out=least[row, step:])
+            if row:
+                np.minimum(least[row], least[row - 1], out=least[row])
+        layers.append(_Layer(widths, least))
     return layers
 
 
-def _trace(table: Floats, steps: Ints, layers: list[Floats]) -> tuple[int, ...]:
+def _trace(steps: Ints, layers: list[_Layer]) -> tuple[int, ...]:
     widths: list[int] = []
-    most, room = table.shape[1] - 1, STEPS
-    for stage in range(len(table) - 1, -1, -1):
-        column = layers[stage][: most + 1, room]
-        width = int(np.flatnonzero(column == column[most])[0])
-        widths.append(width)
-        most, room = width, room - int(steps[stage, width])
+    most, room = layers[-1].widths[-1], STEPS
+    for stage in range(len(layers) - 1, -1, -1):
+        layer = layers[stage]
+        column = layer.costs[: int(np.searchsorted(layer.widths, most, side="right")), room]
+        most = int(layer.widths[np.flatnonzero(column == column[-1])[0]])
+        widths.append(most)
+        room -= int(steps[stage, most])
     return tuple(reversed(widths))

@@ -6,7 +6,6 @@ Every measurement runs in its own process, so peak memory is its own. Both sides
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import resource
@@ -17,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import (
     OBJECTIVES,
     Budget,
-    Tree,
     clustering_cost,
+    compare_sharing,
     count_trees,
     enumerate_trees,
-    expected_losses,
     pareto_front,
     search,
     tree_size,
@@ -184,48 +181,73 @@ def real_many(name: str, objective: str, unit: str, share: float) -> Row:
     }
 
 
-def rank_correlations() -> list[Row]:
-    """Every objective against the 20 trees that TreeMTL trained (3 tasks, 5 locations)."""
-    tasks = ["seg", "normal", "depth"]
-    pairs = np.zeros((6, 3, 3))
-    with (FACTS / "treemtl_two_task_tables.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["table"] == "NYUv2_mobilenet_0227":
-                a, b, task = int(row["task_a"]), int(row["task_b"]), int(row["task_measured"])
-                pairs[int(row["branch_point"]), task, a + b - task] = float(row["rel_perf_percent"])
-    with (FACTS / "treemtl_nyuv2_mobilenet_20_layouts.csv").open(newline="") as file:
-        published = list(csv.DictReader(file))
-    trees = [
-        Tree(tasks, [[[tasks[i] for i in c] for c in stage] for stage in json.loads(row["layout_json"])])
-        for row in published
-    ]
-    real = [float(np.mean([float(row[f"real_{task}"]) for task in tasks])) for row in published]
-    shared = (pairs[1:] + pairs[1:].transpose(0, 2, 1)) / 2
-    shared[:, np.arange(3), np.arange(3)] = shared.max()
-    affinity = Affinity(tasks, [f"block{d}" for d in range(5)], shared / 100)
-    scores = {name: [clustering_cost(t, affinity, objective=name) for t in trees] for name in OBJECTIVES}
-    scores["expected performance, equal weights"] = [expected_losses(pairs, tasks).tree_cost(t) for t in trees]
-    entropy = expected_losses(pairs, tasks, weights="entropy")
-    scores["expected performance, entropy weights"] = [entropy.tree_cost(t) for t in trees]
-    scores["number of nodes (baseline)"] = [float(sum(t.widths)) for t in trees]
-    return [{"objective": name, "spearman": float(spearmanr(np.negative(s), real)[0])} for name, s in scores.items()]
+def published_affinity() -> Affinity:
+    """The RSA tensor of five Taskonomy tasks (MobileNetV2) that TreeMTL published."""
+    stored = json.loads((FACTS / "treemtl_bmtn_rsa_head.json").read_text())
+    return Affinity(stored["tasks"], [f"block{d}" for d in range(stored["D"])], np.array(stored["affinity_DTT"]))
 
 
-def plot_growth(rows: list[Row], enumerated: list[Row], path: Path) -> None:
+def sharing(name: str, affinity: Affinity) -> list[Row]:
+    """The best whole-network groups beside the best trees of equal size."""
+    rows: list[Row] = []
+    for objective in ("mean-max", "mean-pair"):
+        compared = compare_sharing(affinity, RESNET50[len(affinity.locations)], objective=objective)
+        for group, saved in zip(compared.groups, compared.saved(), strict=True):
+            row = {"affinity": name, "objective": objective, "networks": group.tree.widths[0], "cost": group.cost}
+            rows.append(row | {"best_tree_cost": group.cost - saved})
+    return rows
+
+
+def plot_sharing(affinities: dict[str, Affinity], path: Path) -> None:
+    """Both fronts, one panel for each affinity."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(affinities), 3.6), layout="constrained")
+    for ax, (name, affinity) in zip(figure.subplots(1, len(affinities)), affinities.items(), strict=True):
+        compare_sharing(affinity, RESNET50[len(affinity.locations)], objective="mean-pair").plot(ax)
+        ax.set_title(name, fontsize=9)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def heuristic_growth(n: int, objective: str, method: str) -> Row:
+    affinity = rsa_like(n, 6, 0)
+    start = time.process_time()
+    found = search(affinity, RESNET50[6], Budget(0.5, relative=True), objective=objective, method=method)
+    used = time.process_time() - start
+    return {"n": n, "d": 6, "objective": objective, "method": method, "gap": found.gap, "search_cpu_seconds": used}
+
+
+def plot_growth(fronts: list[Row], enumerated: list[Row], heuristics: list[Row], path: Path) -> None:
+    """CPU seconds against tasks; names stand at the ends of the lines."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, tuple[str, list[tuple[int, float]]]] = {}
+
+    def add(name: str, style: str, row: Row, seconds: str) -> None:
+        lines.setdefault(name, (style, []))[1].append((row["n"], row[seconds]))
+
+    for row in enumerated:
+        add(f"enumeration, {row['d']} stages", "x--", row, "all_cpu_seconds")
+    for row in fronts:
+        if row["costs"] == "resnet50":
+            add(f"exact front, {row['d']} stages", "o-", row, "front_cpu_seconds")
+    for row in heuristics:
+        name = "local search and bound" if row["method"] == "local" else "beam search (published) and bound"
+        add(f"{name}, {row['objective']}", "s-" if row["method"] == "local" else "^:", row, "search_cpu_seconds")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     ax = figure.add_subplot()
-    for depth in sorted({row["d"] for row in rows}):
-        points = sorted((r["n"], r["front_cpu_seconds"]) for r in rows if r["d"] == depth and r["costs"] == "resnet50")
-        ax.plot(*zip(*points, strict=True), marker="o", label=f"exact front, D = {depth}")
-    for depth in sorted({row["d"] for row in enumerated}):
-        points = sorted((r["n"], r["all_cpu_seconds"]) for r in enumerated if r["d"] == depth)
-        ax.plot(*zip(*points, strict=True), marker="x", ls="--", label=f"enumeration, D = {depth}")
+    for name, (style, points) in lines.items():
+        ax.plot(*zip(*sorted(points), strict=True), style, label=name, markersize=4, linewidth=1.2)
+    ax.set_xscale("log")
     ax.set_yscale("log")
+    ticks = sorted({n for _, points in lines.values() for n, _ in points} & {4, 6, 8, 10, 15, 20, 30, 40, 60, 100, 200})
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
     ax.set_xlabel("tasks")
     ax.set_ylabel("CPU seconds")
-    ax.legend(fontsize=7)
+    ax.grid(alpha=0.3)
+    figure.legend(fontsize=7.5, loc="outside right upper", frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
@@ -272,15 +294,24 @@ def main() -> None:
         for unit in ("params", "flops")
         for share in (0.3, 0.6)
     ]
-    report["gaps at few tasks"] = [
-        measured(small_gaps, 7, 5, objective, 3) for objective in ("mean-max", "mean-pair", "sum-pair")
+    growth = (8, 15) if arguments.quick else (8, 15, 30, 60) + ((100, 200) if arguments.largest else ())
+    report["growth of the heuristics"] = [
+        measured(heuristic_growth, n, objective, method)
+        for objective in ("mean-max", "mean-pair")
+        for method in ("local", "beam")
+        for n in growth
+        if method == "local" or n <= 60
     ]
-    report["rank correlation with 20 trained trees"] = rank_correlations()
+    report["gaps at few tasks"] = [measured(small_gaps, n, 5, objective, 3) for n in (7, 8) for objective in OBJECTIVES]
+    known = {"Taskonomy, published": published_affinity(), "eight generated tasks": rsa_like(8, 5, 0)}
+    report["groups of whole networks beside trees"] = [row for name, a in known.items() for row in sharing(name, a)]
     text = "# Clustering\n\n" + "\n\n".join(f"## {name}\n\n{table(rows)}" for name, rows in report.items()) + "\n"
     print(text)
     write_text(arguments.out / "clustering.md", text)
     write_text(arguments.out / "clustering.json", json.dumps(report, indent=1) + "\n")
-    plot_growth(report["exact fronts"], report["exhaustive enumeration"], arguments.out / "clustering.svg")
+    enumerated, heuristics = report["exhaustive enumeration"], report["growth of the heuristics"]
+    plot_growth(report["exact fronts"], enumerated, heuristics, arguments.out / "clustering.svg")
+    plot_sharing(known, arguments.out / "clustering_sharing.svg")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from .counting import enumerate_trees as enumerate_trees
 from .expected import entropy_weights as entropy_weights
 from .expected import expected_losses as expected_losses
 from .expected import expected_performance as expected_performance
+from .expected import smooth_measurements as smooth_measurements
 from .grouping import Grouping as Grouping
 from .grouping import group_by_affinity as group_by_affinity
 from .objectives import OBJECTIVES as OBJECTIVES

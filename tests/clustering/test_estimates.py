@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from clustering_instances import all_trees, facts_rows, random_affinity, rsa_like_affinity
 from scipy.stats import spearmanr
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import (
@@ -17,6 +19,7 @@ from branchnet.clustering import (
     expected_losses,
     expected_performance,
     search,
+    smooth_measurements,
     stability,
 )
 from branchnet.errors import AffinityError
@@ -53,6 +56,27 @@ def test_estimates_rank_trained_trees_better_than_counting_nodes() -> None:
     by_estimate = spearmanr([-losses.tree_cost(tree) for tree, _ in _published()], real)[0]
     by_nodes = spearmanr([-sum(tree.widths) for tree, _ in _published()], real)[0]
     assert by_estimate > by_nodes > 0.6
+
+
+def test_smoothing_is_gaussian_process_regression() -> None:
+    """Against scikit-learn's, with the same fixed kernel."""
+    values = _measurements()
+    smooth = smooth_measurements(values, TASKS)
+    place = np.arange(6.0)[:, None]
+    for i, j in [(0, 1), (1, 0), (2, 0)]:
+        curve = values[:, i, j]
+        process = GaussianProcessRegressor(RBF(5.0), alpha=0.3, optimizer=None).fit(place, curve - curve.mean())
+        np.testing.assert_allclose(smooth[:, i, j], curve.mean() + process.predict(place), atol=1e-10)
+
+
+def test_smoothed_estimates_rank_trained_trees_better() -> None:
+    real = [np.mean([float(row[f"real_{task}"]) for task in TASKS]) for _, row in _published()]
+
+    def rank(values: np.ndarray) -> float:
+        losses = expected_losses(values, TASKS)
+        return float(spearmanr([-losses.tree_cost(tree) for tree, _ in _published()], real)[0])
+
+    assert rank(smooth_measurements(_measurements(), TASKS)) > 0.9 > 0.8 > rank(_measurements())
 
 
 @pytest.mark.parametrize("weights", [None, "entropy", {"seg": 1.0, "normal": 2.0, "depth": 0.0}])

@@ -187,7 +187,7 @@ def test_measuring_closes_most_of_the_regret(setting: str) -> None:
     truth, costs = list(val.values()), [cost for _, cost in val]
     estimates = _higher_order(val)
     before = after = 0.0
-    for budget in (1.5, 2.5, 3.5, 4.5):
+    for budget in np.arange(1.0, 5.1, 0.5).tolist():
         start = select_networks(estimates, costs, budget).total_on(truth)
         best = select_networks(truth, costs, budget).total_loss
         found = refine(estimates, costs, budget, truth.__getitem__, known=[len(r) <= 2 for r in truth], measurements=8)

@@ -31,8 +31,8 @@ from branchnet.clustering.widths import WidthBounds
 
 Floats = npt.NDArray[np.float64]
 _LARGEST = 60
-_MEMORY, _LENGTH, _PATIENCE, _PROGRESS = 0.9, 0.1, 12, 2e-4
-_PARTNER_STEP = 0.003
+_MEMORY, _LENGTH, _PATIENCE, _PROGRESS = 0.8, 0.3, 12, 2e-4
+_PARTNER_STEP = 0.01
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ class NetworkConfig(_Strict):
         arguments: of the constructor.
         weights: safetensors file; without it the factory's own weights count.
         kind: `"classification"` adds the top-1 agreement and the KL divergence to what is measured.
+        loss: `package.module:function` of (output, labels of a batch); only affinities by gradients need it.
     """
 
     factory: FactoryName | None = None
@@ -44,6 +45,7 @@ class NetworkConfig(_Strict):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
     kind: Literal["classification", "regression"] = "regression"
+    loss: FactoryName | None = None
 
     def problems(self) -> list[tuple[Keys, str]]:
         """Not exactly one way to make the network, or a constructor that is none."""
@@ -93,6 +95,8 @@ class RunConfig(_Strict):
         donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
             default the medoid of the tasks that a node serves.
         seed: decides the split of the images and the order of the batches.
+        labels: `package.module:function`, returns K labels for each task, in the order of the images; only affinities
+            by gradients need them.
     """
 
     networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
@@ -109,6 +113,7 @@ class RunConfig(_Strict):
     random_trees: Annotated[int, Field(ge=1, le=100)] = 3
     donor: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    labels: FactoryName | None = None
 
     @model_validator(mode="after")
     def _known_names(self) -> RunConfig:
@@ -126,21 +131,31 @@ class RunConfig(_Strict):
         return self
 
 
-def call_factory(name: str, folder: Path) -> Any:
-    """Call the function that `package.module:function` names; modules beside the config are found too.
+def find_function(name: str, folder: Path) -> Any:
+    """The function that `package.module:function` names; modules beside the config are found too.
 
     Raises:
-        SpecError: no such module or function, or one that needs arguments.
+        SpecError: no such module or function.
     """
     module_name, function_name = name.split(":")
     with _importable(folder):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            raise SpecError(f"factory {name!r}: {error} (looked beside the config and in the environment)") from error
+            raise SpecError(f"{name!r}: {error} (looked beside the config and in the environment)") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise SpecError(f"factory {name!r}: {module_name} has no function {function_name!r}")
+        raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
+    return function
+
+
+def call_factory(name: str, folder: Path) -> Any:
+    """Call the function that `package.module:function` names without arguments.
+
+    Raises:
+        SpecError: no such module or function, or one that needs arguments.
+    """
+    function = find_function(name, folder)
     try:
         inspect.signature(function).bind()
     except TypeError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from branchnet.cli.options import AsJson, DryRun, Quiet, Seed
+from branchnet.cli.options import AsJson, Device, DryRun, Quiet, Seed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +36,7 @@ def demo(
     out: Path = Path("branchnet-demo"),
     quick: Quick = False,
     seed: Seed = 0,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     dry_run: DryRun = False,
@@ -43,9 +44,9 @@ def demo(
     """Train seven networks on procedural scenes; find the best tree; build, distil and measure it.
 
     Takes about six minutes on two CPU cores; --quick about one, with much less training. Run again, it goes on from
-    what is finished.
+    what is finished. It also leaves `run.yaml`, a config of these networks to try the other verbs on.
 
-    Example: `branchnet demo --out my-demo`
+    Example: `branchnet demo`
 
     Parameters
     ----------
@@ -57,11 +58,14 @@ def demo(
     import torch
 
     from branchnet import Budget
+    from branchnet.cli.given import placed
     from branchnet.cli.outputs import finish
-    from branchnet.cli.scene_tasks import TASKS
+    from branchnet.cli.printing import say
+    from branchnet.cli.scene_tasks import TASKS, run_config
     from branchnet.cli.study import Problem, find_trees, judge, train_networks
-    from branchnet.cli.workspace import Workspace
+    from branchnet.cli.workspace import STEPS, Workspace
     from branchnet.data import scenes
+    from branchnet.files import write_text
     from branchnet.progress import silence
 
     workspace = Workspace(out, quiet=quiet)
@@ -72,7 +76,7 @@ def demo(
     with workspace.console.status("render scenes"):
         train, test = scenes(count, seed=seed), scenes(PROBE + TEST, seed=seed, start=count)
     with silence() if quiet else nullcontext():
-        single = train_single_tasks(train, steps, seed, workspace)
+        single = train_single_tasks(train, steps, seed, workspace, device)
     problem = Problem(
         networks=single,
         identity=["scenes", count, steps, seed],
@@ -96,18 +100,23 @@ def demo(
         trees = find_trees(problem, workspace)
         networks = train_networks(problem, trees, workspace)
         results = judge(problem, trees, networks, workspace)
-    shown = test.images[PROBE : PROBE + SHOWN]
+    shown = placed(test.images[PROBE : PROBE + SHOWN], device, None)
     with torch.no_grad():
-        alone = {name: network.eval()(shown) for name, network in single.items()}
-        merged = networks["branched"](shown)
+        alone = {name: network.eval()(shown).cpu() for name, network in single.items()}
+        merged = {name: output.cpu() for name, output in networks["branched"](shown).items()}
     samples = [
         task.samples(name, problem.targets[name][:SHOWN], {"separate": alone[name], "branched": merged[name]})
         for name, task in TASKS.items()
     ]
-    command = shlex.join(["branchnet", "demo", "--out", str(out), "--seed", str(seed), *(["--quick"] if quick else [])])
+    words = ["--out", str(out), "--seed", str(seed), *(["--quick"] if quick else [])]
+    command = shlex.join(["branchnet", "demo", *words, *([] if device is None else ["--device", device])])
+    weights = {name: f"{STEPS}/single-{name}.safetensors" for name in TASKS}
+    write_text(workspace.directory / "run.yaml", run_config(weights, budget=BUDGET, steps=steps, batch_size=BATCH))
     finish(
         problem, trees, networks["branched"], results, workspace, command=command, samples=samples, as_text=not as_json
     )
+    if quick:
+        say("--quick trains the networks hardly at all: their figures say nothing", quiet=quiet)
 
 
 def plan_demo(count: int, steps: int) -> Plan:
@@ -134,18 +143,21 @@ def plan_demo(count: int, steps: int) -> Plan:
     return plan_distillation(plan, f"distil {trees} branched networks, {steps} batches each", every, example, **work)
 
 
-def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspace) -> dict[str, nn.Module]:
+def train_single_tasks(
+    train: Scenes, steps: int, seed: int, workspace: Workspace, device: str | None = None
+) -> dict[str, nn.Module]:
     """Train one network for each task, or read back those that are finished."""
     import torch
 
     import branchnet
     from branchnet.builder import load_weights, save_weights
+    from branchnet.cli.given import placed_networks
     from branchnet.cli.scene_tasks import TASKS
 
     def make(name: str, unfinished: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = TASKS[name].network()
+            network = placed_networks({name: TASKS[name].network()}, device, None)[name]
         branchnet.fit(
             network,
             train.images,
@@ -161,7 +173,7 @@ def train_single_tasks(train: Scenes, steps: int, seed: int, workspace: Workspac
         return network
 
     def load(name: str, path: Path) -> nn.Module:
-        network = TASKS[name].network().eval()
+        network = placed_networks({name: TASKS[name].network()}, device, None)[name]
         load_weights(network, path)
         return network
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
+
+if TYPE_CHECKING:
+    from branchnet import BranchedNetwork
 
 Folder = Annotated[Path, Parameter(help="What `branchnet build` wrote.")]
 
@@ -20,6 +23,7 @@ def distill(
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    only: str | None = None,
     out: Path = Path("distilled"),
     seed: int | None = None,
     device: Device = None,
@@ -32,7 +36,7 @@ def distill(
     Tasks are judged on held-out images, by how well they agree with their single-task networks. Interrupted, the same
     command goes on where it stopped.
 
-    Example: `branchnet distill branched run.yaml --steps 1000 --out distilled`
+    Example: `branchnet distill branched branchnet-demo/run.yaml --out distilled`
 
     Parameters
     ----------
@@ -42,6 +46,8 @@ def distill(
         Images in a batch; by default as the config says.
     learning_rate
         Peak rate; by default as the config says.
+    only
+        Train what these tasks alone use, with commas between; the others' outputs stay the same to the bit.
     out
         Folder for the trained network.
     seed
@@ -66,6 +72,8 @@ def distill(
         raise SpecError(f"{config} holds no images (a config as `branchnet run` takes it would be right)")
     if missing := [task for task in network.tasks if task not in given.networks]:
         raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; {branched} has it")
+    if only is not None:
+        _freeze_others(network, [task.strip() for task in only.split(",")])
     settings = changed(given.config, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     if dry_run:
         stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.widths, strict=True)]
@@ -120,3 +128,16 @@ def distill(
     else:
         print_tables([comparison.task_table()])
     say(f"wrote {out}", quiet=quiet)
+
+
+def _freeze_others(network: BranchedNetwork, wanted: list[str]) -> None:
+    """Freeze all that a task which is not wanted depends on.
+
+    Raises:
+        DataError: a task that the network does not have.
+    """
+    from branchnet.errors import DataError
+
+    if unknown := [task for task in wanted if task not in network.tasks]:
+        raise DataError(f"--only {unknown[0]} is no task (one of {', '.join(network.tasks)} would be right)")
+    network.freeze(*(task for task in network.tasks if task not in wanted))

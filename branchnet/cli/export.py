@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from branchnet.cli.options import DryRun, Dtype, OptionalConfig, Quiet
+from branchnet.cli.options import AsJson, Device, DryRun, Dtype, OptionalConfig, Quiet
 from branchnet.progress import silence
 
 Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
@@ -23,7 +23,9 @@ def export(
     tasks: str | None = None,
     batch_size: int = 2,
     out: Path = Path("branched.pt2"),
+    device: Device = None,
     dtype: Dtype = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -48,17 +50,22 @@ def export(
     import branchnet
     from branchnet.cli.given import placed, read_branched
     from branchnet.cli.plans import Plan, batch_of, memory_of
-    from branchnet.cli.printing import print_text
+    from branchnet.cli.printing import print_json, print_text
 
-    network = read_branched(branched, config, dtype=dtype).eval()
+    network = read_branched(branched, config, device=device, dtype=dtype).eval()
     if dry_run:
         plan = Plan("export").step("trace, write, and check the file", memory=3 * memory_of({"": network}))
-        plan.show(as_json=False, writes=[out])
+        plan.show(as_json=as_json, writes=[out])
         return
-    example = placed(batch_of(network.interface.random(), batch_size), None, dtype)
+    example = placed(batch_of(network.interface.random(), batch_size), device, dtype)
     chosen = None if tasks is None else [task.strip() for task in tasks.split(",")]
     with silence() if quiet else nullcontext():
         exported = branchnet.export(network, example, out, format=format, tasks=chosen)
+    if as_json:
+        beside = {"specification": str(exported.specification), "card": str(exported.card)}
+        checked = {"batches": list(exported.batches), "difference": dict(exported.difference)}
+        print_json({"model": str(exported.model), **beside, "outputs": list(exported.outputs), **checked})
+        return
     worst = max(exported.difference.values(), default=0.0)
     batches = ", ".join(map(str, exported.batches))
     print_text(

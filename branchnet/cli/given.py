@@ -164,8 +164,7 @@ def read_branched(
         raise SpecError(
             f"{folder} does not say how the networks of {', '.join(unnamed)} are made: pass the config, --config"
         )
-    networks = {task: net for task, net in read_networks(config, spec.tasks).items() if task in unnamed}
-    branched: BranchedNetwork = branchnet.load(folder, networks)
+    branched: BranchedNetwork = branchnet.load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
     return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from branchnet.cli.options import AsJson, Quiet
+from branchnet.cli.options import AsJson, DryRun, Quiet
 
 Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote.")]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote.")]
@@ -22,12 +22,13 @@ def group(
     out: Path = Path("architecture.yaml"),
     as_json: AsJson = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Divide the tasks into at most so many groups, each with a network of its own (TAG, Fifty et al. 2021).
 
     Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks.
 
-    Example: `branchnet group affinity.npz split.yaml --groups 2 --out architecture.yaml`
+    Example: `branchnet group affinity.npz split.yaml --groups 3 --out groups.yaml`
 
     Parameters
     ----------
@@ -49,6 +50,13 @@ def group(
         raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {affinity} {', '.join(found.tasks)}")
     if location is not None and location not in found.locations:
         raise SpecError(f"--location {location} is none (one of {', '.join(found.locations)} would be right)")
+    if dry_run:
+        from branchnet.cli.plans import Plan
+
+        Plan("group").step(f"divide {len(found.tasks)} tasks into at most {groups} groups, exactly").show(
+            as_json=as_json, writes=[out]
+        )
+        return
     matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
     result = group_by_affinity(matrix, groups, tasks=found.tasks)
     tree = result.tree(len(spec.locations))

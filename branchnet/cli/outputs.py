@@ -13,6 +13,7 @@ from rich.console import Console
 import branchnet
 from branchnet import Architecture, BranchedNetwork, Tree
 from branchnet.cli.printing import print_json
+from branchnet.cli.searching import random_points
 from branchnet.cli.study import Problem, Results, Trees, as_json
 from branchnet.cli.workspace import Workspace, save_json
 from branchnet.clustering import clustering_cost
@@ -114,10 +115,18 @@ def write_pictures(problem: Problem, trees: Trees, grid: SamplesPlot | None, dir
 
 
 def front_data(problem: Problem, trees: Trees) -> FrontPlot:
-    """The Pareto front over parameters with the chosen and the random tree marked."""
+    """The Pareto front over parameters, with the chosen tree and random ones, trained and not."""
     chosen = trees.chosen.tree
     in_parameters = problem.budget.unit == "params"
     others = [tree for name, tree in trees.compared.items() if name.startswith("random")]
+    drawn = random_points(
+        trees.affinity,
+        trees.first.costs,
+        {task: network.head_cost for task, network in trees.staged.items()},
+        unit="params",
+        objective=problem.objective,
+        budget=problem.budget if in_parameters else None,
+    )
     return front_plot_data(
         trees.front,
         trees.size(Tree.separate(chosen.tasks, chosen.depth), "params"),
@@ -125,7 +134,8 @@ def front_data(problem: Problem, trees: Trees) -> FrontPlot:
         random=[
             (trees.size(tree, "params"), clustering_cost(tree, trees.affinity, objective=problem.objective))
             for tree in others
-        ],
+        ]
+        + drawn,
         budget=trees.chosen.limit if in_parameters else None,
         objective=f"clustering cost ({problem.objective})",
     )
@@ -156,13 +166,21 @@ def verdict(comparison: Comparison) -> str:
     parts = [f"the fully shared network's are {_change(value)}" for value in others.values()]
     if random:
         spread = f", from {min(random):+.1f}% to {max(random):+.1f}%" if len(random) > 1 else ""
-        parts.append(f"{len(random)} random tree(s) of about its size give {sum(random) / len(random):+.1f}%{spread}")
+        mean = _change(sum(random) / len(random))
+        one, some = (
+            "a random tree's of about its size are",
+            f"those of {len(random)} random trees of about its size are",
+        )
+        parts.append(f"{one} {mean}" if len(random) == 1 else f"{some} {mean} on average{spread}")
     if not parts:
         return first
-    doubt = random and min(random) <= delta <= max(random)
-    note = " So the choice of the tree made no difference beyond chance." if doubt else ""
+    note = ""
+    if random and len(random) > 1 and min(random) <= delta <= max(random):
+        note = " So the choice of the tree made no difference beyond chance."
     if random and delta < min(random):
         note = " So the chosen tree was the wrong one here."
+    if any(value >= delta for value in others.values()):
+        note = " So sharing everything would have been the better choice here: it is smaller, and no worse."
     return f"{first} For comparison, {'; '.join(parts)}.{note}"
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from branchnet.cli.options import AsJson, OptionalConfig, Quiet
+from branchnet.cli.options import AsJson, Device, DryRun, Dtype, OptionalConfig, Quiet
 
 if TYPE_CHECKING:
     from branchnet import Affinity, Architecture, Report
     from branchnet.reporting import Page
 
+_CALLS = 23  # of every network and node: timed and to warm up
 Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
 
 
@@ -23,8 +24,11 @@ def report(
     config: OptionalConfig = None,
     latency: bool = True,
     out: Path = Path("report.html"),
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Report parameters, FLOPs and latency of the network in BRANCHED by stage, branch and task.
 
@@ -43,16 +47,25 @@ def report(
         .html, .md, .csv or .json.
     """
     import branchnet
-    from branchnet.cli.given import read_affinity, read_branched, read_spec, separate_networks
+    from branchnet.cli.given import placed, placed_networks, read_affinity, read_branched, read_spec, separate_networks
+    from branchnet.cli.plans import Plan, forward_seconds, memory_of
     from branchnet.cli.printing import print_json, say
     from branchnet.errors import DataError
 
     if out.suffix not in (".html", ".md", ".csv", ".json"):
         raise DataError(f"--out {out}: a report ends in .html, .md, .csv or .json")
     found = None if affinity is None else read_affinity(affinity).symmetric()
-    network = read_branched(branched, config)
-    networks = separate_networks(network, config) if latency else {}
-    made = branchnet.report(network, network.interface.random(), networks=networks or None, latency=latency)
+    network = read_branched(branched, config, device=device, dtype=dtype)
+    networks = placed_networks(separate_networks(network, config) if latency else {}, device, dtype)
+    example = placed(network.interface.random(), device, dtype)
+    if dry_run:
+        plan = Plan("report").step("count parameters and FLOPs", memory=memory_of({"": network}))
+        if latency:
+            calls = sum(forward_seconds(each, example) for each in (network, network, *networks.values()))
+            plan = plan.step("measure latencies", seconds=_CALLS * calls, memory=memory_of({"": network, **networks}))
+        plan.show(as_json=as_json, writes=[out])
+        return
+    made = branchnet.report(network, example, networks=networks or None, latency=latency)
     if out.suffix == ".html":
         _page(made, read_spec(branched), found, _commands(branched, affinity, config, out)).save(out)
     else:

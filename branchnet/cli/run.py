@@ -29,7 +29,7 @@ def run(
     CONFIG names Python factories, which are imported and called: run only configs that you trust.
     Run again, it goes on from what is finished.
 
-    Example: `branchnet run tools/example/run.yaml --out result`
+    Example: `branchnet run branchnet-demo/run.yaml --out result`
 
     Parameters
     ----------

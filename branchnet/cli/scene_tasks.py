@@ -1,4 +1,4 @@
-"""The seven tasks of the demo: for each the output of its network, its loss and its metric."""
+"""The seven tasks of the demo: for each the output of its network, its loss and its metric; and their run config."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import branchnet
-from branchnet.data import LAYOUTS, SEGMENTS
+from branchnet.data import LAYOUTS, SEGMENTS, scenes
 from branchnet.reporting.samples_plot import Kind, TaskSamples
+from branchnet.spec.yaml_text import dump_yaml
 from branchnet.training import Metric, accuracy, mean_absolute_error, mean_angle, mean_iou, rmse
+
+_EXAMPLES = {"count": 600, "start": 10_000}  # scenes that the demo neither trains nor tests on
 
 
 def _identity(labels: Tensor) -> Tensor:
@@ -92,3 +95,44 @@ TASKS = {
     "scene": SceneTask(len(LAYOUTS), "image", F.cross_entropy, accuracy(), "label", _layouts),
     "count": SceneTask(1, "image", F.smooth_l1_loss, mean_absolute_error("objects"), "label", _counts),
 }
+
+
+def example_images() -> Tensor:
+    """600 scenes, the images of the config that the demo leaves behind."""
+    return scenes(**_EXAMPLES).images
+
+
+def example_labels() -> dict[str, Tensor]:
+    """What the seven networks should give for `example_images`."""
+    labels = scenes(**_EXAMPLES).labels
+    return {name: task.target(labels[name]) for name, task in TASKS.items()}
+
+
+def run_config(weights: Mapping[str, str], *, budget: str, steps: int, batch_size: int) -> str:
+    """The YAML text of a config of `branchnet run` with the demo's networks.
+
+    Args:
+        weights: each task's weights file, relative to the config.
+    """
+    networks = {
+        name: {
+            "constructor": "branchnet:scene_network",
+            "arguments": {"outputs": task.outputs, "kind": task.kind},
+            "weights": weights[name],
+            "kind": "classification" if task.metric.name.startswith("accuracy") else "regression",
+            "loss": f"{task.loss.__module__}:{task.loss.__name__}",
+        }
+        for name, task in TASKS.items()
+    }
+    return dump_yaml(
+        {
+            "networks": networks,
+            "images": {"factory": f"{__name__}:{example_images.__name__}"},
+            "labels": f"{__name__}:{example_labels.__name__}",
+            "budget": budget,
+            "probe": 300,
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": 0.003,
+        }
+    )

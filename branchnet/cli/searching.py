@@ -137,29 +137,46 @@ def front_of(
     chosen: SearchResult, found: Affinity, costs: StageCosts, heads: Mapping[str, StageCost] | None
 ) -> FrontPlot:
     """The front around a chosen tree, with random trees of its budget."""
-    from branchnet import Budget, Tree, clustering_cost, pareto_front, random_tree
+    from branchnet import Budget, Tree, pareto_front
     from branchnet.clustering import tree_size
     from branchnet.reporting import front_plot_data
 
-    tasks, depth, unit = chosen.tree.tasks, chosen.tree.depth, chosen.unit
+    tree, unit = chosen.tree, chosen.unit
     front = pareto_front(found, costs, unit=unit, head_costs=heads, objective=chosen.objective)
-    limited = chosen.limit < float("inf")
-    budget = Budget(chosen.limit, unit) if limited else None
-    generator = random.Random(0)
-    drawn = [
-        random_tree(tasks, depth, seed=generator, costs=costs, budget=budget, head_costs=heads)
-        for _ in range(RANDOM_TREES)
-    ]
-
-    def size(tree: Tree) -> float:
-        return tree_size(tree, costs, head_costs=heads, unit=unit)
-
+    budget = Budget(chosen.limit, unit) if chosen.limit < float("inf") else None
     return front_plot_data(
         front,
-        size(Tree.separate(tasks, depth)),
+        tree_size(Tree.separate(tree.tasks, tree.depth), costs, head_costs=heads, unit=unit),
         chosen=chosen,
-        random=[(size(tree), clustering_cost(tree, found, objective=chosen.objective)) for tree in drawn],
-        budget=chosen.limit if limited else None,
+        random=random_points(found, costs, heads, unit=unit, objective=chosen.objective, budget=budget),
+        budget=chosen.limit if budget else None,
         resource={"params": "parameters", "flops": "FLOPs"}.get(unit, unit),
         objective=f"clustering cost ({chosen.objective})",
     )
+
+
+def random_points(
+    found: Affinity,
+    costs: StageCosts,
+    heads: Mapping[str, StageCost] | None,
+    *,
+    unit: str,
+    objective: str,
+    budget: Budget | None,
+) -> list[tuple[float, float]]:
+    """Size and cost of trees drawn uniformly among those within a budget: what a choice has to be better than."""
+    from branchnet import clustering_cost, random_tree
+    from branchnet.clustering import tree_size
+
+    draw = random.Random(0)
+    drawn = [
+        random_tree(found.tasks, len(found.locations), seed=draw, costs=costs, budget=budget, head_costs=heads)
+        for _ in range(RANDOM_TREES)
+    ]
+    return [
+        (
+            tree_size(tree, costs, head_costs=heads, unit=unit),
+            clustering_cost(tree, found, objective=objective),
+        )
+        for tree in drawn
+    ]

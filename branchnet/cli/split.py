@@ -32,7 +32,7 @@ def split(
     Writes the separate networks as an architecture: tasks, locations, costs. `branchnet affinity` and `branchnet
     search` read it.
 
-    Example: `branchnet split run.yaml --locations 5 --out split.yaml`
+    Example: `branchnet split branchnet-demo/run.yaml --locations 4 --out split.yaml`
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ File = Annotated[Path, Parameter(help="Architectures, configs of a run, or folde
 def validate(*files: File, build: Flag = False, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Read YAML files strictly; name every problem of each as file:line:column. Nothing of them is run.
 
-    Example: `branchnet validate architecture.yaml run.yaml`
+    Example: `branchnet validate architecture.yaml branchnet-demo/run.yaml`
 
     Parameters
     ----------

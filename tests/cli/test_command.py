@@ -93,7 +93,7 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
     assert again.returncode == 0
     assert "reused branched.safetensors" in again.stderr and "reused affinity.npz" in again.stderr
     assert json.loads((example / "result" / "metrics.json").read_text()) == metrics
-    assert "The branched network has" in done.stdout and "random tree(s)" in done.stdout
+    assert "The branched network has" in done.stdout and "3 random trees" in done.stdout
     shown = branchnet_command("show", "result", cwd=example)
     assert shown.returncode == 0 and "pass the networks of animals" in shown.stdout
     Image.new("RGB", (40, 40), "red").save(example / "images" / "00.png")

@@ -1,0 +1,137 @@
+"""`branchnet affinity` by gradients, from a config that names labels and losses."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn.functional import mse_loss
+from walking import SIZE, TASKS, Walker, make_folder
+
+import branchnet
+from branchnet import Affinity, Tree
+from branchnet.cli import main
+from branchnet.data import scenes
+
+COUNT = 40
+TRUTH = """
+import torch
+
+def labels():
+    shapes = {"edges": (1, 32, 32), "depth": (1, 32, 32), "count": (1,)}
+    generator = torch.Generator().manual_seed(5)
+    return {task: torch.rand(40, *shape, generator=generator) for task, shape in shapes.items()}
+
+def too_few():
+    return {task: values[:7] for task, values in labels().items()}
+
+def of_one_task():
+    return {"edges": labels()["edges"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with labelled.yaml, and the network in which everything is shared."""
+    folder = make_folder(tmp_path_factory.mktemp("labelled"))
+    (folder / "truth_of_gradients.py").write_text(TRUTH)
+    config = yaml.safe_load((folder / "run.yaml").read_text())
+    for network in config["networks"].values():
+        network["loss"] = "torch.nn.functional:mse_loss"
+    (folder / "labelled.yaml").write_text(yaml.safe_dump({**config, "labels": "truth_of_gradients:labels"}))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["split", "run.yaml", "--locations", "3", "--quiet"]) == 0
+        networks = {}
+        for task, kind in TASKS.items():
+            networks[task] = branchnet.create("branchnet:scene_network", outputs=1, kind=kind, width=4).eval()
+            branchnet.builder.load_weights(networks[task], folder / f"{task}.safetensors")
+        staged = branchnet.split_all(networks, scenes(1, size=SIZE).images, locations=3)
+        branchnet.save(branchnet.build(Tree.shared(list(TASKS), 3), staged), folder / "shared")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def walker(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Walker:
+    return Walker(made, monkeypatch, capsys)
+
+
+def by_hand(rate: float) -> np.ndarray:
+    """1 - L_j after / L_j before, where the weights of one stage take task i's step: copies, autograd and a loop."""
+    network = branchnet.load("shared")
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))[8:24]  # a fifth is held out
+    pixels = torch.from_numpy(np.load("images.npz")["images"]).movedim(-1, 1).float() / 255
+    namespace: dict = {}
+    exec(TRUTH, namespace)
+    labels = namespace["labels"]()
+    found = np.zeros((2, 3, 3, 3))
+    for number, batch in enumerate(order.split(8)):
+        x, y = pixels[batch], {task: labels[task][batch] for task in network.tasks}
+        before = {task: mse_loss(output, y[task]) for task, output in network(x).items()}
+        for d, i in np.ndindex(3, 3):
+            moved = copy.deepcopy(network)
+            mse_loss(moved(x)[network.tasks[i]], y[network.tasks[i]]).backward()
+            (node,) = [node for node in moved.members() if node.id.startswith(f"nodes.{d}.")]
+            with torch.no_grad():
+                for parameter in node.module.parameters():
+                    parameter -= rate * parameter.grad
+                after = moved(x)
+            for j, task in enumerate(network.tasks):
+                found[number, d, i, j] = 1 - float(mse_loss(after[task], y[task]) / before[task])
+    return found.mean(0)
+
+
+def test_the_look_ahead_of_a_saved_network_is_what_steps_by_hand_give(walker: Walker) -> None:
+    line = "affinity labelled.yaml shared --measure lookahead --probe 16 --batch-size 8 --out hand.npz"
+    assert walker(line) == 0, walker.err
+    found = Affinity.load("hand.npz")
+    assert found.directed and found.standard_errors is not None
+    np.testing.assert_allclose(found.values, by_hand(rate=1e-3), rtol=1e-3, atol=2e-6)
+    assert "look-ahead" in walker.out and "→" in walker.out
+
+
+@pytest.mark.parametrize("measure", ["lookahead", "first-order", "gradient-cosine"])
+def test_a_shared_network_is_trained_and_what_is_found_can_be_searched(walker: Walker, measure: str) -> None:
+    assert walker(f"affinity labelled.yaml split.yaml --measure {measure} --steps 3 --out {measure}.npz --quiet") == 0
+    found = Affinity.load(f"{measure}.npz")
+    assert found.values.shape == (3, 3, 3) and np.isfinite(found.values).all() and walker.err == ""
+    assert walker(f"search {measure}.npz split.yaml --budget 80%params --out found.yaml") == 0, walker.err
+    assert walker(f"group {measure}.npz split.yaml --groups 2 --out groups.yaml") == 0, walker.err
+
+
+def test_a_dry_run_counts_the_passes(walker: Walker) -> None:
+    assert walker("affinity labelled.yaml split.yaml --measure lookahead --dry-run --out nothing.npz") == 0
+    assert "3 backward" in walker.out and "train the shared network" in walker.out
+    assert not Path("nothing.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"labels": None}, "", "missing: labels (such as"),
+        ({"labels": "truth_of_gradients:too_few"}, "", "must return 40 labels of 'count'"),
+        ({"labels": "truth_of_gradients:of_one_task"}, "", "it returned edges"),
+        ({"labels": "truth_of_gradients:nothing"}, "", "has no function 'nothing'"),
+        ({}, "--dtype float64", "--dtype float64: gradients are taken in the type"),
+    ],
+)
+def test_what_is_missing_is_said(walker: Walker, changes: dict[str, str], options: str, message: str) -> None:
+    config = yaml.safe_load(Path("labelled.yaml").read_text())
+    Path("changed.yaml").write_text(yaml.safe_dump({**config, **changes}))
+    assert walker(f"affinity changed.yaml split.yaml --measure lookahead {options}") == 2
+    assert message in " ".join(walker.err.split())
+
+
+def test_a_config_without_losses_and_steps_without_gradients_are_refused(walker: Walker) -> None:
+    assert walker("affinity run.yaml split.yaml --measure first-order") == 2
+    assert "networks: edges: loss" in walker.err and "torch.nn.functional:mse_loss" in walker.err
+    assert walker("affinity run.yaml split.yaml --steps 3") == 2
+    assert "only the gradient measures" in " ".join(walker.err.split())

@@ -82,8 +82,8 @@ def affinity(
         raise DataError(f"--dtype {dtype}: gradients are taken in the type that the networks have")
     if measure not in GRADIENTS and steps is not None:
         raise DataError(f"--steps {steps}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
-    given = replace(given, networks={task: given.networks[task] for task in spec.tasks})
     settings = changed(given.config, probe=probe, batch_size=batch_size, steps=steps)
+    given = replace(given, networks={task: given.networks[task] for task in spec.tasks})
     request = _Request(given, settings, spec, config, split, measure, bootstrap, seed)
     work = _gradients if measure in GRADIENTS else _features
     with silence() if quiet else nullcontext():

@@ -28,10 +28,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         lines = (folder / "run.yaml").read_text().splitlines()
         (folder / "two.yaml").write_text("\n".join(line for line in lines if "count" not in line))
-        assert (
-            main([*SPLIT.split()])
-            == 0
-        )
+        assert main(SPLIT.split()) == 0
         separate = Architecture.load("two-split.yaml").to_dict()
         tree = Tree(OLD, [[OLD], [OLD], [["edges"], ["depth"]]])
         shared = Architecture.from_tree(tree, locations=separate["locations"]).to_dict()

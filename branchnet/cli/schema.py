@@ -8,6 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from branchnet.cli.options import Quiet
+
 
 def schema(
     *,
@@ -15,6 +17,7 @@ def schema(
         bool, Parameter(negative=(), help="The schema of a run's config instead of an architecture's.")
     ] = False,
     out: Path | None = None,
+    quiet: Quiet = False,
 ) -> None:
     """Print the JSON schema of an architecture; editors check and complete YAML files with it.
 
@@ -27,6 +30,7 @@ def schema(
     """
     from branchnet.architecture import json_schema
     from branchnet.cli.config import RunConfig
+    from branchnet.cli.printing import say
     from branchnet.files import write_text
 
     found = RunConfig.model_json_schema() if config else json_schema()
@@ -35,3 +39,4 @@ def schema(
         print(text, end="")
     else:
         write_text(out, text)
+        say(f"wrote {out}", quiet=quiet)

@@ -27,6 +27,7 @@ from branchnet.reporting.cost_tables import (
 from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, evaluating, network_costs
 from branchnet.reporting.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.tables import Table
+from branchnet.reporting.units import milliseconds, percent, si
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
@@ -54,6 +55,22 @@ class Report:
     def baseline(self) -> str:
         """The measurement that latency ratios are relative to: `"separate"` where it was measured."""
         return "separate" if self.latencies and "separate" in self.latencies else "branched"
+
+    def __str__(self) -> str:
+        """The tree, and what it costs beside separate networks, in a few lines."""
+        costs = self.costs
+        lines = [str(self.tree)]
+        for name, size, alone in (
+            ("parameters", costs.params, costs.separate_params),
+            ("multiply-adds", costs.flops, costs.separate_flops),
+        ):
+            lines.append(f"{name}: {si(size)}, {percent(size / alone)} of {len(costs.tasks)} separate networks")
+        if self.latencies:
+            median = self.latencies["branched"].median
+            ratio = self.latencies[self.baseline].median / median
+            beside = f", {ratio:.2f} times as fast" if self.baseline == "separate" else ""
+            lines.append(f"latency: {milliseconds(median)}{beside}")
+        return "\n".join(lines)
 
     def tables(self) -> tuple[Table, ...]:
         """All tables, the summary first."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -75,6 +79,24 @@ def test_checks_passes_its_self_test(tmp_path: Path) -> None:
     done = branchnet_command("checks", cwd=tmp_path)
     assert done.returncode == 0
     assert "passed" in done.stdout and branchnet.__version__ in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_examples_of_all_verbs_work_one_after_another_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-compiler")  # everything eager: compiling takes minutes
+    for verb in VERBS:
+        page = inspect.getdoc(getattr(importlib.import_module(f"branchnet.cli.{verb}"), verb))
+        (example,) = re.findall(r"^Example: `branchnet (.*)`$", page, re.MULTILINE)
+        quick = ["--quick"] if verb == "demo" else []
+        done = branchnet_command(*shlex.split(example), *quick, cwd=tmp_path)
+        assert done.returncode == 0, (example, done.stderr)
+        if verb == "demo":
+            change(tmp_path / "branchnet-demo", steps=2, baselines=[])
+    assert {"architecture.yaml", "weights.safetensors"} <= {path.name for path in (tmp_path / "distilled").iterdir()}
+    assert {"report.html", "branched.pt2", "bench.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

@@ -36,6 +36,16 @@ def test_the_terminal_shows_the_convention_and_the_totals(found):
     assert "58.3 %" in shown
 
 
+def test_printing_a_report_shows_the_tree_and_its_size(found):
+    tree, *lines = str(found).rsplit("\n", 3)
+    assert tree == str(toy_branched().tree)
+    separate = sum(p.numel() for network in toy_networks().values() for p in network.parameters())
+    assert lines[0] == f"parameters: 631, {100 * 631 / separate:.1f} % of 3 separate networks"
+    assert lines[1].startswith("multiply-adds: ") and lines[2].startswith("latency: ")
+    assert lines[2].endswith("times as fast")
+    assert "latency" not in str(report(toy_branched(), EXAMPLE, latency=False))
+
+
 def test_every_node_and_both_networks_are_timed(found):
     assert set(found.latencies) == {"separate", "branched"}
     assert set(found.node_latencies) == {node.id for node in found.costs.nodes}

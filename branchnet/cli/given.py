@@ -38,11 +38,13 @@ def read_config(path: Path) -> RunConfig:
     """Read the config of a run.
 
     Raises:
-        SpecError: every problem of the file.
+        SpecError: every problem of the file, or a folder instead of one.
     """
     from branchnet.cli.config import RunConfig
     from branchnet.spec.validation import validate
 
+    if path.is_dir():
+        raise SpecError(f"{path} is a folder (a config in it, such as {path / 'run.yaml'}, would be right)")
     return validate(RunConfig, path)
 
 
@@ -114,7 +116,7 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     from branchnet.spec.realisation import interface_of, make_all
     from branchnet.training.inputs import take
 
-    if is_specification(path):
+    if not path.is_dir() and is_specification(path):
         spec = read_spec(path)
         networks = make_all(spec, {})
         example = interface_of(spec).random()

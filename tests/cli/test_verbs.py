@@ -246,6 +246,8 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
     [
         ("split nothing.yaml", 2, "nothing.yaml: No such file"),
         ("split run.yaml --locations layer9", 2, "layer9"),
+        ("split branched", 2, "branched is a folder (a config in it, such as branched/run.yaml, would be right)"),
+        ("run branched", 2, "branched is a folder"),
         ("split run.yaml --device nowhere", 2, "--device nowhere: this machine has no such device"),
         ("affinity run.yaml nothing.yaml", 2, "nothing.yaml: No such file"),
         ("affinity run.yaml split.yaml --probe 2", 2, "--probe: 2 is wrong"),
@@ -266,7 +268,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("build architecture.yaml --out run.yaml", 2, "run.yaml is or lies in a file"),
         ("distill nothing run.yaml", 2, "nothing"),
         ("distill architecture.yaml run.yaml", 4, "is no saved network"),
-        ("distill branched split.yaml", 2, "images: is missing"),
+        ("distill branched split.yaml", 2, "split.yaml holds no images"),
         ("bench branched --repeats 0", 2, "at least 1"),
         ("bench nothing", 2, "nothing"),
         ("export branched --out net.txt", 2, "choose from pt2"),

@@ -82,6 +82,27 @@ def test_a_difference_above_five_percent_warns(costs):
     assert any(note.startswith("Warning: torch.utils.flop_counter") for note in doubted.notes())
 
 
+class Spectral(nn.Module):
+    """A linear layer whose result is transformed: fvcore has no formula for that."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.out(torch.fft.fft(self.embed(x)).real)
+
+
+def test_operators_without_a_formula_are_named():
+    networks = {"a": Spectral().eval(), "b": Spectral().eval()}
+    staged = branchnet.split_all(networks, torch.ones(3, 4), locations=["embed"])
+    costs = network_costs(branchnet.build(Tree.shared(("a", "b"), 1), staged), torch.ones(3, 4))
+    assert costs.flops == 3 * (4 * 8 + 2 * 8)
+    assert any("_fft_r2c" in operator or "_fft_c2c" in operator for operator in costs.uncounted)
+    assert any(note.startswith("Operators without a formula") and "fft" in note for note in costs.notes())
+
+
 def test_counting_leaves_modes_and_statistics_alone():
     branched = toy_branched().train()
     branched.nodes[0].eval()

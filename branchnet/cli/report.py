@@ -67,7 +67,9 @@ def report(
         return
     made = branchnet.report(network, example, networks=networks or None, latency=latency)
     if out.suffix == ".html":
-        _page(made, read_spec(branched), found, _commands(branched, affinity, config, out)).save(out)
+        options = {"--affinity": affinity, "--config": config, "--device": device, "--dtype": dtype, "--out": out}
+        commands = _commands(branched, options, latency=latency)
+        _page(made, read_spec(branched), found, commands).save(out)
     else:
         made.save(out)
     if as_json:
@@ -79,11 +81,11 @@ def report(
     say(f"wrote {out}", quiet=quiet)
 
 
-def _commands(branched: Path, affinity: Path | None, config: Path | None, out: Path) -> list[str]:
+def _commands(branched: Path, options: dict[str, Any], *, latency: bool) -> list[str]:
     import shlex
 
-    options = [("--affinity", affinity), ("--config", config), ("--out", out)]
-    given = [str(word) for name, value in options if value is not None for word in (name, value)]
+    given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
+    given += [] if latency else ["--no-latency"]
     return [
         shlex.join(["branchnet", "report", str(branched), *given]),
         shlex.join(["branchnet", "show", str(branched)]),

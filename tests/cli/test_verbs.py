@@ -195,6 +195,7 @@ def test_report_in_every_form(walker: Walker, suffix: str) -> None:
     text = Path(f"r.{suffix}").read_text()
     assert "layer4" in text or "layer3" in text
     if suffix == "html":
+        assert "branchnet report distilled --affinity affinity.npz --out r.html --no-latency" in text
         assert all(f'id="{part}"' in text for part in ("tree", "costs", "affinity", "front", "certainty", "commands"))
 
 

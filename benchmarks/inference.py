@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stages import define_torchvision_operators
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -464,6 +465,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table of the results that there are")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    define_torchvision_operators()
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
     cases = [
         Case(network, tasks, share, batch, arguments.device, arguments.mode)

@@ -59,7 +59,8 @@ class BranchedNetwork(nn.Module):
         interface: shapes and types of the inputs.
         constructors: how each task's network is made again, None where only its owner knows.
         eval_only: why the network cannot be trained; empty where it can.
-        initialisation: where `build` took the weights of each node from; None in a network that was loaded or changed.
+        initialisation: where `build` took the weights of each node from; None in a network that was changed
+            (a task added, a node split) or whose file does not tell.
         frozen: ids of the nodes and heads that training leaves alone, see `freeze`.
         recomputed: numbers of the stages whose activations are not kept for the backward pass, see `recompute`.
     """

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from branchnet.builder.network import BranchedNetwork
-from branchnet.builder.weights import load_weights, save_weights
+from branchnet.builder.record import read_record, restore, write_record
+from branchnet.builder.weights import load_weights, read_metadata, save_weights
 from branchnet.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "architecture.yaml"
 WEIGHTS = "weights.safetensors"
+RECORD = "branchnet"
+"""The name in the weights' metadata under which the rest of the network's state stands."""
 
 
 def save(
     branched: BranchedNetwork, directory: str | os.PathLike[str], *, architecture: Architecture | None = None
 ) -> None:
     """Write `branched` into `directory`, made where it is missing; files of these names are replaced.
+
+    Which nodes are frozen, which stages are recomputed, and where `build` took the initial weights from, is kept in the
+    metadata of the weights' file.
 
     Args:
         architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
@@ -37,24 +43,30 @@ def save(
     architecture = architecture or Architecture.from_network(branched)
     if architecture.tree != branched.tree:
         raise CheckpointError(f"the architecture describes another tree:\n{architecture.tree}\nnot\n{branched.tree}")
-    save_weights(branched, Path(directory) / WEIGHTS)
+    save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: write_record(branched)})
     architecture.save(Path(directory) / ARCHITECTURE)
 
 
 def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> BranchedNetwork:
-    """Read the branched network that `save` wrote, in eval mode on the CPU.
+    """Read the branched network that `save` wrote, in eval mode on the CPU, with its frozen nodes frozen.
+
+    `initialisation` is that of the network that was saved; None where the file does not tell.
 
     Args:
         networks: single-task networks for the tasks without a named constructor; only their structure counts.
 
     Raises:
         SpecError: a specification that is not valid, or tasks whose networks must be passed.
-        CheckpointError: weights that are missing, damaged or do not fit.
+        CheckpointError: weights that are missing, damaged or do not fit, or whose metadata tells of other nodes.
     """
     from branchnet.architecture import Architecture
 
     if not (Path(directory) / ARCHITECTURE).exists():
         raise CheckpointError(f"{Path(directory)} holds no {ARCHITECTURE}; branchnet.save writes one")
     branched = Architecture.load(Path(directory) / ARCHITECTURE).build(networks).eval()
+    stored = read_metadata(Path(directory) / WEIGHTS).get(RECORD)
     load_weights(branched, Path(directory) / WEIGHTS)
+    branched.initialisation = None
+    if stored is not None:
+        restore(read_record(stored, branched), branched)
     return branched

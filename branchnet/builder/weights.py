@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -15,13 +16,17 @@ from branchnet.errors import CheckpointError
 from branchnet.files import atomic_write
 
 
-def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the parameters and buffers of `module`; a tensor that has several names is written under the first."""
+def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the parameters and buffers of `module`; a tensor that has several names is written under the first.
+
+    Args:
+        metadata: texts by name to keep in the file's header.
+    """
     state = module.state_dict()
     aliases = _aliases(state)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
     with atomic_write(path) as temporary:
-        save_file(kept, temporary)
+        save_file(kept, temporary, metadata=None if metadata is None else dict(metadata))
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -54,8 +59,24 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, truncated or of another format.
     """
-    try:
+    with _reading(path):
         return load_file(path)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the texts that `save_weights` was given; empty where there were none.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise CheckpointError(f"{Path(path)} does not exist") from error
     except (SafetensorError, OSError) as error:

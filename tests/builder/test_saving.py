@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 from torch import nn
 
 import branchnet
-from branchnet import Tree
+from branchnet import BranchedNetwork, Tree
 from branchnet.builder import save_weights
+from branchnet.builder.record import read_record, write_record
+from branchnet.builder.weights import read_metadata
 from branchnet.errors import CheckpointError, SpecError
 
 from .toys import KINDS, LOCATIONS, images, networks, staged
@@ -63,3 +67,75 @@ def test_a_specification_of_another_tree_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="describes another tree"):
         branchnet.save(branchnet.build(TREE, cut), tmp_path, architecture=other)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def kept() -> BranchedNetwork:
+    branched = branchnet.build(TREE, staged(networks()), probe=images(12, 16))
+    branched.freeze("depth", "heads.2")
+    branched.recompute("layer3", "stem")
+    return branched
+
+
+def test_frozen_nodes_recomputed_stages_and_the_report_come_back(kept: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.save(kept, tmp_path)
+    loaded = branchnet.load(tmp_path)
+    assert loaded.frozen == kept.frozen and loaded.recomputed == kept.recomputed == {0, 3}
+    trained = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in kept.named_parameters() if parameter.requires_grad} != set()
+    assert loaded.train().member("nodes.2.1").module.training and not loaded.member("nodes.2.0").module.training
+    assert kept.initialisation is not None and kept.initialisation.nodes[0].rsa["edges"] < 1
+    assert loaded.initialisation == kept.initialisation
+    branchnet.save(loaded.eval(), tmp_path / "again")
+    written = [(folder / "weights.safetensors").read_bytes() for folder in (tmp_path, tmp_path / "again")]
+    assert written[0] == written[1]
+
+
+def test_a_report_that_is_not_there_stays_away(kept: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.save(kept.remove_task("scene"), tmp_path)
+    loaded = branchnet.load(tmp_path)
+    assert loaded.initialisation is None and loaded.frozen and "heads.2" not in loaded.frozen
+
+
+def test_folders_without_a_record_load_as_before(kept: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.save(kept, tmp_path)
+    save_weights(kept, tmp_path / "weights.safetensors")
+    loaded = branchnet.load(tmp_path)
+    assert loaded.initialisation is None and not loaded.frozen and not loaded.recomputed
+    with torch.no_grad():
+        assert torch.equal(loaded(images())["count"], kept.eval()(images())["count"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record | {"frozen": ["nodes.9.0"]}, r"frozen: there is no node 'nodes\.9\.0'"),
+        (lambda record: record | {"frozen": ["depth"]}, "frozen: there is no node 'depth'"),
+        (lambda record: record | {"recomputed": ["layer9"]}, "recomputed: there is no location 'layer9'"),
+        (lambda record: record | {"thawed": []}, "thawed: Extra inputs are not permitted"),
+        (lambda record: record | {"version": 2}, "version: Input should be 1"),
+        (lambda record: record | {"frozen": "nodes.0.0"}, "frozen: Input should be a valid array"),
+        (lambda record: {"frozen": []}, "recomputed: Field required"),
+        (lambda record: record["initialisation"]["nodes"].pop() and record, "its nodes and their tasks are not"),
+        (lambda record: record["initialisation"].update(init="magic") or record, r"initialisation\.init: "),
+        (lambda record: record["initialisation"]["nodes"][2]["rsa"].update(mood=1.0) or record, "not serve 'mood'"),
+        (lambda record: record["initialisation"]["nodes"][2]["cka"].update(depth=float("nan")) or record, "finite"),
+        (lambda record: "{" * 100_000, "Invalid JSON"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(
+    kept: BranchedNetwork, change: Callable[[dict[str, object]], object], message: str
+) -> None:
+    changed = change(json.loads(write_record(kept)))
+    with pytest.raises(CheckpointError, match=message):
+        read_record(changed if isinstance(changed, str) else json.dumps(changed), kept)
+
+
+def test_a_folder_whose_metadata_do_not_fit_is_not_loaded(kept: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.save(kept, tmp_path)
+    record = json.loads(read_metadata(tmp_path / "weights.safetensors")["branchnet"])
+    save_weights(
+        kept, tmp_path / "weights.safetensors", metadata={"branchnet": json.dumps(record | {"frozen": ["heads.4"]})}
+    )
+    with pytest.raises(CheckpointError, match=r"of another network:\n.*no node 'heads\.4'"):
+        branchnet.load(tmp_path)

@@ -19,9 +19,13 @@ from .normalisation import estimate_batchnorm as estimate_batchnorm
 from .preparation import prepare as prepare
 from .saving import load as load
 from .saving import save as save
+from .schedule import Schedule as Schedule
+from .schedule import Step as Step
+from .schedule import make_schedule as make_schedule
 from .separate import SeparateNetworks as SeparateNetworks
 from .stage_latency import LatencyTable as LatencyTable
 from .stage_latency import latency_table as latency_table
+from .streams import StreamedNetwork as StreamedNetwork
 from .surgery import add_task as add_task
 from .surgery import merge_nodes as merge_nodes
 from .surgery import remove_task as remove_task

@@ -134,13 +134,14 @@ def compile(
     mode: str | None = None,
     dynamic: bool = True,
     fuse: bool | Literal["auto"] = False,
+    streams: bool = False,
     autocast: torch.dtype | None = None,
     cast: torch.dtype | None = None,
     channels_last: bool = False,
     fold_batchnorm: bool = False,
     copy_outputs: bool = True,
 ) -> CompiledNetwork:
-    """Compile all tasks of `branched` as one graph and run it once on `example`.
+    """Compile all tasks of `branched` as one graph (with `streams` as one for each node) and run it once on `example`.
 
     Without `fuse`, `cast`, `channels_last` and `fold_batchnorm` the network itself is compiled, so that weights changed
     in place count at the next call; with any of them a copy is.
@@ -160,6 +161,10 @@ def compile(
         fuse: run equal nodes of a stage as one batched computation: wherever there are some (True), or where
             measuring on this device shows that it is faster (`"auto"`, which compiles each such stage both ways).
             Where nodes are fused there is one graph for each shape: torch.func.vmap fixes the batch size.
+        streams: run the branches on parallel streams of a GPU, every node and head compiled on its own (those of one
+            structure share a graph); not together with `fuse` or a mode that records CUDA graphs. It has not been
+            measured on a GPU yet: compare it with the others on yours. `branchnet.builder.make_schedule(tree)` prints
+            what would run where.
         autocast: run under autocast to this type, e.g. `torch.bfloat16`; weights stay as they are.
         cast: convert weights and floating-point inputs to this type; outputs are of it, too.
         channels_last: lay weights of convolutions and four-dimensional inputs out with the channels last.
@@ -171,8 +176,17 @@ def compile(
         warning that names it.
 
     Raises:
-        BuildError: this machine cannot compile, the reason is named; or `autocast` together with `cast`.
+        BuildError: this machine cannot compile, the reason is named; a device without streams; or options that exclude
+            each other.
     """
+    if fuse and streams:
+        raise BuildError(f"fuse={fuse!r} and streams=True are two ways of running equal nodes together: choose one")
+    run_as: Callable[..., CompiledNetwork] = functools.partial(CompiledNetwork, copy_outputs=copy_outputs)
+    if streams:
+        from branchnet.builder.streams import StreamedNetwork, check_streams
+
+        check_streams(device_of(branched), mode)
+        run_as = StreamedNetwork
     if problem := compiler_problem(device_of(branched)):
         raise BuildError(f"torch.compile does not work here: {problem}; use the branched network uncompiled")
     if autocast is not None and cast is not None:
@@ -181,13 +195,12 @@ def compile(
         raise BuildError(f"fuse must be True, False or 'auto'; {fuse!r} was given")
     prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
     network: Network = prepared
-    run_as = functools.partial(CompiledNetwork, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)
     if fuse == "auto":
         stages = faster_fused(prepared, example, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)
         network = FusedNetwork(prepared, stages) if stages else prepared
     elif fuse:
         network = FusedNetwork(prepared, range(branched.tree.depth))
-    compiled = run_as(network, dynamic=dynamic, copy_outputs=copy_outputs)
+    compiled = run_as(network, mode=mode, dynamic=dynamic, autocast=autocast, cast=cast, channels_last=channels_last)
     compiled(example)
     return compiled
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
@@ -47,14 +50,20 @@ class Program:
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         code = graph.python_code(root_module="self")
         self.source = with_direct_lookups(code.src, graph)
-        filename = f"<branchnet stage {id(self)}>"
-        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
         names: dict[str, Any] = dict(code.globals)
-        exec(compile(self.source, filename, "exec"), names)
+        exec(_compiled(self.source), names)
         self.function: Callable[..., Any] = names["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
+
+
+@functools.cache
+def _compiled(source: str) -> CodeType:
+    """Compile once for all equal stages of all networks: torch.compile keeps one graph for each code object."""
+    filename = f"<branchnet stage {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    return compile(source, filename, "exec")
 
 
 class Stage(nn.Module):

@@ -15,7 +15,7 @@ from branchnet.builder.graphs import autocasting, compiled_apart, device_of, fir
 from branchnet.builder.inputs import Input
 from branchnet.builder.network import BranchedNetwork
 from branchnet.builder.preparation import as_prepared
-from branchnet.builder.timing import compare_latency
+from branchnet.builder.timing import compare_latency, ratio_interval
 from branchnet.stages import call
 
 GAIN = 1.03
@@ -71,7 +71,7 @@ def _gains(nodes: Sequence[nn.Module], inputs: Sequence[Any], mode: str | None, 
         reason = f"{type(error).__name__}: {first_line(error)}"
         warnings.warn(f"nodes of {nodes[0]} cannot be fused and stay apart ({reason})", stacklevel=3)
         return False
-    return times["apart"].median > GAIN * times["fused"].median
+    return ratio_interval(times["apart"], times["fused"])[0] > GAIN
 
 
 def each_alone(nodes: Sequence[nn.Module], inputs: Sequence[Any]) -> list[Any]:

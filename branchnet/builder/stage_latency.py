@@ -7,6 +7,7 @@ that is predicted to run within 4 ms. The prediction adds the times of stages an
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from branchnet.builder.fusion import FusedNodes, groups_of
+from branchnet.builder.fusion import FusedNodes, groups_of, structure
 from branchnet.builder.fusion_choice import all_fused
 from branchnet.builder.graphs import compiled_apart, compiler_problem, device_of, first_line, map_input
 from branchnet.builder.timing import Latency, compare_latency
@@ -126,8 +127,8 @@ def latency_table(
 ) -> LatencyTable:
     """Measure every stage at widths 1..N and every head, in turns, after a warm-up, with the device synchronised.
 
-    Stages of one structure share one compiled graph, so this takes a compilation for each stage and head, and with
-    `fused` one more for each stage and width, and not one for each tree.
+    Stages and heads of one structure share one compiled graph, so this takes a compilation for each stage and kind of
+    head, and with `fused` one more for each stage and width, and not one for each tree.
 
     Args:
         networks: the result of `split_all`, or plain networks, which are split first. They are not changed.
@@ -145,6 +146,40 @@ def latency_table(
         BuildError: widths that do not lie between 1 and N, or a device on which torch.compile does not work.
         SplitError: plain networks without a common structure.
     """
+    return table_beside(
+        networks,
+        example,
+        {},
+        device=device,
+        locations=locations,
+        compiled=compiled,
+        mode=mode,
+        fused=fused,
+        widths=widths,
+        repeats=repeats,
+        progress=progress,
+    )[0]
+
+
+def table_beside(
+    networks: Mapping[str, nn.Module],
+    example: Example,
+    others: Mapping[str, Callable[[Any], Any]],
+    *,
+    device: str | torch.device | None = None,
+    locations: Sequence[str] | int | None = None,
+    compiled: bool = True,
+    mode: str | None = None,
+    fused: bool = False,
+    widths: Sequence[int] | None = None,
+    repeats: int = 15,
+    progress: bool = False,
+) -> tuple[LatencyTable, dict[str, Latency]]:
+    """The latency table, and the latencies of other functions of the example measured in turns with it.
+
+    Sample r of every entry and of every function is of the same round: what `predicted_rounds` needs to compare a
+    prediction with what it predicts. Arguments and errors are those of `latency_table`.
+    """
     wanted = _checked_widths(widths, len(networks))
     staged = _staged(networks, example, locations)
     first = next(iter(staged.values()))
@@ -153,26 +188,12 @@ def latency_table(
         raise BuildError(f"torch.compile does not work here: {problem}; measure with compiled=False")
     x = map_input(lambda tensor: tensor.to(place), example)
     prepare = (lambda f: compiled_apart(f, mode=mode, dynamic=False)) if compiled else (lambda f: f)
-    runs: dict[Any, Callable[[], Any]] = {}
-    stages = [copy.deepcopy(stage).eval().to(place) for stage in first.stages]
     with torch.no_grad():
-        cuts: list[Any] = [x]
-        for stage in stages:
-            cuts.append(call(stage, cuts[-1]))
-        for number, (stage, cut) in enumerate(zip(stages, cuts, strict=False)):
-            copies = [stage, *(copy.deepcopy(stage) for _ in range(wanted[-1] - 1))]
-            one = prepare(_run)
-            fusible = fused and len(copies) > 1 and _can_be_fused(copies[:2], cut)
-            for width in wanted:
-                runs["apart", number, width] = _one_by_one(one, copies[:width], cut)
-                if fusible and width > 1:
-                    runs["fused", number, width] = _together(prepare(_run_fused), FusedNodes(copies[:width]), cut)
-        for task, network in staged.items():
-            head = copy.deepcopy(network.head).eval().to(place)
-            runs["head", task] = _one_by_one(prepare(_run), [head], cuts[-1])
+        runs = _stage_runs(staged, x, wanted, place, prepare, fused)
+        runs |= {("other", name): functools.partial(other, x) for name, other in others.items()}
         times = _measure(runs, x, repeats, progress)
-    rows = range(len(stages))
-    return LatencyTable(
+    rows = range(len(first.stages))
+    table = LatencyTable(
         tasks=tuple(staged),
         locations=first.locations,
         widths=wanted,
@@ -181,6 +202,52 @@ def latency_table(
         heads={task: times["head", task] for task in staged},
         setting=_setting(x, place, compiled, mode),
     )
+    return table, {name: times["other", name] for name in others}
+
+
+def predicted_rounds(table: LatencyTable, tree: Tree) -> Latency:
+    """What the unfused entries of each round add up to for `tree`, in seconds.
+
+    Raises:
+        BuildError: a width that was not measured.
+    """
+    if missing := set(tree.widths) - set(table.widths):
+        raise BuildError(f"widths {sorted(missing)} of the tree were not measured; the table has {list(table.widths)}")
+    entries = [row[table.widths.index(width)] for row, width in zip(table.unfused, tree.widths, strict=True)]
+    entries += [table.heads[task] for task in tree.tasks]
+    return Latency(tuple(sum(samples) for samples in zip(*(entry.samples for entry in entries), strict=True)))
+
+
+def _stage_runs(
+    staged: Mapping[str, StagedNetwork],
+    x: Any,
+    widths: Sequence[int],
+    place: torch.device,
+    prepare: Callable[[Callable[..., Any]], Callable[..., Any]],
+    fused: bool,
+) -> dict[Any, Callable[[], Any]]:
+    """What runs each stage at each width, and each head; modules of one structure share what was prepared once."""
+    first = next(iter(staged.values()))
+    runs: dict[Any, Callable[[], Any]] = {}
+    cut: Any = x
+    for number, original in enumerate(first.stages):
+        stage = copy.deepcopy(original).eval().to(place)
+        copies = [stage, *(copy.deepcopy(stage) for _ in range(widths[-1] - 1))]
+        one = prepare(_run)
+        fusible = fused and len(copies) > 1 and _can_be_fused(copies[:2], cut)
+        for width in widths:
+            runs["apart", number, width] = _one_by_one(one, copies[:width], cut)
+            if fusible and width > 1:
+                runs["fused", number, width] = _together(prepare(_run_fused), FusedNodes(copies[:width]), cut)
+        cut = call(stage, cut)
+    prepared: dict[Any, Callable[..., Any]] = {}
+    for task, network in staged.items():
+        head = copy.deepcopy(network.head).eval().to(place)
+        form = structure(head)
+        if form not in prepared:
+            prepared[form] = prepare(_run)
+        runs["head", task] = _one_by_one(prepared[form], [head], cut)
+    return runs
 
 
 def _checked_widths(widths: Sequence[int] | None, n_tasks: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet import Tree
 from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_problem, prepare
+from branchnet.builder.graphs import compiled_apart
 from branchnet.errors import BuildError
 
 from .toys import KINDS, images, networks, staged
@@ -76,6 +77,21 @@ def test_every_subset_of_tasks_has_its_own_single_graph(graphs: list[int]) -> No
             assert list(found) == list(subset)
             assert all(torch.equal(found[task], expected[task]) for task in subset)
     assert len(graphs) == len(subsets) == 15
+
+
+def test_equal_stages_of_many_networks_share_one_graph(graphs: list[int]) -> None:
+    """More than the eight graphs that torch.compile makes of one function at most."""
+    made = {f"t{i}": nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).eval() for i in range(10)}
+    cut = branchnet.split_all(made, torch.rand(3, 6), locations=["1"])
+
+    def run(stage: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        return stage(x)  # type: ignore[no-any-return]
+
+    compiled = compiled_apart(run, dynamic=False)
+    x = torch.rand(3, 6)
+    for network in cut.values():
+        assert torch.equal(compiled(network.stages[0], x)[0], network.stages[0](x)[0])
+    assert len(graphs) == 1
 
 
 def test_the_callers_tensor_is_not_marked(graphs: list[int]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, Budget, LatencyTable, Tree
-from branchnet.builder import Latency, compiler_problem
+from branchnet.builder import Latency, compiler_problem, ratio_interval
+from branchnet.builder.stage_latency import predicted_rounds, table_beside
 from branchnet.errors import BudgetError, BuildError
 
 TASKS = ("a", "b", "c")
@@ -102,6 +103,27 @@ def test_many_tasks_are_measured_at_some_widths_only() -> None:
     assert len(table.costs[0]) == 14
 
 
+def test_a_prediction_and_what_it_predicts_are_measured_in_the_same_rounds() -> None:
+    """A machine that becomes five times slower in some rounds does not change their ratio."""
+    made = networks()
+    tree = Tree(TASKS, [[TASKS], [("a", "b"), ("c",)]])
+    network = branchnet.build(tree, made).eval()
+    table, beside = table_beside(made, torch.ones(2, 4), {"tree": network}, compiled=False, repeats=5)
+    predicted = predicted_rounds(table, tree)
+    for r, seconds in enumerate(predicted.samples):
+        parts = [table.unfused[0][0], table.unfused[1][1], *table.heads.values()]
+        assert seconds == pytest.approx(sum(part.samples[r] for part in parts))
+    # fast once, slow twice, and a head of 4 ms three times: what both sides sleep at least
+    assert min(*predicted.samples, *beside["tree"].samples) >= 0.002 + 2 * 0.008 + 3 * 0.004
+    load = (1, 5, 1, 5, 1)
+    loaded = [
+        Latency(tuple(s * f for s, f in zip(side.samples, load, strict=True))) for side in (predicted, beside["tree"])
+    ]
+    assert ratio_interval(*loaded) == pytest.approx(ratio_interval(predicted, beside["tree"]))
+    with pytest.raises(BuildError, match=r"widths \[2\] of the tree were not measured; the table has \[1, 3\]"):
+        predicted_rounds(branchnet.latency_table(made, torch.ones(2, 4), compiled=False, widths=[1], repeats=1), tree)
+
+
 @pytest.mark.parametrize("widths", [[], [0, 1], [4]])
 def test_impossible_widths_are_refused(widths: list[int]) -> None:
     with pytest.raises(BuildError, match="between 1 and the 3 tasks"):
@@ -134,4 +156,4 @@ def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     branchnet.latency_table(made, torch.ones(2, 8), locations=["0", "1"], repeats=1)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + len(TASKS)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + 1  # stages, and one head of all tasks

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from branchnet.builder.fusion import FusedNetwork
 from branchnet.builder.fusion_choice import faster_fused
 from branchnet.builder.graphs import autocasting, compiled_apart, compiler_problem, device_of, first_line, map_input
-from branchnet.builder.inputs import Input
+from branchnet.builder.inputs import Input, check_input, unlike
 from branchnet.builder.network import BranchedNetwork, wanted_tasks
 from branchnet.builder.preparation import as_prepared, prepare
 from branchnet.builder.separate import SeparateNetworks
@@ -61,7 +61,17 @@ class CompiledNetwork:
         self._compiled: dict[Any, Callable[[Input], tuple[Outputs, dict[str, Any]]]] = {}
 
     def __call__(self, x: Input, tasks: Sequence[str] | None = None) -> Outputs:
-        """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""
+        """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward` for arguments and errors."""
+        if (interface := getattr(self.branched, "interface", None)) is not None:
+            check_input(x, interface)
+        try:
+            return self._outputs(x, tasks)
+        except (RuntimeError, TypeError, ValueError, IndexError, TorchDynamoException) as error:
+            if isinstance(error, torch.OutOfMemoryError) or interface is None or not (found := unlike(x, interface)):
+                raise
+            raise BuildError(f"the network cannot be run on {found}: {first_line(error)}") from error
+
+    def _outputs(self, x: Input, tasks: Sequence[str] | None) -> Outputs:
         subset = wanted_tasks(tasks, self.branched.tasks)
         marked = _with_dynamic_batch(x) if self.dynamic else x
         with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from branchnet.builder.inputs import Input
 from branchnet.builder.network import BranchedNetwork, wanted_tasks
 from branchnet.errors import BuildError
 from branchnet.stages import Stage, call
+
+if TYPE_CHECKING:
+    from branchnet.stages import Interface
 
 Cut = tuple[Any, ...]
 
@@ -120,6 +123,11 @@ class FusedNetwork(nn.Module):
     def tasks(self) -> tuple[str, ...]:
         """Task names, in the order of the heads."""
         return tuple(self.tree.tasks)
+
+    @property
+    def interface(self) -> Interface:
+        """Shapes and types of the inputs."""
+        return self._skeletons[0].interface
 
     def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""

@@ -115,8 +115,8 @@ class LatencyTable:
 def latency_table(
     networks: Mapping[str, nn.Module],
     example: Example,
-    *,
     device: str | torch.device | None = None,
+    *,
     locations: Sequence[str] | int | None = None,
     compiled: bool = True,
     mode: str | None = None,

@@ -174,3 +174,15 @@ def test_nodes_that_cannot_be_batched_stay_apart_and_are_named(monkeypatch: pyte
 @torch.fx.wrap
 def _decided(x: Tensor) -> Tensor:
     return x if x.sum().item() > 0 else -x
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("seed", range(3))
+def test_fused_equals_unfused_on_a_gpu(cut: dict[str, branchnet.StagedNetwork], seed: int) -> None:
+    branched = branchnet.build(branchnet.random_tree(TASKS, DEPTH, seed=seed), cut).eval().cuda()
+    fused = FusedNetwork(branched, range(DEPTH))
+    x = images(3, seed=seed).cuda()
+    with torch.no_grad():
+        assert_same(fused(x), branched(x), 1e-3)
+        assert_same(fused(x, ["edges", "scene"]), branched(x, ["edges", "scene"]), 1e-3)
+    assert all(parameter.is_cuda for parameter in fused.unfuse().parameters())

@@ -48,7 +48,7 @@ def networks(tasks: tuple[str, ...] = TASKS) -> Mapping[str, branchnet.StagedNet
 
 @pytest.fixture(scope="module")
 def table() -> LatencyTable:
-    return branchnet.latency_table(networks(), torch.ones(2, 4), compiled=False, repeats=5)
+    return branchnet.latency_table(networks(), torch.ones(2, 4), "cpu", compiled=False, repeats=5)
 
 
 def test_stages_and_heads_take_the_time_that_they_were_made_to_take(table: LatencyTable) -> None:

@@ -56,6 +56,8 @@ SLACK = 10
 LONGEST = 300
 """Seconds of measuring in turns; slow networks get fewer rounds than asked for, but not fewer than FEWEST."""
 FEWEST = 7
+MANY = 9
+"""From so many tasks on, equal nodes are compiled once, as regions of the graph: else compiling takes longest."""
 Run = Callable[[Tensor], Any]
 
 
@@ -182,9 +184,10 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
     yield "fully shared, compiled", compiled(shared), sizes["h"]
     yield "one backbone and N heads, compiled", lambda: alone(plain, case.mode), sizes["p"]
     yield "branched, eager", lambda: branched, sizes["b"]
-    yield "branched, compiled", compiled(branched), sizes["b"]
+    many = {"regions": case.tasks >= MANY}
+    yield "branched, compiled", compiled(branched, **many), sizes["b"]
     yield "branched, compiled, fused", compiled(branched, fuse=True), sizes["b"]
-    tuned = {"fold_batchnorm": True, "channels_last": True}
+    tuned = {"fold_batchnorm": True, "channels_last": True} | many
     yield "branched, compiled, BatchNorm folded, channels last", compiled(branched, **tuned), sizes["b"]
     yield "branched, nodes compiled one by one", lambda: nodes_one_by_one(branched, case.mode), sizes["b"]
     yield "branched, ONNX Runtime", lambda: onnx_runtime(branched, x, folder), sizes["b"]
@@ -328,6 +331,7 @@ def setting(case: Case) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "mode": case.mode or "default",
+        "regions": case.tasks >= MANY,
     }
 
 
@@ -394,7 +398,8 @@ def case_table(result: dict[str, Any]) -> list[str]:
     setting = result["setting"]
     widths = "-".join(map(str, result["widths"]))
     lines = [
-        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}, mode {setting['mode']}; "
+        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}, mode {setting['mode']}"
+        f"{', equal nodes compiled once' if setting.get('regions') else ''}; "
         f"copies of the stages {widths}; {result['params ratio']:.1%} of the parameters, "
         f"{result['flops ratio']:.1%} of the multiply-adds of the separate networks.",
         "",

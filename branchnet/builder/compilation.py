@@ -18,6 +18,7 @@ from branchnet.builder.graphs import autocasting, compiled_apart, compiler_probl
 from branchnet.builder.inputs import Input, check_input, unlike
 from branchnet.builder.network import BranchedNetwork, wanted_tasks
 from branchnet.builder.preparation import as_prepared, prepare
+from branchnet.builder.regions import with_regions
 from branchnet.builder.separate import SeparateNetworks
 from branchnet.errors import BuildError
 
@@ -145,6 +146,7 @@ def compile(
     dynamic: bool = True,
     fuse: bool | Literal["auto"] = False,
     streams: bool = False,
+    regions: bool = False,
     autocast: torch.dtype | None = None,
     cast: torch.dtype | None = None,
     channels_last: bool = False,
@@ -175,6 +177,10 @@ def compile(
             structure share a graph); not together with `fuse` or a mode that records CUDA graphs. It has not been
             measured on a GPU yet: compare it with the others on yours. `branchnet.builder.make_schedule(tree)` prints
             what would run where.
+        regions: compile equal nodes of a stage once and use that code for each of them, as regions of the one graph
+            (`torch.compiler.nested_compile_region`).
+            It spares most of the time to compile a tree of many tasks. Nodes that hand tensors on as they got them, as
+            skip connections do, cannot be regions and are compiled each. Not together with `fuse` or `streams`.
         autocast: run under autocast to this type, e.g. `torch.bfloat16`; weights stay as they are.
         cast: convert weights and floating-point inputs to this type; outputs are of it, too.
         channels_last: lay weights of convolutions and four-dimensional inputs out with the channels last.
@@ -189,8 +195,10 @@ def compile(
         BuildError: this machine cannot compile, the reason is named; a device without streams; or options that exclude
             each other.
     """
-    if fuse and streams:
-        raise BuildError(f"fuse={fuse!r} and streams=True are two ways of running equal nodes together: choose one")
+    if bool(fuse) + streams + regions > 1:
+        raise BuildError(
+            f"fuse={fuse!r}, streams={streams} and regions={regions} are different ways with equal nodes: choose one"
+        )
     run_as: Callable[..., CompiledNetwork] = functools.partial(CompiledNetwork, copy_outputs=copy_outputs)
     if streams:
         from branchnet.builder.streams import StreamedNetwork, check_streams
@@ -204,7 +212,7 @@ def compile(
     if fuse not in (True, False, "auto"):
         raise BuildError(f"fuse must be True, False or 'auto'; {fuse!r} was given")
     prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
-    network: Network = prepared
+    network: Network = with_regions(prepared) if regions else prepared
     if fuse == "auto":
         stages = faster_fused(prepared, example, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)
         network = FusedNetwork(prepared, stages) if stages else prepared

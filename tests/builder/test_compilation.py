@@ -141,6 +141,8 @@ def test_separate_networks_compile_too(graphs: list[int]) -> None:
         ({"channels_last": True}, 1e-5),
         ({"fold_batchnorm": True}, 1e-4),
         ({"fuse": True}, 1e-5),
+        ({"regions": True}, 0.0),
+        ({"regions": True, "cast": torch.bfloat16, "channels_last": True}, 5e-2),
         ({"autocast": torch.bfloat16}, 5e-2),
         ({"cast": torch.bfloat16}, 5e-2),
         ({"cast": torch.bfloat16, "channels_last": True, "fold_batchnorm": True}, 5e-2),
@@ -162,6 +164,34 @@ def test_every_option_keeps_the_outputs_with_one_graph_or_one_for_each_size_of_f
             assert (found[task].float() - value).abs().max() <= tolerance * value.abs().max()
     assert len(graphs) == (3 if options.get("fuse") else 1)
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
+def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor lowers one graph for each kind of node beside the whole, whatever the number of copies."""
+    from torch._inductor.graph import GraphLowering
+
+    lowered: list[str] = []
+    run = GraphLowering.run
+    monkeypatch.setattr(GraphLowering, "run", lambda self, *args: (lowered.append(self.name), run(self, *args))[1])
+    counts = []
+    assert not compiler_problem("cpu")  # compiles something itself, once
+    for tasks in (4, 6):
+        names = tuple(f"t{i}" for i in range(tasks))
+        made = {
+            t: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)) for t in names
+        }
+        cut = branchnet.split_all(made, torch.rand(2, 6), locations=["1", "3"])
+        network = branchnet.build(Tree.separate(names, 2), cut).eval()
+        lowered.clear()
+        with torch._inductor.utils.fresh_cache():
+            compiled = branchnet.compile(network, torch.rand(2, 6), regions=True)
+        counts.append(len(lowered))
+        x = torch.rand(5, 6)
+        for task, value in network(x).items():
+            torch.testing.assert_close(compiled(x)[task], value)
+    assert counts == [3, 3]  # two stages and the whole
 
 
 @pytest.mark.parametrize(

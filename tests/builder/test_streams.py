@@ -225,8 +225,9 @@ def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[i
     [
         ({}, "streams of a CUDA device; the network is on 'cpu'"),
         ({"mode": "reduce-overhead"}, "mode='reduce-overhead', which records CUDA graphs"),
-        ({"fuse": True}, "fuse=True and streams=True"),
-        ({"fuse": "auto"}, "fuse='auto' and streams=True"),
+        ({"fuse": True}, "fuse=True, streams=True and regions=False"),
+        ({"regions": True}, "streams=True and regions=True"),
+        ({"fuse": "auto"}, "fuse='auto', streams=True"),
     ],
 )
 def test_what_cannot_run_on_streams_is_refused(options: dict[str, Any], message: str) -> None:

@@ -184,6 +184,9 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
     yield "fully shared, compiled", compiled(shared), sizes["h"]
     yield "one backbone and N heads, compiled", lambda: alone(plain, case.mode), sizes["p"]
     yield "branched, eager", lambda: branched, sizes["b"]
+    if case.device == "cuda":
+        streams = {"dynamic": False, "streams": True}
+        yield "branched, compiled, on streams", lambda: branchnet.compile(branched, x, **streams), sizes["b"]
     many = {"regions": case.tasks >= MANY}
     yield "branched, compiled", compiled(branched, **many), sizes["b"]
     yield "branched, compiled, fused", compiled(branched, fuse=True), sizes["b"]

@@ -1,7 +1,8 @@
 """Sibling fusion: structurally equal nodes of one stage run as one batched computation over their stacked weights.
 
 Siblings take the same cut, cousins take the cuts of different parents; `torch.func.vmap` turns their convolutions into
-grouped ones and their linear layers into batched matrix products. Whether that is faster depends on the device, so
+grouped ones and their linear layers and attention into batched matrix products (the attention kernel of CPUs has no
+such form and runs member by member). Whether that is faster depends on the device, so
 `branchnet.compile(..., fuse="auto")` measures every stage. Results equal the unfused ones up to rounding.
 """
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import FusedNetwork, FusedNodes, Latency, fusion_choice
 from branchnet.errors import BuildError
+from branchnet.stages.flops import without_attention_fast_path
 
 from .toys import KINDS, images, networks, staged
 
@@ -94,6 +98,48 @@ def test_attention_and_layer_norm_fuse() -> None:
     branched = branchnet.build(tree, cut).eval()
     with torch.no_grad():
         assert_same(FusedNetwork(branched, range(3))(x), branched(x))
+
+
+def operators(nodes: FusedNodes, x: Tensor) -> Counter[str]:
+    """How often every operator runs."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        graph = make_fx(lambda value: nodes(value))(x).graph
+    return Counter(str(node.target) for node in graph.nodes if node.op == "call_function")
+
+
+@pytest.mark.parametrize("kind", ["convolution", "attention"])
+def test_as_many_operators_run_for_six_members_as_for_three(kind: str) -> None:
+    """Convolutions become grouped ones, linear layers and attention batched products: none is repeated by member.
+
+    On CPUs the fused attention kernel has no batched form; its composite stands in here for the kernels of GPUs.
+    """
+
+    def node() -> nn.Module:
+        if kind == "convolution":
+            return nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), nn.Hardswish(), nn.AvgPool2d(2))
+        return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    class Returning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = node()
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (self.body(x),)
+
+    x = torch.rand(2, 4, 8, 8) if kind == "convolution" else torch.rand(2, 5, 8)
+    modules = [Returning().eval() for _ in range(6)]
+    with without_attention_fast_path():
+        counts = [operators(FusedNodes(modules[:members]), x) for members in (3, 6)]
+    assert counts[0] == counts[1]
+    wanted = "aten.convolution.default" if kind == "convolution" else "aten.bmm.default"
+    assert counts[0][wanted] == 1 or (kind == "attention" and counts[0][wanted] >= 2)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_the_attention_kernels_of_gpus_have_a_batched_form(kernel: str) -> None:
+    operator = f"aten::_scaled_dot_product_{kernel}_attention"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(operator, "FuncTorchBatched")
 
 
 def test_inputs_by_name_fuse_in_the_first_stage() -> None:

@@ -467,7 +467,7 @@ def prediction(table: LatencyTable, tree: Tree, beside: dict[str, list[float]]) 
     predicted, measured = predicted_rounds(table, tree), Latency(tuple(beside["branched, compiled"]))
     ratio, low, high = ratio_interval(predicted, measured)
     inside, outside = low >= 0.9 and high <= 1.1, high < 0.9 or low > 1.1
-    verdict = judged(0.9 <= ratio <= 1.1, settled=inside or outside)
+    verdict = judged(0.9 <= ratio <= 1.1, settled=inside or outside, rounds=len(measured.samples))
     return (
         f"- predicted by the latency table {1e3 * predicted.median:.1f} ms, measured in turns with it "
         f"{1e3 * measured.median:.1f} ms; predicted / measured: {ratio:.3f} (95%: {low:.3f} to {high:.3f}; "
@@ -480,12 +480,13 @@ def claim(text: str, times: dict[str, Latency], one: str, other: str, bar: float
     if one not in times or other not in times:
         return f"- {text}: not measured"
     ratio, low, high = ratio_interval(times[one], times[other])
-    verdict = judged(ratio <= bar, settled=high <= bar or low > bar)
+    verdict = judged(ratio <= bar, settled=high <= bar or low > bar, rounds=len(times[one].samples))
     return f"- {text}: {ratio:.3f} (95%: {low:.3f} to {high:.3f}; bar: {bar:.2f}): {verdict}"
 
 
-def judged(met: bool, *, settled: bool) -> str:
-    if not settled:
+def judged(met: bool, *, settled: bool, rounds: int) -> str:
+    """The verdict in words. Of fewer than six rounds no interval holds the median with 95%, so they settle nothing."""
+    if not settled or rounds < 6:
         return f"{'met' if met else 'missed'} within the noise"
     return "met" if met else "**missed**"
 

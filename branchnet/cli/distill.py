@@ -72,6 +72,7 @@ def distill(
         raise SpecError(f"{config} holds no images (a config as `branchnet run` takes it would be right)")
     if missing := [task for task in network.tasks if task not in given.networks]:
         raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; {branched} has it")
+    before = network.frozen
     if only is not None:
         _freeze_others(network, [task.strip() for task in only.split(",")])
     settings = changed(given.config, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
@@ -113,6 +114,7 @@ def distill(
             )
     else:
         reestimate_batchnorm(network, train)
+    network.unfreeze(*(network.frozen - before))  # `--only` holds for this run; what is saved can be trained on
     network.eval()
     compared.append(judged("distilled", network))
     spec = read_spec(branched)

@@ -53,6 +53,7 @@ def test_a_task_is_added_and_trained_and_the_old_outputs_stay_the_same_to_the_bi
     assert grown.tree.partitions == ((("edges", "depth", "count"),),) * 2 + ((("edges",), ("depth",), ("count",)),)
     assert walker("distill grown run.yaml --only count --steps 4 --out trained") == 0, walker.err
     trained = branchnet.load("trained")
+    assert not trained.frozen
     for task in OLD:
         assert torch.equal(grown(x)[task], wanted[task])
         assert torch.equal(trained(x)[task], wanted[task])

@@ -37,6 +37,7 @@ RESNET50 = {  # parameters between neighbouring locations: stem, layer1, layer2,
     6: [9_536, 215_808, 1_219_584, 3_746_816, 3_351_552, 14_964_736],
 }
 RESNET50_GMACS = [0.118, 0.68, 1.04, 0.80, 0.67, 0.81]  # the same six stages, 224 x 224
+RESNET50_GMACS_FIVE = [0.118, 0.68, 1.04, 1.47, 0.81]
 RESULTS = Path(__file__).parent / "results"
 FACTS = Path(__file__).parents[1] / "tests" / "facts"
 Row = dict[str, Any]
@@ -134,9 +135,9 @@ def small_gaps(n: int, depth: int, objective: str, seeds: int) -> Row:
             best = search(affinity, RESNET50[depth], budget, objective=objective)
             for method, values in gaps.items():
                 found = search(affinity, RESNET50[depth], budget, objective=objective, method=method)
-                values.append(found.cost / best.cost - 1)
+                values.append((found.cost - best.cost) / abs(best.cost))
                 if method == "local":
-                    bounds.append(1 - found.lower_bound / best.cost)
+                    bounds.append((best.cost - found.lower_bound) / abs(best.cost))
     row: Row = {"n": n, "d": depth, "objective": objective, "instances": 2 * seeds}
     for method, values in gaps.items():
         row |= {f"{method}_median_gap": float(np.median(values)), f"{method}_largest_gap": max(values)}
@@ -187,24 +188,38 @@ def published_affinity() -> Affinity:
     return Affinity(stored["tasks"], [f"block{d}" for d in range(stored["D"])], np.array(stored["affinity_DTT"]))
 
 
-def sharing(name: str, affinity: Affinity) -> list[Row]:
-    """The best whole-network groups beside the best trees of equal size."""
+Case = tuple[Affinity, list[float], str]
+
+
+def sharing_cases() -> dict[str, Case]:
+    """Affinities with the costs of five stages and what these count."""
+    published = published_affinity()
+    return {
+        "five Taskonomy tasks (published)": (published, RESNET50[5], "params"),
+        "the same, by FLOPs": (published, RESNET50_GMACS_FIVE, "flops"),
+        "eight generated tasks, by FLOPs": (rsa_like(8, 5, 0), RESNET50_GMACS_FIVE, "flops"),
+    }
+
+
+def sharing(name: str, case: Case) -> list[Row]:
+    """The best whole-network groups beside the best trees that are not larger."""
+    affinity, costs, unit = case
     rows: list[Row] = []
     for objective in ("mean-max", "mean-pair"):
-        compared = compare_sharing(affinity, RESNET50[len(affinity.locations)], objective=objective)
+        compared = compare_sharing(affinity, costs, unit=unit, objective=objective)
         for group, saved in zip(compared.groups, compared.saved(), strict=True):
             row = {"affinity": name, "objective": objective, "networks": group.tree.widths[0], "cost": group.cost}
             rows.append(row | {"best_tree_cost": group.cost - saved})
     return rows
 
 
-def plot_sharing(affinities: dict[str, Affinity], path: Path) -> None:
-    """Both fronts, one panel for each affinity."""
+def plot_sharing(cases: dict[str, Case], path: Path) -> None:
+    """Both fronts, one panel for each case."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(affinities), 3.6), layout="constrained")
-    for ax, (name, affinity) in zip(figure.subplots(1, len(affinities)), affinities.items(), strict=True):
-        compare_sharing(affinity, RESNET50[len(affinity.locations)], objective="mean-pair").plot(ax)
+    figure = Figure(figsize=(4.2 * len(cases), 3.6), layout="constrained")
+    for ax, (name, (affinity, costs, unit)) in zip(figure.subplots(1, len(cases)), cases.items(), strict=True):
+        compare_sharing(affinity, costs, unit=unit, objective="mean-pair").plot(ax)
         ax.set_title(name, fontsize=9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
@@ -303,15 +318,15 @@ def main() -> None:
         if method == "local" or n <= 60
     ]
     report["gaps at few tasks"] = [measured(small_gaps, n, 5, objective, 3) for n in (7, 8) for objective in OBJECTIVES]
-    known = {"Taskonomy, published": published_affinity(), "eight generated tasks": rsa_like(8, 5, 0)}
-    report["groups of whole networks beside trees"] = [row for name, a in known.items() for row in sharing(name, a)]
+    cases = sharing_cases()
+    report["groups of whole networks beside trees"] = [row for name, c in cases.items() for row in sharing(name, c)]
     text = "# Clustering\n\n" + "\n\n".join(f"## {name}\n\n{table(rows)}" for name, rows in report.items()) + "\n"
     print(text)
     write_text(arguments.out / "clustering.md", text)
     write_text(arguments.out / "clustering.json", json.dumps(report, indent=1) + "\n")
     enumerated, heuristics = report["exhaustive enumeration"], report["growth of the heuristics"]
     plot_growth(report["exact fronts"], enumerated, heuristics, arguments.out / "clustering.svg")
-    plot_sharing(known, arguments.out / "clustering_sharing.svg")
+    plot_sharing(cases, arguments.out / "clustering_sharing.svg")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ on chains of nested clusters for `max` (`chains`), by Lagrangian relaxation for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -62,46 +63,52 @@ def rising_bounds(
     effort: int = EFFORT,
 ) -> Iterator[float]:
     """Lower bounds, each valid by itself, so that one can stop at any of them; arguments as `lower_bound`."""
-    radii = None
-    if losses.kind == "max" and not (losses.pairs < 0).any():
+    radii, below = None, np.minimum(losses.pairs.min(axis=(1, 2)), 0.0)
+    if losses.kind == "max":  # every cluster of several tasks loses at least what it does without gains, plus `below`
+        losses = replace(losses, pairs=np.maximum(losses.pairs, 0.0))
         radii = [stage_radii(pairs) for pairs in losses.pairs]
-    table = np.array([_stage_bounds(losses, stage, radii) for stage in range(losses.depth)])
+    table = np.array([_stage_bounds(losses, stage, radii, float(below[stage])) for stage in range(losses.depth)])
     bound, widths = WidthBounds(rules, sizes, limit).least(table)
     yield bound + losses.offset
     if target is None or not widths or bound >= target - losses.offset:
         return
-    known = target - losses.offset
+    known, gained = target - losses.offset, 0.0
     if radii is not None:
-        tighter = chain_bounds(losses, radii, rules, sizes, limit, known, effort)
+        gained = float(below.sum()) / losses.divisor * (1 if losses.averaged else len(losses.tasks) // 2)
+        tighter = chain_bounds(losses, radii, rules, sizes, limit, known - gained, effort)
     elif losses.kind in ("mean", "sum") and not losses.averaged:
         pairs = losses.pairs / losses.divisor
         worth = np.array([_best_slope(stage, losses.kind, k) for stage, k in zip(pairs, widths, strict=True)])
         tighter = pair_bounds(losses, rules, sizes, limit, known, worth, effort)
     else:
         return
-    yield from (value + losses.offset for value in tighter)
+    yield from (value + gained + losses.offset for value in tighter)
 
 
-def _stage_bounds(losses: StageLosses, stage: int, radii: Sequence[StageRadii] | None) -> Floats:
-    """For every width 0..N a lower bound on the cost of a partition of that width; width 0 is inf."""
+def _stage_bounds(losses: StageLosses, stage: int, radii: Sequence[StageRadii] | None, below: float) -> Floats:
+    """For every width 0..N a lower bound on the cost of a partition of that width; width 0 is inf.
+
+    With radii, a cluster of several tasks may cost up to -`below` less than its radius.
+    """
     pairs = losses.pairs[stage]
     n = len(pairs)
     sums: Floats
     if radii is not None:
-        sums = radii[stage].of_widths(n)[1:]
-    elif losses.kind == "max":
-        sums = np.linspace(1.0, n, n) * min(0.0, float(pairs.min()))
+        sums = radii[stage].of_widths(n)[1:] + below * np.minimum(np.arange(1, n + 1), n // 2)
     elif losses.kind == "medoid":
         sums = _medoid_sums(pairs)
     else:
-        slopes, lines = _task_lines(pairs, losses.kind)
-        sums = (lines[:, None] - slopes[:, None] * np.arange(1, n + 1)).max(axis=0)
+        sums = _task_lines(pairs, losses.kind)[1].max(axis=0)
     scale = np.array([losses.scale(k) for k in range(1, n + 1)])
     return np.concatenate([[np.inf], sums * scale])
 
 
 def _task_lines(pairs: Floats, kind: str) -> tuple[Floats, Floats]:
-    """Slopes, and for each the least sum over tasks of (what a cluster of s tasks loses it) + slope / s."""
+    """Slopes, and for each of them a lower bound at every width k = 1..N; (S,) and (S, N).
+
+    The least sum over tasks of (what a cluster of s tasks loses it) + slope * (1 / s - k / N); in this form steep
+    slopes lose no digits.
+    """
     n = len(pairs)
     nearest = np.sort(pairs + np.where(np.eye(n, dtype=np.bool_), np.inf, 0.0), axis=1)[:, : n - 1]
     sums = np.concatenate([np.zeros((n, 1)), np.cumsum(nearest, axis=1)], axis=1)
@@ -109,12 +116,15 @@ def _task_lines(pairs: Floats, kind: str) -> tuple[Floats, Floats]:
     shares = sums / np.maximum(sizes - 1, 1) if kind == "mean" else sums / 2
     spread = max(float(np.abs(shares).max()), 1e-300)
     slopes = np.concatenate([[0.0], spread * np.geomspace(1e-4, 1e3 * n, 400)])
-    return slopes, np.array([(shares + slope / sizes).min(axis=1).sum() for slope in slopes])
+    chosen = np.array([(shares + slope / sizes).argmin(axis=1) for slope in slopes])
+    lost = shares[np.arange(n), chosen].sum(axis=1)
+    counts = np.array([np.bincount(row, minlength=n) for row in chosen])
+    return slopes, lost[:, None] + slopes[:, None] * (counts @ (1.0 / sizes[:, None] - sizes / n))
 
 
 def _best_slope(pairs: Floats, kind: str, width: int) -> float:
     slopes, lines = _task_lines(pairs, kind)
-    return float(slopes[(lines - slopes * width).argmax()])
+    return float(slopes[lines[:, width - 1].argmax()])
 
 
 def _medoid_sums(pairs: Floats) -> Floats:

@@ -44,6 +44,8 @@ def chain_bounds(
 ) -> Iterator[float]:
     """Rising lower bounds on the cost of every tree that fits, offset not included; none for too many tasks.
 
+    0 for each range that is bounded before the first one is branched on.
+
     Args:
         losses, rules, sizes, limit: as for `lower_bound`; losses of the kind `max`, none negative.
         radii: for every stage.
@@ -57,8 +59,11 @@ def chain_bounds(
     widths = WidthBounds(rules, sizes, limit)
     highest, number = min(target, widths.least(tables.loose, target)[0]), count()
     search = _Search(tables, widths, highest)
-    heap = [(node.value, next(number), node) for node in map(search.node, tables.ranges()) if node is not None]
-    heapq.heapify(heap)
+    heap: list[tuple[float, int, _Node]] = []
+    for node in map(search.node, tables.ranges()):
+        yield 0.0
+        if node is not None:
+            heapq.heappush(heap, (node.value, next(number), node))
     for _ in range(min(expansions, round(expansions * (40 / n) ** 2))):
         if not heap:
             break

@@ -63,6 +63,11 @@ class _Multipliers:
         weights = (1.0, 1.0, 1.0, _PARTNER_STEP, _PARTNER_STEP)
         return sum(weight * float((part**2).sum()) for weight, part in zip(weights, self._all(), strict=True))
 
+    def rounding(self) -> float:
+        """How far rounding may raise a value of the dual function at these multipliers."""
+        parts = sum(float(np.linalg.norm(part)) for part in self._all())
+        return 4 * len(self.rows[0]) * float(np.finfo(np.float64).eps) * parts
+
     def _all(self) -> tuple[Floats, ...]:
         return self.rows, self.order, self.shares, self.mutual, self.nested
 
@@ -90,7 +95,7 @@ def pair_bounds(
         if slope is None:
             yield target
             return
-        yield value
+        yield value - at.rounding()
         idle = 0 if value > best + _PROGRESS * abs(best) else idle + 1
         if value > best:
             best, best_at = value, at
@@ -100,7 +105,7 @@ def pair_bounds(
         norm = way.norm()
         if norm == 0.0:
             break
-        at = at.moved(way, length * (target - value) / norm)
+        at = at.moved(way, length * max(target - value, 0.0) / norm)
 
 
 def _start(losses: StageLosses, multipliers: Floats) -> _Multipliers:
@@ -112,7 +117,7 @@ def _start(losses: StageLosses, multipliers: Floats) -> _Multipliers:
 def _relaxed(
     losses: StageLosses, rules: Rules, widths: WidthBounds, at: _Multipliers, target: float
 ) -> tuple[float, _Multipliers | None]:
-    """Value and slope of the dual function; no slope where the value reaches the target."""
+    """Value and slope of the dual function; no slope where the value reaches the target, rounding included."""
     nested = _differences(at.nested)
     choices = [
         _choose(
@@ -126,7 +131,7 @@ def _relaxed(
     ]
     paid = sum(choice.value for choice in choices)
     sums, vectors = _rank_sums(at.rows - _differences(at.order))
-    value, best = widths.least(sums, target - paid)
+    value, best = widths.least(sums, target + at.rounding() - paid)
     if not best:
         return target, None
     wide = np.array([_projection(vectors[d], width) for d, width in enumerate(best)])

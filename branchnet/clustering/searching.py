@@ -283,7 +283,7 @@ def _searched(
     effort: int = EFFORT,
 ) -> SearchResult:
     land = problem.landscape(limit)
-    smallest = smallest_tree(problem.rules)
+    smallest = smallest_tree(problem.rules, land.sizes)
     least = land.size(smallest)
     if least > land.limit * (1 + 1e-12):
         raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
@@ -304,22 +304,24 @@ def _searched(
 
 def _with_bound(result: SearchResult, bounds: Iterator[float], watch: Watch, effort: int) -> SearchResult:
     """The result with the best of the bounds that time allows; the first is always taken."""
-    bound, why = next(bounds), result.why
+    bound, stopped = next(bounds), ""
     try:
         watch.begin("bounding", effort)
         for value in bounds:
             bound = max(bound, value)
             watch.step()
     except OutOfTime:
-        why += "; its bound was cut short by the time limit"
+        stopped = "its bound was cut short by the time limit"
     except KeyboardInterrupt:
-        why += "; its bound was interrupted"
+        stopped = "its bound was interrupted"
+    why = "; ".join(filter(None, [result.why, stopped]))
     reached = bound >= result.cost - 1e-12 * abs(result.cost)
     return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached, why=why)
 
 
 def _searched_front(problem: Problem, method: str, why: str, seed: int, watch: Watch) -> list[SearchResult]:
-    least = problem.landscape(math.inf).size(smallest_tree(problem.rules)) + problem.sizes.heads
+    land = problem.landscape(math.inf)
+    least = land.size(smallest_tree(problem.rules, land.sizes)) + problem.sizes.heads
     limits = np.geomspace(max(least, 1e-300), max(problem.sizes.separate, least), _FRONT_BUDGETS)
     effort = EFFORT // 4
     points = [_searched(problem, float(limit), "", method, why, seed, watch, effort=effort) for limit in limits]

@@ -21,7 +21,7 @@ Labels = npt.NDArray[np.int64]
 
 def start_trees(losses: StageLosses, rules: Rules, sizes: Floats, limit: float) -> Iterator[Labels]:
     """Feasible trees, (D, N) cluster numbers, from several chains; chains that hold none are left out."""
-    smallest = smallest_tree(rules)
+    smallest = smallest_tree(rules, sizes)
     if _fits(smallest, rules, sizes, limit):
         yield smallest
     for chain in _chains(losses, rules):
@@ -118,7 +118,21 @@ def peeling_chain(pairs: Floats) -> Labels:
     return chain
 
 
-def smallest_tree(rules: Rules) -> Labels:
+def smallest_tree(rules: Rules, sizes: Floats) -> Labels:
+    """A small tree that meets the rules: with few clusters, or, if more of them may be smaller, cut from a chain."""
+    coarse = _coarsest_tree(rules)
+    if (np.diff(sizes[:, 1:], axis=1) >= 0).all():
+        return coarse
+    n = sizes.shape[1] - 1
+    kept_apart, always = np.logical_or.reduce(rules.apart), np.logical_and.reduce(rules.together)
+    chain = agglomerative_chain(_with_rules(np.zeros((n, n)), always, kept_apart), "complete")
+    allowed = [[False, *(rules.allows(d, labels.tolist()) for labels in chain)] for d in range(len(sizes))]
+    widths = best_widths(np.where(allowed, sizes, np.inf), np.zeros_like(sizes), 1.0)
+    trees = [coarse] if widths is None else [coarse, np.array([chain[width - 1] for width in widths])]
+    return min(trees, key=lambda labels: sum(float(row[labels[d].max() + 1]) for d, row in enumerate(sizes)))
+
+
+def _coarsest_tree(rules: Rules) -> Labels:
     """A tree with few clusters that meets the rules: every stage splits only what must be apart."""
     depth, n = rules.apart.shape[:2]
     labels = np.zeros((depth, n), np.int64)

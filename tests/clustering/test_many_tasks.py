@@ -1,15 +1,23 @@
 """Heuristic searches and lower bounds: against the exact optimum, against each other, and under constraints."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
-from clustering_instances import affinities, brute_costs, brute_sizes, names, random_affinity, rsa_like_affinity
+from clustering_instances import (
+    affinities,
+    as_affinity,
+    brute_costs,
+    brute_sizes,
+    names,
+    random_affinity,
+    rsa_like_affinity,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
+from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, chains, pareto_front, random_tree, search
 from branchnet.clustering.bounds import lower_bound, rising_bounds
 from branchnet.clustering.cliques import clique_diameters
 from branchnet.clustering.local import apply_move, price_moves
@@ -62,6 +70,80 @@ def test_chain_bounds_rise_and_stay_below_the_optimum(name: str, small: int, mon
         gaps.append(1 - max(bounds) / best.cost)
         single.append(1 - bounds[0] / best.cost)
     assert np.mean(gaps) < np.mean(single)  # chains add something to stages on their own
+
+
+@pytest.mark.parametrize("name", ["mean-max", "diameter-sum"])
+@pytest.mark.parametrize("seed", range(5))
+def test_affinities_above_one_are_bounded(name: str, seed: int) -> None:
+    affinity = as_affinity(random_affinity(5, 3, seed).values + (0.7 + 0.3 * seed) * (1 - np.eye(5)))
+    assert affinity.values.max() > 1
+    problem = make_problem(affinity, COSTS[:3], "params", objective=name)
+    limit = 0.7 * problem.sizes.separate
+    best = float(brute_costs(affinity, name)[brute_sizes(5, COSTS[:3]) <= limit].min())
+    for target in (best, best + 1.0):
+        bounds = list(rising_bounds(problem.losses, problem.rules, problem.sizes.table, limit, target=target))
+        assert max(bounds) <= best + 1e-12
+
+
+def test_an_affinity_above_one_by_rounding_costs_no_bound() -> None:
+    values = rsa_like_affinity(15, 3, 0).values.copy()
+    whole = search(as_affinity(values), COSTS[:3], "40% params")
+    values[0, [0, 1], [1, 0]] = 1 + 4e-16
+    result = search(as_affinity(values), COSTS[:3], "40% params")
+    assert result.lower_bound > 0.9 * whole.lower_bound > 0
+
+
+@pytest.mark.parametrize("name", ["gain", "mean-pair", "sum-pair"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_of_one_shared_network_is_its_cost(name: str, seed: int) -> None:
+    affinity = random_affinity(7, 1, seed)
+    problem = make_problem(affinity, [1.0], "params", objective=name)
+    cost = problem.losses.tree_cost(Tree.shared(affinity.tasks, 1))
+    assert lower_bound(problem.losses, problem.rules, problem.sizes.table, 1.0) == pytest.approx(cost, abs=2e-14)
+
+
+def test_multipliers_that_grow_large_raise_no_bound_by_rounding() -> None:
+    """All stages separate: the optimum is 0; a target far above it makes the steps ever longer."""
+    for seed in range(6):
+        problem = make_problem(
+            rsa_like_affinity(2 + seed, 4, seed),
+            COSTS[:4],
+            "params",
+            objective="sum-pair",
+            constraints=Constraints(separate_stages=4),
+        )
+        limit = problem.sizes.separate
+        bounds = rising_bounds(problem.losses, problem.rules, problem.sizes.table, limit, target=1.0, effort=60)
+        assert max(bounds) <= 0.0
+
+
+def test_a_time_limit_is_looked_at_while_chains_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    node = chains._Search.node
+    monkeypatch.setattr(chains._Search, "node", lambda *given: asked.append(given) or node(*given))
+    problem = make_problem(rsa_like_affinity(15, 3, 0), COSTS[:3], "params")
+    limit = 0.4 * problem.sizes.separate
+    bounds = rising_bounds(problem.losses, problem.rules, problem.sizes.table, limit, target=1.0)
+    for taken, _ in enumerate(islice(bounds, 20)):
+        assert len(asked) <= taken
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_latencies_that_fall_with_more_copies(seed: int) -> None:
+    """Measured latencies need not grow: at the smallest feasible budget both methods find a tree."""
+    table = np.random.default_rng(seed).uniform(1, 9, (3, 7))
+    table[:, 0] = 0.0
+    table[-1, 3] = 0.5
+    affinity = rsa_like_affinity(6, 3, seed)
+    with pytest.raises(BudgetError) as caught:
+        search(affinity, table, "0.1 ms", method="exact")
+    smallest = caught.value.smallest
+    assert smallest is not None
+    for method in ("exact", "local"):
+        assert search(affinity, table, Budget(smallest, "latency"), method=method).size == pytest.approx(smallest)
+    with pytest.raises(BudgetError) as caught:
+        search(affinity, table, "0.1 ms", method="local")
+    assert caught.value.smallest == pytest.approx(smallest)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,6 +266,9 @@ def test_a_bound_that_is_interrupted_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert "its bound was interrupted" in result.why
     assert result.tree == whole.tree
     assert 0 < result.lower_bound < whole.lower_bound <= result.cost
+    monkeypatch.setattr("branchnet.clustering.searching._LONG_WORK", 0)
+    before = search(rsa_like_affinity(9, 3, 0), COSTS[:3], "40% params", method="exact")
+    assert before.why == "its bound was interrupted before the exact method began"
 
 
 @pytest.mark.slow

@@ -67,18 +67,19 @@ def build(
     spec = read_spec(architecture)
     checked_folder(out)
     networks = read_networks(config, spec.tasks if add is None else (add,))
+    grown = None if add is None else _grown(architecture, config, networks[add], (add, str(beside), str(until)))
     if dry_run:
         plan = Plan("build").step(f"read {len(networks)} networks", memory=memory_of(networks))
         size = None if spec.stage_costs is None else 4 * _parameters(spec)
         plan = plan.step("copy the donors' weights", memory=memory_of(networks) + (size or 0))
         plan.show(as_json=as_json, writes=[out / "architecture.yaml", out / "weights.safetensors"])
         return
-    if add is None:
+    if grown is None:
         example = read_source(config).example if config is not None and spec.input is None else None
         torch.manual_seed(seed)
         branched = spec.build(networks, example=example).eval()
     else:
-        branched = _grown(architecture, config, networks[add], (add, str(beside), str(until)))
+        branched = grown
     search = spec.search if add is None else None
     described = branchnet.Architecture.from_network(branched, search=search, description=spec.description)
     branchnet.save(branched, out, architecture=described)

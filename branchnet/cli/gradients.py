@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,21 @@ def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
     return Labelled(
         images=divide(images, config)[0],
         labels=cast(dict[str, Tensor], divide(labels, config)[0]),
-        losses={task: find_function(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
+        losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
     )
+
+
+def _loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
+    found: Callable[[Any, Any], Tensor] = find_function(name, folder)
+    if inspect.isclass(found):
+        raise SpecError(f"loss {name!r} is a class; a function of an output and the labels of a batch would be right")
+    try:
+        inspect.signature(found).bind(None, None)
+    except TypeError as error:
+        raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
+    except ValueError:  # compiled functions tell no signature
+        pass
+    return found
 
 
 def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tensor]:

@@ -130,6 +130,18 @@ def test_what_is_missing_is_said(walker: Walker, changes: dict[str, str], option
     assert message in " ".join(walker.err.split())
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [("torch.nn:MSELoss", "is a class"), ("truth_of_gradients:labels", "called with an output and the labels")],
+)
+def test_a_loss_that_takes_no_output_and_labels_is_refused(walker: Walker, loss: str, message: str) -> None:
+    config = yaml.safe_load(Path("labelled.yaml").read_text())
+    config["networks"]["count"]["loss"] = loss
+    Path("changed.yaml").write_text(yaml.safe_dump(config))
+    assert walker("affinity changed.yaml split.yaml --measure lookahead") == 2
+    assert message in " ".join(walker.err.split())
+
+
 def test_a_config_without_losses_and_steps_without_gradients_are_refused(walker: Walker) -> None:
     assert walker("affinity run.yaml split.yaml --measure first-order") == 2
     assert "networks: edges: loss" in walker.err and "torch.nn.functional:mse_loss" in walker.err

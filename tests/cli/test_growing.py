@@ -78,6 +78,7 @@ def test_the_new_branch_has_the_weights_of_its_own_network(walker: Walker) -> No
         ("build deployed --add count --beside depth --until layer2", 2, "--add count needs --config, too"),
         ("build deployed --config run.yaml --beside depth", 2, "there is no --add"),
         (ADD.replace("--add count", "--add depth"), 2, "there is a task 'depth' already"),
+        (ADD.replace("layer2", "layer9") + " --dry-run", 2, "until='layer9' is no location"),
         (ADD.replace("layer2", "layer9"), 2, "until='layer9' is no location"),
         (ADD.replace("--add count", "--add pose"), 2, "pose is missing"),
         (ADD.replace("deployed", "two-tasks.yaml"), 4, "is no saved network"),

@@ -131,7 +131,7 @@ def pareto_front(
     """Every trade between size and cost, smallest tree first: no tree is as small and cheaper, or as cheap and smaller.
 
     By the exact method the front is complete and proven. For many tasks it is searched at 24 budgets, each point with
-    its own bound. The arguments and errors are those of `search`; `unit` is the unit in which sizes are counted.
+    its own bound; interrupted, it ends there. The arguments and errors are those of `search`; `unit` is the unit in which sizes are counted.
     """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
     chosen, why = choose_method(problem, method)
@@ -324,7 +324,11 @@ def _searched_front(problem: Problem, method: str, why: str, seed: int, watch: W
     least = land.size(smallest_tree(problem.rules, land.sizes)) + problem.sizes.heads
     limits = np.geomspace(max(least, 1e-300), max(problem.sizes.separate, least), _FRONT_BUDGETS)
     effort = EFFORT // 4
-    points = [_searched(problem, float(limit), "", method, why, seed, watch, effort=effort) for limit in limits]
+    points: list[SearchResult] = []
+    for limit in limits.tolist():
+        points.append(_searched(problem, limit, "", method, why, seed, watch, effort=effort))
+        if "interrupted" in points[-1].why:
+            break
     front: list[SearchResult] = []
     for point in sorted(points, key=lambda point: (point.size, point.cost)):
         if not front or point.cost < front[-1].cost * (1 - 1e-12):

@@ -310,6 +310,16 @@ def test_front_of_many_tasks_is_ordered_and_bounded() -> None:
     assert front[-1].cost == 0.0
 
 
+def test_an_interrupted_front_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("branchnet.clustering.heuristic.descend", interrupted)
+    front = pareto_front(rsa_like_affinity(14, 2, 0), COSTS[:2])
+    assert len(front) == 1
+    assert "interrupted" in front[0].why
+
+
 def test_why_names_the_reason() -> None:
     assert "15 tasks" in search(rsa_like_affinity(15, 2, 0), COSTS[:2], "50% params", time_limit=0.0).why
     assert search(rsa_like_affinity(5, 2, 0), COSTS[:2], "50% params", method="exact").why == "asked for"

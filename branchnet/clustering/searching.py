@@ -131,7 +131,8 @@ def pareto_front(
     """Every trade between size and cost, smallest tree first: no tree is as small and cheaper, or as cheap and smaller.
 
     By the exact method the front is complete and proven. For many tasks it is searched at 24 budgets, each point with
-    its own bound; interrupted, it ends there. The arguments and errors are those of `search`; `unit` is the unit in which sizes are counted.
+    its own bound; interrupted, it ends there. The arguments and errors are those of `search`; `unit` is the unit in
+    which sizes are counted.
     """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
     chosen, why = choose_method(problem, method)

@@ -38,6 +38,7 @@ def make_app(*, listing: bool = False) -> App:
         version=branchnet.__version__,
         help="From N trained single-task networks to one branched network: which layers to share, decided and built.",
         result_action="return_value",
+        suppress_keyboard_interrupt=False,  # main says how to go on
     )
     for position, (verb, line) in enumerate(VERBS.items()):
         more = {"help": line} if listing else {}

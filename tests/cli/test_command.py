@@ -22,7 +22,7 @@ from PIL import Image
 import branchnet
 from branchnet import LatencyTable, Tree
 from branchnet.builder import compiler_problem
-from branchnet.cli import VERBS
+from branchnet.cli import VERBS, main
 from branchnet.data import scenes
 
 EXAMPLE = Path(__file__).parents[2] / "tools" / "example"
@@ -73,6 +73,15 @@ def test_wrong_usage_exits_2_and_suggests(tmp_path: Path) -> None:
     done = branchnet_command("demmo", cwd=tmp_path)
     assert done.returncode == 2
     assert "demo" in done.stderr and not done.stdout
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("branchnet.cli.given.read_config", interrupted)
+    assert main(["run", "run.yaml"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_checks_passes_its_self_test(tmp_path: Path) -> None:

@@ -241,7 +241,10 @@ def _import(package: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         raise SpecError(f"{top} is not installed (pip install 'branchnet[{extra}]')") from error
     except RuntimeError as error:
-        raise SpecError(f"{top} cannot be imported beside this build of torch: {error}") from error
+        hint = ""
+        if "torchvision::" in str(error):
+            hint = " (take it from the index that torch is from, for CPUs https://download.pytorch.org/whl/cpu)"
+        raise SpecError(f"{top} cannot be imported beside this build of torch: {error}{hint}") from error
 
 
 def _require_known(full_name: str, name: str, known: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 
@@ -60,9 +61,15 @@ def checks(*, as_json: AsJson = False) -> None:
 
 def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
+        version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+    if package == "torchvision":  # a build for another device than torch's is installed without a word
+        try:
+            importlib.import_module(package)
+        except (ImportError, OSError, RuntimeError) as error:
+            return f"{version}, cannot be imported: {error}"
+    return version
 
 
 def _self_test() -> str:

@@ -278,7 +278,11 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
                 _evaluate(problem, network, problem.metrics),
                 params=sum(parameter.numel() for parameter in network.parameters()),
                 flops=int(trees.size(tree, "flops")),
-                latency={how: Latency(tuple(runs[name])) for how, runs in latency.items() if name in runs},
+                latency={
+                    how: Latency(tuple(latency[how][name]))
+                    for how in ("eager", "compiled")  # in this order, whether measured now or read from the file
+                    if name in latency.get(how, {})
+                },
             )
         )
     comparison = Comparison(

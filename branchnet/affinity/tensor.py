@@ -170,7 +170,8 @@ class Affinity:
                 arrays = {name: file[name] for name in file.files}
             text = json.loads(arrays.pop("description").tobytes().decode())
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise AffinityError(f"{os.fspath(path)} is no affinity file, or it is damaged: {error}") from error
+            why = "no arrays in it" if "pickle" in str(error) else error  # numpy's advice is to load it unsafely
+            raise AffinityError(f"{os.fspath(path)} is no affinity file, or it is damaged: {why}") from error
         if text.pop("format", None) != _FORMAT:
             raise AffinityError(f"{os.fspath(path)} was written in another format; {_FORMAT} was expected")
         reliability = text.pop("reliability")

@@ -74,11 +74,19 @@ def is_specification(path: Path) -> bool:
     return isinstance(data, dict) and ("schema_version" in data or "tree" in data)
 
 
+def _is_config(path: Path) -> bool:
+    """Whether a YAML file claims to be a config: it has `images`, which no architecture has, and no tree."""
+    from branchnet.spec.strict_yaml import read_document
+
+    data = read_document(path).data
+    return isinstance(data, dict) and "images" in data and not is_specification(path)
+
+
 def read_spec(path: Path) -> Architecture:
     """Read a specification, or the one of a saved network's folder.
 
     Raises:
-        SpecError: every problem of the file, or a folder without one.
+        SpecError: every problem of the file, a config, or a folder without a specification.
     """
     from branchnet import Architecture
     from branchnet.builder.saving import ARCHITECTURE
@@ -87,7 +95,13 @@ def read_spec(path: Path) -> Architecture:
         if not (path / ARCHITECTURE).exists():
             raise SpecError(f"{path} holds no {ARCHITECTURE} (a folder that `branchnet build` wrote would be right)")
         path = path / ARCHITECTURE
-    return Architecture.load(path)
+    try:
+        return Architecture.load(path)
+    except SpecError as error:
+        if path.is_file() and _is_config(path):
+            right = "a file that `branchnet split` or `branchnet search` wrote would be right"
+            raise SpecError(f"{path} is a config, no architecture ({right})") from error
+        raise
 
 
 def read_affinity(path: Path) -> Affinity:

@@ -64,13 +64,22 @@ def run(
 
 
 def plan_of(problem: Problem, verb: str) -> Plan:
-    """The plan of a whole run: comparing, and distilling the chosen tree and the baselines."""
+    """The plan of a whole run: comparing, and distilling the chosen tree and the baselines.
+
+    Raises:
+        SplitError: networks without a common structure.
+        BudgetError: a budget of parameters or multiply-adds below the smallest tree.
+    """
     import branchnet
     from branchnet.cli.plans import Plan, plan_comparison, plan_distillation
+    from branchnet.cli.study import check_budget
     from branchnet.training.inputs import count_samples
 
     staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
     first = next(iter(staged.values()))
+    if problem.budget.unit != "latency":  # milliseconds would have to be measured
+        heads = {task: network.head_cost for task, network in staged.items()}
+        check_budget(problem, first.locations, first.costs, heads)
     plan = plan_comparison(
         Plan(verb),
         problem.networks,

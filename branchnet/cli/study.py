@@ -144,7 +144,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
     first = next(iter(staged.values()))
     costs, heads = _costs(problem, staged, workspace)
-    _check_budget(problem, first.locations, costs, heads)
+    check_budget(problem, first.locations, costs, heads)
     affinity = workspace.step(
         "affinity.npz",
         [problem.identity, list(first.locations), count_samples(problem.probe)],
@@ -185,7 +185,7 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
     return table.costs, table.head_costs
 
 
-def _check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads: HeadCosts) -> None:
+def check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads: HeadCosts) -> None:
     """Raise BudgetError where not even the smallest tree fits, before anything takes long."""
     tasks = tuple(problem.networks)
     nothing_known = Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))

@@ -88,7 +88,7 @@ def _text(detail: Any, model_class: type[BaseModel]) -> str:
     if kind == "too_short":
         return "is empty (at least one entry would be right)"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(key), sorted(_field_names(model_class)), n=1)
+        near = difflib.get_close_matches(str(key), sorted(_field_names(model_class) - {key}), n=1)
         return f"unknown key (did you mean {near[0]}?)" if near else "unknown key (remove it)"
     if kind == "string_type":
         quoted = " (write it in quotes)" if isinstance(value, bool | int | float) else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from walking import SIZE, TASKS, Walker, make_folder
 
 import branchnet
@@ -280,6 +281,9 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("validate", 2, "no file was given"),
         ("validate wrong.yaml run.yaml", 2, "wrong.yaml:2:1"),
         ("run two.yaml", 2, "names no budget"),
+        ("run small.yaml --dry-run", 3, "no tree fits"),
+        ("search affinity.npz run.yaml", 2, "is a config, no architecture"),
+        ("search split.yaml split.yaml", 2, "no arrays in it"),
         ("schema --out run.yaml/x", 2, "run.yaml"),
     ],
 )
@@ -289,6 +293,8 @@ def test_what_is_wrong_is_said(walker: Walker, line: str, code: int, message: st
     Path("wrong.yaml").write_text("schema_version: 1\ntaskss: [a]\n")
     config = Path("run.yaml").read_text().splitlines()
     Path("two.yaml").write_text("\n".join(line for line in config if "count" not in line and "budget" not in line))
+    small = yaml.safe_load(Path("run.yaml").read_text()) | {"budget": "1% params"}
+    Path("small.yaml").write_text(yaml.safe_dump(small))
     shutil.copytree("branched", "broken")
     Path("broken/weights.safetensors").write_bytes(b"no weights")
     assert walker(line) == code, walker.err

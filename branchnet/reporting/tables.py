@@ -64,7 +64,7 @@ class Table:
         )
         table.caption_justify = "left"
         for column, numeric in zip(self.columns, self._numeric(), strict=True):
-            table.add_column(Text(column.heading), justify="right" if numeric else "left")
+            table.add_column(Text(column.heading), justify="right" if numeric else "left", overflow="fold")
         for i, row in enumerate(self.rows):
             table.add_row(*map(Text, self._texts(row)), style="bold" if i in self.strong else None)
         return table

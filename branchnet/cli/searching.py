@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,15 +165,14 @@ def random_points(
     objective: str,
     budget: Budget | None,
 ) -> list[tuple[float, float]]:
-    """Size and cost of trees drawn uniformly among those within a budget: what a choice has to be better than."""
+    """Size and cost of trees drawn uniformly, among those within a budget if there is one, to compare a choice with."""
     from branchnet import clustering_cost, random_tree
     from branchnet.clustering import tree_size
 
-    draw = random.Random(0)
-    drawn = [
-        random_tree(found.tasks, len(found.locations), seed=draw, costs=costs, budget=budget, head_costs=heads)
-        for _ in range(RANDOM_TREES)
-    ]
+    draw = partial(random_tree, found.tasks, len(found.locations), seed=random.Random(0))
+    if budget is not None:
+        draw = partial(draw, costs=costs, budget=budget, head_costs=heads)
+    drawn = [draw() for _ in range(RANDOM_TREES)]
     return [
         (
             tree_size(tree, costs, head_costs=heads, unit=unit),

@@ -195,11 +195,12 @@ def check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads
 def _random_trees_of_same_size(
     chosen: SearchResult, costs: Costs, heads: HeadCosts, problem: Problem
 ) -> dict[str, Tree]:
-    """Of trees drawn uniformly under the budget those nearest to the chosen one's size, and not the chosen one."""
+    """Of trees drawn uniformly under the budget those nearest to the chosen one's size: neither that nor the shared."""
     generator = random.Random(problem.seed)
     draw = partial(branchnet.random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=costs)
     drawn = dict.fromkeys(draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES))
-    others = [tree for tree in drawn if tree != chosen.tree]
+    shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
+    others = [tree for tree in drawn if tree not in (chosen.tree, shared)]
     unit = problem.budget.unit
     others.sort(key=lambda tree: abs(tree_size(tree, costs, head_costs=heads, unit=unit) - chosen.size))
     return {f"random {number}": tree for number, tree in enumerate(others[: problem.random_trees], start=1)}

@@ -222,11 +222,12 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
     """The error for a budget that nothing fits."""
     if smallest is None:
         return BudgetError("no tree meets the constraints")
+    unit = "ms" if sizes.unit == "latency" else sizes.unit
     share = f", {100 * smallest / sizes.separate:.4g}% of separate networks" if sizes.separate else ""
     hint = f"; for a share of separate networks write '{100 * limit:g}% {sizes.unit}'" if _may_be_share(budget) else ""
     return BudgetError(
-        f"no tree fits the budget of {budget} ({limit:.6g} {sizes.unit}); the smallest feasible one is "
-        f"{smallest:.10g} {sizes.unit}{share}{hint}",
+        f"no tree fits the budget of {budget} ({limit:.6g} {unit}); the smallest feasible one is "
+        f"{smallest:.10g} {unit}{share}{hint}",
         smallest=smallest,
     )
 

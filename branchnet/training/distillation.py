@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.training.batchnorm import reestimate_batchnorm
-from branchnet.training.groups import Rate, node_groups
+from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import History, content_hash, optimize
 from branchnet.training.teachers import Teachers
@@ -48,8 +48,8 @@ def distill(
 
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
-        networks: the single-task networks by task, plain or staged; or `Teachers`, to
-            record their outputs once for several runs.
+        networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
+            several runs. Tasks of which everything is frozen need none, and are not run.
         images: K samples.
         steps: batches to train on.
         learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
@@ -57,25 +57,27 @@ def distill(
         checkpoint: a file to resume from after an interruption; removed at the end.
 
     Raises:
-        TrainingError: tasks without a network, a network that cannot be trained, a constant output, a diverging loss.
+        TrainingError: tasks without a network, a network that cannot be trained or is frozen throughout, a constant
+            output, a diverging loss.
     """
     if branched.eval_only:
         raise TrainingError(f"this network can only be evaluated: {branched.eval_only}")
     teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images, progress=progress)
-    if missing := [task for task in branched.tasks if task not in teachers.tasks]:
+    tasks = trained_tasks(branched)
+    if missing := [task for task in tasks if task not in teachers.tasks]:
         raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
     if teachers.images is not images:
         raise TrainingError("these teachers were made for other images; make Teachers(networks, images) for these")
     device = next(branched.parameters()).device
-    content = content_hash(branched, images) if checkpoint is not None else ""
-    scales = {task: teachers.variances(task) for task in branched.tasks}
+    content = content_hash(branched, images, branched.frozen) if checkpoint is not None else ""
+    scales = {task: teachers.variances(task) for task in tasks}
     if checkpoint is None or not Path(checkpoint).exists():
         reestimate_batchnorm(branched, images)
 
     def task_losses(index: Tensor) -> dict[str, Tensor]:
-        wanted = teachers.outputs(index, branched.tasks, device)
-        outputs = branched(take(images, index, device))
-        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in branched.tasks}
+        wanted = teachers.outputs(index, tasks, device)
+        outputs = branched(take(images, index, device), tasks)
+        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in tasks}
 
     branched.train()
     try:

@@ -1,4 +1,4 @@
-"""One group of parameters for each node, so that every node can have a learning rate of its own."""
+"""What of a branched network is trained: its tasks, and for each node a group of parameters with a rate of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,23 @@ from branchnet.training.loop import Group
 
 Rate: TypeAlias = float | Callable[[Node], float]
 """One learning rate for all, or a function from a node or head (its id, tasks, donor, module) to its rate."""
+
+
+def trained_tasks(branched: BranchedNetwork) -> tuple[str, ...]:
+    """The tasks that have something to train on their way from the inputs: all but those that are frozen throughout.
+
+    Raises:
+        TrainingError: everything is frozen.
+    """
+    found = {
+        task
+        for node in branched.members()
+        if any(parameter.requires_grad for parameter in node.module.parameters())
+        for task in node.tasks
+    }
+    if not found:
+        raise TrainingError("every node of the network is frozen: there is nothing to train; unfreeze some")
+    return tuple(task for task in branched.tasks if task in found)
 
 
 def node_groups(branched: BranchedNetwork, learning_rate: Rate, *, divided: bool = False) -> list[Group]:

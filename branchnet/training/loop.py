@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +122,9 @@ def optimize(
     )
 
 
-def content_hash(module: nn.Module, inputs: Inputs) -> str:
-    """Hash of the initial weights and of the first samples: what a checkpoint must have been started from."""
-    digest = hashlib.sha256()
+def content_hash(module: nn.Module, inputs: Inputs, frozen: Iterable[str] = ()) -> str:
+    """Hash of the initial weights, the first samples and the frozen nodes: what a checkpoint was started from."""
+    digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
     first = take(inputs, torch.arange(min(8, count_samples(inputs))), torch.device("cpu"))
     for tensor in [*module.state_dict().values(), *pytree.tree_leaves(first)]:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

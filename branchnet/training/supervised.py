@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.stages import call
-from branchnet.training.groups import Rate, node_groups
+from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import Group, History, content_hash, optimize
 
@@ -39,7 +39,7 @@ def fit(
         network: a `BranchedNetwork` with labels and losses by task, or any network with one tensor of labels and one
             loss. It is trained on the device where it is, and left in eval mode.
         images: K samples.
-        labels: K labels, or `{task: K labels}`.
+        labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run.
         losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
         learning_rate: peak rate; for a branched network also a function from a node (`branchnet.builder.Node`) to its
             peak rate.
@@ -52,7 +52,7 @@ def fit(
     by_task = isinstance(network, BranchedNetwork)
     if by_task != isinstance(labels, Mapping) or by_task != isinstance(losses, Mapping):
         raise TrainingError("a branched network takes labels and losses by task, a single network one of each")
-    tasks = network.tasks if isinstance(network, BranchedNetwork) else ("loss",)
+    tasks = trained_tasks(network) if isinstance(network, BranchedNetwork) else ("loss",)
     targets = labels if isinstance(labels, Mapping) else {"loss": labels}
     functions = losses if isinstance(losses, Mapping) else {"loss": losses}
     for task in tasks:
@@ -66,12 +66,13 @@ def fit(
     device = next(network.parameters()).device
 
     def task_losses(index: Tensor) -> dict[str, Tensor]:
-        outputs = call(network, take(images, index, device))
-        outputs = outputs if by_task else {"loss": outputs}
+        batch = take(images, index, device)
+        outputs = network(batch, tasks) if by_task else {"loss": call(network, batch)}
         return {task: functions[task](outputs[task], targets[task][index].to(device)) for task in tasks}
 
     groups = _groups(network, learning_rate, divide_rate)
-    content = content_hash(network, images) if checkpoint is not None else ""
+    frozen = network.frozen if isinstance(network, BranchedNetwork) else frozenset()
+    content = content_hash(network, images, frozen) if checkpoint is not None else ""
     network.train()
     try:
         return optimize(

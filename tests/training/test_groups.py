@@ -13,6 +13,8 @@ import branchnet
 from branchnet import Tree
 from branchnet.errors import TrainingError
 from branchnet.training import node_groups
+from branchnet.training.groups import trained_tasks
+from branchnet.training.loop import content_hash
 
 TASKS = ("a", "b")
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
@@ -43,6 +45,27 @@ def test_a_node_of_rate_zero_and_a_frozen_one_stay_as_they_are() -> None:
         name.rpartition(".")[0] for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])
     }
     assert {".".join(name.split(".")[:3]).removesuffix(".2") for name in changed} == {"nodes.1.1", "heads.0", "heads.1"}
+
+
+def test_tasks_that_are_frozen_throughout_need_no_labels_and_no_donor() -> None:
+    net = branched()
+    net.freeze("a")
+    before = net.eval()(X)["a"]
+    assert trained_tasks(net) == ("b",)
+    branchnet.fit(net, X, {"b": X[:, :1]}, {"b": mse_loss}, steps=3, batch_size=8, progress=False)
+    donor = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    history = branchnet.distill(net, {"b": donor}, X, steps=3, batch_size=8, progress=False)
+    assert set(history.losses) == {"b"}
+    assert torch.equal(net(X)["a"], before)
+    net.freeze("b")
+    with pytest.raises(TrainingError, match="nothing to train"):
+        branchnet.distill(net, {"b": donor}, X, steps=3, progress=False)
+
+
+def test_a_checkpoint_knows_which_nodes_are_frozen() -> None:
+    net = branched()
+    assert content_hash(net, X, {"heads.0"}) != content_hash(net, X, {"heads.1"})
+    assert content_hash(net, X, {"heads.0", "heads.1"}) == content_hash(net, X, ["heads.1", "heads.0"])
 
 
 @pytest.mark.parametrize("rate", [-1.0, math.nan])

@@ -243,6 +243,11 @@ def measure(group: str, name: str, make: Maker) -> dict[str, Any]:
     return {"params": params, **result}
 
 
+def reason(eval_only: str | None) -> str:
+    """Why a network can only be evaluated, without the folder in which this machine keeps its packages."""
+    return re.sub(r"/\S*/site-packages/", "", eval_only or "")[:300]
+
+
 def _measure(network: nn.Module, example: Any) -> dict[str, Any]:
     from branchnet.stages import call, split
 
@@ -257,7 +262,7 @@ def _measure(network: nn.Module, example: Any) -> dict[str, Any]:
         "difference": difference,
         "traced_by": staged.traced_by,
         "trainable": staged.trainable,
-        "eval_only": (staged.eval_only or "")[:300],
+        "eval_only": reason(staged.eval_only),
         "locations": list(staged.locations),
         "cut": [len(cut) for cut in staged.cuts],
         "seconds": round(seconds, 2),
@@ -280,7 +285,7 @@ def _measure_decoders(networks: nn.ModuleDict, example: Tensor) -> dict[str, Any
         "difference": difference,
         "traced_by": first.traced_by,
         "trainable": first.trainable,
-        "eval_only": (first.eval_only or "")[:300],
+        "eval_only": reason(first.eval_only),
         "locations": list(first.locations),
         "cut": [len(cut) for cut in first.cuts],
         "shared_share_of_encoder": {task: round(shared[task] / encoders[task], 4) for task in shared},

@@ -91,7 +91,8 @@ class RunConfig(_Strict):
         batch_size: images in a batch.
         learning_rate: peak learning rate.
         baselines: what the chosen tree is compared with, trained alike.
-        random_trees: how many random trees of about the chosen one's size, where they are among the baselines.
+        random_trees: how many random trees of about the chosen one's size, where they are among the baselines; fewer
+            where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
             default the medoid of the tasks that a node serves.
         seed: decides the split of the images and the order of the batches.

@@ -52,7 +52,7 @@ class Problem:
         test: images that the results are measured on.
         targets: labels of the test images by task, or the donors' outputs.
         metrics: the metric of each task.
-        random_trees: how many random trees, where they are among the baselines.
+        random_trees: how many random trees, where they are among the baselines; fewer where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from; None for medoids.
         compiled: whether latencies are measured compiled, too.
         further: more metrics, by the label they are reported under: the task and the metric.

@@ -117,14 +117,16 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
     assert {"affinity.png", "tree.png", "front.png"} <= made
     metrics = json.loads((example / "result" / "metrics.json").read_text())
     networks = metrics["networks"]
-    assert set(networks) == {"separate", "branched", "shared", "random 1", "random 2", "random 3"}
+    # Of the 35 trees four fit into 60%: all shared, and one task alone in the last stage. So two remain as random ones.
+    assert set(networks) == {"separate", "branched", "shared", "random 1", "random 2"}
     assert networks["separate"]["metrics"] == pytest.approx(dict.fromkeys(("animals", "plants", "sharpness"), 100))
     assert networks["branched"]["params"] <= 0.6 * networks["separate"]["params"]
     again = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
     assert again.returncode == 0
     assert "reused branched.safetensors" in again.stderr and "reused affinity.npz" in again.stderr
     assert json.loads((example / "result" / "metrics.json").read_text()) == metrics
-    assert "The branched network has" in done.stdout and "3 random trees" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "The branched network has" in said and "2 random trees" in said
     shown = branchnet_command("show", "result", cwd=example)
     assert shown.returncode == 0 and "pass the networks of animals" in shown.stdout
     Image.new("RGB", (40, 40), "red").save(example / "images" / "00.png")

@@ -15,6 +15,7 @@ of the ratios of single rounds with a 95% interval: a bar that lies inside it is
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import platform
@@ -119,26 +120,22 @@ def make_network(name: str, seed: int) -> nn.Module:
     return models.get_model(name, num_classes=CLASSES).eval()  # type: ignore[no-any-return]
 
 
-def without_head(name: str) -> tuple[nn.Module, list[nn.Module]]:
-    """One plain backbone and the last layer of its network, to be called after it."""
+def without_head(name: str) -> tuple[nn.Module, nn.Module]:
+    """One plain backbone and what its network does after pooling, the head of each task."""
     network = make_network(name, 0)
-    if name.startswith("resnet"):
-        head, network.fc = network.fc, nn.Identity()
-    elif name == "vit_small":
-        head, network.head = network.head, nn.Identity()
-    else:
-        head, network.classifier[-1] = network.classifier[-1], nn.Identity()  # type: ignore[index, operator]
-    return network, [head]
+    attribute = "fc" if name.startswith("resnet") else "head" if name == "vit_small" else "classifier"
+    head = getattr(network, attribute)
+    setattr(network, attribute, nn.Identity())
+    return network, head
 
 
 class OneBackbone(nn.Module):
-    """A plain network whose last layer is there N times: what full sharing means without this package."""
+    """A plain network whose head is there N times: what full sharing means without this package."""
 
     def __init__(self, name: str, count: int) -> None:
         super().__init__()
-        self.backbone, (head,) = without_head(name)
-        features = head.in_features
-        self.heads = nn.ModuleList(nn.Linear(features, CLASSES) for _ in range(count))  # type: ignore[arg-type]
+        self.backbone, head = without_head(name)
+        self.heads = nn.ModuleList(copy.deepcopy(head) for _ in range(count))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run the backbone once and every head on its features."""

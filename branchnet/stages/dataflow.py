@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from branchnet.stages.propagation import NodeFacts, Propagation, TensorForm
+from branchnet.stages.reusing import mark_only, reusable
 from branchnet.stages.tracing import Trace, module_calls
 
 
@@ -161,7 +162,6 @@ def piece(
     def take(node: fx.Node) -> fx.Node:
         if node not in values:
             values[node] = graph.node_copy(node, take)
-            values[node].meta = {}
         return values[node]
 
     for node in nodes:
@@ -171,6 +171,7 @@ def piece(
         graph.output(fx.node.map_arg(flow.output.args[0], take))
     else:
         graph.output(tuple(take(node) for node in outputs))
+    mark_only(values, reusable(flow, nodes, inputs, flow.output.all_input_nodes if outputs is None else outputs))
     graph.lint()
     return graph
 

@@ -19,6 +19,7 @@ from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.dataflow import attribute
 from branchnet.stages.interface import Interface
 from branchnet.stages.lookups import with_direct_lookups
+from branchnet.stages.reusing import written_in_place
 
 if TYPE_CHECKING:
     from branchnet.constructors import Constructor
@@ -48,7 +49,7 @@ class Program:
         self.graph = graph
         self.output = output
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
-        code = graph.python_code(root_module="self")
+        code = written_in_place(graph).python_code(root_module="self")
         self.source = with_direct_lookups(code.src, graph)
         names: dict[str, Any] = dict(code.globals)
         exec(_compiled(self.source), names)

@@ -21,6 +21,7 @@ from torch.utils._pytree import TreeSpec
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call_arguments
 from branchnet.stages.queries import settle_queries
+from branchnet.stages.reusing import InPlaceProxy
 
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""
@@ -133,6 +134,10 @@ class _Tracer(fx.Tracer):
         self._example = example
         self._whole = whole | leaves
         self.culprit: type | None = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A traced value that knows what was written in place."""
+        return InPlaceProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one node."""

@@ -15,31 +15,30 @@ of the ratios of single rounds with a 95% interval: a bar that lies inside it is
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
 import platform
 import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from inference_page import bars, case_table, tables
+from inference_sides import MANY, Run, make_network, sides
 from stages import define_torchvision_operators
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 
 import branchnet
-from branchnet import BranchedNetwork, LatencyTable, StagedNetwork, Tree
-from branchnet.builder import Latency, SeparateNetworks, compare_latency, measure_latency, ratio_interval
+from branchnet import StagedNetwork, Tree
+from branchnet.builder import compare_latency, measure_latency
 from branchnet.builder.fusion_choice import faster_fused
-from branchnet.builder.graphs import compiled_apart, first_line
-from branchnet.builder.stage_latency import predicted_rounds, table_beside
+from branchnet.builder.graphs import first_line
+from branchnet.builder.stage_latency import table_beside
 from branchnet.clustering import tree_sampler, tree_size
+from branchnet.errors import BudgetError
 from branchnet.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
@@ -51,15 +50,11 @@ LOCATIONS = {
     "convnext_tiny": ["features.1", "features.3", "features.5", "features.7"],
     "vit_small": ["blocks.2", "blocks.5", "blocks.8", "blocks.11"],
 }
-CLASSES = 10
 DRAWS = 2000
 SLACK = 10
 LONGEST = 300
 """Seconds of measuring in turns; slow networks get fewer rounds than asked for, but not fewer than FEWEST."""
 FEWEST = 7
-MANY = 9
-"""From so many tasks on, equal nodes are compiled once, as regions of the graph: else compiling takes longest."""
-Run = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -109,40 +104,6 @@ class Subject:
         return self.size(self.tree, unit) / self.size(self.separate, unit)
 
 
-def make_network(name: str, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    if name == "vit_small":
-        import timm
-
-        return timm.create_model("vit_small_patch16_224", num_classes=CLASSES).eval()  # type: ignore[no-any-return]
-    from torchvision import models
-
-    return models.get_model(name, num_classes=CLASSES).eval()  # type: ignore[no-any-return]
-
-
-def without_head(name: str) -> tuple[nn.Module, nn.Module]:
-    """One plain backbone and what its network does after pooling, the head of each task."""
-    network = make_network(name, 0)
-    attribute = "fc" if name.startswith("resnet") else "head" if name == "vit_small" else "classifier"
-    head = getattr(network, attribute)
-    setattr(network, attribute, nn.Identity())
-    return network, head
-
-
-class OneBackbone(nn.Module):
-    """A plain network whose head is there N times: what full sharing means without this package."""
-
-    def __init__(self, name: str, count: int) -> None:
-        super().__init__()
-        self.backbone, head = without_head(name)
-        self.heads = nn.ModuleList(copy.deepcopy(head) for _ in range(count))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Run the backbone once and every head on its features."""
-        features = self.backbone(x)
-        return [head(features) for head in self.heads]
-
-
 def make_subject(case: Case) -> Subject:
     tasks = tuple(f"task{i}" for i in range(case.tasks))
     networks = {task: make_network(case.network, i) for i, task in enumerate(tasks)}
@@ -160,109 +121,6 @@ def make_subject(case: Case) -> Subject:
 
     trees = dict.fromkeys(sampler.draw(generator) for _ in range(DRAWS))
     return replace(subject, tree=min(trees, key=distance))
-
-
-def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tuple[str, Callable[[], Run], int]]:
-    """Every way of running the case: its name, what prepares it, and the parameters that it holds."""
-    separate = SeparateNetworks(subject.networks).eval().to(case.device)
-    branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)
-    shared = branchnet.build(subject.shared, subject.staged).eval().to(case.device)
-    plain = OneBackbone(case.network, case.tasks).eval().to(case.device)
-    sizes = {name: count(each) for name, each in (("s", separate), ("b", branched), ("h", shared), ("p", plain))}
-
-    def compiled(network: BranchedNetwork, **options: Any) -> Callable[[], Run]:
-        return lambda: branchnet.compile(network, x, mode=case.mode, dynamic=False, **options)
-
-    yield "separate, eager", lambda: separate, sizes["s"]
-    yield "separate, compiled", lambda: one_by_one(list(separate.networks), case.mode), sizes["s"]
-    yield "separate, stacked by vmap, compiled", lambda: stacked(list(separate.networks), case.mode), sizes["s"]
-    yield "fully shared, eager", lambda: shared, sizes["h"]
-    yield "one backbone and N heads, eager", lambda: plain, sizes["p"]
-    yield "fully shared, compiled", compiled(shared), sizes["h"]
-    yield "one backbone and N heads, compiled", lambda: alone(plain, case.mode), sizes["p"]
-    yield "branched, eager", lambda: branched, sizes["b"]
-    if case.device == "cuda":
-        streams = {"dynamic": False, "streams": True}
-        yield "branched, compiled, on streams", lambda: branchnet.compile(branched, x, **streams), sizes["b"]
-    many = {"regions": case.tasks >= MANY}
-    yield "branched, compiled", compiled(branched, **many), sizes["b"]
-    yield "branched, compiled, fused", compiled(branched, fuse=True), sizes["b"]
-    tuned = {"fold_batchnorm": True, "channels_last": True} | many
-    yield "branched, compiled, BatchNorm folded, channels last", compiled(branched, **tuned), sizes["b"]
-    yield "branched, nodes compiled one by one", lambda: nodes_one_by_one(branched, case.mode), sizes["b"]
-    yield "branched, ONNX Runtime", lambda: onnx_runtime(branched, x, folder), sizes["b"]
-    yield "branched, AOTInductor", lambda: aot_inductor(branched, x, folder), sizes["b"]
-
-
-def alone(network: nn.Module, mode: str | None) -> Run:
-    def run(x: Tensor) -> Any:
-        return network(x)
-
-    return compiled_apart(run, mode=mode, dynamic=False)
-
-
-def one_by_one(networks: Sequence[nn.Module], mode: str | None) -> Run:
-    """Compile once for all networks, which have the same structure, and call one after another."""
-
-    def run(network: nn.Module, x: Tensor) -> Any:
-        return network(x)
-
-    compiled = compiled_apart(run, mode=mode, dynamic=False)
-    return lambda x: [compiled(network, x) for network in networks]
-
-
-def stacked(networks: list[nn.Module], mode: str | None) -> Run:
-    params, buffers = stack_module_state(networks)
-    template = networks[0]
-
-    def run(x: Tensor) -> Any:
-        return vmap(lambda p, b: functional_call(template, (p, b), (x,)))(params, buffers)
-
-    return compiled_apart(run, mode=mode, dynamic=False)
-
-
-def nodes_one_by_one(branched: BranchedNetwork, mode: str | None) -> Run:
-    """Every node compiled alone: the sum of its nodes' times, measured in one go."""
-
-    def run(node: nn.Module, cut: tuple[Any, ...]) -> Any:
-        return node(*cut)
-
-    # Nodes of one stage have one structure and share a graph; so do the heads.
-    stages = [compiled_apart(run, mode=mode, dynamic=False) for _ in branched.nodes]
-    head = compiled_apart(run, mode=mode, dynamic=False)
-    labels = branched.tree.labels()
-
-    def all_nodes(x: Tensor) -> list[Any]:
-        cuts: list[tuple[Any, ...]] = [(x,)]
-        for stage, parents in enumerate(branched.tree.parents):
-            row: nn.ModuleList = branched.nodes[stage]  # type: ignore[assignment]
-            cuts = [stages[stage](node, cuts[parents[k] if stage else 0]) for k, node in enumerate(row)]
-        return [head(branched.heads[i], cuts[labels[-1][i]]) for i in range(len(branched.heads))]
-
-    return all_nodes
-
-
-def onnx_runtime(branched: BranchedNetwork, x: Tensor, folder: Path) -> Run:
-    import onnxruntime
-
-    path = branchnet.export(branched, x, folder / "branched.onnx").model
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    wanted = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}[x.device.type]
-    if missing := set(wanted) - set(onnxruntime.get_available_providers()):
-        raise RuntimeError(f"onnxruntime without {', '.join(missing)}")
-    session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-    return lambda x: session.run(None, {"input": x.numpy(force=True)})
-
-
-def aot_inductor(branched: BranchedNetwork, x: Tensor, folder: Path) -> Run:
-    path = branchnet.export(branched, x, folder / "branched.pt2", format="aoti", dynamic=False).model
-    loaded: Run = torch._inductor.aoti_load_package(str(path))
-    return loaded
-
-
-def count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
@@ -373,121 +231,6 @@ def ceilings(device: str) -> dict[str, float]:
     }
 
 
-def median(samples: Sequence[float]) -> float:
-    ordered = sorted(samples)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def tables(results: dict[str, Any]) -> str:
-    lines = ["# Inference: a branched network beside N separate ones", ""]
-    lines += [line.rstrip() for line in (__doc__ or "").split("\n\n")[-1].strip().splitlines()] + [""]
-    lines += ["Efficiency is (multiply-adds / separate) / (time / separate compiled): 1 means that every multiply-add "]
-    lines[-1] += (
-        "saved is time saved. FLOPs count one multiply-add as one. Memory is parameters and activations at peak."
-    )
-    for key, result in results.items():
-        lines += ["", f"## {key}", "", *case_table(result), "", *bars(key, result)]
-    return "\n".join(lines) + "\n"
-
-
-def case_table(result: dict[str, Any]) -> list[str]:
-    times = {name: median(samples) for name, samples in result["seconds"].items()}
-    baseline = times.get("separate, compiled", math.nan)
-    batch = result["latency table"]["setting"].split("inputs ")[1].split("x")[0]
-    setting = result["setting"]
-    widths = "-".join(map(str, result["widths"]))
-    lines = [
-        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}, mode {setting['mode']}"
-        f"{', equal nodes compiled once' if setting.get('regions') else ''}; "
-        f"copies of the stages {widths}; {result['params ratio']:.1%} of the parameters, "
-        f"{result['flops ratio']:.1%} of the multiply-adds of the separate networks.",
-        "",
-        "| | ms (10% to 90%) | inputs/s | / separate compiled | GFLOPs | efficiency | peak MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, samples in result["seconds"].items():
-        flops = next(
-            (v for kind, v in result["flops"].items() if name.startswith(kind)), result["flops"]["fully shared"]
-        )
-        ratio = times[name] / baseline
-        ordered = sorted(samples)
-        low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-        peak = f"{result['peak bytes'][name] / 1e6:.0f}" if name in result["peak bytes"] else "-"
-        efficiency = flops / result["flops"]["separate"] / ratio
-        lines.append(
-            f"| {name} | {1e3 * times[name]:.1f} ({1e3 * low:.1f} to {1e3 * high:.1f}) | "
-            f"{int(batch) / times[name]:.1f} | {ratio:.3f} | {flops / 1e9:.2f} | {efficiency:.2f} | {peak} |"
-        )
-    return lines + [f"| {name} | {error} | | | | | |" for name, error in result["errors"].items()]
-
-
-def bars(key: str, result: dict[str, Any]) -> list[str]:
-    times = {name: Latency(tuple(samples)) for name, samples in result["seconds"].items()}
-    table = LatencyTable.from_dict(result["latency table"])
-    claims = [
-        claim("branched compiled / sum of its nodes compiled one by one", times, "branched, compiled",
-              "branched, nodes compiled one by one", 1.10),
-        claim("fully shared compiled / one plain backbone with N heads compiled", times, "fully shared, compiled",
-              "one backbone and N heads, compiled", 1.03),
-        claim("fully shared eager / one plain backbone with N heads eager (the wrapper)", times, "fully shared, eager",
-              "one backbone and N heads, eager", 1.02),
-        prediction(table, Tree(table.tasks, result["tree"]), result.get("in turns with the table", {})),
-    ]  # fmt: skip
-    if "branched, compiled, fused" in times:
-        gain = times["branched, compiled"].median / times["branched, compiled, fused"].median
-        chosen = result.get("stages chosen to be fused")
-        claims.append(
-            f"- fused everywhere runs at {gain:.2f} times the speed of unfused"
-            + ("" if chosen is None else f'; `fuse="auto"` fuses {[table.locations[s] for s in chosen] or "no stage"}')
-        )
-    if ", cuda" in key and {"separate, compiled", "branched, compiled"} <= set(times):
-        speedup = times["separate, compiled"].median / times["branched, compiled"].median
-        claims.append(f"- {speedup:.2f} times as fast as the separate compiled networks (bar for ResNet-50: 1.8)")
-    if "branched, compiled" not in times:
-        return claims
-    top = result["ceilings"]
-    per_second = result["flops"]["branched"] / times["branched, compiled"].median
-    moved = result["peak bytes"]["branched, compiled"] / times["branched, compiled"].median
-    claims.append(
-        f"- branched compiled: {per_second / 1e9:.0f} G multiply-adds/s, "
-        f"{per_second / top['multiply-adds per second']:.0%} of a large product's; {moved / 1e9:.1f} GB/s counting "
-        f"weights and peak activations once, {moved / top['bytes per second']:.0%} of a copy's"
-    )
-    return claims
-
-
-def prediction(table: LatencyTable, tree: Tree, beside: dict[str, list[float]]) -> str:
-    """The table's prediction against the tree's time of the same rounds, and whether they lie within 10%."""
-    if "branched, compiled" not in beside:
-        return "- prediction of the latency table: not measured in turns with the tree"
-    predicted, measured = predicted_rounds(table, tree), Latency(tuple(beside["branched, compiled"]))
-    ratio, low, high = ratio_interval(predicted, measured)
-    inside, outside = low >= 0.9 and high <= 1.1, high < 0.9 or low > 1.1
-    verdict = judged(0.9 <= ratio <= 1.1, settled=inside or outside, rounds=len(measured.samples))
-    return (
-        f"- predicted by the latency table {1e3 * predicted.median:.1f} ms, measured in turns with it "
-        f"{1e3 * measured.median:.1f} ms; predicted / measured: {ratio:.3f} (95%: {low:.3f} to {high:.3f}; "
-        f"bar: 0.90 to 1.10): {verdict}"
-    )
-
-
-def claim(text: str, times: dict[str, Latency], one: str, other: str, bar: float) -> str:
-    """The ratio of two times with its 95% interval, and whether it meets its bar."""
-    if one not in times or other not in times:
-        return f"- {text}: not measured"
-    ratio, low, high = ratio_interval(times[one], times[other])
-    verdict = judged(ratio <= bar, settled=high <= bar or low > bar, rounds=len(times[one].samples))
-    return f"- {text}: {ratio:.3f} (95%: {low:.3f} to {high:.3f}; bar: {bar:.2f}): {verdict}"
-
-
-def judged(met: bool, *, settled: bool, rounds: int) -> str:
-    """The verdict in words. Of fewer than six rounds no interval holds the median with 95%, so they settle nothing."""
-    if not settled or rounds < 6:
-        return f"{'met' if met else 'missed'} within the noise"
-    return "met" if met else "**missed**"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=sorted(LOCATIONS), default=["resnet50", "vit_small"])
@@ -516,11 +259,16 @@ def main() -> None:
         if case.key in results and not arguments.again:
             continue
         print(case.key, flush=True)
-        results[case.key] = measure(case, arguments.repeats, auto=arguments.auto)
+        try:
+            results[case.key] = measure(case, arguments.repeats, auto=arguments.auto)
+        except BudgetError as error:  # the heads alone, or one copy of everything, are larger than the share
+            print(f"  there is no such tree: {error}", flush=True)
+            continue
         print(f"  measured in {results[case.key]['took']:.0f} s", flush=True)
         write_text(arguments.results, json.dumps(results, indent=1) + "\n")
         print("\n".join([*case_table(results[case.key]), *bars(case.key, results[case.key])]), flush=True)
-    write_text(arguments.results.with_suffix(".md"), tables(results))
+    explanation = (__doc__ or "").split("\n\n")[-1].strip()
+    write_text(arguments.results.with_suffix(".md"), tables(results, explanation))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def digits(width: int, seed: int) -> dict[str, float]:
     }
 
 
-def photos(data: Path, locations: int, shared: int) -> dict[str, dict[str, float]]:
+def photos(data: Path, locations: int, shared: int) -> dict[str, Any]:
     sys.path.insert(0, str(data))
     from mobilenetv2 import load  # type: ignore[import-not-found]
 
@@ -102,7 +102,7 @@ def photos(data: Path, locations: int, shared: int) -> dict[str, dict[str, float
             }
     pairs = [(a, b) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
     found["distance"] = {f"{a} and {b}": weight_distance(cut[a], cut[b], shared) for a, b in pairs}
-    return found
+    return {"shared": shared, "locations": locations, "kept": found}
 
 
 def as_markdown(results: dict[str, Any]) -> str:
@@ -119,9 +119,22 @@ def as_markdown(results: dict[str, Any]) -> str:
         for row in results["digits"]
     ]
     if "photos" in results:
-        lines += ["", "MobileNetV2 (no BatchNorm): decisions kept on held-out photos, percent.", "", "```"]
-        lines += [json.dumps(results["photos"], indent=1), "```"]
+        lines += ["", *photo_lines(**results["photos"])]
     return "\n".join([*lines, ""])
+
+
+def photo_lines(shared: int, locations: int, kept: dict[str, dict[str, float]]) -> list[str]:
+    distances = ", ".join(f"{pair} {distance:.2f}" for pair, distance in kept["distance"].items())
+    ways = {name: row for name, row in kept.items() if name != "distance"}
+    tasks = list(next(iter(ways.values())))
+    return [
+        f"Three MobileNetV2 (no BatchNorm) sharing {shared} of {locations} stages: decisions kept on held-out photos "
+        f"(percent). Distances of their weights there: {distances}.",
+        "",
+        f"| shared weights | {' | '.join(tasks)} |",
+        "|---" * (1 + len(tasks)) + "|",
+        *(f"| {name} | {' | '.join(f'{row[task]:.1f}' for task in tasks)} |" for name, row in ways.items()),
+    ]
 
 
 def main() -> int:

@@ -125,8 +125,8 @@ def nodes_one_by_one(branched: BranchedNetwork, mode: str | None) -> Run:
         return node(*cut)
 
     # Nodes of one stage have one structure and share a graph; so do the heads.
-    stages = [compiled_apart(run, mode=mode, dynamic=False) for _ in branched.nodes]
-    head = compiled_apart(run, mode=mode, dynamic=False)
+    stages = [compiled_apart(run, mode=mode, dynamic=False, module_guards=False) for _ in branched.nodes]
+    head = compiled_apart(run, mode=mode, dynamic=False, module_guards=False)
     labels = branched.tree.labels()
 
     def all_nodes(x: Tensor) -> list[Any]:

@@ -59,8 +59,8 @@ def _gains(nodes: Sequence[nn.Module], inputs: Sequence[Any], mode: str | None, 
     try:
         fused = FusedNodes(nodes)
         siblings = all(source is inputs[0] for source in inputs)
-        one_by_one = compiled_apart(each_alone, mode=mode, dynamic=False)
-        together = compiled_apart(all_fused, mode=mode, dynamic=False)
+        one_by_one = compiled_apart(each_alone, mode=mode, dynamic=False, module_guards=False)
+        together = compiled_apart(all_fused, mode=mode, dynamic=False, module_guards=False)
         ways: dict[str, Callable[..., Any]] = {
             "apart": lambda *_: one_by_one(nodes, inputs),
             "fused": lambda *_: together(fused, inputs[:1] if siblings else inputs),

@@ -14,16 +14,28 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder.inputs import Input
+from branchnet.builder.watching import without_module_guards
 
 
-def compiled_apart(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled_apart(
+    function: Callable[..., Any],
+    *,
+    mode: str | None = None,
+    dynamic: bool | None = None,
+    backend: str = "inductor",
+    module_guards: bool = True,
+) -> Callable[..., Any]:
     """Compile `function` as one full graph, with recompilations counted apart from those of its other copies.
 
-    Dynamo counts recompilations per code object, and gives up at the ninth.
+    Dynamo counts recompilations per code object, and gives up at the ninth. Without `module_guards` the caller sees to
+    it that modules stay as they were when they were compiled, see `watching`.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_{id(function)}")
     apart = types.FunctionType(code, function.__globals__, closure=function.__closure__)
-    return torch.compile(apart, fullgraph=True, **options)
+    options: dict[str, Any] = dict(torch._inductor.list_mode_options(mode, dynamic)) if mode else {}
+    if not module_guards:
+        options["guard_filter_fn"] = without_module_guards
+    return torch.compile(apart, fullgraph=True, dynamic=dynamic, backend=backend, options=options or None)
 
 
 @functools.cache

@@ -187,7 +187,8 @@ def table_beside(
     if compiled and (problem := compiler_problem(place.type)):
         raise BuildError(f"torch.compile does not work here: {problem}; measure with compiled=False")
     x = map_input(lambda tensor: tensor.to(place), example)
-    prepare = (lambda f: compiled_apart(f, mode=mode, dynamic=False)) if compiled else (lambda f: f)
+    as_graph = functools.partial(compiled_apart, mode=mode, dynamic=False, module_guards=False)
+    prepare: Callable[[Callable[..., Any]], Callable[..., Any]] = as_graph if compiled else lambda f: f
     with torch.no_grad():
         runs = _stage_runs(staged, x, wanted, place, prepare, fused)
         runs |= {("other", name): functools.partial(other, x) for name, other in others.items()}

@@ -28,7 +28,7 @@ from branchnet.builder.compilation import CUDA_GRAPH_MODES, CompiledNetwork, Out
 from branchnet.builder.fusion import structure
 from branchnet.builder.graphs import autocasting, compiled_apart, device_of, first_line, map_input
 from branchnet.builder.inputs import Input
-from branchnet.builder.network import BranchedNetwork
+from branchnet.builder.network import BranchedNetwork, Node
 from branchnet.builder.schedule import INPUTS, Schedule, make_schedule
 from branchnet.errors import BuildError
 from branchnet.stages import call
@@ -138,10 +138,7 @@ class StreamedNetwork(CompiledNetwork):
         self._streams = open_streams(next(branched.parameters()).device)
         self._schedules: dict[tuple[str, ...], Schedule] = {}
         self._shared: dict[Any, Callable[[nn.Module, Any], Any]] = {}
-        self._functions = {
-            node.id: self._head(node.tasks[0], node.module) if node.id.startswith("heads.") else self._node(node.module)
-            for node in branched.members()
-        }
+        self._made: dict[tuple[bool, ...], dict[str, Function]] = {}
 
     def schedule(self, tasks: Sequence[str] | None = None) -> Schedule:
         """Which node runs on which stream, for `tasks`, all by default; print it to read it."""
@@ -151,9 +148,24 @@ class StreamedNetwork(CompiledNetwork):
         if subset not in self._schedules:
             self._schedules[subset] = self.schedule(subset)
         inputs = map_input(self._as_prepared, x)
-        return run_schedule(self._schedules[subset], self._functions, inputs, self._streams(len(subset))), {}
+        return run_schedule(self._schedules[subset], self._functions(), inputs, self._streams(len(subset))), {}
 
-    def _node(self, node: nn.Module) -> Function:
+    def _functions(self) -> dict[str, Function]:
+        """What computes each node and each head, in the modes that they are in."""
+        modes = self._watch.modes()
+        if modes not in self._made:
+            self._made[modes] = {
+                node.id: (self._head if node.id.startswith("heads.") else self._node)(node)
+                for node in self.branched.members()
+            }
+        return self._made[modes]
+
+    def _forget(self) -> None:
+        self._made.clear()
+        self._shared.clear()
+
+    def _node(self, member: Node) -> Function:
+        node = member.module
         form = structure(node)
         if form not in self._shared:
             self._shared[form] = self._compiled_alone()
@@ -167,10 +179,10 @@ class StreamedNetwork(CompiledNetwork):
             with autocasting(device, autocast):
                 return call(node, cut)
 
-        return compiled_apart(run, mode=self.mode, dynamic=None if self.dynamic else False)
+        return compiled_apart(run, mode=self.mode, dynamic=None if self.dynamic else False, module_guards=False)
 
-    def _head(self, task: str, head: nn.Module) -> Function:
-        compiled = self._node(head)
+    def _head(self, member: Node) -> Function:
+        compiled, head, (task,) = self._node(member), member.module, member.tasks
 
         def run(cut: Any) -> Any:
             if task not in self.eager_heads:

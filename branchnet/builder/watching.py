@@ -1,0 +1,82 @@
+"""Notice that a network is no longer the one that was compiled, faster than torch.compile's own guards do.
+
+Dynamo guards every attribute of every module of a graph. For a tree of five networks these are 8,000 guards, which are
+checked at each call and take a millisecond. What can change in a network that is served is less: modes, modules,
+tensors, and where these lie.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+_mode_of = operator.attrgetter("training")
+
+
+def without_module_guards(entries: Sequence[Any]) -> list[bool]:
+    """Which guards of a graph to keep: all but those on modules and what they hold (`guard_filter_fn` of dynamo)."""
+    return [not entry.orig_guard.source.is_unspecialized_nn_module() for entry in entries]
+
+
+class Watch:
+    """What a network consists of, and whether that has changed since it was last asked.
+
+    Values that are changed in place are no change, nor are tensors that others of their form replace: compiled code
+    reads the tensors at each call. Attributes such as a layer's dropout probability are not watched.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._look()
+
+    def modes(self) -> tuple[bool, ...]:
+        """For each module whether it is in training mode."""
+        return tuple(map(_mode_of, self._modules))
+
+    def changed(self) -> bool:
+        """Whether modules were exchanged, or tensors by some of another shape, type, layout or device."""
+        children, slots = _values(self._owners), _values(self._holders)
+        if _same(children, self._children) and _same(slots, self._slots) and self._where() == self._pointers:
+            return False
+        before = (self._children, self._forms)
+        self._look()
+        return not _same(self._children, before[0]) or self._forms != before[1]
+
+    def _look(self) -> None:
+        self._modules = list(self._network.modules())
+        self._owners: list[dict[str, Any]] = [m._modules for m in self._modules if m._modules]
+        self._children = _values(self._owners)
+        tensors: Iterable[dict[str, Any]] = chain.from_iterable((m._parameters, m._buffers) for m in self._modules)
+        self._holders = [held for held in tensors if held]
+        self._slots = _values(self._holders)
+        self._tensors = [(_pointer_of(slot), slot) for slot in self._slots if slot is not None]
+        self._pointers = self._where()
+        numbers: dict[int, int] = {}
+        self._forms = [
+            None if slot is None else (numbers.setdefault(id(slot), len(numbers)), *_form(slot)) for slot in self._slots
+        ]
+
+    def _where(self) -> list[Any]:
+        return [pointer(tensor) for pointer, tensor in self._tensors]
+
+
+def _values(dictionaries: Iterable[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, dictionaries)))
+
+
+def _same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
+def _pointer_of(tensor: Tensor) -> Callable[[Tensor], Any]:
+    """Says where a tensor's values lie; those of other classes than torch's own, such as DTensor, need not say so."""
+    return Tensor.data_ptr if type(tensor) in (Tensor, nn.Parameter) else operator.attrgetter("dtype")
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    layout = tensor.stride() if type(tensor) in (Tensor, nn.Parameter) else ()
+    return (type(tensor), tuple(tensor.shape), layout, tensor.dtype, tensor.device, tensor.requires_grad)

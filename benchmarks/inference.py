@@ -8,8 +8,10 @@
 Cases with a result are skipped (`--again` measures them anew), so an interrupted run goes on where it stopped. Networks
 have random weights; speed does not depend on them. The tree of a case is, of 2,000 drawn at random, the one whose
 parameters and multiply-adds are nearest to the share of the separate ones. Everything runs in one call for
-all tasks, without gradients. With `--mode reduce-overhead` on a GPU both sides run as CUDA graphs. Ratios are medians
-of the ratios of single rounds with a 95% interval: a bar that lies inside it is met or missed within the noise only.
+all tasks, without gradients. Separate networks and the plain backbone are compiled by `torch.compile` as it is; shared
+and branched ones by `branchnet.compile`, which does without guards on modules. With `--mode reduce-overhead` on a GPU
+both sides run as CUDA graphs. Ratios are medians of the ratios of single rounds with a 95% interval: a bar that lies
+inside it is met or missed within the noise only.
 """
 
 from __future__ import annotations

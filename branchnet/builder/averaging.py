@@ -100,7 +100,7 @@ def counterparts(first: Stage, other: Stage) -> dict[str, str]:
     """For each tensor of a stage its name in the same stage of another network, whose modules may be named otherwise.
 
     Raises:
-        BuildError: stages of different structure.
+        BuildError: stages of different structure; the first difference is named.
     """
     renamed: dict[str, str] = {}
     mine, theirs = tensors_of(first), tensors_of(other)
@@ -109,14 +109,16 @@ def counterparts(first: Stage, other: Stage) -> dict[str, str]:
             own, its = str(one.target), str(two.target)
             renamed |= {n: its + n[len(own) :] for n in mine if n == own or n.startswith(f"{own}.")}
     renamed = {name: renamed.get(name, name) for name in mine}
-    if set(renamed.values()) != set(theirs):
-        raise BuildError(f"two donors differ in a stage: one has tensors {sorted(mine)}, the other {sorted(theirs)}")
-    for name, its_name in renamed.items():
-        if theirs[its_name].shape != mine[name].shape:
-            raise BuildError(
-                f"two donors differ in a stage: {name} is {tuple(mine[name].shape)} in one and "
-                f"{tuple(theirs[its_name].shape)} in the other"
-            )
+    differences = [f"{name} is in one only" for name, its_name in renamed.items() if its_name not in theirs]
+    differences += [f"{name} is in the other only" for name in theirs if name not in set(renamed.values())]
+    differences += [
+        f"{name} is {tuple(mine[name].shape)} in one and {tuple(theirs[its_name].shape)} in the other"
+        for name, its_name in renamed.items()
+        if its_name in theirs and theirs[its_name].shape != mine[name].shape
+    ]
+    if differences:
+        more = f"; {len(differences) - 1} more of its tensors differ" if differences[1:] else ""
+        raise BuildError(f"two donors differ in a stage: {differences[0]}{more}")
     return renamed
 
 

@@ -218,3 +218,20 @@ def test_a_network_of_another_backbone_is_refused() -> None:
         add_task(net, "c", OtherCut(skip=True), beside="a", until="one")
     with pytest.raises(BuildError, match="has 1 stages, the branched network 2"):
         add_task(net, "c", branchnet.split(OtherCut(), torch.rand(2, 3), locations=["one"]), beside="a", until="one")
+
+
+def test_of_many_differences_the_first_is_named_and_the_others_are_counted() -> None:
+    net = built(Tree.shared(TASKS[:2], DEPTH))
+    wide = branchnet.create("branchnet:scene_network", outputs=1, width=8).eval()
+    # a convolution's weight, and weight, bias, mean and variance of a BatchNorm; its counter is alike
+    with pytest.raises(
+        BuildError, match=r"stem\.0\.weight is \(4, 3, 3, 3\) in one and \(8, 3, 3, 3\) in the other; 4 more of"
+    ):
+        net.add_task("wide", wide, beside="edges", until="stem")
+    cut = branchnet.split_all({"a": OtherCut().eval()}, torch.rand(2, 3), locations=["one", "two"])
+    longer = OtherCut().eval()
+    longer.two = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(
+        BuildError, match=r"\(two donors differ in a stage: two\.1\.weight is in the other only; 1 more"
+    ):
+        add_task(branchnet.build(Tree.shared(("a",), 2), cut), "b", longer, beside="a", until="one")

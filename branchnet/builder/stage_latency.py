@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -77,14 +78,13 @@ class LatencyTable:
         return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency")
 
     def __str__(self) -> str:
-        lines = [f"milliseconds by copies of a stage ({self.setting})"]
-        lines.append("stage".ljust(24) + "".join(f"{width:>16}" for width in self.widths))
+        rows = [["stage", *map(str, self.widths)]]
         for name, apart, together in zip(self.locations, self.unfused, self.fused, strict=True):
-            lines.append(name.ljust(24) + "".join(f"{_spread(latency):>16}" for latency in apart))
+            rows.append([name, *map(_spread, apart)])
             if any(together):
-                lines.append("  fused".ljust(24) + "".join(f"{_spread(latency):>16}" for latency in together))
-        lines += [f"head of {task}".ljust(24) + f"{_spread(latency):>16}" for task, latency in self.heads.items()]
-        return "\n".join(lines)
+                rows.append(["  fused", *map(_spread, together)])
+        rows += [[f"head of {task}", _spread(latency)] for task, latency in self.heads.items()]
+        return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; latencies as lists of seconds."""
@@ -192,7 +192,7 @@ def table_beside(
     with torch.no_grad():
         runs = _stage_runs(staged, x, wanted, place, prepare, fused)
         runs |= {("other", name): functools.partial(other, x) for name, other in others.items()}
-        times = _measure(runs, x, repeats, progress)
+        times = _measure(runs, x, repeats, progress, compiled)
     rows = range(len(first.stages))
     table = LatencyTable(
         tasks=tuple(staged),
@@ -296,10 +296,12 @@ def _together(run: Callable[..., Any], nodes: FusedNodes, cut: Any) -> Callable[
     return lambda: run(nodes, cut)
 
 
-def _measure(runs: Mapping[Any, Callable[[], Any]], x: Any, repeats: int, progress: bool) -> dict[Any, Latency]:
+def _measure(
+    runs: Mapping[Any, Callable[[], Any]], x: Any, repeats: int, progress: bool, compiled: bool
+) -> dict[Any, Latency]:
     """Latency of every run. An accelerator gets several calls in a row, so that waiting for it does not count."""
     calls = dict.fromkeys(runs, 1)
-    with progress_bar("compile and warm up", len(runs), shown=progress) as advance:
+    with progress_bar("compile and warm up" if compiled else "warm up", len(runs), shown=progress) as advance:
         for key, run in runs.items():
             run()
             if any(tensor.device.type != "cpu" for tensor in flat_example(x)):
@@ -326,3 +328,13 @@ def _spread(latency: Latency | None) -> str:
     if latency is None:
         return "-"
     return f"{1e3 * latency.median:.2f} ({1e3 * latency.low:.2f}-{1e3 * latency.high:.2f})"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right, two spaces apart."""
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    first, *others = [max(map(len, column)) for column in columns]
+    return [
+        row[0].ljust(first) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=False))
+        for row in rows
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -75,6 +77,45 @@ def test_a_budget_in_milliseconds_limits_the_tree(table: LatencyTable) -> None:
 def test_it_comes_back_from_a_file(table: LatencyTable) -> None:
     assert LatencyTable.from_dict(table.to_dict()) == table
     assert "fast" not in str(table) and "head of c" in str(table) and "eager" in str(table)
+
+
+def test_columns_stand_apart_and_end_together_however_wide_they_are() -> None:
+    def of(*milliseconds: float) -> Latency:
+        return Latency(tuple(1e-3 * value for value in milliseconds))
+
+    name = "layer1.a.very.long.name.of.a.stage"
+    wide = LatencyTable(
+        ("a",), (name, "x"), (1, 10), ((of(1), of(1234567.5)), (of(98765, 98767), of(2))), ((None, of(3)), (None,) * 2),
+        {"a": of(4)}, "by hand",
+    )  # fmt: skip
+    lines = str(wide).splitlines()[1:]
+    assert [re.split(r" {2,}", line.strip()) for line in lines] == [
+        ["stage", "1", "10"],
+        [name, "1.00 (1.00-1.00)", "1234567.50 (1234567.50-1234567.50)"],
+        ["fused", "-", "3.00 (3.00-3.00)"],
+        ["x", "98766.00 (98765.20-98766.80)", "2.00 (2.00-2.00)"],
+        ["head of a", "4.00 (4.00-4.00)"],
+    ]
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert len(lines[-1]) == lines[0].index(" 1 ") + 2 == lines[2].index(" - ") + 2 == lines[3].index(")") + 1
+
+
+@pytest.mark.parametrize(("options", "said"), [({"compiled": False}, "warm up"), ({}, "compile and warm up")])
+def test_the_progress_bar_says_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], said: str
+) -> None:
+    shown = []
+
+    @contextmanager
+    def bar(text: str, total: int, **_: object) -> Iterator[Callable[[], None]]:
+        shown.append(text)
+        yield lambda: None
+
+    monkeypatch.setattr("branchnet.builder.stage_latency.progress_bar", bar)
+    monkeypatch.setattr("branchnet.builder.stage_latency.compiler_problem", lambda device: "")
+    monkeypatch.setattr("branchnet.builder.stage_latency.compiled_apart", lambda function, **_: function)
+    branchnet.latency_table(networks(), torch.ones(2, 4), repeats=1, progress=True, **options)
+    assert shown == [said]
 
 
 def test_between_measured_widths_costs_lie_on_a_line_and_the_faster_way_counts() -> None:

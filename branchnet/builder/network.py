@@ -179,7 +179,7 @@ class BranchedNetwork(nn.Module):
         """
         known = {node.id: node for node in self.members()}
         if name not in known:
-            raise BuildError(f"there is no node {name!r}{_did_you_mean(name, known)}")
+            raise BuildError(f"there is no node {name!r}{did_you_mean(name, known)}")
         return known[name]
 
     def freeze(self, *names: str) -> None:
@@ -204,7 +204,7 @@ class BranchedNetwork(nn.Module):
             path = {f"nodes.{d}.{labels[i]}" for d, labels in enumerate(self._clusters)}
             ids.setdefault(task, path | {f"heads.{i}"})
         if unknown := [name for name in names if name not in ids]:
-            raise BuildError(f"{unknown[0]!r} is no node and no task{_did_you_mean(unknown[0], ids)}")
+            raise BuildError(f"{unknown[0]!r} is no node and no task{did_you_mean(unknown[0], ids)}")
         return frozenset[str]().union(*(ids[name] for name in names))
 
     def _set_frozen(self, frozen: frozenset[str]) -> None:
@@ -238,7 +238,7 @@ class BranchedNetwork(nn.Module):
             BuildError: no such location.
         """
         if unknown := [name for name in locations if name not in self.locations]:
-            raise BuildError(f"{unknown[0]!r} is no location{_did_you_mean(unknown[0], self.locations)}")
+            raise BuildError(f"{unknown[0]!r} is no location{did_you_mean(unknown[0], self.locations)}")
         self.recomputed = frozenset(self.locations.index(name) for name in locations)
 
     def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
@@ -297,14 +297,15 @@ def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str
     """
     if tasks is None:
         return tuple(known)
-    if isinstance(tasks, str) or not tasks or any(task not in known for task in tasks):
-        unknown = [] if isinstance(tasks, str) else [task for task in tasks if task not in known]
-        hint = _did_you_mean(unknown[0], known) if unknown else ""
-        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given{hint}")
+    if isinstance(tasks, str) or not tasks:
+        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given")
+    if unknown := [task for task in tasks if task not in known]:
+        raise BuildError(f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     return tuple(task for task in known if task in tasks)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known name that is near to it, or all of them."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from branchnet.builder.averaging import counterparts
 from branchnet.builder.donors import Donors
-from branchnet.builder.network import BranchedNetwork, Node, wanted_tasks
+from branchnet.builder.network import BranchedNetwork, Node, did_you_mean, wanted_tasks
 from branchnet.builder.permuting import tensors_of
 from branchnet.clustering.tree import Tree
 from branchnet.errors import BuildError, SplitError
@@ -56,7 +56,8 @@ def add_task(
     """
     if name in branched.tasks:
         raise BuildError(f"there is a task {name!r} already; the tasks are {list(branched.tasks)}")
-    wanted_tasks([beside], branched.tasks)
+    if beside not in branched.tasks:
+        raise BuildError(f"beside={beside!r} is no task{did_you_mean(beside, branched.tasks)}")
     if until is not None and until not in branched.locations:
         raise BuildError(f"until={until!r} is no location; the locations are {list(branched.locations)}")
     shared = 0 if until is None else branched.locations.index(until) + 1

@@ -122,9 +122,11 @@ def test_wrong_inputs_are_compared_with_the_example(graphs: list[int], fuse: boo
     assert (compiled(x)["d"] - network(x)["d"]).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("tasks", ["ab", ["z"], []])
-def test_separate_networks_refuse_wrong_tasks(tasks: list[str]) -> None:
-    with pytest.raises(BuildError, match="tasks must be a non-empty sequence"):
+@pytest.mark.parametrize(
+    ("tasks", "message"), [("ab", "a non-empty sequence"), (["z"], "no task 'z'"), ([], "a non-empty sequence")]
+)
+def test_separate_networks_refuse_wrong_tasks(tasks: list[str], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
         SeparateNetworks({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)})(torch.rand(2, 6), tasks)
 
 

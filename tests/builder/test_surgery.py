@@ -178,7 +178,14 @@ class OtherCut(nn.Module):
     ("change", "message"),
     [
         (lambda net: net.add_task("depth", DONORS["depth"], beside="edges", until="stem"), "a task 'depth' already"),
-        (lambda net: net.add_task("n", DONORS["depth"], beside="egdes", until="stem"), "did you mean 'edges'"),
+        (
+            lambda net: net.add_task("n", DONORS["depth"], beside="egdes", until="stem"),
+            "^beside='egdes' is no task; did you mean 'edges'",
+        ),
+        (
+            lambda net: net.add_task("n", DONORS["depth"], beside="zoo", until="stem"),
+            "^beside='zoo' is no task; there are depth, edges, scene, count$",
+        ),
         (
             lambda net: net.add_task("n", DONORS["depth"], beside="edges", until="layer9"),
             "until='layer9' is no location",

@@ -175,7 +175,7 @@ def compile(
     valid until the next call only. Weights may be changed in place; replaced tensors record a new graph.
 
     Args:
-        branched: the network; its current mode (train or eval) is compiled.
+        branched: the network; its current mode (train or eval) is compiled, training mode with a warning.
         example: inputs of the size to expect.
         mode: torch.compile's mode, e.g. `"max-autotune"` or `"reduce-overhead"`.
         dynamic: compile for every batch size (dimension 0 of every input tensor that shares the first one's);
@@ -221,6 +221,12 @@ def compile(
         raise BuildError(f"autocast={autocast} and cast={cast}: choose one of them")
     if fuse not in (True, False, "auto"):
         raise BuildError(f"fuse must be True, False or 'auto'; {fuse!r} was given")
+    if branched.training:
+        warnings.warn(
+            "the network is compiled in training mode, in which BatchNorm and Dropout make an output depend on the "
+            "rest of the batch and on chance; call branched.eval() before it is compiled for inference",
+            stacklevel=2,
+        )
     prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
     network: Network = with_regions(prepared) if regions else prepared
     if fuse == "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import pytest
@@ -207,6 +208,21 @@ def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatc
 def test_options_that_make_no_sense_are_refused(graphs: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(BuildError, match=message):
         branchnet.compile(branched(), torch.rand(2, 6), **options)
+
+
+def test_training_mode_is_compiled_with_a_warning_and_evaluation_mode_without(graphs: list[int]) -> None:
+    network = convolutional().train()
+    with pytest.warns(UserWarning, match=r"compiled in training mode.*call branched\.eval\(\)") as caught:
+        compiled = branchnet.compile(network, images(2))
+    assert caught[0].filename == __file__
+    before = network.nodes[0][0].state_dict()  # type: ignore[index]
+    before = {name: value.clone() for name, value in before.items()}
+    compiled(images(4))
+    after = network.nodes[0][0].state_dict()  # type: ignore[index]
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())  # BatchNorm counted them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        branchnet.compile(network.eval(), images(2))
 
 
 def test_folding_leaves_no_batchnorm_behind_a_convolution() -> None:

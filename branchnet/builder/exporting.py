@@ -10,7 +10,9 @@ import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,13 +154,22 @@ def _written(
     with torch.no_grad():
         expected = [call(flat, each) for each in examples]
         try:
-            run = WRITERS[format](flat, traced_with, path, dynamic)
+            with _without_the_warning_on_leaves():
+                run = WRITERS[format](flat, traced_with, path, dynamic)
             found = [run(each) for each in examples]
         except BuildError:
             raise
         except Exception as error:  # exporters raise errors of many kinds, none of them documented
             raise BuildError(f"{format} export failed: {type(error).__name__}: {first_line(error)}") from error
     return expected[-1], _compared(expected, found), batches
+
+
+@contextmanager
+def _without_the_warning_on_leaves() -> Iterator[None]:
+    """Silence what torch warns itself of when it copies an exported program; users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
 
 
 class FlatOutputs(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,9 @@ def test_onnx_outputs_are_called_after_the_tasks(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     network = named({"a.b": nn.Linear(4, 3), "two of them": Pair(), "ünï": nn.Linear(4, 1)})
     x = {"left": torch.rand(1, 2), "right": torch.rand(1, 4)}
-    exported = branchnet.export(network, x, tmp_path / "net.onnx")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*LeafSpec")  # torch's own, when it copies the exported program
+        exported = branchnet.export(network, x, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     names = ["a.b", "two of them.sum", "two of them.half", "ünï"]
     assert [output.name for output in session.get_outputs()] == names == list(exported.outputs)
@@ -131,6 +134,24 @@ def test_safetensors_fill_the_network_that_the_specification_describes(
     rounding = 1e-5 if dtype == torch.float32 else 2e-2
     for task in ("edges", "count"):
         torch.testing.assert_close(found[task], expected[task].float(), rtol=1e-5, atol=rounding)
+
+
+def test_of_a_writers_warnings_only_torchs_own_on_leaves_is_silenced(
+    branched: BranchedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = exporting_module.WRITERS["safetensors"]
+
+    def warning(*args: object) -> object:
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=2)
+        warnings.warn("`isinstance(treespec, TreeSpec)` is deprecated, use another", FutureWarning, stacklevel=2)
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", UserWarning, stacklevel=2)
+        return write(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(exporting_module.WRITERS, "safetensors", warning)
+    with pytest.warns(Warning) as caught:
+        branchnet.export(branched, images(2), tmp_path / "net.safetensors")
+    said = [(each.category, str(each.message).split()[1]) for each in caught]
+    assert said == [(FutureWarning, "TreeSpec)`"), (UserWarning, "LeafSpec)`")]
 
 
 def test_a_subset_holds_only_the_nodes_that_it_needs(branched: BranchedNetwork, tmp_path: Path) -> None:

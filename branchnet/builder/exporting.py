@@ -88,11 +88,12 @@ def export(
         dynamic: whether the batch size may differ from the example's.
 
     Raises:
-        BuildError: a format, suffix or task that is unknown, a network in training mode or that cannot be exported, or
-            one whose exported outputs differ; nothing is left behind.
+        BuildError: an example and a path in the wrong order, a format, suffix or task that is unknown, a network in
+            training mode or that cannot be exported, or one whose exported outputs differ; nothing is left behind.
     """
     from branchnet.architecture import Architecture
 
+    _check_order(example, path)
     target = Path(path)
     chosen = _checked_format(format, target)
     if branched.training:
@@ -122,6 +123,14 @@ def export(
     finally:
         shutil.rmtree(folder)
     return Exported(target, specification, card, tuple(outputs), difference, batches)
+
+
+def _check_order(example: Any, path: Any) -> None:
+    if isinstance(example, str | os.PathLike) or not isinstance(path, str | os.PathLike):
+        raise BuildError(
+            f"export takes the network, an example (tensors) and a path (a file's name), in this order; as the example "
+            f"a {type(example).__name__} was given and as the path a {type(path).__name__}"
+        )
 
 
 def _put(written: Path, final: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +214,27 @@ def test_wrong_requests_are_refused(
     with pytest.raises(BuildError, match=message):
         branchnet.export(branched, images(2), tmp_path / name, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("swapped", "found"),
+    [
+        (("net.pt2", torch.rand(1, 3, 32, 32)), "as the example a str was given and as the path a Tensor"),
+        (
+            (PurePosixPath("net.pt2"), {"x": torch.rand(1)}),
+            "as the example a PurePosixPath was given and as the path a dict",
+        ),
+        (("net.pt2", "net.pt2"), "as the example a str was given and as the path a str"),
+        ((torch.rand(1, 3, 32, 32), None), "as the path a NoneType"),
+    ],
+)
+def test_an_example_and_a_path_in_the_wrong_order_are_told_apart(
+    branched: BranchedNetwork, swapped: tuple[Any, Any], found: str
+) -> None:
+    with pytest.raises(
+        BuildError, match=rf"an example \(tensors\) and a path \(a file's name\), in this order; .*{found}"
+    ):
+        branchnet.export(branched, *swapped)
 
 
 def test_training_mode_and_untraceable_heads_are_refused(tmp_path: Path) -> None:

@@ -173,8 +173,10 @@ def read_branched(
     from branchnet.builder.saving import WEIGHTS
 
     spec = read_spec(folder)
-    if not folder.is_dir() or not (folder / WEIGHTS).exists():
+    if not folder.is_dir():
         raise CheckpointError(f"{folder} is no saved network (a folder with {WEIGHTS} would be right)")
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS} (a folder that `branchnet build` wrote would be right)")
     unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
     if unnamed and config is None:
         raise SpecError(

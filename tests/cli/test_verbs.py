@@ -278,6 +278,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("report branched --out r.pdf", 2, ".html, .md, .csv or .json"),
         ("report broken", 4, "weights.safetensors"),
         ("show nothing", 2, "nothing"),
+        ("show weightless", 4, "weightless holds no weights.safetensors (a folder that `branchnet build` wrote"),
         ("validate", 2, "no file was given"),
         ("validate wrong.yaml run.yaml", 2, "wrong.yaml:2:1"),
         ("run two.yaml", 2, "names no budget"),
@@ -297,6 +298,8 @@ def test_what_is_wrong_is_said(walker: Walker, line: str, code: int, message: st
     Path("small.yaml").write_text(yaml.safe_dump(small))
     shutil.copytree("branched", "broken")
     Path("broken/weights.safetensors").write_bytes(b"no weights")
+    shutil.copytree("branched", "weightless")
+    Path("weightless/weights.safetensors").unlink()
     assert walker(line) == code, walker.err
     said = " ".join(walker.err.replace("│", " ").split())
     assert any(part in said for part in message.split("|")), said

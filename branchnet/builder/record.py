@@ -1,4 +1,4 @@
-"""What a weights file says beside its tensors: frozen nodes, recomputed stages, where the initial weights came from.
+"""What a weights file says beside its tensors: their checksum, frozen nodes, recomputed stages, the initial weights.
 
 The record is JSON in the metadata of the safetensors file, so it is written and replaced together with the weights. A
 file may come from anyone: unknown keys, other types, and nodes that the network does not have are refused.
@@ -44,16 +44,18 @@ class Record(_Section):
         frozen: ids of the frozen nodes and heads.
         recomputed: locations whose stages are recomputed.
         initialisation: how the initial weights were made; None where that is not known.
+        sha256: the checksum of the file's tensors, see `branchnet.builder.weights.checksum`; None in older files.
     """
 
     version: Literal[1] = 1
     frozen: tuple[str, ...]
     recomputed: tuple[str, ...]
     initialisation: _Initialisation | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
-def write_record(branched: BranchedNetwork) -> str:
-    """The record of a network as JSON."""
+def write_record(branched: BranchedNetwork, *, sha256: str | None = None) -> str:
+    """The record of a network, and of the checksum of its tensors, as JSON."""
     report = branched.initialisation
     starts = [
         {
@@ -71,6 +73,7 @@ def write_record(branched: BranchedNetwork) -> str:
             "frozen": tuple(node.id for node in branched.members() if node.id in branched.frozen),
             "recomputed": tuple(branched.locations[stage] for stage in sorted(branched.recomputed)),
             "initialisation": {"init": report.init, "nodes": tuple(starts)} if report else None,
+            "sha256": sha256,
         }
     ).model_dump_json()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +23,38 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
     Args:
         metadata: texts by name to keep in the file's header.
     """
-    state = module.state_dict()
-    aliases = _aliases(state)
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
+    kept = stored_tensors(module)
     with atomic_write(path) as temporary:
         save_file(kept, temporary, metadata=None if metadata is None else dict(metadata))
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that `save_weights` writes, on the CPU."""
+    state = module.state_dict()
+    aliases = _aliases(state)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
+
+
+def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over name, form and bytes of each tensor, in the order in which they come, as hexadecimal digits.
+
+    One tensor after the other is read; none is copied.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {_describe(tensor)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """The checksum of the tensors in a safetensors file, of which one at a time is in memory.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:

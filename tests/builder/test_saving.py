@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save_file
 from torch import nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import save_weights
 from branchnet.builder.record import read_record, write_record
-from branchnet.builder.weights import read_metadata
+from branchnet.builder.weights import checksum, file_checksum, read_metadata
 from branchnet.errors import CheckpointError, SpecError
 
 from .toys import KINDS, LOCATIONS, images, networks, staged
@@ -106,9 +109,65 @@ def test_folders_without_a_record_load_as_before(kept: BranchedNetwork, tmp_path
         assert torch.equal(loaded(images())["count"], kept.eval()(images())["count"])
 
 
+def test_a_flipped_bit_is_refused_and_the_way_out_that_is_named_works(kept: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.save(kept, tmp_path)
+    path = tmp_path / "weights.safetensors"
+    sound = path.read_bytes()
+    header = 8 + int.from_bytes(sound[:8], "little")
+    for place in (header, (header + len(sound)) // 2, len(sound) - 1):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} is damaged or was changed.*save_file"):
+            branchnet.load(tmp_path)
+    tensors = {name: 2 * value for name, value in load(sound).items()}
+    save_file(tensors, path)
+    loaded = branchnet.load(tmp_path)
+    assert not loaded.frozen and torch.equal(
+        loaded.state_dict()["heads.3.head.predict.bias"], tensors["heads.3.head.predict.bias"]
+    )
+    path.write_bytes(sound)
+    assert branchnet.load(tmp_path).frozen == kept.frozen
+
+
+def test_tensors_that_changed_places_are_refused(kept: BranchedNetwork, tmp_path: Path) -> None:
+    """Two tensors of one shape under each other's name: the same bytes, in another order."""
+    branchnet.save(kept, tmp_path)
+    path = tmp_path / "weights.safetensors"
+    tensors, metadata = load(path.read_bytes()), read_metadata(path)
+    one, other = (f"nodes.0.0.stem.1.running_{name}" for name in ("mean", "var"))
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="checksum"):
+        branchnet.load(tmp_path)
+
+
+def test_the_checksum_is_that_of_the_bytes_in_the_file(tmp_path: Path) -> None:
+    """Of names, forms and bytes, cut out of the file by its header alone; for every kind of tensor that there is."""
+    kinds = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
+    tensors = {f"t{i}": torch.ones((), dtype=kind) for i, kind in enumerate(kinds)}
+    tensors |= {"empty": torch.ones(0, 3), "matrix": torch.rand(2, 3)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    raw = (tmp_path / "w.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    digest = hashlib.sha256()
+    for name, entry in sorted(json.loads(raw[8:start]).items()):
+        first, last = entry["data_offsets"]
+        digest.update(f"{name} {tuple(entry['shape'])} {str(tensors[name].dtype)[6:]}\n".encode())
+        digest.update(raw[start + first : start + last])
+    assert file_checksum(tmp_path / "w.safetensors") == checksum(sorted(tensors.items())) == digest.hexdigest()
+
+
+def test_a_record_from_before_there_were_checksums_loads(kept: BranchedNetwork, tmp_path: Path) -> None:
+    branchnet.save(kept, tmp_path)
+    record = json.loads(read_metadata(tmp_path / "weights.safetensors")["branchnet"])
+    assert len(record.pop("sha256")) == 64
+    save_weights(kept, tmp_path / "weights.safetensors", metadata={"branchnet": json.dumps(record)})
+    assert branchnet.load(tmp_path).frozen == kept.frozen
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda record: record | {"sha256": "0"}, "sha256: String should match pattern"),
         (lambda record: record | {"frozen": ["nodes.9.0"]}, r"frozen: there is no node 'nodes\.9\.0'"),
         (lambda record: record | {"frozen": ["depth"]}, "frozen: there is no node 'depth'"),
         (lambda record: record | {"recomputed": ["layer9"]}, "recomputed: there is no location 'layer9'"),

@@ -21,6 +21,8 @@ _IN_PLACE: Mapping[Any, Callable[..., Any]] = {
     operator.sub: operator.isub,
     operator.mul: operator.imul,
 }
+_FORM_FROM_OTHER = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
+"""Methods that take from their argument no more than its shape or type."""
 
 
 class InPlaceProxy(fx.Proxy):
@@ -62,7 +64,7 @@ def reusable(
             return False
         if any(flow.facts[each].storages & block and last.get(each, -1) > position for each in nodes):
             return False
-        return bool(flow.parameters(_ancestors(operand, inputs)))
+        return bool(flow.parameters(_made_from(flow, operand, inputs)))
 
     return frozenset(node for k, node in enumerate(nodes) if node.meta.get(_MARK) and may_overwrite(k, node))
 
@@ -84,11 +86,15 @@ def written_in_place(graph: fx.Graph) -> fx.Graph:
     return written
 
 
-def _ancestors(node: fx.Node, inputs: Sequence[fx.Node]) -> list[fx.Node]:
+def _made_from(flow: Dataflow, node: fx.Node, inputs: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes whose values the node's depends on: what gives it no more than a shape or a type is none of them."""
     pending, found = [node], {node}
     while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found and source not in inputs:
+        made = pending.pop()
+        sources = made.all_input_nodes[:1] if made.target in _FORM_FROM_OTHER else made.all_input_nodes
+        for source in sources:
+            carries = source.op == "get_attr" or bool(flow.facts[source].tensors)
+            if carries and source not in found and source not in inputs:
                 found.add(source)
                 pending.append(source)
-    return list(found)
+    return [made for made in found if made.target not in _FORM_FROM_OTHER]

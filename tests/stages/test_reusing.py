@@ -126,3 +126,34 @@ def test_a_sum_into_what_fused_nodes_share_still_fuses() -> None:
         expected, found = branched(IMAGE), fused(IMAGE)
     for task in tasks:
         torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["size", "zeros", "dtype", "type_as", "view_as"])
+def test_a_value_that_takes_only_its_form_from_parameters_still_fuses(form: str) -> None:
+    class Fitted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+            self.last, self.end = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            z = self.conv(x)
+            if form == "size":
+                y = nn.functional.interpolate(x[..., ::2, ::2], size=z.shape[-2:])
+            elif form == "zeros":
+                y = torch.zeros(z.shape)
+            elif form == "dtype":
+                y = (x * 2).double().to(self.conv.weight.dtype)
+            else:
+                y = (x * 2).type_as(self.conv.weight) if form == "type_as" else (x * 2).view_as(z)
+            y += z
+            return self.end(self.last(y))
+
+    tasks = ("one", "two")
+    staged = branchnet.split_all({task: Fitted().eval() for task in tasks}, IMAGE, locations=["stem", "last"])
+    branched = branchnet.build(Tree(tasks, [[tasks], [(task,) for task in tasks]]), staged).eval()
+    with torch.no_grad():
+        expected, found = branched(IMAGE), FusedNetwork(branched, [1])(IMAGE)
+    for task in tasks:
+        torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-5)

@@ -8,13 +8,14 @@ tensors, and where these lie.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
 _mode_of = operator.attrgetter("training")
+_values_of = operator.methodcaller("values")  # those of ScriptModules are no dictionaries
 
 
 def without_module_guards(entries: Sequence[Any]) -> list[bool]:
@@ -38,9 +39,10 @@ class Watch:
         return tuple(map(_mode_of, self._modules))
 
     def changed(self) -> bool:
-        """Whether modules were exchanged, or tensors by some of another shape, type, layout or device."""
+        """Whether modules or hooks were exchanged, or tensors by some of another shape, type, layout or device."""
         children, slots = _values(self._owners), _values(self._holders)
-        if _same(children, self._children) and _same(slots, self._slots) and self._where() == self._pointers:
+        same = _same(children, self._children) and _same(slots, self._slots) and not any(self._empty)
+        if same and self._where() == self._pointers:
             return False
         before = (self._children, self._forms)
         self._look()
@@ -48,10 +50,12 @@ class Watch:
 
     def _look(self) -> None:
         self._modules = list(self._network.modules())
-        self._owners: list[dict[str, Any]] = [m._modules for m in self._modules if m._modules]
+        owners = [d for m in self._modules for d in (m._modules, m._forward_hooks, m._forward_pre_hooks)]
+        tensors = [d for m in self._modules for d in (m._parameters, m._buffers)]
+        self._empty: list[Mapping[Any, Any]] = [held for held in (*owners, *tensors) if not held]
+        self._owners: list[Mapping[Any, Any]] = [held for held in owners if held]
         self._children = _values(self._owners)
-        tensors: Iterable[dict[str, Any]] = chain.from_iterable((m._parameters, m._buffers) for m in self._modules)
-        self._holders = [held for held in tensors if held]
+        self._holders: list[Mapping[Any, Any]] = [held for held in tensors if held]
         self._slots = _values(self._holders)
         self._tensors = [(_pointer_of(slot), slot) for slot in self._slots if slot is not None]
         self._pointers = self._where()
@@ -64,8 +68,8 @@ class Watch:
         return [pointer(tensor) for pointer, tensor in self._tensors]
 
 
-def _values(dictionaries: Iterable[dict[str, Any]]) -> list[Any]:
-    return list(chain.from_iterable(map(dict.values, dictionaries)))
+def _values(dictionaries: Iterable[Mapping[Any, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(_values_of, dictionaries)))
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:

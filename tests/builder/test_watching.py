@@ -9,9 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
+from branchnet.builder import SeparateNetworks
 from branchnet.builder.compilation import CompiledNetwork
 from branchnet.builder.watching import Watch
 
@@ -87,9 +89,24 @@ def train_one_node(network: BranchedNetwork) -> None:
     network.member("nodes.0.0").module.train()
 
 
+def hook(network: BranchedNetwork) -> None:
+    first_linear(network).register_forward_hook(lambda module, args, output: output * 2)
+
+
+class Adapted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.adapter(x)
+
+
+def adapt(network: BranchedNetwork) -> None:
+    linear = first_linear(network)
+    linear.add_module("adapter", nn.Linear(6, 8))
+    linear.__class__ = Adapted
+
+
 KEEPING = [write_in_place, replace_parameter, replace_data, replace_buffer, load_by_assignment]
 """Changes after which the same code runs, on other numbers."""
-OTHERS = [without_bias, other_layout, exchange_module, tie, train_one_node]
+OTHERS = [without_bias, other_layout, exchange_module, tie, train_one_node, hook, adapt]
 
 
 @pytest.mark.parametrize("change", KEEPING + OTHERS)
@@ -172,3 +189,34 @@ def test_fewer_guards_stay_than_a_network_has_tensors(monkeypatch: pytest.Monkey
         CompiledNetwork(branchnet.build(Tree.separate(tasks, 1), cut))(X)
     names = 10  # one guard for the name of each further task
     assert len(kept) == 2 and kept[1] - kept[0] <= names, list(itertools.pairwise(kept))
+
+
+class Bare(nn.Module):
+    """A layer with one parameter and no empty place for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6, 6, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_pruning_a_layer_of_one_parameter_counts(graphs: list[int]) -> None:  # noqa: F811
+    layer = Bare()
+    network = SeparateNetworks({"a": nn.Sequential(layer, nn.Tanh())}).eval()
+    compiled = CompiledNetwork(network)
+    assert torch.equal(compiled(X)["a"], network(X)["a"])
+    prune.ln_structured(layer, "weight", amount=0.5, n=2, dim=0)
+    assert torch.equal(compiled(X)["a"], network(X)["a"])
+    prune.remove(layer, "weight")
+    assert torch.equal(compiled(X)["a"], network(X)["a"])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_script_modules_are_watched_too() -> None:
+    network = nn.Sequential(nn.Linear(6, 8), torch.jit.trace(nn.Linear(8, 2), torch.rand(2, 8)))
+    watch = Watch(network)
+    assert not watch.changed()
+    network[1] = nn.Linear(8, 2)
+    assert watch.changed() and not watch.changed()

@@ -8,14 +8,14 @@ tensors, and where these lie.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _mode_of = operator.attrgetter("training")
-_values_of = operator.methodcaller("values")  # those of ScriptModules are no dictionaries
 
 
 def without_module_guards(entries: Sequence[Any]) -> list[bool]:
@@ -50,12 +50,13 @@ class Watch:
 
     def _look(self) -> None:
         self._modules = list(self._network.modules())
-        owners = [d for m in self._modules for d in (m._modules, m._forward_hooks, m._forward_pre_hooks)]
-        tensors = [d for m in self._modules for d in (m._parameters, m._buffers)]
-        self._empty: list[Mapping[Any, Any]] = [held for held in (*owners, *tensors) if not held]
-        self._owners: list[Mapping[Any, Any]] = [held for held in owners if held]
+        traced = [m for m in self._modules if not isinstance(m, torch.jit.ScriptModule)]  # dynamo enters no others
+        owners = [d for m in traced for d in (m._modules, m._forward_hooks, m._forward_pre_hooks)]
+        tensors = [d for m in traced for d in (m._parameters, m._buffers)]
+        self._empty: list[dict[Any, Any]] = [held for held in (*owners, *tensors) if not held]
+        self._owners: list[dict[Any, Any]] = [held for held in owners if held]
         self._children = _values(self._owners)
-        self._holders: list[Mapping[Any, Any]] = [held for held in tensors if held]
+        self._holders: list[dict[Any, Any]] = [held for held in tensors if held]
         self._slots = _values(self._holders)
         self._tensors = [(_pointer_of(slot), slot) for slot in self._slots if slot is not None]
         self._pointers = self._where()
@@ -68,8 +69,8 @@ class Watch:
         return [pointer(tensor) for pointer, tensor in self._tensors]
 
 
-def _values(dictionaries: Iterable[Mapping[Any, Any]]) -> list[Any]:
-    return list(chain.from_iterable(map(_values_of, dictionaries)))
+def _values(dictionaries: Iterable[dict[Any, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, dictionaries)))
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:

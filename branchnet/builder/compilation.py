@@ -49,9 +49,11 @@ class CompiledNetwork:
         autocast: torch.dtype | None = None,
         cast: torch.dtype | None = None,
         channels_last: bool = False,
+        regions: bool = False,
         copy_outputs: bool = True,
     ) -> None:
         self.branched = branched
+        self.regions = regions
         self.mode = mode
         self.dynamic = dynamic and not isinstance(branched, FusedNetwork)
         self.autocast = autocast
@@ -108,7 +110,10 @@ class CompiledNetwork:
         return result
 
     def _compile(self, subset: tuple[str, ...]) -> Callable[[Input], tuple[Outputs, dict[str, Any]]]:
-        network, prepared, device, autocast = self.branched, self._as_prepared, self._device, self.autocast
+        network = self.branched
+        if self.regions and isinstance(network, BranchedNetwork):
+            network = with_regions(network)
+        prepared, device, autocast = self._as_prepared, self._device, self.autocast
         eager = tuple(task for task in subset if task in self.eager_heads)
         heads = self._heads
 
@@ -209,7 +214,9 @@ def compile(
         raise BuildError(
             f"fuse={fuse!r}, streams={streams} and regions={regions} are different ways with equal nodes: choose one"
         )
-    run_as: Callable[..., CompiledNetwork] = functools.partial(CompiledNetwork, copy_outputs=copy_outputs)
+    run_as: Callable[..., CompiledNetwork] = functools.partial(
+        CompiledNetwork, regions=regions, copy_outputs=copy_outputs
+    )
     if streams:
         from branchnet.builder.streams import StreamedNetwork, check_streams
 
@@ -228,7 +235,7 @@ def compile(
             stacklevel=2,
         )
     prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
-    network: Network = with_regions(prepared) if regions else prepared
+    network: Network = prepared
     if fuse == "auto":
         stages = faster_fused(prepared, example, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)
         network = FusedNetwork(prepared, stages) if stages else prepared

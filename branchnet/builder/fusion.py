@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from branchnet.stages import Interface
 
 Cut = tuple[Any, ...]
+FUNCTIONS = (FunctionType, BuiltinFunctionType)
 
 
 class FusedNodes(nn.Module):
@@ -205,21 +207,26 @@ def groups_of(nodes: Iterable[nn.Module]) -> tuple[tuple[int, ...], ...]:
 
 
 def structure(module: nn.Module) -> tuple[Any, ...]:
-    """What two modules must have in common to be fused: code, layers and their settings, shapes and types."""
+    """What two modules must have in common to run the same code: layers and their settings, shapes, layouts, types."""
     layers = [
         (name, type(part), part.extra_repr(), part.training, _plain_attributes(part))
         for name, part in module.named_modules()
         if name
     ]
     state = [*module.named_parameters(), *module.named_buffers()]
-    forms = [(name, tuple(tensor.shape), tensor.dtype, tensor.device) for name, tensor in state]
+    forms = [(name, tuple(tensor.shape), _layout(tensor), tensor.dtype, tensor.device) for name, tensor in state]
     source = module.source if isinstance(module, Stage) else ""
     return type(module), source, module.training, tuple(layers), tuple(forms)
 
 
 def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
-    plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
-    return tuple(sorted((key, repr(value)) for key, value in plain.items() if key != "training"))
+    plain = {k: repr(v) for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
+    functions = {k: f"function {id(v)}" for k, v in vars(module).items() if isinstance(v, FUNCTIONS)}
+    return tuple(sorted((key, value) for key, value in (plain | functions).items() if key != "training"))
+
+
+def _layout(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(step for step, length in zip(tensor.stride(), tensor.shape, strict=True) if length > 1)
 
 
 def _stacked(parents: Sequence[_Result]) -> Cut:

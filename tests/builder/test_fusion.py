@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import FusedNetwork, FusedNodes, Latency, fusion_choice
+from branchnet.builder.fusion import structure
 from branchnet.errors import BuildError
 from branchnet.stages.flops import without_attention_fast_path
 
@@ -232,3 +234,21 @@ def test_fused_equals_unfused_on_a_gpu(cut: dict[str, branchnet.StagedNetwork], 
         assert_same(fused(x), branched(x), 1e-3)
         assert_same(fused(x, ["edges", "scene"]), branched(x, ["edges", "scene"]), 1e-3)
     assert all(parameter.is_cuda for parameter in fused.unfuse().parameters())
+
+
+def test_nodes_of_one_structure_have_one_layout_and_one_activation() -> None:
+    """What code made for one of them would get wrong for another."""
+
+    def block(activation: Callable[[Tensor], Tensor]) -> nn.Module:
+        return nn.TransformerEncoderLayer(8, 2, 16, activation=activation)
+
+    gelu, again = block(nn.functional.gelu), block(nn.functional.gelu)
+    assert structure(gelu) == structure(again) == structure(copy.deepcopy(gelu))
+    assert structure(gelu) != structure(block(nn.functional.silu))
+    assert structure(gelu) != structure(block(torch.tanh))
+    convolution = nn.Conv2d(3, 4, 3)
+    assert structure(convolution) != structure(copy.deepcopy(convolution).to(memory_format=torch.channels_last))
+    pointwise = nn.Conv2d(3, 4, 1)  # steps along dimensions of one element say nothing
+    moved = copy.deepcopy(pointwise)
+    moved.weight.data = moved.weight.data.as_strided((4, 3, 1, 1), (3, 1, 7, 5))
+    assert structure(pointwise) == structure(moved)

@@ -123,6 +123,19 @@ def test_every_change_counts_at_the_next_call(graphs: list[int], change: Callabl
     assert len(graphs) == (1 if change in KEEPING else 2)
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_an_exchanged_node_counts(graphs: list[int], regions: bool) -> None:  # noqa: F811
+    network = branched()
+    compiled = branchnet.compile(network, X, regions=regions)
+    before = compiled(X)
+    network.nodes[1][1] = copy.deepcopy(network.nodes[1][1])
+    with torch.no_grad():
+        next(network.nodes[1][1].parameters()).mul_(-2)
+    found, expected = compiled(X), network(X)
+    assert not torch.equal(before["c"], expected["c"]) and torch.equal(before["a"], expected["a"])
+    assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+
+
 def test_modes_are_remembered(graphs: list[int]) -> None:  # noqa: F811
     network = branched()
     compiled = CompiledNetwork(network)

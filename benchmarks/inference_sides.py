@@ -86,9 +86,6 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
     yield "branched, compiled, fused", compiled(branched, fuse=True), sizes["b"]
     tuned = {"fold_batchnorm": True, "channels_last": True} | many
     yield "branched, compiled, BatchNorm folded, channels last", compiled(branched, **tuned), sizes["b"]
-    if case.tasks < MANY:
-        constant = compiled(branched, constant_weights=True)
-        yield "branched, compiled, constant weights", constant, sizes["b"]
     yield "branched, nodes compiled one by one", lambda: nodes_one_by_one(branched, case.mode), sizes["b"]
     yield "branched, ONNX Runtime", lambda: onnx_runtime(branched, x, folder), sizes["b"]
     yield "branched, AOTInductor", lambda: aot_inductor(branched, x, folder), sizes["b"]

@@ -50,11 +50,9 @@ class CompiledNetwork:
         cast: torch.dtype | None = None,
         channels_last: bool = False,
         regions: bool = False,
-        constant_weights: bool = False,
         copy_outputs: bool = True,
     ) -> None:
         self.branched = branched
-        self.constant_weights = constant_weights
         self.regions = regions
         self.mode = mode
         self.dynamic = dynamic and not isinstance(branched, FusedNetwork)
@@ -128,13 +126,7 @@ class CompiledNetwork:
                 outputs = {task: heads[task](*cut) for task, cut in last.items() if task not in eager}
                 return outputs, {task: last[task] for task in eager}
 
-        return compiled_apart(
-            run,
-            mode=self.mode,
-            dynamic=None if self.dynamic else False,
-            module_guards=False,
-            constant_weights=self.constant_weights,
-        )
+        return compiled_apart(run, mode=self.mode, dynamic=None if self.dynamic else False, module_guards=False)
 
     def _exclude_heads(self, subset: tuple[str, ...], x: Input, error: Exception) -> None:
         """Find the heads that do not compile on their own; raise `error` where there are none."""
@@ -172,16 +164,14 @@ def compile(
     cast: torch.dtype | None = None,
     channels_last: bool = False,
     fold_batchnorm: bool = False,
-    constant_weights: bool = False,
     copy_outputs: bool = True,
 ) -> CompiledNetwork:
     """Compile all tasks of `branched` as one graph (with `streams` as one for each node) and run it once on `example`.
 
-    Without `fuse`, `cast`, `channels_last`, `fold_batchnorm` and `constant_weights` the network itself is compiled, so
-    that weights changed or replaced count at the next call; with any of them a copy is. Exchanged modules, tensors of
-    another form and other modes are noticed and compiled anew. Other attributes of a layer, such as its stride, count
-    as they were when it was compiled: guarding all of them, as torch.compile does by itself, takes a millisecond per
-    call for five networks.
+    Without `fuse`, `cast`, `channels_last` and `fold_batchnorm` the network itself is compiled, so that weights changed
+    or replaced count at the next call; with any of them a copy is. Exchanged modules, tensors of another form and other
+    modes are noticed and compiled anew. Other attributes of a layer, such as its stride, count as they were when it was
+    compiled: guarding all of them, as torch.compile does by itself, takes a millisecond per call for five networks.
 
     **CUDA graphs** are recorded in the modes `"reduce-overhead"` and `"max-autotune"` on a GPU: one for each shape of
     the inputs, whether `dynamic` or not, so serve few batch sizes with them. Inputs are copied into the graph's own
@@ -210,9 +200,6 @@ def compile(
         cast: convert weights and floating-point inputs to this type; outputs are of it, too.
         channels_last: lay weights of convolutions and four-dimensional inputs out with the channels last.
         fold_batchnorm: see `branchnet.builder.prepare`; outputs move by at most 1e-4 of the largest one in float32.
-        constant_weights: make the weights constants of the compiled code (inductor's freezing): it folds BatchNorm and
-            lays weights out for this device once. It takes longer to compile and the memory of a second copy of the
-            weights. Not together with `streams` or `regions`.
         copy_outputs: keep outputs safe under CUDA graphs, see above.
 
     Returns:
@@ -227,10 +214,8 @@ def compile(
         raise BuildError(
             f"fuse={fuse!r}, streams={streams} and regions={regions} are different ways with equal nodes: choose one"
         )
-    if constant_weights and (streams or regions):
-        raise BuildError("constant_weights=True: equal nodes then share no code; leave streams and regions out")
     run_as: Callable[..., CompiledNetwork] = functools.partial(
-        CompiledNetwork, regions=regions, constant_weights=constant_weights, copy_outputs=copy_outputs
+        CompiledNetwork, regions=regions, copy_outputs=copy_outputs
     )
     if streams:
         from branchnet.builder.streams import StreamedNetwork, check_streams
@@ -249,13 +234,7 @@ def compile(
             "rest of the batch and on chance; call branched.eval() before it is compiled for inference",
             stacklevel=2,
         )
-    prepared = prepare(
-        branched,
-        fold_batchnorm=fold_batchnorm,
-        cast=cast,
-        channels_last=channels_last,
-        constant_weights=constant_weights,
-    )
+    prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
     network: Network = prepared
     if fuse == "auto":
         stages = faster_fused(prepared, example, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)

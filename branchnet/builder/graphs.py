@@ -24,21 +24,17 @@ def compiled_apart(
     dynamic: bool | None = None,
     backend: str = "inductor",
     module_guards: bool = True,
-    constant_weights: bool = False,
 ) -> Callable[..., Any]:
     """Compile `function` as one full graph, with recompilations counted apart from those of its other copies.
 
     Dynamo counts recompilations per code object, and gives up at the ninth. Without `module_guards` the caller sees to
-    it that modules stay as they were when they were compiled, see `watching`. With `constant_weights` inductor folds
-    what depends on weights alone and lays them out for the device.
+    it that modules stay as they were when they were compiled, see `watching`.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_{id(function)}")
     apart = types.FunctionType(code, function.__globals__, closure=function.__closure__)
     options: dict[str, Any] = dict(torch._inductor.list_mode_options(mode, dynamic)) if mode else {}
     if not module_guards:
         options["guard_filter_fn"] = without_module_guards
-    if constant_weights:
-        options["freezing"] = True
     return torch.compile(apart, fullgraph=True, dynamic=dynamic, backend=backend, options=options or None)
 
 

@@ -23,7 +23,6 @@ def prepare(
     fold_batchnorm: bool = False,
     cast: torch.dtype | None = None,
     channels_last: bool = False,
-    constant_weights: bool = False,
 ) -> BranchedNetwork:
     """A copy of `branched` for inference, or `branched` itself where nothing is asked for.
 
@@ -33,18 +32,14 @@ def prepare(
             that a network computes without a layer of its own, stays.
         cast: the floating-point type of all weights.
         channels_last: lay the weights of convolutions out with the channels last.
-        constant_weights: copy the weights, so that they stay as they are.
 
     Raises:
-        BuildError: a network in training mode, which folding and constant weights would break, or a type that is not
-            floating.
+        BuildError: a network in training mode, which folding would break, or a type that is not floating.
     """
     if cast is not None and not cast.is_floating_point:
         raise BuildError(f"weights can be cast to a floating-point type, not to {cast}")
-    if not (fold_batchnorm or cast is not None or channels_last or constant_weights):
+    if not (fold_batchnorm or cast is not None or channels_last):
         return branched
-    if branched.training and constant_weights:
-        raise BuildError("weights are constant in evaluation mode only; call branched.eval() first")
     if branched.training and fold_batchnorm:
         raise BuildError("BatchNorm can be folded in evaluation mode only; call branched.eval() first")
     prepared = copy.deepcopy(branched)

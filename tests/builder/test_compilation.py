@@ -43,9 +43,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counted.append(len(graph.graph.nodes))
             return graph.forward
 
-        guards = {k: v for k, v in (options.pop("options") or {}).items() if k == "guard_filter_fn"}  # type: ignore[attr-defined]
-        options.pop("backend")
-        return compile_(function, backend=backend, options=guards, **options)  # type: ignore[call-overload]
+        for given in ("mode", "backend"):
+            options.pop(given, None)
+        return compile_(function, backend=backend, **options)  # type: ignore[call-overload]
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", counting)
@@ -144,7 +144,6 @@ def test_separate_networks_compile_too(graphs: list[int]) -> None:
         ({"channels_last": True}, 1e-5),
         ({"fold_batchnorm": True}, 1e-4),
         ({"fuse": True}, 1e-5),
-        ({"constant_weights": True}, 0.0),
         ({"regions": True}, 0.0),
         ({"regions": True, "cast": torch.bfloat16, "channels_last": True}, 5e-2),
         ({"autocast": torch.bfloat16}, 5e-2),
@@ -204,7 +203,6 @@ def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatc
         ({"autocast": torch.bfloat16, "cast": torch.bfloat16}, "choose one"),
         ({"cast": torch.int8}, "floating-point"),
         ({"fuse": "sometimes"}, "'sometimes'"),
-        ({"constant_weights": True, "regions": True}, "leave streams and regions out"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(graphs: list[int], options: dict[str, Any], message: str) -> None:
@@ -225,21 +223,6 @@ def test_training_mode_is_compiled_with_a_warning_and_evaluation_mode_without(gr
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         branchnet.compile(network.eval(), images(2))
-
-
-def test_constant_weights_need_evaluation_mode() -> None:
-    with pytest.raises(BuildError, match=r"call branched\.eval\(\) first"):
-        prepare(convolutional().train(), constant_weights=True)
-
-
-def test_constant_weights_stay_as_they_were(graphs: list[int]) -> None:
-    network = convolutional()
-    compiled = branchnet.compile(network, images(2), constant_weights=True)
-    before = compiled(images(3))
-    with torch.no_grad():
-        next(network.parameters()).mul_(-2)
-    after = compiled(images(3))
-    assert all(torch.equal(before[task], after[task]) for task in network.tasks)
 
 
 def test_folding_leaves_no_batchnorm_behind_a_convolution() -> None:
@@ -434,10 +417,7 @@ def test_kept_outputs_of_other_sizes_and_tasks_survive_on_a_gpu() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"fuse": "auto"}, {"fold_batchnorm": True, "channels_last": True}, {"constant_weights": True}],
-)
+@pytest.mark.parametrize("options", [{}, {"fuse": "auto"}, {"fold_batchnorm": True, "channels_last": True}])
 def test_inductor_equals_eager(options: dict[str, Any]) -> None:
     network = convolutional()
     compiled = branchnet.compile(network, images(2), **options)

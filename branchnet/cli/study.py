@@ -321,7 +321,7 @@ def measure(
     compiled: bool,
     repeats: int = REPEATS,
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds for one input, measured in turns: all networks eager; the separate and the branched compiled.
+    """Seconds for one input, all in turns: every network eager; the separate and the branched compiled, too.
 
     The separate networks are compiled one by one. Where torch.compile does not work there are eager figures only.
     """
@@ -337,12 +337,15 @@ def measure(
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
                 message = f"torch.compile refuses these networks ({type(error).__name__}: {reason})"
                 workspace.console.print(f"{message}; there are eager figures only", style="yellow", markup=False)
-    found = {}
-    for how, functions in runs.items():
-        bound = {name: partial(_call_with, function, example) for name, function in functions.items()}
-        latencies: dict[str, Latency] = compare_latency(bound, example, repeats=repeats)
-        found[how] = {name: list(latency.samples) for name, latency in latencies.items()}
-    return found
+    bound = {
+        f"{how} {name}": partial(_call_with, function, example)
+        for how, functions in runs.items()
+        for name, function in functions.items()
+    }
+    latencies: dict[str, Latency] = compare_latency(bound, example, repeats=repeats)
+    return {
+        how: {name: list(latencies[f"{how} {name}"].samples) for name in functions} for how, functions in runs.items()
+    }
 
 
 def _call_with(function: Callable[..., Any], example: Any, *args: Any, **kwargs: Any) -> Any:

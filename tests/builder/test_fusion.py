@@ -240,7 +240,7 @@ def test_nodes_of_one_structure_have_one_layout_and_one_activation() -> None:
     """What code made for one of them would get wrong for another."""
 
     def block(activation: Callable[[Tensor], Tensor]) -> nn.Module:
-        return nn.TransformerEncoderLayer(8, 2, 16, activation=activation)
+        return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, activation=activation))
 
     gelu, again = block(nn.functional.gelu), block(nn.functional.gelu)
     assert structure(gelu) == structure(again) == structure(copy.deepcopy(gelu))

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from branchnet import LatencyTable, Tree
 from branchnet.builder import Latency, ratio_interval
 from branchnet.builder.stage_latency import predicted_rounds
-
-
-def median(samples: Sequence[float]) -> float:
-    ordered = sorted(samples)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def tables(results: dict[str, Any], explanation: str) -> str:

@@ -46,12 +46,13 @@ from branchnet.files import write_text
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 TABLE = RESULTS.with_suffix(".md")
 LOCATIONS = {
-    "resnet18": ["layer1", "layer2", "layer3", "layer4"],
-    "resnet50": ["layer1", "layer2", "layer3", "layer4"],
-    "mobilenet_v3_large": ["features.3", "features.6", "features.10", "features.16"],
-    "convnext_tiny": ["features.1", "features.3", "features.5", "features.7"],
-    "vit_small": ["blocks.2", "blocks.5", "blocks.8", "blocks.11"],
+    "resnet18": ["layer1", "layer2", "layer3", "avgpool"],
+    "resnet50": ["layer1", "layer2", "layer3", "avgpool"],
+    "mobilenet_v3_large": ["features.3", "features.6", "features.10", "avgpool"],
+    "convnext_tiny": ["features.1", "features.3", "features.5", "avgpool"],
+    "vit_small": ["blocks.2", "blocks.5", "blocks.8", "fc_norm"],
 }
+"""Ends of the stages. The last one pools, as the plain backbone does before its N heads."""
 DRAWS = 2000
 SLACK = 10
 LONGEST = 300

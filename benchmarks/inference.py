@@ -133,6 +133,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
     result: dict[str, Any] = {
         "tree": [[list(cluster) for cluster in stage] for stage in subject.tree.partitions],
         "widths": list(subject.tree.widths),
+        "locations": LOCATIONS[case.network],
         "params ratio": subject.ratio("params"),
         "flops ratio": subject.ratio("flops"),
         "flops": {name: subject.size(tree, "flops") for name, tree in flops_of(subject).items()},
@@ -161,8 +162,12 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
             if "ONNX" not in name:  # its memory is its own, and torch sees none of it
                 result["peak bytes"][name] = 4 * parameters + peak_activations(run, x)
         rounds = max(min(repeats, FEWEST), min(repeats, int(LONGEST / once)))
-        times = compare_latency(runs, x, repeats=rounds, warmup=2)
-    result["seconds"] = {name: list(latency.samples) for name, latency in times.items()}
+        tops = ceilings(case.device)
+        times = compare_latency(runs | {name: run for name, (run, _) in tops.items()}, x, repeats=rounds, warmup=2)
+    result["seconds"] = {name: list(times[name].samples) for name in runs}
+    result["ceilings"] = {
+        name: {"amount": amount, "seconds": list(times[name].samples)} for name, (_, amount) in tops.items()
+    }
     compiled = {"branched, compiled": runs["branched, compiled"]} if "branched, compiled" in runs else {}
     table, beside = table_beside(
         subject.staged,
@@ -178,7 +183,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
     if auto:
         branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)
         result["stages chosen to be fused"] = list(faster_fused(branched, x, mode=case.mode))
-    return result | {"ceilings": ceilings(case.device), "took": time.perf_counter() - begun}
+    return result | {"took": time.perf_counter() - begun}
 
 
 def flops_of(subject: Subject) -> dict[str, Tree]:
@@ -221,17 +226,13 @@ def peak_activations(run: Run, x: Tensor) -> int:
     return most
 
 
-def ceilings(device: str) -> dict[str, float]:
-    """What this device reaches at best: multiply-adds per second of a large product, bytes per second of a copy."""
+def ceilings(device: str) -> dict[str, tuple[Run, int]]:
+    """What this device does best: a large product with its multiply-adds, a large copy with the bytes that it moves."""
     size = 4096 if device == "cuda" else 1024
     a = torch.randn(size, size, device=device)
     big = torch.empty(64 * 2**20, device=device)
     copy = torch.empty_like(big)
-    times = compare_latency({"product": lambda *_: a @ a, "copy": lambda *_: copy.copy_(big)}, a, repeats=7)
-    return {
-        "multiply-adds per second": size**3 / times["product"].median,
-        "bytes per second": 2 * big.numel() * 4 / times["copy"].median,
-    }
+    return {"product": (lambda x: a @ a, size**3), "copy": (lambda x: copy.copy_(big), 2 * big.numel() * 4)}
 
 
 def main() -> None:
@@ -259,7 +260,8 @@ def main() -> None:
         for batch in arguments.batches
     ]
     for case in [] if arguments.table else cases:
-        if case.key in results and not arguments.again:
+        same = results.get(case.key, {}).get("locations") == LOCATIONS[case.network]
+        if same and not arguments.again:
             continue
         print(case.key, flush=True)
         try:

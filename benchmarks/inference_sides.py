@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import branchnet
 from branchnet import BranchedNetwork
 from branchnet.builder import SeparateNetworks
+from branchnet.builder.compilation import CUDA_GRAPH_MODES
 from branchnet.builder.graphs import compiled_apart
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
     sizes = {name: count(each) for name, each in (("s", separate), ("b", branched), ("h", shared), ("p", plain))}
 
     def compiled(network: BranchedNetwork, **options: Any) -> Callable[[], Run]:
-        return lambda: branchnet.compile(network, x, mode=case.mode, dynamic=False, **options)
+        # The other sides do not copy the outputs of their CUDA graphs either.
+        return lambda: branchnet.compile(network, x, mode=case.mode, dynamic=False, copy_outputs=False, **options)
 
     yield "separate, eager", lambda: separate, sizes["s"]
     yield "separate, compiled", lambda: one_by_one(list(separate.networks), case.mode), sizes["s"]
@@ -110,6 +112,8 @@ def one_by_one(networks: Sequence[nn.Module], mode: str | None) -> Run:
 
 def stacked(networks: list[nn.Module], mode: str | None) -> Run:
     params, buffers = stack_module_state(networks)
+    for tensor in (*params.values(), *buffers.values()):
+        torch._dynamo.mark_static_address(tensor, guard=False)  # else CUDA graphs copy all weights at each call
     template = networks[0]
 
     def run(x: Tensor) -> Any:
@@ -130,6 +134,8 @@ def nodes_one_by_one(branched: BranchedNetwork, mode: str | None) -> Run:
     labels = branched.tree.labels()
 
     def all_nodes(x: Tensor) -> list[Any]:
+        if x.is_cuda and mode in CUDA_GRAPH_MODES:
+            torch.compiler.cudagraph_mark_step_begin()  # one node's graph must not overwrite what the next one reads
         cuts: list[tuple[Any, ...]] = [(x,)]
         for stage, parents in enumerate(branched.tree.parents):
             row: nn.ModuleList = branched.nodes[stage]  # type: ignore[assignment]
@@ -149,6 +155,8 @@ def onnx_runtime(branched: BranchedNetwork, x: Tensor, folder: Path) -> Run:
     if missing := set(wanted) - set(onnxruntime.get_available_providers()):
         raise RuntimeError(f"onnxruntime without {', '.join(missing)}")
     session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+    if session.get_providers()[0] not in wanted:
+        raise RuntimeError(f"onnxruntime fell back to {session.get_providers()[0]}")
     return lambda x: session.run(None, {"input": x.numpy(force=True)})
 
 

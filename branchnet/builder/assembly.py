@@ -70,7 +70,7 @@ def build(
         SplitError: plain networks that cannot be split.
     """
     _check_options(init, probe, state, networks)
-    staged = _staged(networks, example, locations if locations or affinity is None else affinity.locations)
+    staged = _staged(networks, example, locations, affinity)
     _check_fit(tree, staged, affinity)
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     branched = _copied(tree, staged, donors)
@@ -157,16 +157,21 @@ def _check_options(
 
 
 def _staged(
-    networks: Mapping[str, nn.Module], example: Input | None, locations: Sequence[str] | int | None
+    networks: Mapping[str, nn.Module],
+    example: Input | None,
+    locations: Sequence[str] | int | None,
+    affinity: Affinity | None,
 ) -> dict[str, StagedNetwork]:
     staged = {task: net for task, net in networks.items() if isinstance(net, StagedNetwork)}
     if len(staged) == len(networks):
+        if locations is not None:
+            raise BuildError("locations= says where to split plain networks; these are staged already")
         return staged
     if staged:
         raise BuildError(f"{sorted(set(networks) - set(staged))} are plain networks and the others staged: mix neither")
     if example is None:
         raise BuildError("plain networks need `example=` to be split with; or pass the result of branchnet.split_all")
-    return split_all(networks, example, locations=locations)
+    return split_all(networks, example, locations=locations or (affinity.locations if affinity else None))
 
 
 def _checked_donors(donors: Donors, tree: Tree) -> Donors:
@@ -188,6 +193,13 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
         network = staged[task]
         if len(network.stages) != tree.depth:
             raise BuildError(f"the tree has {tree.depth} stages, the network of {task!r} has {len(network.stages)}")
+    first = tree.tasks[0]
+    for task in tree.tasks[1:]:
+        if problem := _mismatch(staged[first], staged[task]):
+            raise BuildError(
+                f"the networks of {first!r} and {task!r} do not fit each other: {problem}; split them together, by "
+                "branchnet.split_all"
+            )
     if affinity is not None:
         unknown = [task for task in tree.tasks if task not in affinity.tasks]
         if unknown or len(affinity.locations) != tree.depth:
@@ -196,5 +208,16 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
                 f"the tree has tasks {list(tree.tasks)} and {tree.depth} stages"
             )
         if not any(tuple(network.locations) == tuple(affinity.locations) for network in staged.values()):
-            first = tree.tasks[0]
             affinity.check_locations(staged[first].locations, f"the network of {first!r}")
+
+
+def _mismatch(one: StagedNetwork, other: StagedNetwork) -> str:
+    """What keeps the stages of one network from taking the place of the other's; empty where nothing is seen to."""
+    if one.locations != other.locations:
+        return f"their stages end at {list(one.locations)} and {list(other.locations)}"
+    for location, mine, theirs in zip(one.locations, one.cuts, other.cuts, strict=True):
+        forms = [[(tensor.shape, tensor.dtype) for tensor in cut] for cut in (mine, theirs)]
+        if forms[0] != forms[1]:
+            shown = [", ".join(f"{shape} {dtype}" for shape, dtype in form) for form in forms]
+            return f"at {location!r} one hands on {shown[0]} and the other {shown[1]}"
+    return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.utils import _pytree as pytree
 
 from branchnet.builder.fusion import FusedNetwork
@@ -25,6 +28,8 @@ from branchnet.errors import BuildError
 
 Outputs = dict[str, Any]
 Network = BranchedNetwork | FusedNetwork | SeparateNetworks
+UNCOMPILED = (TorchDynamoException, ConstraintViolationError)
+"""What torch.compile raises for code that is no full graph, and for code that fixes a batch size."""
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
@@ -58,10 +63,9 @@ class CompiledNetwork:
         self.dynamic = dynamic and not isinstance(branched, FusedNetwork)
         self.autocast = autocast
         self.eager_heads: tuple[str, ...] = ()
-        self._device = device_of(branched)
         self._as_prepared = functools.partial(as_prepared, cast=cast, channels_last=channels_last)
-        self._cuda_graphs = self._device == "cuda" and mode in CUDA_GRAPH_MODES
-        self._copies = copy_outputs and self._cuda_graphs
+        self._copy_outputs = copy_outputs
+        self._find_device()
         self._watch = Watch(branched)
         self._compiled: dict[Any, Callable[[Input], tuple[Outputs, dict[str, Any]]]] = {}
 
@@ -71,19 +75,17 @@ class CompiledNetwork:
             check_input(x, interface)
         try:
             return self._outputs(x, tasks)
-        except (RuntimeError, TypeError, ValueError, IndexError, TorchDynamoException) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, *UNCOMPILED) as error:
             if isinstance(error, torch.OutOfMemoryError) or interface is None or not (found := unlike(x, interface)):
                 raise
             raise BuildError(f"the network cannot be run on {found}: {first_line(error)}") from error
 
     def _outputs(self, x: Input, tasks: Sequence[str] | None) -> Outputs:
         subset = wanted_tasks(tasks, self.branched.tasks)
-        marked = _with_dynamic_batch(x) if self.dynamic else x
+        marked = with_dynamic_batch(x, batch_of(x)) if self.dynamic else x
         if self._watch.changed():
             self._forget()
         with torch.no_grad():
-            if self._cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()
             outputs, cuts = self._run(subset, marked)
             if cuts:
                 with autocasting(self._device, self.autocast):
@@ -94,6 +96,12 @@ class CompiledNetwork:
     def _forget(self) -> None:
         """Let go of what was compiled of a network that is another one now."""
         self._compiled.clear()
+        self.eager_heads = ()
+        self._find_device()
+
+    def _find_device(self) -> None:
+        self._device = device_of(self.branched)
+        self._copies = self._copy_outputs and self._device == "cuda" and records_cuda_graphs(self.mode)
 
     def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
         key = (subset, self._watch.modes(), () if self.dynamic else _forms(x))
@@ -102,7 +110,7 @@ class CompiledNetwork:
         compiled = self._compile(subset)
         try:
             result = compiled(x)
-        except TorchDynamoException as error:
+        except UNCOMPILED as error:
             self._exclude_heads(subset, x, error)
             compiled = self._compile(subset)
             result = compiled(x)
@@ -134,16 +142,26 @@ class CompiledNetwork:
             raise error
         with autocasting(self._device, self.autocast):
             cuts = self.branched.trunk(map_input(self._as_prepared, x), tasks=subset)
-        problems = {task: _refusal(self._heads[task], cut) for task, cut in cuts.items()}
-        found = tuple(task for task in subset if problems[task] and task not in self.eager_heads)
-        if not found:
+            if self.dynamic:
+                cuts = {task: with_dynamic_batch(cut, batch_of(x)) for task, cut in cuts.items()}
+            suspects = [task for task in subset if task not in self.eager_heads]
+            for backend in ("eager", "inductor"):  # most heads that do not compile are no full graph to begin with
+                refusals = {task: _refusal(self._heads[task], cuts[task], backend) for task in suspects}
+                if problems := {task: refusal for task, refusal in refusals.items() if refusal}:
+                    break
+        if not problems:
             raise error
-        for task in found:
+        for task in problems:
             warnings.warn(
                 f"the head of {task!r} cannot be compiled and is called eagerly after the graph: {problems[task]}",
                 stacklevel=4,
             )
-        self.eager_heads += found
+        self.eager_heads += tuple(problems)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names, in the order of the outputs."""
+        return tuple(self.branched.tasks)
 
     @property
     def _heads(self) -> dict[str, nn.Module]:
@@ -177,7 +195,8 @@ def compile(
     the inputs, whether `dynamic` or not, so serve few batch sizes with them. Inputs are copied into the graph's own
     memory at each call. The graph writes its outputs to the same memory at each call; they are copied out of it, so
     that an output which the caller keeps is not overwritten. `copy_outputs=False` spares that copy: each output is then
-    valid until the next call only. Weights may be changed in place; replaced tensors record a new graph.
+    valid until the next call only. Weights may be changed in place; replaced tensors record a new graph. Graphs share
+    their memory, so call all networks with CUDA graphs from one stream of the GPU.
 
     Args:
         branched: the network; its current mode (train or eval) is compiled, training mode with a warning.
@@ -246,10 +265,19 @@ def compile(
     return compiled
 
 
-def _with_dynamic_batch(x: Input) -> Input:
-    """Alias the input tensors with their batch dimension marked dynamic, where there is more than one sample."""
+def records_cuda_graphs(mode: str | None) -> bool:
+    """Whether torch.compile records CUDA graphs, in this mode or everywhere by inductor's own setting."""
+    return mode in CUDA_GRAPH_MODES or bool(torch._inductor.config.triton.cudagraphs)
+
+
+def batch_of(x: Input) -> int:
+    """The batch size: the first dimension of the first tensor that has one."""
     leaves = list(x.values()) if isinstance(x, Mapping) else pytree.tree_leaves(x)
-    batch = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def with_dynamic_batch(x: Any, batch: int) -> Any:
+    """Alias the tensors with their batch dimension marked dynamic, where there is more than one sample."""
 
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch > 1:
@@ -266,14 +294,19 @@ def _forms(x: Input) -> tuple[Any, ...]:
     return tuple((key, tuple(value.shape), value.dtype) for key, value in leaves if isinstance(value, Tensor))
 
 
-def _refusal(head: nn.Module, cut: tuple[Any, ...]) -> str:
-    """Why a head is no full graph; empty if it is one."""
+def _refusal(head: nn.Module, cut: tuple[Any, ...], backend: str) -> str:
+    """Why a head cannot be compiled as one full graph; empty if it can."""
     try:
-        compiled_apart(lambda *values: head(*values), backend="eager")(*cut)
-    except TorchDynamoException as error:
+        compiled_apart(lambda *values: head(*values), backend=backend)(*cut)
+    except UNCOMPILED as error:
         return first_line(error)
     return ""
 
 
 def _copied(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(own, field.name, pytree.tree_map(_copied, getattr(value, field.name)))
+        return own
     return value.clone() if isinstance(value, Tensor) else value

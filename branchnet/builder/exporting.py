@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import os
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ Format = Literal["pt2", "aoti", "onnx", "safetensors"]
 SUFFIXES: dict[str, str] = {"pt2": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """By the outputs' type, how far an exported output may be off, as a share of the largest value of that output."""
+_LEFT_OUT = (bool, int, float, complex, str, bytes, type(None))
 _ONNX_BYTES = 2_000_000_000
 
 
@@ -98,6 +100,8 @@ def export(
     chosen = _checked_format(format, target)
     if branched.training:
         raise BuildError("the network is in training mode; call branched.eval() before it is exported")
+    if not all(tensor.numel() for tensor in flat_example(example)):
+        raise BuildError("the example holds no samples; pass at least one, as the network will get them")
     network = branched if tasks is None else keep_tasks(branched, tasks)
     target.parent.mkdir(parents=True, exist_ok=True)
     specification, card = target.with_suffix(".yaml"), target.with_suffix(".md")
@@ -160,7 +164,7 @@ def _written(
     # Traced at size 1, torch.export would take the batch for a constant.
     traced_with = _resized(example, max(2, batch)) if dynamic else example
     flat = FlatOutputs(network, list(example) if isinstance(example, Mapping) else ())
-    with torch.no_grad():
+    with torch.no_grad(), _without_tf32():
         expected = [call(flat, each) for each in examples]
         try:
             with _without_the_warning_on_leaves():
@@ -171,6 +175,20 @@ def _written(
         except Exception as error:  # exporters raise errors of many kinds, none of them documented
             raise BuildError(f"{format} export failed: {type(error).__name__}: {first_line(error)}") from error
     return expected[-1], _compared(expected, found), batches
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions and products of GPUs in float32 proper, as other runtimes compute them: TF32 keeps three digits."""
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @contextmanager
@@ -210,6 +228,13 @@ class FlatOutputs(nn.Module):
                     raise BuildError(f"two outputs are called {name!r}; rename a task")
                 if isinstance(value, Tensor):
                     named[name] = value
+                elif not isinstance(value, _LEFT_OUT):
+                    raise BuildError(
+                        f"the output of {task!r} holds a {type(value).__name__}, which exporters cannot take apart: "
+                        "return tensors in tuples, lists or dicts, or register the class with torch.utils._pytree"
+                    )
+            if not any(name == task or name.startswith(f"{task}.") for name in named):
+                raise BuildError(f"the output of {task!r} holds no tensor; leave the task out of `tasks`")
         return named
 
 
@@ -244,7 +269,8 @@ def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) 
     if problem := compiler_problem(device_of(flat)):
         raise BuildError(f"AOTInductor cannot compile here: {problem}")
     aoti_compile_and_package(_traced(flat, example, dynamic), package_path=str(path))
-    loaded: Any = aoti_load_package(str(path))
+    index = next((t.device.index for t in flat.parameters() if t.is_cuda and t.device.index is not None), -1)
+    loaded: Any = aoti_load_package(str(path), device_index=index)
     return lambda x: call(loaded, x)
 
 
@@ -259,6 +285,8 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) 
         raise BuildError(f"the weights are {size:,} bytes; one ONNX file holds 2 GB: export fewer tasks, or as pt2")
     names = list(call(flat, example))
     inputs = input_names(example)
+    if both := [name for name in names if name in inputs]:
+        raise BuildError(f"{both[0]!r} is an input and an output of the file; rename that task")
     program = torch.onnx.export(
         _traced(flat, example, dynamic), input_names=inputs, output_names=names, dynamo=True, verbose=False
     )
@@ -306,15 +334,23 @@ def _compared(expected: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[
             if exported.shape != value.shape or exported.dtype != value.dtype:
                 forms = f"{tuple(exported.shape)} {exported.dtype}, the network's {tuple(value.shape)} {value.dtype}"
                 raise BuildError(f"the exported output {name!r} is {forms}")
-            apart = (exported.double() - value.double()).abs().max().item() if value.numel() else 0.0
-            scale = value.double().abs().max().item() if value.numel() else 1.0
-            difference[name] = max(difference.get(name, 0.0), apart / scale if scale else apart)
+            difference[name] = max(difference.get(name, 0.0), _apart(value.double(), exported.double()))
             if not difference[name] <= TOLERANCES.get(value.dtype, 0.0):
                 raise BuildError(
                     f"the exported output {name!r} differs from the network's by {difference[name]:.2e} of its largest "
                     f"value; {TOLERANCES.get(value.dtype, 0.0):.0e} is allowed"
                 )
     return difference
+
+
+def _apart(wanted: Tensor, found: Tensor) -> float:
+    """Largest difference by the largest finite value; infinite where only one of two is a number, or not the same."""
+    apart = (found - wanted).abs()
+    apart[(found == wanted) | (found.isnan() & wanted.isnan())] = 0.0
+    largest = apart.nan_to_num(nan=math.inf).max().item() if apart.numel() else 0.0
+    numbers = wanted[wanted.isfinite()].abs()
+    scale = numbers.max().item() if numbers.numel() else 0.0
+    return largest / scale if scale else largest
 
 
 def _batch_size(example: Example) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +18,14 @@ from torch.func import functional_call, vmap
 
 from branchnet.builder.inputs import Input
 from branchnet.builder.network import BranchedNetwork, wanted_tasks
+from branchnet.builder.structure import copied_with, on_meta, structure
 from branchnet.errors import BuildError
-from branchnet.stages import Stage, call
+from branchnet.stages import call
 
 if TYPE_CHECKING:
     from branchnet.stages import Interface
 
 Cut = tuple[Any, ...]
-FUNCTIONS = (FunctionType, BuiltinFunctionType)
 
 
 class FusedNodes(nn.Module):
@@ -51,7 +50,7 @@ class FusedNodes(nn.Module):
             else:
                 self.register_buffer(_key(name), stacked)
         self._names = tuple(states[0])
-        self._templates = [copy.deepcopy(modules[0]).to("meta")]  # in a list: its empty tensors are no state of ours
+        self._templates = [on_meta(modules[0])]  # in a list: its empty tensors are no state of ours
 
     def forward(self, x: Input) -> Cut:
         """What all members return for the same input: each tensor with a first dimension G."""
@@ -75,15 +74,12 @@ class FusedNodes(nn.Module):
 
     def unstack(self) -> list[nn.Module]:
         """The members as modules of their own again, with copies of their weights."""
-        modules = []
-        for index in range(self.count):
-            module = copy.deepcopy(self._templates[0]).to_empty(device=next(iter(self._state().values())).device)
-            own = dict(module.named_parameters()) | dict(module.named_buffers())
-            with torch.no_grad():
-                for name, stacked in self._state().items():
-                    own[name].copy_(stacked[index])
-            modules.append(module)
-        return modules
+        states = [self.member_state(index) for index in range(self.count)]
+        return [copied_with(self._templates[0], state) for state in states]
+
+    def member_state(self, index: int) -> dict[str, Tensor]:
+        """Copies of one member's parameters and buffers by their names."""
+        return {name: stacked[index].detach().clone() for name, stacked in self._state().items()}
 
     def _state(self) -> dict[str, Tensor]:
         return {name: getattr(self, _key(name)) for name in self._names}
@@ -119,7 +115,7 @@ class FusedNetwork(nn.Module):
         )
         self.heads = nn.ModuleList(copy.deepcopy(head) for head in branched.heads)
         self._clusters = branched.tree.labels()
-        self._skeletons = [copy.deepcopy(branched).to("meta")]
+        self._skeletons = [on_meta(branched)]
         self.eval()
 
     @property
@@ -151,18 +147,23 @@ class FusedNetwork(nn.Module):
 
     def unfuse(self) -> BranchedNetwork:
         """The branched network with every node a module of its own again, with copies of these weights."""
-        branched = copy.deepcopy(self._skeletons[0])
+        state: dict[str, Tensor] = {}
         for stage in range(self.tree.depth):
-            row: nn.ModuleList = branched.nodes[stage]  # type: ignore[assignment]
             for group, module in self._units(stage):
-                modules = module.unstack() if isinstance(module, FusedNodes) else [copy.deepcopy(module)]
-                for k, node in zip(group, modules, strict=True):
-                    row[k] = node
-        branched.heads = copy.deepcopy(self.heads)
-        return branched.eval()
+                for row, k in enumerate(group):
+                    own = module.member_state(row) if isinstance(module, FusedNodes) else _state_of(module)
+                    state |= {f"nodes.{stage}.{k}.{name}": tensor for name, tensor in own.items()}
+        for i, head in enumerate(self.heads):
+            state |= {f"heads.{i}.{name}": tensor for name, tensor in _state_of(head).items()}
+        return copied_with(self._skeletons[0], state).eval()
 
     def _units(self, stage: int) -> Iterator[tuple[tuple[int, ...], nn.Module]]:
         yield from zip(self.groups[stage], self.nodes[stage], strict=True)  # type: ignore[call-overload]
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    state = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in state}
 
 
 def _joined(nodes: Sequence[nn.Module]) -> nn.Module:
@@ -204,29 +205,6 @@ def groups_of(nodes: Iterable[nn.Module]) -> tuple[tuple[int, ...], ...]:
         stateless = next(node.parameters(), None) is None
         groups.setdefault(k if stateless else structure(node), []).append(k)
     return tuple(tuple(group) for group in groups.values())
-
-
-def structure(module: nn.Module) -> tuple[Any, ...]:
-    """What two modules must have in common to run the same code: layers and their settings, shapes, layouts, types."""
-    layers = [
-        (name, type(part), part.extra_repr(), part.training, _plain_attributes(part))
-        for name, part in module.named_modules()
-        if name
-    ]
-    state = [*module.named_parameters(), *module.named_buffers()]
-    forms = [(name, tuple(tensor.shape), _layout(tensor), tensor.dtype, tensor.device) for name, tensor in state]
-    source = module.source if isinstance(module, Stage) else ""
-    return type(module), source, module.training, tuple(layers), tuple(forms)
-
-
-def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
-    plain = {k: repr(v) for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
-    functions = {k: f"function {id(v)}" for k, v in vars(module).items() if isinstance(v, FUNCTIONS)}
-    return tuple(sorted((key, value) for key, value in (plain | functions).items() if key != "training"))
-
-
-def _layout(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(step for step, length in zip(tensor.stride(), tensor.shape, strict=True) if length > 1)
 
 
 def _stacked(parents: Sequence[_Result]) -> Cut:

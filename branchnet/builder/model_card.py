@@ -97,7 +97,7 @@ def model_card(
             "",
             "## Loading",
             "",
-            *_loading(format, file, name, example),
+            *_loading(format, file, name, example, alone=None not in network.constructors.values()),
             "",
             "Load such files from sources that you trust only.",
             "",
@@ -119,7 +119,7 @@ def _costs(network: BranchedNetwork) -> list[str]:
     return lines
 
 
-def _loading(format: str, file: str, name: str, example: Example) -> list[str]:
+def _loading(format: str, file: str, name: str, example: Example, *, alone: bool) -> list[str]:
     named = isinstance(example, Mapping)
     arguments = ", ".join(f"{title}={title}" if named else title for title in input_names(example))
     feeds = ", ".join(f'"{title}": {title}.numpy()' for title in input_names(example))
@@ -147,7 +147,8 @@ def _loading(format: str, file: str, name: str, example: Example) -> list[str]:
             "import branchnet",
             "from branchnet.builder import load_weights",
             "",
-            f'branched = branchnet.Architecture.load("{name}.yaml").build().eval()',
+            *([] if alone else ["# networks: the single-task networks by task; only their structure counts"]),
+            f'branched = branchnet.Architecture.load("{name}.yaml").build({"" if alone else "networks"}).eval()',
             f'load_weights(branched, "{file}")',
         ],
     }

@@ -18,7 +18,7 @@ from branchnet.builder.inputs import Input as Input
 from branchnet.builder.inputs import check_input, unlike
 from branchnet.builder.recomputing import recomputed
 from branchnet.errors import BuildError
-from branchnet.stages import call
+from branchnet.stages import Stage, call
 from branchnet.stages.costs import StageCost, StageCosts
 
 if TYPE_CHECKING:
@@ -208,8 +208,9 @@ class BranchedNetwork(nn.Module):
         return frozenset[str]().union(*(ids[name] for name in names))
 
     def _set_frozen(self, frozen: frozenset[str]) -> None:
-        changed, self.frozen = self.frozen ^ frozen, frozen
-        members = [node for node in self.members() if node.id in changed]
+        touched, self.frozen = self.frozen | frozen, frozen
+        # What stays frozen comes last, for the tensors that it shares with what is let go.
+        members = [node for node in self.members() if node.id in touched]
         for node in sorted(members, key=lambda node: node.id in frozen):
             for parameter in node.module.parameters():
                 trainable = parameter.is_floating_point() or parameter.is_complex()
@@ -220,12 +221,17 @@ class BranchedNetwork(nn.Module):
         """Switch every node between training and evaluation; frozen nodes stay in evaluation.
 
         Raises:
-            SplitError: training is asked for and a node can only be evaluated.
+            SplitError: training is asked for and a node can only be evaluated; all modes are as before then.
         """
-        super().train(mode)
-        for node in self.members():
-            if node.id in self.frozen:
-                node.module.eval()
+        trained = [node for node in self.members() if mode and node.id not in self.frozen]
+        for node in trained:
+            if isinstance(node.module, Stage):
+                node.module.check_trainable()
+        super().train(False)
+        for row in (self, self.nodes, *self.nodes, self.heads):
+            row.training = mode
+        for node in trained:
+            node.module.train()
         return self
 
     def recompute(self, *locations: str) -> None:
@@ -297,11 +303,12 @@ def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str
     """
     if tasks is None:
         return tuple(known)
-    if isinstance(tasks, str) or not tasks:
+    asked = () if isinstance(tasks, str) else tuple(tasks)
+    if not asked:
         raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given")
-    if unknown := [task for task in tasks if task not in known]:
+    if unknown := [task for task in asked if task not in known]:
         raise BuildError(f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    return tuple(task for task in known if task in tasks)
+    return tuple(task for task in known if task in asked)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

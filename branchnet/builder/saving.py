@@ -36,13 +36,18 @@ def save(
             found; by default the network is described as it is.
 
     Raises:
-        CheckpointError: a specification of another tree.
+        CheckpointError: a specification of another tree, or with its tasks in another order.
     """
     from branchnet.architecture import Architecture
 
     architecture = architecture or Architecture.from_network(branched)
     if architecture.tree != branched.tree:
         raise CheckpointError(f"the architecture describes another tree:\n{architecture.tree}\nnot\n{branched.tree}")
+    if architecture.tree.tasks != branched.tree.tasks:
+        raise CheckpointError(
+            f"the architecture lists the tasks as {list(architecture.tree.tasks)}, the network as "
+            f"{list(branched.tasks)}: the weights of nodes and heads are in that order"
+        )
     record = write_record(branched, sha256=checksum(sorted(stored_tensors(branched).items())))
     save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: record})
     architecture.save(Path(directory) / ARCHITECTURE)

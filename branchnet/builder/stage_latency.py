@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from branchnet.builder.fusion import FusedNodes, groups_of, structure
+from branchnet.builder.fusion import FusedNodes, groups_of
 from branchnet.builder.fusion_choice import all_fused
 from branchnet.builder.graphs import compiled_apart, compiler_problem, device_of, first_line, map_input
-from branchnet.builder.timing import Latency, compare_latency
+from branchnet.builder.structure import structure
+from branchnet.builder.timing import Latency, compare_latency, measure_latency
 from branchnet.clustering.budgets import tree_size
 from branchnet.errors import BuildError
 from branchnet.progress import progress_bar
@@ -288,8 +289,12 @@ def _run_fused(nodes: FusedNodes, cut: Any) -> Any:
     return all_fused(nodes, [cut])
 
 
-def _one_by_one(run: Callable[..., Any], modules: Sequence[nn.Module], cut: Any) -> Callable[[], Any]:
-    return lambda: [run(module, cut) for module in modules]
+def _one_by_one(run: Callable[..., Any], modules: Sequence[nn.Module], cut: Any) -> Callable[[], None]:
+    def run_all() -> None:
+        for module in modules:  # CUDA graphs are recorded anew for results that somebody still holds
+            run(module, cut)
+
+    return run_all
 
 
 def _together(run: Callable[..., Any], nodes: FusedNodes, cut: Any) -> Callable[[], Any]:
@@ -300,17 +305,22 @@ def _measure(
     runs: Mapping[Any, Callable[[], Any]], x: Any, repeats: int, progress: bool, compiled: bool
 ) -> dict[Any, Latency]:
     """Latency of every run. An accelerator gets several calls in a row, so that waiting for it does not count."""
+
+    def repeated(run: Callable[[], Any], count: int) -> Callable[..., None]:
+        def run_all(*_: Any, **__: Any) -> None:
+            for _number in range(count):
+                run()
+
+        return run_all
+
     calls = dict.fromkeys(runs, 1)
     with progress_bar("compile and warm up" if compiled else "warm up", len(runs), shown=progress) as advance:
         for key, run in runs.items():
             run()
             if any(tensor.device.type != "cpu" for tensor in flat_example(x)):
-                once = compare_latency({"": lambda *_, run=run: run()}, x, repeats=3, warmup=2)[""].median
+                once = measure_latency(repeated(run, 1), x, repeats=3, warmup=2).median
                 calls[key] = max(1, math.ceil(_SAMPLE_SECONDS / once))
             advance()
-
-    def repeated(run: Callable[[], Any], count: int) -> Callable[..., Any]:
-        return lambda *_, **__: [run() for _ in range(count)]
 
     functions = {str(key): repeated(run, calls[key]) for key, run in runs.items()}
     times = compare_latency(functions, x, repeats=repeats, warmup=1)

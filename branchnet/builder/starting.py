@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from branchnet.builder.network import BranchedNetwork
+from branchnet.builder.network import BranchedNetwork, Node
 from branchnet.builder.permuting import tensors_of
 from branchnet.errors import BuildError
 from branchnet.stages.staged import without_prefix
@@ -24,7 +24,8 @@ def load_pretrained(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> d
         per node in words where its weights come from.
 
     Raises:
-        BuildError: a tensor of a node that the state lacks, or that has another shape there; nothing is copied then.
+        BuildError: a tensor of a node that the state lacks, or that has another shape there; the state of a branched
+            network with other nodes. Nothing is copied then.
     """
     own = branched.state_dict(keep_vars=True)
     whole = any(key in own for key in state)
@@ -35,7 +36,7 @@ def load_pretrained(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> d
     }
     names = {name for tensors in wanted.values() for name in tensors}
     cleaned = dict(state) if whole else without_prefix(state, names)
-    problems: dict[str, str] = {}
+    problems = {key: "there is no such tensor in this tree" for key in cleaned if whole and key not in own}
     keyed = [
         (f"{node}.{name}" if whole else name, t) for node, tensors in wanted.items() for name, t in tensors.items()
     ]
@@ -67,18 +68,19 @@ def randomise(branched: BranchedNetwork, seed: int) -> dict[str, str]:
         per node in words where its weights come from.
 
     Raises:
-        BuildError: parameters that no layer can reset in a network without a constructor; they are named.
+        BuildError: parameters that no layer can reset in a network without a constructor, or that a constructor's
+            network lacks; they are named.
     """
     notes = {}
     made: dict[tuple[str, tuple[str, ...]], dict[str, Tensor]] = {}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for node in branched.members():
             constructor = branched.constructors[node.donor]
             if constructor is not None:
                 if (node.donor, node.tasks) not in made:
                     made[node.donor, node.tasks] = tensors_of(constructor.create())
-                _copy(node.module, made[node.donor, node.tasks])
+                _copy(node, made[node.donor, node.tasks])
                 notes[node.id] = f"random, as {constructor.name} starts"
             else:
                 _reset(node.id, node.module)
@@ -92,9 +94,12 @@ def _stored(module: nn.Module, name: str) -> bool:
     return last not in module.get_submodule(holder)._non_persistent_buffers_set
 
 
-def _copy(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
+def _copy(node: Node, fresh: Mapping[str, Tensor]) -> None:
+    tensors = {name: tensor for name, tensor in tensors_of(node.module).items() if _stored(node.module, name)}
+    if missing := [name for name in tensors if name not in fresh]:
+        raise BuildError(f"{node.id}: the constructor of {node.donor!r} makes a network without {missing[:5]}")
     with torch.no_grad():
-        for name, tensor in tensors_of(module).items():
+        for name, tensor in tensors.items():
             tensor.copy_(fresh[name])
 
 

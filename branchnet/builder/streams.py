@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.compilation import CUDA_GRAPH_MODES, CompiledNetwork, Outputs
-from branchnet.builder.fusion import structure
+from branchnet.builder.compilation import CompiledNetwork, Outputs, records_cuda_graphs
 from branchnet.builder.graphs import autocasting, compiled_apart, device_of, first_line, map_input
 from branchnet.builder.inputs import Input
 from branchnet.builder.network import BranchedNetwork, Node
 from branchnet.builder.schedule import INPUTS, Schedule, make_schedule
+from branchnet.builder.structure import structure
 from branchnet.errors import BuildError
 from branchnet.stages import call
 
@@ -161,6 +161,9 @@ class StreamedNetwork(CompiledNetwork):
         return self._made[modes]
 
     def _forget(self) -> None:
+        super()._forget()
+        check_streams(self._device, self.mode)
+        self._streams = open_streams(next(self.branched.parameters()).device)
         self._made.clear()
         self._shared.clear()
 
@@ -206,7 +209,7 @@ def check_streams(device: str, mode: str | None) -> None:
     Raises:
         BuildError: a device without streams, or a mode that records CUDA graphs.
     """
-    if mode in CUDA_GRAPH_MODES:
+    if records_cuda_graphs(mode):
         raise BuildError(f"streams=True and mode={mode!r}, which records CUDA graphs: leave one of them out")
     if device != "cuda":
         raise BuildError(f"streams=True runs branches on streams of a CUDA device; the network is on {device!r}")

@@ -108,9 +108,10 @@ def ratio_interval(
 
 
 def _timed(function: Callable[..., Any], example: Example) -> float:
+    whole = hasattr(function, "tasks")  # networks of several tasks take all inputs as one argument
+    args, kwargs = ((example,), {}) if whole else call_arguments(example)
     _synchronise(example)
     start = time.perf_counter()
-    args, kwargs = call_arguments(example)
     function(*args, **kwargs)
     _synchronise(example)
     return time.perf_counter() - start

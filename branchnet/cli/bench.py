@@ -117,7 +117,8 @@ def stage_table(
     if not networks:
         raise DataError("--stages times the stages of the single-task networks: pass --config")
     staged = branchnet.split_all(networks, example, locations=list(locations))
-    works = compiled and not compiler_problem()
+    device = next(next(iter(networks.values())).parameters()).device
+    works = compiled and not compiler_problem(device.type)
     return branchnet.latency_table(staged, example, compiled=works, repeats=repeats, progress=not quiet)
 
 

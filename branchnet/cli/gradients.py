@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import branchnet
 from branchnet import Affinity, Architecture, BranchedNetwork, Tree
@@ -133,7 +134,8 @@ def measure_gradients(
 
 def plan_gradients(network: BranchedNetwork, data: Labelled, config: RunConfig, *, measure: str, train: bool) -> Plan:
     """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it."""
-    example = network.interface.random()
+    device = next(network.parameters()).device
+    example = pytree.tree_map(lambda tensor: tensor.to(device), network.interface.random())
     plan = Plan("affinity")
     activations = sum(cost.activation_bytes for cost in (*network.costs, *network.head_costs.values()))
     if train:

@@ -101,7 +101,7 @@ def forward_seconds(network: nn.Module, batch: Any) -> float:
     """Seconds of one forward pass without gradients, after one to warm up."""
     with torch.no_grad(), evaluation_mode(network):
         _run(network, batch)
-        return _timed(lambda: _run(network, batch))
+        return _timed(lambda: _run(network, batch), _device_of(network))
 
 
 def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
@@ -116,7 +116,7 @@ def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
     for network in networks:
         network.eval().requires_grad_(True)
     run()
-    seconds = _timed(run)
+    seconds = _timed(run, _device_of(networks[0]))
     for network in networks:
         network.zero_grad(set_to_none=True)
     return seconds
@@ -144,7 +144,9 @@ def plan_comparison(
     )
     features = len(networks) * sum(cut_bytes) / 4
     return plan.step(
-        f"compare them at {len(cut_bytes)} locations", seconds=features * count**2 / _rate(), memory=kept + matrices
+        f"compare them at {len(cut_bytes)} locations",
+        seconds=features * count**2 / _rate(device),
+        memory=kept + matrices,
     )
 
 
@@ -162,14 +164,25 @@ def _run(network: nn.Module, batch: Any) -> Any:
     return network(batch) if isinstance(network, BranchedNetwork | SeparateNetworks) else call(network, batch)
 
 
-def _timed(run: Any) -> float:
+def _timed(run: Any, device: torch.device) -> float:
+    _synchronise(device)
     started = time.perf_counter()
     run()
+    _synchronise(device)
     return time.perf_counter() - started
 
 
-def _rate() -> float:
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def _rate(device: torch.device) -> float:
     """Multiply-adds in a second of a matrix product."""
-    matrix = torch.rand(512, 512)
-    _timed(lambda: matrix @ matrix)
-    return float(512**3 / _timed(lambda: matrix @ matrix))
+    matrix = torch.rand(512, 512, device=device)
+    _timed(lambda: matrix @ matrix, device)
+    return float(512**3 / _timed(lambda: matrix @ matrix, device))

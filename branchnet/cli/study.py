@@ -81,8 +81,17 @@ class Problem:
     @property
     def example(self) -> Any:
         """One input, as the networks take it, where they are."""
-        device = next(next(iter(self.networks.values())).parameters()).device
-        return take(self.test, torch.tensor([0]), device)
+        return take(self.test, torch.tensor([0]), self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the single-task networks are on."""
+        return next(next(iter(self.networks.values())).parameters()).device
+
+    @property
+    def hardware(self) -> list[Any]:
+        """What latencies depend on, besides the networks."""
+        return [torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else [torch.get_num_threads()]
 
 
 @dataclass(frozen=True)
@@ -173,10 +182,10 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
     first = next(iter(staged.values()))
     if problem.budget.unit != "latency":
         return first.costs, {task: network.head_cost for task, network in staged.items()}
-    compiled = problem.compiled and not compiler_problem()
+    compiled = problem.compiled and not compiler_problem(problem.device.type)
     table = workspace.step(
         "latency_table.json",
-        [problem.identity, list(first.locations), compiled, torch.get_num_threads()],
+        [problem.identity, list(first.locations), compiled, *problem.hardware],
         make=lambda _: branchnet.latency_table(staged, problem.example, compiled=compiled, progress=True),
         save=lambda made, path: save_json(made.to_dict(), path),
         load=lambda path: LatencyTable.from_dict(load_json(path)),
@@ -264,7 +273,7 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
             problem.identity,
             problem.compiled,
             {name: str(tree) for name, tree in trees.compared.items()},
-            torch.get_num_threads(),
+            *problem.hardware,
         ],
         make=lambda _: measure(everything, problem.example, workspace, compiled=problem.compiled),
         save=save_json,
@@ -326,7 +335,8 @@ def measure(
     The separate networks are compiled one by one. Where torch.compile does not work there are eager figures only.
     """
     runs: dict[str, dict[str, Callable[..., Any]]] = {"eager": dict(networks)}
-    if compiled and (problem := compiler_problem()):
+    device = next(next(iter(networks.values())).parameters()).device
+    if compiled and (problem := compiler_problem(device.type)):
         workspace.console.print(f"torch.compile does not work here ({problem}); everything runs eager", style="yellow")
     elif compiled:
         with workspace.console.status("compile"):

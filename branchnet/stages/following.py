@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -263,19 +263,28 @@ def _verified(trace: Trace, example: Example) -> Trace:
         args, kwargs = call_arguments(transformed(trace.root, tree_map(_copied, example)))
         expected = trace.root(*args, **kwargs)
         got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
-    wanted, found = tree_leaves(expected), tree_leaves(got)
     allowed = _ROUNDING if trace.method == "export" else 0.0
-    difference = max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
+    difference = _apart(expected, got)
     if difference > allowed:
         raise SplitError(f"following {type(trace.root).__name__} with {trace.method} changes its outputs")
     spec = tree_structure(expected)
     return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
 
 
+def _apart(expected: Any, got: Any) -> float:
+    """The largest difference between two outputs of any form."""
+    wanted, found = tree_leaves(expected), tree_leaves(got)
+    return max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
+
+
 def _difference(wanted: Any, found: Any) -> float:
     """Largest difference relative to the largest value; infinite between things of different kind, shape or type."""
     if not (isinstance(wanted, Tensor) and isinstance(found, Tensor)):
-        return 0.0 if type(wanted) is type(found) and wanted == found else math.inf
+        if type(wanted) is not type(found):
+            return math.inf
+        if is_dataclass(wanted):
+            return max((_apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
+        return 0.0 if wanted == found else math.inf
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return math.inf
     if torch.allclose(wanted, found, 0.0, 0.0, equal_nan=True):

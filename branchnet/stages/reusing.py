@@ -39,8 +39,18 @@ class InPlaceProxy(fx.Proxy):
 
 
 def _marked(result: Any) -> Any:
-    result.node.meta[_MARK] = True
+    mark(result.node)
     return result
+
+
+def mark(node: fx.Node) -> None:
+    """Remember that a sum, difference or product is written in place."""
+    node.meta[_MARK] = True
+
+
+def is_marked(node: fx.Node) -> bool:
+    """Whether a node is written in place."""
+    return bool(node.meta.get(_MARK))
 
 
 def reusable(
@@ -66,7 +76,7 @@ def reusable(
             return False
         return bool(flow.parameters(_made_from(flow, operand, inputs)))
 
-    return frozenset(node for k, node in enumerate(nodes) if node.meta.get(_MARK) and may_overwrite(k, node))
+    return frozenset(node for k, node in enumerate(nodes) if is_marked(node) and may_overwrite(k, node))
 
 
 def mark_only(copies: Mapping[fx.Node, fx.Node], in_place: frozenset[fx.Node]) -> None:
@@ -81,7 +91,7 @@ def written_in_place(graph: fx.Graph) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copies[node] = written.node_copy(node, copies.__getitem__)
-        if node.meta.get(_MARK):
+        if is_marked(node):
             copies[node].target = _IN_PLACE[node.target]
     return written
 

@@ -19,6 +19,8 @@ from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.dataflow import attribute
 from branchnet.stages.interface import Interface
 from branchnet.stages.lookups import with_direct_lookups
+from branchnet.stages.pickling import Row, graph_of, rows_of
+from branchnet.stages.placing import NAME, device_of_inputs, on_device_of_inputs
 from branchnet.stages.reusing import written_in_place
 
 if TYPE_CHECKING:
@@ -50,13 +52,21 @@ class Program:
         self.output = output
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         code = written_in_place(graph).python_code(root_module="self")
-        self.source = with_direct_lookups(code.src, graph)
-        names: dict[str, Any] = dict(code.globals)
+        self.source = with_direct_lookups(on_device_of_inputs(code.src), graph)
+        self.names: dict[str, Any] = dict(code.globals) | {NAME: device_of_inputs}
+        names = dict(self.names)
         exec(_compiled(self.source), names)
         self.function: Callable[..., Any] = names["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (rows_of(self.graph), self.output)
+
+
+def _restored(rows: list[Row], output: TreeSpec | None) -> Program:
+    return Program(graph_of(rows), output)
 
 
 @functools.cache
@@ -88,7 +98,7 @@ class Stage(nn.Module):
         """Run the piece on the tensors of the cut before it."""
         if inputs:
             cut = (*cut, *(inputs[name] for name in self._keywords[len(cut) :]))
-        program = self._training if self.training and self._training is not None else self._evaluation
+        program = self.running
         result = program.function(self, *cut)
         return result if program.output is None else tree_unflatten(tree_leaves(result), program.output)
 
@@ -98,9 +108,23 @@ class Stage(nn.Module):
         Raises:
             SplitError: training is asked for and the network could only be followed in evaluation mode.
         """
-        if mode and self._training is None:
-            raise SplitError(f"{self._name} can only be evaluated, not trained: {self._reason}")
+        if mode:
+            self.check_trainable()
         return super().train(mode)
+
+    def check_trainable(self) -> None:
+        """Refuse a stage that can only be evaluated.
+
+        Raises:
+            SplitError: says why the network could not be followed in training mode.
+        """
+        if self._training is None:
+            raise SplitError(f"{self._name} can only be evaluated, not trained: {self._reason}")
+
+    @property
+    def running(self) -> Program:
+        """The code of the mode that the stage is in."""
+        return self._training if self.training and self._training is not None else self._evaluation
 
     @property
     def graph(self) -> fx.Graph:
@@ -172,6 +196,16 @@ class StagedNetwork(nn.Module):
     def trainable(self) -> bool:
         """Whether the network can be run in training mode; `eval_only` says why not."""
         return self.eval_only is None
+
+    def train(self, mode: bool = True) -> StagedNetwork:
+        """Switch between training and evaluation.
+
+        Raises:
+            SplitError: training is asked for and the network can only be evaluated; all modes are as before then.
+        """
+        for stage in (*self.stages, self.head) if mode else ():
+            stage.check_trainable()
+        return super().train(mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network returns for these arguments."""

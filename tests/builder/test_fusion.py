@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import FusedNetwork, FusedNodes, Latency, fusion_choice
-from branchnet.builder.fusion import structure
+from branchnet.builder.structure import structure
 from branchnet.errors import BuildError
 from branchnet.stages.flops import without_attention_fast_path
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import pickle
+import weakref
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
@@ -82,6 +83,8 @@ def _form(value: Any, met: Met) -> Any:
     met[id(value)] = (len(met), value)
     if isinstance(value, MethodType):
         return ("method", id(value.__func__), _form(value.__self__, met))
+    if isinstance(value, weakref.ref):
+        return ("reference", _form(value(), met))
     if isinstance(value, functools.partial):
         return ("partial", *(_form(part, met) for part in (value.func, value.args, value.keywords)))
     if isinstance(value, Mapping):
@@ -94,10 +97,9 @@ def _form(value: Any, met: Met) -> Any:
         return ("tensor", value.device, checksum([("", value.detach().cpu())]))
     if hasattr(value, "__dict__") and not isinstance(value, Tensor):
         return (type(value), _form(vars(value), met))
-    try:
-        return (type(value), pickle.dumps(value))
-    except Exception:  # objects refuse to be pickled with errors of any kind
-        return ("object", id(value))
+    if isinstance(value, np.ndarray | np.generic):
+        return (type(value), value.shape, value.dtype, value.tobytes())
+    return ("object", id(value))
 
 
 def _layout(tensor: Tensor) -> tuple[int, ...]:

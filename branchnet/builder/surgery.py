@@ -258,7 +258,14 @@ def _place(branched: BranchedNetwork, name: str) -> tuple[int, int]:
 def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: str) -> StagedNetwork:
     """The new task's network, cut where the branched network is, as a copy on its device and in its mode."""
     device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
-    example = tree_map(lambda tensor: tensor.to(device), branched.interface.random())
+    kinds = [_float_type(each) for each in (network, branched)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise BuildError(f"the network of {name!r} is {kinds[0]}, the branched network {kinds[1]}; convert one of them")
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.to(device, kinds[1] if tensor.is_floating_point() else None)
+
+    example = tree_map(placed, branched.interface.random())
     network = copy.deepcopy(network).to(device)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -276,6 +283,10 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
     if problem:
         raise BuildError(f"the network of {name!r} does not fit: {problem}")
     return staged.train(branched.training and staged.eval_only is None)
+
+
+def _float_type(network: nn.Module) -> torch.dtype | None:
+    return next((tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()), None)
 
 
 def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, example: Example) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.chaining import trace_chain
 from branchnet.stages.dataflow import Dataflow, attribute
 from branchnet.stages.exporting import trace_export
-from branchnet.stages.interface import Example, Interface, call_arguments, flat_example
+from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
 from branchnet.stages.propagation import Propagation, TensorForm, dry_run, propagate
 from branchnet.stages.tracing import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap, where
 
@@ -72,13 +73,23 @@ def follow(network: nn.Module, example: Example) -> Followed:
 def _check_example(root: nn.Module, example: Example) -> None:
     if _without_values(root):
         return
-    args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
+    name = type(root).__name__
     try:
         with mode_of(root, training=False), torch.no_grad():
-            root(*args, **kwargs)
+            outputs = _outputs(root, example)
+            if PREPROCESSING not in root._modules:
+                return
+            inputs = transformed(root, tree_map(_copied, example))
+            transform = root._modules.pop(PREPROCESSING)
+            try:
+                expected = call(root, inputs)
+            finally:
+                root.add_module(PREPROCESSING, transform)
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
-        raise SplitError(f"{type(root).__name__} does not run on the example ({shapes}): {where(error)}") from error
+        raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
+    if _apart(expected, outputs) > _ROUNDING:
+        raise SplitError(f"{name} runs all modules that it holds, a transform among them: hold it in another module")
 
 
 def _without_values(root: nn.Module) -> bool:
@@ -98,8 +109,26 @@ def _alike(traces: list[Trace], example: Example) -> list[Trace]:
 def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool) -> nn.Module:
     root = borrow(unwrap(network))
     if any_transforms:
+        if isinstance(root, nn.Sequential):
+            root.__class__ = _without_preprocessing(type(root))
         root.add_module(PREPROCESSING, borrow(transform) if transform is not None else nn.Identity())
     return root
+
+
+@functools.cache
+def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
+    """A class of sequences in which the transform that is added to them is no step."""
+
+    def steps(self: nn.Sequential) -> Iterator[nn.Module]:
+        return iter([module for name, module in self._modules.items() if name != PREPROCESSING])  # type: ignore[misc]
+
+    names = {"__iter__": steps, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), names)
+
+
+def _outputs(root: nn.Module, example: Example) -> Any:
+    args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
+    return root(*args, **kwargs)
 
 
 def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
@@ -260,8 +289,7 @@ def _verified(trace: Trace, example: Example) -> Trace:
     if _without_values(trace.root):
         return trace
     with torch.no_grad():
-        args, kwargs = call_arguments(transformed(trace.root, tree_map(_copied, example)))
-        expected = trace.root(*args, **kwargs)
+        expected = _outputs(trace.root, example)
         got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
     allowed = _ROUNDING if trace.method == "export" else 0.0
     difference = _apart(expected, got)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import pickle
 import random
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -100,12 +104,38 @@ def test_a_subset_of_tasks_equals_the_full_run() -> None:
     assert all(torch.equal(part[task], whole[task]) for task in part)
 
 
-def test_donors_are_copied_not_shared_and_not_changed() -> None:
-    before = {name: value.clone() for name, value in DONORS["depth"].state_dict().items()}
-    branched = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED)
-    for parameter in branched.parameters():
-        parameter.data.add_(1.0)
-    assert all(torch.equal(value, before[name]) for name, value in DONORS["depth"].state_dict().items())
+INITS: dict[str, dict[str, Any]] = {
+    "donor": {},
+    "mean": {},
+    "merge": {"probe": images(16)},
+    "pretrained": {"state": DONORS["edges"].state_dict()},
+    "random": {"seed": 3},
+}
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_donors_are_copied_not_shared_and_not_changed(init: Any) -> None:
+    made = networks()
+    if init == "mean":  # its donors have a common ancestor
+        made = {task: copy.deepcopy(DONORS["depth"]) for task in TASKS}
+    for number, network in enumerate(made.values()):
+        network.requires_grad_(number % 2 == 0).train(number < 2)
+    cut = branchnet.split_all(made, images(), locations=LOCATIONS)
+    looks = {task: description(network) for task, network in made.items()}
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), cut, init=init, **INITS[init])
+    with torch.no_grad():
+        for tensor in (*branched.parameters(), *branched.buffers()):
+            tensor.add_(1)
+    branched.train().requires_grad_(True)
+    branched(images())
+    assert {task: description(network) for task, network in made.items()} == looks
+
+
+def description(network: nn.Module) -> list[Any]:
+    """All that could be changed about a network."""
+    modules = [(name, part.training, len(part._forward_hooks)) for name, part in network.named_modules()]
+    tensors = [(name, value.flatten().tolist()) for name, value in network.state_dict().items()]
+    return [modules, tensors, [parameter.requires_grad for parameter in network.parameters()]]
 
 
 def test_a_medoid_gives_the_weights_of_a_shared_node() -> None:
@@ -211,3 +241,89 @@ def test_any_task_name_works_as_metadata_only() -> None:
     branched: BranchedNetwork = branchnet.build(Tree.shared(names, DEPTH), staged(made))
     assert set(branched(images())) == set(names)
     assert all(key.split(".")[0] in ("nodes", "heads") for key in branched.state_dict())
+
+
+def layers(widths: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(before, after) for before, after in itertools.pairwise(widths))).eval()
+
+
+def test_networks_that_were_cut_elsewhere_are_refused() -> None:
+    """Where all cuts have one shape the outputs would be wrong without an error."""
+    x, tree = torch.rand(1, 8), Tree.shared(("a", "b"), 2)
+    cut = {
+        "a": branchnet.split(layers((8,) * 6), x, locations=["0", "1"]),
+        "b": branchnet.split(layers((8,) * 6), x, locations=["1", "3"]),
+    }
+    with pytest.raises(BuildError, match=r"'a' and 'b' do not fit each other: their stages end at \['0', '1'\]"):
+        branchnet.build(tree, cut)
+    cut["b"] = branchnet.split(layers((8, 8, 6, 8, 8, 8)), x, locations=["0", "1"])
+    with pytest.raises(BuildError, match=r"at '1' one hands on \(1, 8\) float32 and the other \(1, 6\) float32"):
+        branchnet.build(tree, cut)
+
+
+def test_locations_are_for_networks_that_are_still_whole() -> None:
+    with pytest.raises(BuildError, match="these are staged already"):
+        branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, locations=LOCATIONS)
+
+
+def test_a_state_goes_into_another_network_of_the_tree() -> None:
+    tree = random_tree(5)
+    one, other = branchnet.build(tree, STAGED), branchnet.build(tree, STAGED, init="random", seed=1)
+    with torch.no_grad():
+        assert not torch.equal(one(images())["depth"], other(images())["depth"])
+        other.load_state_dict(one.state_dict())
+        assert all(torch.equal(one(images())[task], other(images())[task]) for task in TASKS)
+
+
+@pytest.mark.parametrize("kind", ["modules", "operators"])
+def test_a_network_can_be_pickled(kind: str) -> None:
+    """What torch.save of a whole model and processes that are spawned do."""
+    branched = branchnet.build(random_tree(4), STAGED) if kind == "modules" else of_operators()
+    found = pickle.loads(pickle.dumps(branched))
+    x = images() if kind == "modules" else torch.rand(3, 6)
+    with torch.no_grad():
+        expected, outputs = branched(x), found(x)
+    assert found.tree == branched.tree and list(outputs) == list(expected)
+    assert all(torch.equal(outputs[task], value) for task, value in expected.items())
+
+
+class Attending(nn.Module):
+    """What fx cannot follow: the number of its steps depends on its input's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.more, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        for _ in range(int(x.shape[1]) // 4):
+            x = x + torch.arange(x.shape[1], device=x.device)
+        pairs = self.more(x).unflatten(1, (1, 2, 4))
+        attended = nn.functional.scaled_dot_product_attention(pairs, pairs, pairs)
+        return self.out(attended.flatten(1))  # type: ignore[no-any-return]
+
+
+def of_operators() -> BranchedNetwork:
+    """A network that torch.export followed."""
+    cut = branchnet.split_all({t: Attending().eval() for t in "ab"}, torch.rand(2, 6), locations=["body", "more"])
+    assert cut["a"].traced_by == "export"
+    return branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut).eval()
+
+
+def test_a_network_that_export_followed_runs_on_another_device() -> None:
+    """Its graph holds the device that it was traced on wherever it makes a tensor."""
+    branched = of_operators().to("meta")
+    outputs = branched(torch.rand(5, 6, device="meta"))
+    assert all(output.device.type == "meta" and output.shape == (5, 2) for output in outputs.values())
+
+
+def test_donors_in_parallel_wrappers_and_of_half_precision() -> None:
+    made = {task: network.double() for task, network in networks().items()}
+    wrapped = {task: nn.DataParallel(network) for task, network in made.items()}
+    cut = branchnet.split_all(wrapped, images().double(), locations=LOCATIONS)
+    branched = branchnet.build(Tree.separate(TASKS, DEPTH), cut)
+    with torch.no_grad():
+        found = branched(images().double())
+        assert all(torch.equal(found[task], network(images().double())) for task, network in made.items())
+    assert {p.dtype for p in branched.bfloat16().parameters()} == {torch.bfloat16}
+    assert all(output.dtype == torch.bfloat16 for output in branched(images().bfloat16()).values())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import branchnet
 from branchnet import Tree
 from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_problem, prepare
+from branchnet.builder.compilation import _copied
 from branchnet.builder.graphs import compiled_apart
 from branchnet.errors import BuildError
 
@@ -302,6 +305,8 @@ def test_a_head_that_cannot_be_compiled_runs_eagerly_and_is_named(graphs: list[i
     graphs_before = len(graphs)
     again = compiled(torch.rand(5, 6))
     assert len(graphs) == graphs_before and again["b"].shape == (5, 8)
+    compiled(x, ["a", "b", "d"])
+    assert len(graphs) == graphs_before + 1  # the trunk and the heads of a and d
     expected = network(x)
     assert list(found) == list(TASKS) and compiled.eager_heads == ("b",)
     assert all(torch.equal(found[task], expected[task]) for task in TASKS)
@@ -426,3 +431,144 @@ def test_inductor_equals_eager(options: dict[str, Any]) -> None:
         expected = network(x)
     for task, value in compiled(x).items():
         assert (value - expected[task]).abs().max() <= 1e-4 * expected[task].abs().max()
+
+
+class PerImage(nn.Module):
+    """Fixes the batch size when it is traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([2 * one for one in x])
+
+
+def test_a_head_that_fixes_the_batch_size_runs_eagerly_at_every_size(graphs: list[int]) -> None:
+    network = branched()
+    network.heads[2] = PerImage()
+    compiled = CompiledNetwork(network)
+    with pytest.warns(UserWarning, match="the head of 'c' cannot be compiled"):
+        compiled(torch.rand(3, 6))
+    before = len(graphs)
+    for size in (2, 5, 7):
+        x = torch.rand(size, 6)
+        found, expected = compiled(x), network(x)
+        assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+    assert len(graphs) == before and compiled.eager_heads == ("c",)
+    network.heads[2] = nn.Identity()  # an exchanged head gets its chance
+    x = torch.rand(4, 6)
+    assert torch.equal(compiled(x)["c"], network(x)["c"]) and compiled.eager_heads == ()
+
+
+class Peculiar(nn.Module):
+    """A full graph with an operator that the backend does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erfinv(x / 10)
+
+
+def test_a_head_that_the_backend_refuses_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_, made = torch.compile, []
+
+    def compiling(function: object, **options: Any) -> Any:
+        def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+            if any(node.target is torch.erfinv for node in graph.graph.nodes):
+                raise NotImplementedError("no code for erfinv")
+            made.append(graph)
+            return graph.forward
+
+        if options.pop("backend") == "eager":
+            return compile_(function, backend="eager", **options)  # type: ignore[call-overload]
+        return compile_(function, backend=backend, **options)  # type: ignore[call-overload]
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compiling)
+    network = branched()
+    network.heads[0] = Peculiar()
+    compiled = CompiledNetwork(network)
+    x = torch.rand(3, 6)
+    with pytest.warns(UserWarning, match="the head of 'a' cannot be compiled"):
+        found = compiled(x)
+    assert all(torch.equal(found[task], value) for task, value in network(x).items())
+    assert compiled.eager_heads == ("a",) and len(made[-1].graph.find_nodes(op="output")) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "everywhere", "copied"),
+    [
+        ("cuda", "reduce-overhead", False, True),
+        ("cuda", "max-autotune", False, True),
+        ("cuda", None, True, True),
+        ("cuda", None, False, False),
+        ("cpu", "reduce-overhead", True, False),
+    ],
+)
+def test_outputs_are_copied_wherever_cuda_graphs_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, device: str, mode: str | None, everywhere: bool, copied: bool
+) -> None:
+    places = ["cpu", device]
+    monkeypatch.setattr("branchnet.builder.compilation.device_of", lambda network: places[0])
+    with torch._inductor.config.patch({"triton.cudagraphs": everywhere}):
+        compiled = CompiledNetwork(branched(), mode=mode)
+        assert not compiled._copies
+        del places[0]
+        compiled._forget()  # as when the network was moved there
+        assert compiled._copies is copied
+
+
+def test_tensors_in_classes_that_torch_does_not_take_apart_are_copied() -> None:
+    @dataclass(frozen=True)
+    class Boxes:
+        corners: Tensor
+        scores: list[Tensor]
+        count: int
+
+    boxes = Boxes(torch.ones(2), [torch.ones(3)], 4)
+    copied = _copied(boxes)
+    boxes.corners.zero_()
+    boxes.scores[0].zero_()
+    assert copied.corners.sum() == 2 and copied.scores[0].sum() == 3 and copied.count == 4
+
+
+def backbone(name: str) -> tuple[nn.Module, Any, list[str]]:
+    """A network of a kind that is in use, small; what it takes; and where to split it."""
+    if name == "transformers vit":
+        from transformers import ViTConfig, ViTForImageClassification
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+        network = ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8))
+        layers = [n for n, m in network.named_modules() if type(m).__name__ == "ViTLayer"]
+        return network, {"pixel_values": torch.rand(2, 3, 32, 32)}, layers[:2]
+    if name == "timm vit":
+        import timm
+
+        network = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3)
+        return network, torch.rand(2, 3, 32, 32), ["blocks.0", "blocks.1"]
+    from torchvision import models
+
+    places = {
+        "resnet18": ["layer1", "layer3"],
+        "mobilenet_v3_small": ["features.3", "features.8"],
+        "convnext_tiny": ["features.1", "features.3"],
+    }
+    return models.get_model(name), torch.rand(2, 3, 64, 64), places[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "timm vit", "transformers vit"])
+def test_backbones_have_one_graph_for_all_sizes_from_two_up_and_one_for_size_one(name: str, graphs: list[int]) -> None:
+    network, example, locations = backbone(name)
+    cut = branchnet.split(network.eval(), example, locations=locations)
+    tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)]])
+    network_of_all = branchnet.build(tree, dict.fromkeys(tree.tasks, cut)).eval()
+    compiled = CompiledNetwork(network_of_all)
+    for size in (2, 3, 5, 2, 1, 1):
+        x = pytree.tree_map(lambda tensor, size=size: tensor[:1].repeat(size, 1, 1, 1), example)
+        with torch.no_grad():
+            found, expected = (pytree.tree_leaves(run(x)) for run in (compiled, network_of_all))
+        assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+    assert len(graphs) == 2
+
+
+def test_inputs_that_are_not_contiguous_and_empty_batches(graphs: list[int]) -> None:
+    network, compiled = branched(), CompiledNetwork(branched())
+    wide = torch.rand(3, 12)
+    for x in (wide[:, ::2], torch.rand(6, 3).T, torch.rand(0, 6)):
+        found, expected = compiled(x), network(x)
+        assert all(torch.equal(found[task], expected[task]) for task in TASKS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -251,3 +253,71 @@ def test_training_mode_and_untraceable_heads_are_refused(tmp_path: Path) -> None
     with pytest.raises(BuildError, match="pt2 export failed"):
         branchnet.export(network, x, tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_is_no_number_is_a_difference() -> None:
+    compared, nan, inf = exporting_module._compared, float("nan"), float("inf")
+    masked = torch.tensor([-inf, nan, 50.0])
+    assert compared([{"a": masked}], [{"a": masked.clone()}]) == {"a": 0.0}
+    assert compared([{"a": masked}], [{"a": masked + 1e-3}])["a"] == pytest.approx(1e-3 / 50, rel=1e-3)
+    for wrong in ([-inf, nan, 51.0], [-inf, 0.0, 50.0], [inf, nan, 50.0], [0.0, nan, 50.0], [-inf, nan, nan]):
+        with pytest.raises(BuildError, match="'a' differs"):
+            compared([{"a": masked}], [{"a": torch.tensor(wrong)}])
+    with pytest.raises(BuildError, match="'a' differs"):
+        compared([{"a": torch.zeros(2)}] * 2, [{"a": torch.zeros(2)}, {"a": torch.tensor([0.0, nan])}])
+
+
+@dataclass
+class Scores:
+    """Tensors in a class that torch does not know how to take apart."""
+
+    values: Tensor
+
+
+class Scoring(nn.Module):
+    def forward(self, x: Tensor) -> Scores:
+        return Scores(2 * x)
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (Scoring(), "the output of 'a' holds a Scores, which exporters"),
+        (Silent(), "'a' holds no tensor"),
+    ],
+)
+def test_outputs_that_would_be_missing_in_the_file_are_refused(tmp_path: Path, head: nn.Module, message: str) -> None:
+    network = named({"a": nn.Linear(4, 3), "b": nn.Linear(4, 2)})
+    network.heads[0] = head
+    with pytest.raises(BuildError, match=message):
+        branchnet.export(network, {"left": torch.rand(2, 2), "right": torch.rand(2, 4)}, tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_called_like_an_input_cannot_be_an_output_of_the_same_file(tmp_path: Path) -> None:
+    network = named({"left": nn.Linear(4, 3)})
+    with pytest.raises(BuildError, match="'left' is an input and an output"):
+        branchnet.export(network, {"left": torch.rand(2, 2), "right": torch.rand(2, 4)}, tmp_path / "net.onnx")
+
+
+def test_an_example_without_samples_is_refused(branched: BranchedNetwork, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="holds no samples"):
+        branchnet.export(branched, images(2)[:0], tmp_path / "net.pt2")
+
+
+def test_the_caller_keeps_the_precision_that_was_allowed(branched: BranchedNetwork, tmp_path: Path) -> None:
+    allowed: list[bool] = []
+
+    def forward(module: nn.Module, args: object) -> None:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+
+    hooked = copy.deepcopy(branched)
+    hooked.heads[0].register_forward_pre_hook(forward)
+    before = torch.backends.cudnn.allow_tf32
+    branchnet.export(hooked, images(2), tmp_path / "net.safetensors")
+    assert before and torch.backends.cudnn.allow_tf32 and set(allowed) == {False}

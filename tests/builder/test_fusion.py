@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
@@ -56,15 +59,27 @@ def test_every_tree_gives_the_same_fused(cut: dict[str, branchnet.StagedNetwork]
 def test_siblings_and_cousins_share_one_computation(cut: dict[str, branchnet.StagedNetwork]) -> None:
     fused = FusedNetwork(branchnet.build(TREE, cut).eval(), range(DEPTH))
     assert fused.groups == (((0,),), ((0,),), ((0, 1),), ((0, 1),), ((0, 1, 2, 3),))
-    calls: list[tuple[int, ...]] = []
-    nodes = [node for row in fused.nodes for node in row]  # type: ignore[attr-defined]
-    for node in nodes:
-        if isinstance(node, FusedNodes):
-            node.register_forward_hook(lambda module, args, output: calls.append(tuple(output[0].shape[:2])))
-    with torch.no_grad():
-        fused(images(3))
-    assert calls == [(2, 3)]  # siblings take one cut; cousins go through on_stacked
-    assert not any(isinstance(node, FusedNodes) for node in FusedNetwork(fused.unfuse(), []).modules())
+    assert not any(isinstance(node, FusedNodes) for node in fused.unfuse().modules())
+    runs = Counter[str]()
+
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.convolution.default:
+                runs["grouped" if args[-1] > 1 else "single"] += 1
+            return func(*args, **(kwargs or {}))
+
+    def counted(network: nn.Module) -> dict[str, int]:
+        runs.clear()
+        with torch.no_grad(), Convolutions():
+            network(images(3))
+        return dict(runs)
+
+    apart, together = counted(fused.unfuse()), counted(fused)
+    # Of the nodes of a fused stage, siblings or cousins, one convolution is left for each layer.
+    layers = [len([m for m in row[0].modules() if isinstance(m, nn.Conv2d)]) for row in fused.unfuse().nodes]  # type: ignore[index, union-attr]
+    heads = apart["single"] - sum(n * width for n, width in zip(layers, TREE.widths, strict=True))
+    assert "grouped" not in apart and together["grouped"] > 0
+    assert sum(together.values()) == sum(layers) + heads
 
 
 def test_weights_are_unstacked_to_the_bit(cut: dict[str, branchnet.StagedNetwork]) -> None:
@@ -252,3 +267,102 @@ def test_nodes_of_one_structure_have_one_layout_and_one_activation() -> None:
     moved = copy.deepcopy(pointwise)
     moved.weight.data = moved.weight.data.as_strided((4, 3, 1, 1), (3, 1, 7, 5))
     assert structure(pointwise) == structure(moved)
+
+
+class Normalising(nn.Module):
+    """A transform with its settings in lists, as those of torchvision."""
+
+    def __init__(self, mean: list[float]) -> None:
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+
+
+def test_nodes_with_settings_of_their_own_are_not_fused() -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+
+    x = torch.rand(2, 3, 8, 8)
+    transforms = {"a": Normalising([0.0, 0.0, 0.0]), "b": Normalising([5.0, 5.0, 5.0])}
+    made = {task: network() for task in "ab"}
+    cut = branchnet.split_all(made, x, locations=["0"], transforms=transforms)
+    branched = branchnet.build(Tree.separate(("a", "b"), 1), cut).eval()
+    fused = FusedNetwork(branched, [0])
+    assert fused.groups == (((0,), (1,)),)
+    with torch.no_grad():
+        assert_same(fused(x), {task: made[task](transforms[task](x)) for task in "ab"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ([1, 2.0, "x"], [1, 2.0, "x"], True),
+        ([1, 2.0], [1, 2], False),
+        ({"a": (1, 2)}, {"a": (1, 3)}, False),
+        ({1, 2}, {2, 1}, True),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), True),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), False),
+        (torch.float16, torch.bfloat16, False),
+        (nn.functional.gelu, nn.functional.gelu, True),
+        (SimpleNamespace(heads=[2, 4]), SimpleNamespace(heads=[2, 4]), True),
+        (SimpleNamespace(heads=[2, 4]), SimpleNamespace(heads=[2, 5]), False),
+        (functools.partial(torch.add, alpha=2), functools.partial(torch.add, alpha=2), True),
+        (functools.partial(torch.add, alpha=2), functools.partial(torch.add, alpha=3), False),
+        (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0), False),
+    ],
+)
+def test_attributes_of_any_kind_count_in_a_structure(one: object, other: object, equal: bool) -> None:
+    layers = [nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))]
+    for layer, value in zip(layers, (one, other), strict=True):
+        layer[0].setting = value
+    assert (structure(layers[0]) == structure(layers[1])) is equal
+
+
+def test_hooks_ties_and_cycles_count_in_a_structure() -> None:
+    plain, hooked = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert structure(plain) == structure(hooked)
+    handle = hooked[1].register_forward_hook(lambda *_: None)
+    assert structure(plain) != structure(hooked)
+    handle.remove()
+    assert structure(plain) == structure(hooked)
+    hooked[1].weight = hooked[0].weight
+    assert structure(plain) != structure(hooked) == structure(copy.deepcopy(hooked))
+    for layer in (plain, copied := copy.deepcopy(plain)):
+        layer[0].whole = [layer]  # a module that is held by what it holds
+    assert structure(plain) == structure(copied)
+    recurrent = nn.LSTM(3, 4)
+    assert structure(recurrent) == structure(nn.LSTM(3, 4)) != structure(nn.LSTM(3, 5))
+
+
+class Tied(nn.Module):
+    """Two layers of one node, and one of the next, with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.second = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.first[2].weight = self.second[0].weight = self.first[0].weight
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_tied_weights_are_fused_and_tied_again() -> None:
+    made = {task: Tied().eval() for task in "abc"}
+    cut = branchnet.split_all(made, torch.rand(2, 4), locations=["first", "second"])
+    branched = branchnet.build(Tree.separate(("a", "b", "c"), 2), cut).eval()
+    fused, x = FusedNetwork(branched, range(2)), torch.rand(3, 4)
+    apart = fused.unfuse()
+    with torch.no_grad():
+        expected = {task: network(x) for task, network in made.items()}
+        for network in (fused, apart):
+            assert_same(network(x), expected)
+            assert_same(network(x, ["b"]), {"b": expected["b"]})
+    before = branched.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in apart.state_dict().items())
+    assert sum(p.numel() for p in apart.parameters()) == sum(p.numel() for p in branched.parameters())
+    for node in fused.nodes[0][0].unstack():  # type: ignore[index, operator, union-attr]
+        assert node.get_parameter("first.0.weight") is node.get_submodule("first.2").weight

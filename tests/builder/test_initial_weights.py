@@ -308,3 +308,9 @@ def test_networks_that_name_their_modules_differently_are_averaged_by_structure(
     branched = branchnet.build(Tree.shared(("a", "b"), 1), cut, init="mean")
     assert torch.equal(branched.state_dict()["nodes.0.0.one.weight"], other.one.weight)
     torch.testing.assert_close(branched.state_dict()["nodes.0.0.one.bias"], other.one.bias + 0.5)
+
+
+def test_the_state_of_another_tree_is_refused() -> None:
+    state = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED).state_dict()
+    with pytest.raises(BuildError, match=r"nodes\.0\.1\.stem\.0\.weight: there is no such tensor in this tree"):
+        branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="pretrained", state=state)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.errors import BuildError
+from branchnet.errors import BuildError, SplitError
 from branchnet.training import distill
 
+from .test_assembly import TiedStages
 from .toys import KINDS, LOCATIONS, images, networks, staged
 
 TASKS = tuple(KINDS)
@@ -166,3 +167,48 @@ def test_recomputed_stages_train_exactly_alike_and_keep_less(locations: tuple[st
     assert not saving.recomputed
     with pytest.raises(BuildError, match="did you mean 'second'"):
         saving.recompute("secnd")
+
+
+def test_a_frozen_node_keeps_what_it_shares_with_one_that_is_let_go() -> None:
+    made = {task: TiedStages() for task in "ab"}
+    cut = branchnet.split_all(made, torch.rand(2, 4), locations=["first", "second"])
+    network = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    network.freeze("nodes.0.0", "nodes.1.0")
+    network.unfreeze("nodes.1.0")
+    assert not network.get_parameter("nodes.0.0.first.0.weight").requires_grad
+    assert network.get_parameter("nodes.1.0.second.0.bias").requires_grad
+    network.unfreeze("nodes.0.0")
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+class OnlyEvaluated(nn.Module):
+    """Its training mode cannot be followed: it decides by a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.out = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        if self.training and float(x.sum()) > 0:
+            x = -x
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+def test_a_refused_training_mode_changes_nothing_and_frozen_nodes_do_not_mind_it() -> None:
+    made = {task: OnlyEvaluated().eval() for task in "ab"}
+    cut = branchnet.split_all(made, torch.rand(3, 4), locations=["first", "norm"])
+    network = branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut)
+    modes = [module.training for module in network.modules()]
+    with pytest.raises(SplitError, match="can only be evaluated"):
+        network.train()
+    assert [module.training for module in network.modules()] == modes and not any(modes)
+    with pytest.raises(SplitError, match="can only be evaluated"):
+        cut["a"].train()
+    assert not any(module.training for module in cut["a"].modules())
+    network.freeze("a", "b")
+    assert network.train().training and not any(node.module.training for node in network.members())
+
+
+def test_tasks_may_come_from_a_generator() -> None:
+    assert list(built()(images(), tasks=(task for task in ("scene", "depth")))) == ["depth", "scene"]

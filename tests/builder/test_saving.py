@@ -198,3 +198,15 @@ def test_a_folder_whose_metadata_do_not_fit_is_not_loaded(kept: BranchedNetwork,
     )
     with pytest.raises(CheckpointError, match=r"of another network:\n.*no node 'heads\.4'"):
         branchnet.load(tmp_path)
+
+
+def test_a_specification_with_its_tasks_in_another_order_is_refused(tmp_path: Path) -> None:
+    """Weights of heads are stored in the order of the tasks."""
+    branched = branchnet.build(TREE, staged(networks()))
+    other = branchnet.Architecture.from_network(
+        branchnet.build(Tree(TASKS[::-1], TREE.partitions), staged(networks(TASKS[::-1])))
+    )
+    assert other.tree == TREE
+    with pytest.raises(CheckpointError, match=r"lists the tasks as \['count', 'scene', 'edges', 'depth'\]"):
+        branchnet.save(branched, tmp_path, architecture=other)
+    assert not list(tmp_path.iterdir())

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, Budget, LatencyTable, Tree
-from branchnet.builder import Latency, compiler_problem, ratio_interval
+from branchnet.builder import Latency, compiler_problem, measure_latency, ratio_interval
 from branchnet.builder.stage_latency import predicted_rounds, table_beside
 from branchnet.errors import BudgetError, BuildError
+
+from .test_modes import TwoInputs
 
 TASKS = ("a", "b", "c")
 SECONDS = {"fast": 0.002, "slow": 0.008, "head": 0.004}
@@ -198,3 +200,13 @@ def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> 
     torch._dynamo.utils.counters.clear()
     branchnet.latency_table(made, torch.ones(2, 8), locations=["0", "1"], repeats=1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + 1  # stages, and one head of all tasks
+
+
+def test_networks_of_several_inputs_are_measured_as_they_are_called() -> None:
+    left, right = torch.rand(2, 3), torch.rand(2, 4)
+    made = {task: TwoInputs().eval() for task in "ab"}
+    for example in ((left, right), {"left": left, "right": right}):
+        cut = branchnet.split_all(made, example, locations=["first", "mix"])
+        branched = branchnet.build(Tree.shared(("a", "b"), 2), cut).eval()
+        assert len(measure_latency(branched, example, repeats=2).samples) == 2
+        assert len(measure_latency(made["a"], example, repeats=2).samples) == 2

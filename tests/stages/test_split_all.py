@@ -1,9 +1,11 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
 from branchnet.errors import SplitError
-from branchnet.stages import split_all
+from branchnet.stages import split, split_all
 
 from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
 
@@ -173,3 +175,68 @@ def test_unknown_task_in_transforms():
 def test_networks_without_tasks_are_refused():
     with pytest.raises(SplitError, match="a mapping of task names to networks; a list was given"):
         split_all([nn.Linear(2, 2)], torch.rand(1, 2))
+
+
+class EachInTurn(nn.Module):
+    """Runs whatever it holds."""
+
+    def __init__(self, *steps: nn.Module) -> None:
+        super().__init__()
+        for number, step in enumerate(steps):
+            self.add_module(f"step{number}", step)
+
+    def forward(self, x):
+        for step in self.children():
+            x = step(x)
+        return x
+
+
+def test_a_transform_is_no_step_of_a_sequence():
+    """It is held by the structure that is followed, which a sequence runs from end to end."""
+
+    def steps():
+        return nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3), nn.Tanh()
+
+    originals = {task: nn.Sequential(*steps()).eval() for task in "ab"}
+    for network in originals.values():
+        network(IMAGE)
+    transforms = {"b": Normalise(0.5, 0.2)}
+    staged = split_all(originals, IMAGE, locations=["0"], transforms=transforms)
+    with torch.no_grad():
+        assert torch.equal(staged["a"](IMAGE), originals["a"](IMAGE))
+        assert torch.equal(staged["b"](IMAGE), originals["b"](transforms["b"](IMAGE)))
+    assert type(originals["b"]) is nn.Sequential and len(originals["b"]) == 4
+    loose = {task: EachInTurn(*steps()).eval() for task in "ab"}
+    for network in loose.values():
+        network(IMAGE)
+    with pytest.raises(SplitError, match="EachInTurn runs all modules that it holds, a transform among them: hold"):
+        split_all(loose, IMAGE, locations=["step0"], transforms=transforms)
+
+
+def test_outputs_in_a_dataclass():
+    staged = split(Deciding().eval(), torch.rand(2, 4), locations=["body"])
+    x = torch.rand(3, 4)
+    found, expected = staged(x), Deciding.same(staged, x)
+    assert type(found) is Decision and torch.equal(found.scores, expected.scores) and found.names == expected.names
+
+
+@dataclass
+class Decision:
+    scores: torch.Tensor
+    names: tuple[str, ...]
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return Decision(self.out(self.body(x)), ("yes", "no"))
+
+    @staticmethod
+    def same(staged, x):
+        network = Deciding().eval()
+        network.load_state_dict(staged.original_state_dict())
+        return network(x)

@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inference_page import bars, case_table, tables
+from inference_page import PAIRS, bars, case_table, tables
 from inference_sides import MANY, Run, make_network, sides
 from stages import define_torchvision_operators
 from torch import Tensor, nn
 
 import branchnet
 from branchnet import StagedNetwork, Tree
-from branchnet.builder import compare_latency, measure_latency
+from branchnet.builder import Latency, compare_latency, measure_latency
 from branchnet.builder.fusion_choice import faster_fused
 from branchnet.builder.graphs import first_line
 from branchnet.builder.stage_latency import table_beside
@@ -58,6 +58,9 @@ SLACK = 10
 LONGEST = 300
 """Seconds of measuring in turns; slow networks get fewer rounds than asked for, but not fewer than FEWEST."""
 FEWEST = 7
+CLOSE_LOOK = 30
+"""Seconds of measuring alone, in turns, the two sides of a bar that lies within a few percent."""
+MOST = 300
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,11 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
     result["ceilings"] = {
         name: {"amount": amount, "seconds": list(times[name].samples)} for name, (_, amount) in tops.items()
     }
+    result["pairs"] = {
+        " / ".join(pair): {name: list(latency.samples) for name, latency in close_look(runs, pair, times, x).items()}
+        for pair in PAIRS
+        if set(pair) <= set(runs)
+    }
     compiled = {"branched, compiled": runs["branched, compiled"]} if "branched, compiled" in runs else {}
     table, beside = table_beside(
         subject.staged,
@@ -184,6 +192,13 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
         branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)
         result["stages chosen to be fused"] = list(faster_fused(branched, x, mode=case.mode))
     return result | {"took": time.perf_counter() - begun}
+
+
+def close_look(runs: dict[str, Run], pair: tuple[str, str], times: dict[str, Latency], x: Tensor) -> dict[str, Latency]:
+    """Two sides once more, alone and as often as CLOSE_LOOK allows: their difference is small."""
+    repeats = max(FEWEST, min(MOST, int(CLOSE_LOOK / sum(times[name].median for name in pair))))
+    with torch.no_grad():
+        return compare_latency({name: runs[name] for name in pair}, x, repeats=repeats, warmup=1)
 
 
 def flops_of(subject: Subject) -> dict[str, Tree]:

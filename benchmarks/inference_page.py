@@ -11,6 +11,13 @@ from branchnet.builder import Latency, ratio_interval
 from branchnet.builder.stage_latency import predicted_rounds
 
 
+PAIRS = (
+    ("fully shared, compiled", "one backbone and N heads, compiled"),
+    ("fully shared, eager", "one backbone and N heads, eager"),
+)
+"""Sides that must hardly differ, so they are measured once more, alone."""
+
+
 def tables(results: dict[str, Any], explanation: str) -> str:
     """All cases as one page, after how they were measured."""
     lines = ["# Inference: a branched network beside N separate ones", "", *explanation.splitlines(), ""]
@@ -56,14 +63,16 @@ def case_table(result: dict[str, Any]) -> list[str]:
 
 def bars(key: str, result: dict[str, Any]) -> list[str]:
     times = {name: Latency(tuple(samples)) for name, samples in result["seconds"].items()}
+    pairs = [
+        {name: Latency(tuple(samples)) for name, samples in result["pairs"].get(" / ".join(pair), {}).items()}
+        for pair in PAIRS
+    ]
     table = LatencyTable.from_dict(result["latency table"])
     claims = [
         claim("branched compiled / sum of its nodes compiled one by one", times, "branched, compiled",
               "branched, nodes compiled one by one", 1.10),
-        claim("fully shared compiled / one plain backbone with N heads compiled", times, "fully shared, compiled",
-              "one backbone and N heads, compiled", 1.03),
-        claim("fully shared eager / one plain backbone with N heads eager (the wrapper)", times, "fully shared, eager",
-              "one backbone and N heads, eager", 1.02),
+        claim("fully shared compiled / one plain backbone with N heads compiled", pairs[0], *PAIRS[0], 1.03),
+        claim("fully shared eager / one plain backbone with N heads eager (the wrapper)", pairs[1], *PAIRS[1], 1.02),
         prediction(table, Tree(table.tasks, result["tree"]), result.get("in turns with the table", {})),
     ]  # fmt: skip
     if "branched, compiled, fused" in times:
@@ -118,7 +127,8 @@ def claim(text: str, times: dict[str, Latency], one: str, other: str, bar: float
         return f"- {text}: not measured"
     ratio, low, high = ratio_interval(times[one], times[other])
     verdict = judged(ratio <= bar, settled=high <= bar or low > bar, rounds=len(times[one].samples))
-    return f"- {text}: {ratio:.3f} (95%: {low:.3f} to {high:.3f}; bar: {bar:.2f}): {verdict}"
+    rounds = len(times[one].samples)
+    return f"- {text}: {ratio:.3f} (95% of {rounds} rounds: {low:.3f} to {high:.3f}; bar: {bar:.2f}): {verdict}"
 
 
 def judged(met: bool, *, settled: bool, rounds: int) -> str:

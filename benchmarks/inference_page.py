@@ -10,7 +10,6 @@ from branchnet import LatencyTable, Tree
 from branchnet.builder import Latency, ratio_interval
 from branchnet.builder.stage_latency import predicted_rounds
 
-
 PAIRS = (
     ("fully shared, compiled", "one backbone and N heads, compiled"),
     ("fully shared, eager", "one backbone and N heads, eager"),
@@ -64,7 +63,7 @@ def case_table(result: dict[str, Any]) -> list[str]:
 def bars(key: str, result: dict[str, Any]) -> list[str]:
     times = {name: Latency(tuple(samples)) for name, samples in result["seconds"].items()}
     pairs = [
-        {name: Latency(tuple(samples)) for name, samples in result["pairs"].get(" / ".join(pair), {}).items()}
+        {name: Latency(tuple(samples)) for name, samples in result.get("pairs", {}).get(" / ".join(pair), {}).items()}
         for pair in PAIRS
     ]
     table = LatencyTable.from_dict(result["latency table"])

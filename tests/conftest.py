@@ -20,3 +20,5 @@ def _define_torchvision_operators() -> None:
 
 
 _define_torchvision_operators()
+if torch.cuda.is_available():  # TF32 keeps three digits: what is compared would differ by more than tests allow
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

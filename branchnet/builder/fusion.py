@@ -3,7 +3,8 @@
 Siblings take the same cut, cousins take the cuts of different parents; `torch.func.vmap` turns their convolutions into
 grouped ones and their linear layers and attention into batched matrix products (the attention kernel of CPUs has no
 such form and runs member by member). Whether that is faster depends on the device, so
-`branchnet.compile(..., fuse="auto")` measures every stage. Results equal the unfused ones up to rounding.
+`branchnet.compile(..., fuse="auto")` measures every stage. Results equal the unfused ones up to rounding:
+within 1e-5 of an output's largest value in float32.
 """
 
 from __future__ import annotations

@@ -150,6 +150,8 @@ def test_separate_networks_compile_too(graphs: list[int]) -> None:
         ({"regions": True}, 0.0),
         ({"regions": True, "cast": torch.bfloat16, "channels_last": True}, 5e-2),
         ({"autocast": torch.bfloat16}, 5e-2),
+        ({"autocast": torch.float16}, 1e-2),
+        ({"cast": torch.float16}, 1e-2),
         ({"cast": torch.bfloat16}, 5e-2),
         ({"cast": torch.bfloat16, "channels_last": True, "fold_batchnorm": True}, 5e-2),
     ],

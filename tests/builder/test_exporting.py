@@ -319,5 +319,9 @@ def test_the_caller_keeps_the_precision_that_was_allowed(branched: BranchedNetwo
     hooked = copy.deepcopy(branched)
     hooked.heads[0].register_forward_pre_hook(forward)
     before = torch.backends.cudnn.allow_tf32
-    branchnet.export(hooked, images(2), tmp_path / "net.safetensors")
-    assert before and torch.backends.cudnn.allow_tf32 and set(allowed) == {False}
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        branchnet.export(hooked, images(2), tmp_path / "net.safetensors")
+        assert torch.backends.cudnn.allow_tf32 and set(allowed) == {False}
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

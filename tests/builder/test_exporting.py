@@ -325,3 +325,28 @@ def test_the_caller_keeps_the_precision_that_was_allowed(branched: BranchedNetwo
         assert torch.backends.cudnn.allow_tf32 and set(allowed) == {False}
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_network_is_exported_as_exact_as_its_type(
+    branched: BranchedNetwork, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    cast, x = copy.deepcopy(branched).to(dtype), images(3, seed=4)
+    branchnet.export(cast, images(2).to(dtype), tmp_path / "net.pt2")
+    found = torch.export.load(tmp_path / "net.pt2").module()(x.to(dtype))
+    with torch.no_grad():
+        for task, value in branched(x).items():
+            assert found[task].dtype == dtype
+            assert (found[task].float() - value).abs().max() <= exporting_module.TOLERANCES[dtype] * value.abs().max()
+
+
+def test_tasks_of_a_half_precision_network_run_in_onnx(branched: BranchedNetwork, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    branchnet.export(copy.deepcopy(branched).half(), images(2).half(), tmp_path / "net.onnx", tasks=["scene", "edges"])
+    session, x = onnxruntime.InferenceSession(tmp_path / "net.onnx"), images(5, seed=5)
+    assert [output.name for output in session.get_outputs()] == ["edges", "scene"]
+    found = session.run(None, {"input": x.half().numpy()})
+    with torch.no_grad():
+        for array, value in zip(found, branched(x, ["edges", "scene"]).values(), strict=True):
+            assert array.dtype == "float16"
+            assert (torch.from_numpy(array).float() - value).abs().max() <= 1e-2 * value.abs().max()

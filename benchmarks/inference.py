@@ -278,8 +278,9 @@ def main() -> None:
         for batch in arguments.batches
     ]
     for case in [] if arguments.table else cases:
-        same = results.get(case.key, {}).get("locations") == LOCATIONS[case.network]
-        if same and not arguments.again:
+        known = results.get(case.key, {})
+        complete = known.get("locations") == LOCATIONS[case.network] and "pairs" in known
+        if complete and not arguments.again:
             continue
         print(case.key, flush=True)
         try:

@@ -171,7 +171,9 @@ def _staged(
         raise BuildError(f"{sorted(set(networks) - set(staged))} are plain networks and the others staged: mix neither")
     if example is None:
         raise BuildError("plain networks need `example=` to be split with; or pass the result of branchnet.split_all")
-    return split_all(networks, example, locations=locations or (affinity.locations if affinity else None))
+    if locations is None and affinity is not None:
+        locations = affinity.locations
+    return split_all(networks, example, locations=locations)
 
 
 def _checked_donors(donors: Donors, tree: Tree) -> Donors:
@@ -193,13 +195,15 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
         network = staged[task]
         if len(network.stages) != tree.depth:
             raise BuildError(f"the tree has {tree.depth} stages, the network of {task!r} has {len(network.stages)}")
+    for stage, clusters in enumerate(tree.partitions):
+        for first, *others in clusters:
+            for task in others:
+                if problem := _mismatch(staged[first], staged[task], stage):
+                    raise BuildError(
+                        f"the networks of {first!r} and {task!r} cannot share stage {stage}: {problem}; split them "
+                        "together, by branchnet.split_all"
+                    )
     first = tree.tasks[0]
-    for task in tree.tasks[1:]:
-        if problem := _mismatch(staged[first], staged[task]):
-            raise BuildError(
-                f"the networks of {first!r} and {task!r} do not fit each other: {problem}; split them together, by "
-                "branchnet.split_all"
-            )
     if affinity is not None:
         unknown = [task for task in tree.tasks if task not in affinity.tasks]
         if unknown or len(affinity.locations) != tree.depth:
@@ -211,13 +215,12 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
             affinity.check_locations(staged[first].locations, f"the network of {first!r}")
 
 
-def _mismatch(one: StagedNetwork, other: StagedNetwork) -> str:
-    """What keeps the stages of one network from taking the place of the other's; empty where nothing is seen to."""
-    if one.locations != other.locations:
-        return f"their stages end at {list(one.locations)} and {list(other.locations)}"
-    for location, mine, theirs in zip(one.locations, one.cuts, other.cuts, strict=True):
-        forms = [[(tensor.shape, tensor.dtype) for tensor in cut] for cut in (mine, theirs)]
-        if forms[0] != forms[1]:
-            shown = [", ".join(f"{shape} {dtype}" for shape, dtype in form) for form in forms]
-            return f"at {location!r} one hands on {shown[0]} and the other {shown[1]}"
-    return ""
+def _mismatch(one: StagedNetwork, other: StagedNetwork, stage: int) -> str:
+    """What keeps a stage of one network from taking the place of the other's; empty where nothing is seen to."""
+    if one.locations[stage] != other.locations[stage]:
+        return f"it ends at {one.locations[stage]!r} in one and at {other.locations[stage]!r} in the other"
+    forms = [[(len(t.shape), t.shape[1:], t.dtype) for t in network.cuts[stage]] for network in (one, other)]
+    if forms[0] == forms[1]:
+        return ""
+    shown = [", ".join(f"{t.shape} {t.dtype}" for t in network.cuts[stage]) for network in (one, other)]
+    return f"at {one.locations[stage]!r} one hands on {shown[0]} and the other {shown[1]}"

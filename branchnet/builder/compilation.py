@@ -45,6 +45,8 @@ class CompiledNetwork:
         eager_heads: tasks whose heads could not be compiled and are called eagerly after the graph.
     """
 
+    takes_inputs_as_one = True
+
     def __init__(
         self,
         branched: Network,
@@ -105,9 +107,7 @@ class CompiledNetwork:
 
     def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
         key = (subset, self._watch.modes(), () if self.dynamic else _forms(x))
-        if key in self._compiled:
-            return self._compiled[key](x)
-        compiled = self._compile(subset)
+        compiled = self._compiled.get(key) or self._compile(subset)
         try:
             result = compiled(x)
         except UNCOMPILED as error:
@@ -157,11 +157,6 @@ class CompiledNetwork:
                 stacklevel=4,
             )
         self.eager_heads += tuple(problems)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Task names, in the order of the outputs."""
-        return tuple(self.branched.tasks)
 
     @property
     def _heads(self) -> dict[str, nn.Module]:

@@ -39,7 +39,8 @@ Format = Literal["pt2", "aoti", "onnx", "safetensors"]
 SUFFIXES: dict[str, str] = {"pt2": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """By the outputs' type, how far an exported output may be off, as a share of the largest value of that output."""
-_LEFT_OUT = (bool, int, float, complex, str, bytes, type(None))
+_SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size)
+_LEFT_OUT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_SIZES)
 _ONNX_BYTES = 2_000_000_000
 
 
@@ -118,7 +119,7 @@ def export(
             dynamic=dynamic,
             outputs=outputs,
             difference=difference,
-            tolerance=max(TOLERANCES.get(value.dtype, 0.0) for value in outputs.values()),
+            tolerance=max((TOLERANCES.get(value.dtype, 0.0) for value in outputs.values()), default=0.0),
             batches=batches,
         )
         write_text(folder / card.name, text)
@@ -163,8 +164,8 @@ def _written(
     examples = [_resized(example, size) for size in batches]
     # Traced at size 1, torch.export would take the batch for a constant.
     traced_with = _resized(example, max(2, batch)) if dynamic else example
-    flat = FlatOutputs(network, list(example) if isinstance(example, Mapping) else ())
-    with torch.no_grad(), _without_tf32():
+    flat = FlatOutputs(network, list(example) if isinstance(example, Mapping) else (), all_of=format != "safetensors")
+    with torch.no_grad(), _without_tf32(device_of(network)):
         expected = [call(flat, each) for each in examples]
         try:
             with _without_the_warning_on_leaves():
@@ -178,17 +179,26 @@ def _written(
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Convolutions and products of GPUs in float32 proper, as other runtimes compute them: TF32 keeps three digits."""
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
+def _without_tf32(device: str) -> Iterator[None]:
+    """Convolutions and products of GPUs in float32 proper, as other runtimes compute them: TF32 keeps three digits.
+
+    What the caller set for single operators stands: torch cannot say then what holds for all.
+    """
+    cudnn = torch.backends.cudnn
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
+        before = (cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    except RuntimeError:
+        device = "cpu"
+    if device != "cuda":
+        yield
+        return
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 @contextmanager
@@ -202,12 +212,14 @@ def _without_the_warning_on_leaves() -> Iterator[None]:
 class FlatOutputs(nn.Module):
     """A branched network with plain arguments whose outputs are tensors by name: what exporters understand.
 
-    A task with several tensors gives `task.key` or `task.0`, `task.1`, ...
+    A task with several tensors gives `task.key` or `task.0`, `task.1`, ... With `all_of` what cannot be taken apart is
+    refused; otherwise it is left out.
     """
 
-    def __init__(self, network: BranchedNetwork, names: Sequence[str] = ()) -> None:
+    def __init__(self, network: BranchedNetwork, names: Sequence[str] = (), *, all_of: bool = True) -> None:
         super().__init__()
         self.network = network
+        self.all_of = all_of
 
         def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
             return self.outputs(kwargs or (args if len(args) > 1 else args[0]))
@@ -228,12 +240,12 @@ class FlatOutputs(nn.Module):
                     raise BuildError(f"two outputs are called {name!r}; rename a task")
                 if isinstance(value, Tensor):
                     named[name] = value
-                elif not isinstance(value, _LEFT_OUT):
+                elif self.all_of and not isinstance(value, _LEFT_OUT):
                     raise BuildError(
                         f"the output of {task!r} holds a {type(value).__name__}, which exporters cannot take apart: "
                         "return tensors in tuples, lists or dicts, or register the class with torch.utils._pytree"
                     )
-            if not any(name == task or name.startswith(f"{task}.") for name in named):
+            if self.all_of and not any(name == task or name.startswith(f"{task}.") for name in named):
                 raise BuildError(f"the output of {task!r} holds no tensor; leave the task out of `tasks`")
         return named
 
@@ -303,7 +315,7 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) 
 
 def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
     save_weights(flat.network, path)
-    emptied = FlatOutputs(copy.deepcopy(flat.network))
+    emptied = FlatOutputs(copy.deepcopy(flat.network), all_of=False)
     for tensor in (*emptied.parameters(), *emptied.buffers()):
         tensor.zero_()
     load_weights(emptied.network, path)

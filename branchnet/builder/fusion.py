@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 
 from branchnet.builder.inputs import Input
 from branchnet.builder.network import BranchedNetwork, wanted_tasks
-from branchnet.builder.structure import copied_with, on_meta, structure
+from branchnet.builder.structure import copied_with, on_meta, state_of, structure
 from branchnet.errors import BuildError
 from branchnet.stages import call
 
@@ -43,7 +43,7 @@ class FusedNodes(nn.Module):
         if len({structure(module) for module in modules}) != 1:
             raise BuildError("only modules of the same structure can be fused; these differ in layers, shapes or types")
         self.count = len(modules)
-        states = [dict(module.named_parameters()) | dict(module.named_buffers()) for module in modules]
+        states = [state_of(module) for module in modules]
         for name, first in states[0].items():
             stacked = torch.stack([state[name].detach() for state in states])
             if isinstance(first, nn.Parameter):
@@ -76,11 +76,11 @@ class FusedNodes(nn.Module):
     def unstack(self) -> list[nn.Module]:
         """The members as modules of their own again, with copies of their weights."""
         states = [self.member_state(index) for index in range(self.count)]
-        return [copied_with(self._templates[0], state) for state in states]
+        return [copied_with(self._templates[0], {n: t.clone() for n, t in state.items()}) for state in states]
 
     def member_state(self, index: int) -> dict[str, Tensor]:
-        """Copies of one member's parameters and buffers by their names."""
-        return {name: stacked[index].detach().clone() for name, stacked in self._state().items()}
+        """One member's parameters and buffers by their names, as views of the stacked ones."""
+        return {name: stacked[index].detach() for name, stacked in self._state().items()}
 
     def _state(self) -> dict[str, Tensor]:
         return {name: getattr(self, _key(name)) for name in self._names}
@@ -98,6 +98,8 @@ class FusedNetwork(nn.Module):
     Raises:
         BuildError: a network in training mode.
     """
+
+    takes_inputs_as_one = True
 
     def __init__(self, branched: BranchedNetwork, stages: Iterable[int]) -> None:
         super().__init__()
@@ -152,19 +154,14 @@ class FusedNetwork(nn.Module):
         for stage in range(self.tree.depth):
             for group, module in self._units(stage):
                 for row, k in enumerate(group):
-                    own = module.member_state(row) if isinstance(module, FusedNodes) else _state_of(module)
+                    own = module.member_state(row) if isinstance(module, FusedNodes) else state_of(module)
                     state |= {f"nodes.{stage}.{k}.{name}": tensor for name, tensor in own.items()}
         for i, head in enumerate(self.heads):
-            state |= {f"heads.{i}.{name}": tensor for name, tensor in _state_of(head).items()}
-        return copied_with(self._skeletons[0], state).eval()
+            state |= {f"heads.{i}.{name}": tensor for name, tensor in state_of(head).items()}
+        return copied_with(self._skeletons[0], {name: t.detach().clone() for name, t in state.items()}).eval()
 
     def _units(self, stage: int) -> Iterator[tuple[tuple[int, ...], nn.Module]]:
         yield from zip(self.groups[stage], self.nodes[stage], strict=True)  # type: ignore[call-overload]
-
-
-def _state_of(module: nn.Module) -> dict[str, Tensor]:
-    state = (*module.named_parameters(), *module.named_buffers())
-    return {name: tensor.detach().clone() for name, tensor in state}
 
 
 def _joined(nodes: Sequence[nn.Module]) -> nn.Module:

@@ -65,6 +65,7 @@ class BranchedNetwork(nn.Module):
         recomputed: numbers of the stages whose activations are not kept for the backward pass, see `recompute`.
     """
 
+    takes_inputs_as_one = True
     initialisation: Initialisation | None
 
     def __init__(
@@ -195,7 +196,12 @@ class BranchedNetwork(nn.Module):
         self._set_frozen(self.frozen | self._ids(names))
 
     def unfreeze(self, *names: str) -> None:
-        """Let nodes be trained again; arguments and errors are those of `freeze`."""
+        """Let nodes be trained again; arguments are those of `freeze`.
+
+        Raises:
+            BuildError: no such id or task.
+            SplitError: the network is in training mode, and such a node can only be evaluated.
+        """
         self._set_frozen(self.frozen - self._ids(names))
 
     def _ids(self, names: Iterable[str]) -> frozenset[str]:
@@ -208,6 +214,8 @@ class BranchedNetwork(nn.Module):
         return frozenset[str]().union(*(ids[name] for name in names))
 
     def _set_frozen(self, frozen: frozenset[str]) -> None:
+        if self.training:
+            _check_trainable(node.module for node in self.members() if node.id in self.frozen - frozen)
         touched, self.frozen = self.frozen | frozen, frozen
         # What stays frozen comes last, for the tensors that it shares with what is let go.
         members = [node for node in self.members() if node.id in touched]
@@ -223,15 +231,18 @@ class BranchedNetwork(nn.Module):
         Raises:
             SplitError: training is asked for and a node can only be evaluated; all modes are as before then.
         """
-        trained = [node for node in self.members() if mode and node.id not in self.frozen]
-        for node in trained:
-            if isinstance(node.module, Stage):
-                node.module.check_trainable()
-        super().train(False)
-        for row in (self, self.nodes, *self.nodes, self.heads):
-            row.training = mode
-        for node in trained:
-            node.module.train()
+        members = list(self.members())
+        active = [node.module for node in members if node.id not in self.frozen]
+        if mode:
+            _check_trainable(active)
+        for part in (self, self.nodes, *self.nodes, self.heads):
+            part.training = mode
+        others = [child for name, child in self.named_children() if name not in ("nodes", "heads")]
+        for module in (*others, *active):
+            module.train(mode)
+        for node in members:  # last, for the modules that they share with others
+            if node.id in self.frozen:
+                node.module.eval()
         return self
 
     def recompute(self, *locations: str) -> None:
@@ -309,6 +320,13 @@ def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str
     if unknown := [task for task in asked if task not in known]:
         raise BuildError(f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     return tuple(task for task in known if task in asked)
+
+
+def _check_trainable(nodes: Iterable[nn.Module]) -> None:
+    for node in nodes:
+        for part in node.modules():
+            if isinstance(part, Stage):
+                part.check_trainable()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

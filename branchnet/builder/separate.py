@@ -18,6 +18,8 @@ class SeparateNetworks(nn.Module):
     The networks are held by reference, in the order given.
     """
 
+    takes_inputs_as_one = True
+
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         if not isinstance(networks, Mapping) or not networks:

@@ -73,7 +73,7 @@ def randomise(branched: BranchedNetwork, seed: int) -> dict[str, str]:
     """
     notes = {}
     made: dict[tuple[str, tuple[str, ...]], dict[str, Tensor]] = {}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)):
         torch.manual_seed(seed)
         for node in branched.members():
             constructor = branched.constructors[node.donor]

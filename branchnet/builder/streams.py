@@ -162,10 +162,10 @@ class StreamedNetwork(CompiledNetwork):
 
     def _forget(self) -> None:
         super()._forget()
-        check_streams(self._device, self.mode)
-        self._streams = open_streams(next(self.branched.parameters()).device)
         self._made.clear()
         self._shared.clear()
+        check_streams(self._device, self.mode)
+        self._streams = open_streams(next(self.branched.parameters()).device)
 
     def _node(self, member: Node) -> Function:
         node = member.module

@@ -6,6 +6,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Mapping
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ Kind = TypeVar("Kind", bound=nn.Module)
 Met = dict[int, tuple[int, Any]]
 """By their ids, objects with their numbers; held, so that no other one gets the id meanwhile."""
 _CODE = (FunctionType, BuiltinFunctionType, type, ModuleType, OpOverload, OpOverloadPacket)
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice, PurePath)
+_TORCHS_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has: its mode, its tensors, its children and its hooks are compared apart."""
@@ -43,15 +45,24 @@ def structure(module: nn.Module) -> tuple[Any, ...]:
         for name, t in state
     )
     layers = tuple(
-        (name, type(part), part.training, _form(_settings(part), met)) for name, part in module.named_modules()
+        (name, type(part), part.training, *((key, _form_of(value, met)) for key, value in _settings(part).items()))
+        for name, part in module.named_modules()
     )
     return layers, forms
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, by its first name."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
 
 
 def copied_with(module: Kind, tensors: Mapping[str, Tensor]) -> Kind:
     """A copy that holds these tensors: one for each parameter and buffer, by its first name; ties stay ties."""
     made: dict[int, Any] = {}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in state_of(module).items():
         new = tensors[name]
         made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     return copy.deepcopy(module, made)
@@ -59,22 +70,31 @@ def copied_with(module: Kind, tensors: Mapping[str, Tensor]) -> Kind:
 
 def on_meta(module: Kind) -> Kind:
     """A copy without values: what to call with the values of another one."""
-    state = (*module.named_parameters(), *module.named_buffers())
-    return copied_with(module, {name: torch.empty_like(tensor.detach(), device="meta") for name, tensor in state})
+    tensors = {name: torch.empty_like(t.detach(), device="meta") for name, t in state_of(module).items()}
+    return copied_with(module, tensors)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, Stage):
         code = module.running
-        own = {"source": code.source} | code.names
+        own = {"source": code.source, "output": repr(code.output)} | code.names
     else:
-        own = {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN}
+        # Hooks such as those of weight_norm compute an attribute from the parameters.
+        computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
+        own = {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN | computed}
     return own | {name: list(getattr(module, name).values()) for name in _HOOKS}
+
+
+def _form_of(value: Any, met: Met) -> Any:
+    try:
+        return _form(value, met)
+    except RecursionError:  # a long chain of objects
+        return ("object", id(value))
 
 
 def _form(value: Any, met: Met) -> Any:
     """A value as something to compare; objects are numbered as they are met, since some hold each other."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, (*_PLAIN, *_TORCHS_PLAIN)):
         return (type(value), repr(value))
     if isinstance(value, _CODE):
         return ("code", id(value))
@@ -93,12 +113,14 @@ def _form(value: Any, met: Met) -> Any:
         return (type(value), *(_form(held, met) for held in value))
     if isinstance(value, set | frozenset):
         return (type(value), *sorted(map(repr, value)))
-    if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta:
-        return ("tensor", value.device, checksum([("", value.detach().cpu())]))
+    if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided:
+        seen = "" if value.is_meta else checksum([("", value.detach().cpu())])
+        return ("tensor", tuple(value.shape), _layout(value), value.dtype, value.device, seen)
+    if isinstance(value, np.ndarray | np.generic):
+        parts = value.tolist() if value.dtype.hasobject else value.tobytes()
+        return (type(value), value.shape, value.dtype, _form(parts, met), _form(getattr(value, "__dict__", None), met))
     if hasattr(value, "__dict__") and not isinstance(value, Tensor):
         return (type(value), _form(vars(value), met))
-    if isinstance(value, np.ndarray | np.generic):
-        return (type(value), value.shape, value.dtype, value.tobytes())
     return ("object", id(value))
 
 

@@ -258,14 +258,14 @@ def _place(branched: BranchedNetwork, name: str) -> tuple[int, int]:
 def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: str) -> StagedNetwork:
     """The new task's network, cut where the branched network is, as a copy on its device and in its mode."""
     device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
-    kinds = [_float_type(each) for each in (network, branched)]
-    if None not in kinds and kinds[0] != kinds[1]:
-        raise BuildError(f"the network of {name!r} is {kinds[0]}, the branched network {kinds[1]}; convert one of them")
-
-    def placed(tensor: Tensor) -> Tensor:
-        return tensor.to(device, kinds[1] if tensor.is_floating_point() else None)
-
-    example = tree_map(placed, branched.interface.random())
+    kinds = [_float_types(each) for each in (network, branched)]
+    if all(kinds) and not kinds[0] & kinds[1]:
+        words = [" and ".join(sorted(map(str, kind))) for kind in kinds]
+        raise BuildError(f"the network of {name!r} is {words[0]}, the branched network {words[1]}; convert one of them")
+    example = tree_map(lambda tensor: tensor.to(device), branched.interface.random())
+    if len(kinds[1]) == 1 and not _runs(branched, example):  # it was cast after it was split
+        (kind,) = kinds[1]
+        example = tree_map(lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor, example)
     network = copy.deepcopy(network).to(device)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -285,8 +285,17 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
     return staged.train(branched.training and staged.eval_only is None)
 
 
-def _float_type(network: nn.Module) -> torch.dtype | None:
-    return next((tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()), None)
+def _float_types(network: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()}
+
+
+def _runs(branched: BranchedNetwork, example: Example) -> bool:
+    try:
+        with torch.no_grad():
+            copy.deepcopy(branched).eval()(example)
+    except (RuntimeError, BuildError):
+        return False
+    return True
 
 
 def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, example: Example) -> str:

@@ -108,7 +108,7 @@ def ratio_interval(
 
 
 def _timed(function: Callable[..., Any], example: Example) -> float:
-    whole = hasattr(function, "tasks")  # networks of several tasks take all inputs as one argument
+    whole = getattr(function, "takes_inputs_as_one", False)  # networks of several tasks
     args, kwargs = ((example,), {}) if whole else call_arguments(example)
     _synchronise(example)
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from branchnet.stages.alignment import Alignment, align
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.dataflow import Dataflow, piece
 from branchnet.stages.following import Followed
-from branchnet.stages.interface import Example, Interface
+from branchnet.stages.interface import Example, Interface, flat_example
 from branchnet.stages.locating import Location, carried_after, find_locations, own_names
 from branchnet.stages.propagation import TensorForm
 from branchnet.stages.staged import CutTensor, Program, Stage, StagedNetwork, hold, keep_unused
@@ -93,13 +93,15 @@ def _staged(
     example: Example,
 ) -> StagedNetwork:
     interface = Interface.of(example)
+    tensors = (*followed.root.parameters(), *followed.root.buffers(), *flat_example(example))
+    device = tensors[0].device
     graphs = plan.graphs()
     trained = training.graphs() if training is not None else [None] * len(graphs)
     stages = []
     for k, (name, graph, other) in enumerate(zip([*names, "head"], graphs, trained, strict=True)):
         is_head = k == len(names)
         programs = [
-            None if one is None else Program(one, flow.trace.output if is_head else None)
+            None if one is None else Program(one, flow.trace.output if is_head else None, device)
             for one, flow in ((graph, plan.flow), (other, (training or plan).flow))
         ]
         keywords = interface.names if k == 0 else ()

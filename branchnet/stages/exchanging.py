@@ -27,7 +27,10 @@ from branchnet.stages.propagation import tensors_by_name
 from branchnet.stages.tracing import borrow
 
 _PLAIN = (bool, int, float, str, type(None))
-_FREE = object()
+
+
+class _FREE:
+    """Stands for an argument that may differ from call to call."""
 
 
 class _Reached(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -115,12 +114,12 @@ def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool)
     return root
 
 
-@functools.cache
 def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
     """A class of sequences in which the transform that is added to them is no step."""
 
     def steps(self: nn.Sequential) -> Iterator[nn.Module]:
-        return iter([module for name, module in self._modules.items() if name != PREPROCESSING])  # type: ignore[misc]
+        transform = self._modules.get(PREPROCESSING)
+        return iter([module for module in kind.__iter__(self) if module is not transform])
 
     names = {"__iter__": steps, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (kind,), names)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import builtins
 import pkgutil
+import sys
 from dataclasses import dataclass
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import fx
@@ -72,7 +73,10 @@ def graph_of(rows: list[Row]) -> fx.Graph:
 
 
 def _named(target: Any) -> Any:
-    foreign = isinstance(target, _OF_EXTENSIONS) and not hasattr(builtins, target.__name__)
+    name, module = getattr(target, "__name__", ""), getattr(target, "__module__", None)
+    if isinstance(target, FunctionType) and "<locals>" in target.__qualname__:  # such as max_pool2d
+        return _Function(f"{module}.{name}") if getattr(sys.modules.get(str(module)), name, None) is target else target
+    foreign = isinstance(target, _OF_EXTENSIONS) and not hasattr(builtins, name)
     return _Function(_get_qualified_name(target)) if foreign else target
 
 

@@ -8,36 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME = "_device_of_inputs"
+NAMES: dict[str, str] = {"function": "_device_now", "traced": "_device_traced"}
 _VARIABLE = "_device"
 
 
-def on_device_of_inputs(source: str) -> str:
-    """The code with the inputs' device for every constant one: tracing writes down the device of the moment."""
+def on_device_of_inputs(source: str, traced: torch.device) -> str:
+    """The code with the device of the moment for the one that it was traced on, which tracing writes down as constant.
+
+    Other constant devices stay. The code calls two names that it has to be given: `device_now` and the traced device.
+    """
     tree = ast.parse(source)
-    placing = _Placing()
+    placing = _Placing(traced)
     tree = placing.visit(tree)
     if not placing.found:
         return source
     function = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    names = ", ".join(argument.arg for argument in function.args.args)
-    function.body[:0] = ast.parse(f"{_VARIABLE} = {NAME}({names})").body
+    names = ", ".join([NAMES["traced"], *(argument.arg for argument in function.args.args)])
+    function.body[:0] = ast.parse(f"{_VARIABLE} = {NAMES['function']}({names})").body
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class _Placing(ast.NodeTransformer):
-    found = False
+    def __init__(self, traced: torch.device) -> None:
+        self._traced = traced
+        self.found = False
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if isinstance(node.func, ast.Name) and node.func.id == "device" and not node.args:
-            self.found = True
-            return ast.Name(_VARIABLE, ast.Load())
+            written = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+            if written["type"] == self._traced.type and written.get("index", self._traced.index) == self._traced.index:
+                self.found = True
+                return ast.Name(_VARIABLE, ast.Load())
         return self.generic_visit(node)
 
 
-def device_of_inputs(module: nn.Module, *values: Any) -> torch.device:
-    """The device of the first tensor; of the module's own tensors where there is none."""
-    for value in values:
-        if isinstance(value, Tensor):
-            return value.device
-    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.get_default_device())
+def device_now(traced: torch.device, module: nn.Module, *values: Any) -> torch.device:
+    """The traced device if any of the values is there, else that of the first tensor, or of the module's own."""
+    devices = [value.device for value in values if isinstance(value, Tensor)]
+    if not devices:
+        devices = [tensor.device for tensor in (*module.parameters(), *module.buffers())]
+    return traced if traced in devices or not devices else devices[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
@@ -20,7 +21,7 @@ from branchnet.stages.dataflow import attribute
 from branchnet.stages.interface import Interface
 from branchnet.stages.lookups import with_direct_lookups
 from branchnet.stages.pickling import Row, graph_of, rows_of
-from branchnet.stages.placing import NAME, device_of_inputs, on_device_of_inputs
+from branchnet.stages.placing import NAMES, device_now, on_device_of_inputs
 from branchnet.stages.reusing import written_in_place
 
 if TYPE_CHECKING:
@@ -45,15 +46,23 @@ class CutTensor:
 
 
 class Program:
-    """A graph as a Python function of the module that holds its parameters. Immutable, hence shared by copies."""
+    """A graph as a Python function of the module that holds its parameters. Immutable, hence shared by copies.
 
-    def __init__(self, graph: fx.Graph, output: TreeSpec | None = None) -> None:
+    Attributes:
+        graph: the graph, in which tensors are made on `device`, that of the network when it was followed.
+        output: the form of what is returned where it is not the graph's own.
+        source, names: the code and the names that it uses; it makes tensors where its inputs are.
+    """
+
+    def __init__(self, graph: fx.Graph, output: TreeSpec | None, device: torch.device) -> None:
         self.graph = graph
         self.output = output
+        self.device = device
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         code = written_in_place(graph).python_code(root_module="self")
-        self.source = with_direct_lookups(on_device_of_inputs(code.src), graph)
-        self.names: dict[str, Any] = dict(code.globals) | {NAME: device_of_inputs}
+        self.source = with_direct_lookups(on_device_of_inputs(code.src, device), graph)
+        placing = {NAMES["function"]: device_now, NAMES["traced"]: device}
+        self.names: dict[str, Any] = dict(code.globals) | placing
         names = dict(self.names)
         exec(_compiled(self.source), names)
         self.function: Callable[..., Any] = names["forward"]
@@ -62,11 +71,11 @@ class Program:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (rows_of(self.graph), self.output)
+        return _restored, (rows_of(self.graph), self.output, self.device)
 
 
-def _restored(rows: list[Row], output: TreeSpec | None) -> Program:
-    return Program(graph_of(rows), output)
+def _restored(rows: list[Row], output: TreeSpec | None, device: torch.device) -> Program:
+    return Program(graph_of(rows), output, device)
 
 
 @functools.cache
@@ -204,7 +213,8 @@ class StagedNetwork(nn.Module):
             SplitError: training is asked for and the network can only be evaluated; all modes are as before then.
         """
         for stage in (*self.stages, self.head) if mode else ():
-            stage.check_trainable()
+            if isinstance(stage, Stage):  # others may have taken their places
+                stage.check_trainable()
         return super().train(mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

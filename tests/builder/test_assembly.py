@@ -7,6 +7,7 @@ import itertools
 import pickle
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from branchnet import Affinity, BranchedNetwork, Tree
 from branchnet.builder.donors import choose_donors
 from branchnet.clustering import tree_size
 from branchnet.errors import BuildError, SplitError
+from branchnet.stages.placing import device_now, on_device_of_inputs
 
 from .toys import KINDS, LOCATIONS, images, networks, staged
 
@@ -254,7 +256,7 @@ def test_networks_that_were_cut_elsewhere_are_refused() -> None:
         "a": branchnet.split(layers((8,) * 6), x, locations=["0", "1"]),
         "b": branchnet.split(layers((8,) * 6), x, locations=["1", "3"]),
     }
-    with pytest.raises(BuildError, match=r"'a' and 'b' do not fit each other: their stages end at \['0', '1'\]"):
+    with pytest.raises(BuildError, match="'a' and 'b' cannot share stage 0: it ends at '0' in one and at '1'"):
         branchnet.build(tree, cut)
     cut["b"] = branchnet.split(layers((8, 8, 6, 8, 8, 8)), x, locations=["0", "1"])
     with pytest.raises(BuildError, match=r"at '1' one hands on \(1, 8\) float32 and the other \(1, 6\) float32"):
@@ -275,12 +277,35 @@ def test_a_state_goes_into_another_network_of_the_tree() -> None:
         assert all(torch.equal(one(images())[task], other(images())[task]) for task in TASKS)
 
 
-@pytest.mark.parametrize("kind", ["modules", "operators"])
+class Pooling(nn.Module):
+    """Calls functions that pickle refuses, as torch makes them inside of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.adaptive_max_pool2d(nn.functional.max_pool2d(self.body(x), 2), 1)
+        return self.out(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def of_one_task(network: nn.Module, x: torch.Tensor, locations: list[str]) -> BranchedNetwork:
+    cut = branchnet.split(network.eval(), x, locations=locations)
+    return branchnet.build(Tree.shared(("a",), len(locations)), {"a": cut}).eval()
+
+
+PICKLED: dict[str, Callable[[], tuple[BranchedNetwork, torch.Tensor]]] = {
+    "modules": lambda: (branchnet.build(random_tree(4), STAGED), images()),
+    "operators": lambda: (of_operators(), torch.rand(3, 6)),
+    "pooling": lambda: (of_one_task(Pooling(), images(), ["body"]), images()),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLED)
 def test_a_network_can_be_pickled(kind: str) -> None:
     """What torch.save of a whole model and processes that are spawned do."""
-    branched = branchnet.build(random_tree(4), STAGED) if kind == "modules" else of_operators()
+    branched, x = PICKLED[kind]()
     found = pickle.loads(pickle.dumps(branched))
-    x = images() if kind == "modules" else torch.rand(3, 6)
     with torch.no_grad():
         expected, outputs = branched(x), found(x)
     assert found.tree == branched.tree and list(outputs) == list(expected)
@@ -327,3 +352,29 @@ def test_donors_in_parallel_wrappers_and_of_half_precision() -> None:
         assert all(torch.equal(found[task], network(images().double())) for task, network in made.items())
     assert {p.dtype for p in branched.bfloat16().parameters()} == {torch.bfloat16}
     assert all(output.dtype == torch.bfloat16 for output in branched(images().bfloat16()).values())
+
+
+def test_a_device_that_differs_from_the_networks_is_kept_in_its_code() -> None:
+    """Lengths that stay on the CPU, for one; only the device that the network was on follows its inputs."""
+    source = "def forward(self, x, y):\n    return (ones(device=device(type='cpu')), ones(device=device(type='meta')))"
+    code = on_device_of_inputs(source, torch.device("cpu"))
+    names: dict[str, Any] = {"_device_now": device_now, "_device_traced": torch.device("cpu"), "device": torch.device}
+    exec(code, names | {"ones": lambda device: device}, names)
+    names["ones"] = lambda device: device
+    moved, here, lone = torch.ones(1, device="meta"), torch.ones(1), nn.Linear(1, 1, device="meta")
+    for values, expected in (((moved, moved), "meta"), ((moved, here), "cpu"), ((2, here), "cpu"), ((2, 3), "meta")):
+        assert [place.type for place in names["forward"](lone, *values)] == [expected, "meta"]
+
+
+def test_networks_split_one_by_one_fit_where_they_share() -> None:
+    x = torch.rand(1, 8)
+    cut = {
+        "a": branchnet.split(layers((8,) * 6), x, locations=["0", "1"]),
+        "b": branchnet.split(layers((8,) * 6), torch.rand(4, 8), locations=["0", "1"]),
+        "c": branchnet.split(layers((8, 8, 6, 8, 8, 8)), x, locations=["0", "1"]),
+    }
+    tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)]])
+    branched = branchnet.build(tree, cut)
+    with torch.no_grad():
+        (shared,) = cut["a"].stages[0](x)
+        assert torch.equal(branched(x)["c"], cut["c"].head(*cut["c"].stages[1](shared)))

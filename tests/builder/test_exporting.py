@@ -310,23 +310,6 @@ def test_an_example_without_samples_is_refused(branched: BranchedNetwork, tmp_pa
         branchnet.export(branched, images(2)[:0], tmp_path / "net.pt2")
 
 
-def test_the_caller_keeps_the_precision_that_was_allowed(branched: BranchedNetwork, tmp_path: Path) -> None:
-    allowed: list[bool] = []
-
-    def forward(module: nn.Module, args: object) -> None:
-        allowed.append(torch.backends.cudnn.allow_tf32)
-
-    hooked = copy.deepcopy(branched)
-    hooked.heads[0].register_forward_pre_hook(forward)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        branchnet.export(hooked, images(2), tmp_path / "net.safetensors")
-        assert torch.backends.cudnn.allow_tf32 and set(allowed) == {False}
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_cast_network_is_exported_as_exact_as_its_type(
     branched: BranchedNetwork, tmp_path: Path, dtype: torch.dtype
@@ -350,3 +333,31 @@ def test_tasks_of_a_half_precision_network_run_in_onnx(branched: BranchedNetwork
         for array, value in zip(found, branched(x, ["edges", "scene"]).values(), strict=True):
             assert array.dtype == "float16"
             assert (torch.from_numpy(array).float() - value).abs().max() <= 1e-2 * value.abs().max()
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_tf32_is_off_while_a_gpus_network_is_exported(precision: str) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision(precision)
+        with exporting_module._without_tf32("cuda"):
+            assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == precision
+        with exporting_module._without_tf32("cpu"):
+            assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Sized(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"values": x, "count": x.shape[0], "type": x.dtype}
+
+
+def test_sizes_among_the_outputs_are_left_out_of_the_file(tmp_path: Path) -> None:
+    network = named({"a": nn.Linear(4, 3)})
+    network.heads[0] = Sized()
+    x = {"left": torch.rand(2, 2), "right": torch.rand(2, 4)}
+    assert branchnet.export(network, x, tmp_path / "net.pt2").outputs == ("a.values",)

@@ -7,9 +7,12 @@ import functools
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -308,6 +311,13 @@ def test_nodes_with_settings_of_their_own_are_not_fused() -> None:
         (nn.functional.gelu, nn.functional.gelu, True),
         (SimpleNamespace(heads=[2, 4]), SimpleNamespace(heads=[2, 4]), True),
         (SimpleNamespace(heads=[2, 4]), SimpleNamespace(heads=[2, 5]), False),
+        (np.arange(3), np.arange(3), True),
+        (np.arange(3), np.arange(3) + 1, False),
+        (np.ma.array([1.0, 2.0]), np.ma.array([3.0, 4.0]), False),
+        (range(3), range(3), True),
+        (Path("a"), Path("b"), False),
+        (torch.ones(2, device="meta"), torch.ones(2, device="meta"), True),
+        (torch.ones(2, device="meta"), torch.ones(3, device="meta"), False),
         (functools.partial(torch.add, alpha=2), functools.partial(torch.add, alpha=2), True),
         (functools.partial(torch.add, alpha=2), functools.partial(torch.add, alpha=3), False),
         (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0), False),
@@ -332,8 +342,61 @@ def test_hooks_ties_and_cycles_count_in_a_structure() -> None:
     for layer in (plain, copied := copy.deepcopy(plain)):
         layer[0].whole = [layer]  # a module that is held by what it holds
     assert structure(plain) == structure(copied)
+    chains = []
+    for layer in (plain, copied):
+        chain: list[Any] = []
+        for _ in range(3000):
+            chain = [chain]
+        layer.chain = chain
+        chains.append(structure(layer))
+    assert chains[0] != chains[1]  # too deep to be compared
     recurrent = nn.LSTM(3, 4)
     assert structure(recurrent) == structure(nn.LSTM(3, 4)) != structure(nn.LSTM(3, 5))
+
+
+def test_nodes_with_computed_weights_and_with_a_parameter_as_buffer_are_fused() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.utils.weight_norm(nn.Linear(4, 4))
+            self.outer = nn.Linear(4, 4)
+            self.register_buffer("seen", self.outer.bias)
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (self.outer(self.inner(x)) + self.seen,)
+
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        layers = [Layer().eval() for _ in range(3)]
+    x = torch.rand(2, 4)
+    with torch.no_grad():
+        for layer in layers:
+            layer(x)  # weight_norm computes the attribute
+        fused = FusedNodes(layers)
+        for row, layer in zip(fused(x)[0], layers, strict=True):
+            assert (row - layer(x)[0]).abs().max() < 1e-6
+
+
+def test_heads_of_different_classes_of_output_differ() -> None:
+    @dataclass
+    class Depths:
+        values: Tensor
+
+    @dataclass
+    class Scores:
+        values: Tensor
+
+    def head(kind: Any) -> nn.Module:
+        class Network(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+            def forward(self, x: Tensor) -> object:
+                return kind(self.out(self.body(x)))
+
+        return branchnet.split(Network().eval(), torch.rand(2, 3), locations=["body"]).head
+
+    assert structure(head(Depths)) == structure(head(Depths)) != structure(head(Scores))
 
 
 class Tied(nn.Module):

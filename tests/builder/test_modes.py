@@ -212,3 +212,56 @@ def test_a_refused_training_mode_changes_nothing_and_frozen_nodes_do_not_mind_it
 
 def test_tasks_may_come_from_a_generator() -> None:
     assert list(built()(images(), tasks=(task for task in ("scene", "depth")))) == ["depth", "scene"]
+
+
+class Dropping(nn.Module):
+    """One Dropout and one BatchNorm in two stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.drop(self.first(x)))
+        return self.out(self.norm(self.drop(self.second(x))))  # type: ignore[no-any-return]
+
+
+def test_a_frozen_node_stays_in_evaluation_with_what_it_shares() -> None:
+    cut = branchnet.split_all({task: Dropping() for task in "ab"}, torch.rand(3, 4), locations=["first", "second"])
+    network = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    network.freeze("nodes.0.0", "nodes.1.0")
+    network.train()
+    frozen = network.member("nodes.1.0").module
+    assert not any(module.training for module in frozen.modules())
+    assert network.member("heads.0").module.training
+
+
+def test_modules_beside_the_nodes_follow_the_mode_of_the_network() -> None:
+    network = built()
+    network.augment = nn.Dropout()
+    assert not network.eval().augment.training
+    seen: list[bool] = []
+    network.augment.train = lambda mode=True: seen.append(mode)  # type: ignore[method-assign, assignment]
+    network.train()
+    network.eval()
+    assert seen == [True, False]  # layers that do something at each change of mode do it once
+
+
+def test_nodes_that_cannot_be_trained_are_not_let_go_in_training() -> None:
+    made = {task: OnlyEvaluated().eval() for task in "ab"}
+    cut = branchnet.split_all(made, torch.rand(3, 4), locations=["first", "norm"])
+    network = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    network.freeze("a", "b")
+    network.train()
+    with pytest.raises(SplitError, match="can only be evaluated"):
+        network.unfreeze("nodes.1.0")
+    assert "nodes.1.0" in network.frozen and not any(p.requires_grad for p in network.parameters())
+    network.heads[0] = nn.Sequential(network.heads[0])
+    network.frozen = frozenset()
+    with pytest.raises(SplitError, match="can only be evaluated"):
+        network.eval().train()
+    assert not any(module.training for module in network.modules())
+    cut["a"].head = nn.Identity()
+    with pytest.raises(SplitError, match="can only be evaluated"):
+        cut["a"].train()

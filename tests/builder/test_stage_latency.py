@@ -210,3 +210,10 @@ def test_networks_of_several_inputs_are_measured_as_they_are_called() -> None:
         branched = branchnet.build(Tree.shared(("a", "b"), 2), cut).eval()
         assert len(measure_latency(branched, example, repeats=2).samples) == 2
         assert len(measure_latency(made["a"], example, repeats=2).samples) == 2
+
+
+def test_a_network_of_ones_own_is_called_as_it_wants_to_be() -> None:
+    class Own(TwoInputs):
+        tasks = ("left", "right")
+
+    assert len(measure_latency(Own(), (torch.rand(2, 3), torch.rand(2, 4)), repeats=2).samples) == 2

@@ -251,3 +251,21 @@ def test_a_task_is_added_to_a_network_of_another_type() -> None:
     after = before.add_task("count", network, beside="edges", until=None)
     with torch.no_grad():
         assert torch.equal(after(X.double(), ["count"])["count"], network(X.double()))
+
+
+def test_a_task_of_mixed_types_is_added_whatever_comes_first() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            self.body, self.more = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.more(self.body(x)).float())  # type: ignore[no-any-return]
+
+    made, x = {task: Mixed().eval() for task in "ab"}, torch.rand(2, 4, dtype=torch.float64)
+    cut = branchnet.split_all(made, x, locations=["body", "more"])
+    network = Mixed().eval()
+    after = branchnet.build(Tree.shared(("a", "b"), 2), cut).add_task("c", network, beside="a", until=None)
+    with torch.no_grad():
+        assert torch.equal(after(x)["c"], network(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -216,3 +218,12 @@ def test_numbers_among_the_arguments_may_not_change_with_the_input():
     assert torch.equal(staged(ids), network(ids))
     with pytest.raises(SplitError, match=r"\[4\] instead of \[2\]"):
         staged(torch.randint(0, 20, (4, 5)))
+
+
+def test_a_chain_can_be_pickled():
+    staged = split(Tagger(3).eval(), text(), locations=["encoder.layers.0", "encoder.layers.2"])
+    found = pickle.loads(pickle.dumps(staged))
+    assert found.traced_by == "chain"
+    with torch.no_grad():
+        inputs = text(4)
+        assert torch.equal(found(**inputs)["logits"], staged(**inputs)["logits"])

@@ -240,3 +240,16 @@ class Deciding(nn.Module):
         network = Deciding().eval()
         network.load_state_dict(staged.original_state_dict())
         return network(x)
+
+
+class Backwards(nn.Sequential):
+    def __iter__(self):
+        return iter(reversed(list(self._modules.values())))
+
+
+def test_a_sequence_with_an_order_of_its_own_keeps_it():
+    originals = {task: Backwards(nn.Tanh(), nn.Linear(3, 3), nn.Linear(4, 3)).eval() for task in "ab"}
+    x = torch.rand(2, 4)
+    staged = split_all(originals, x, locations=["2"], transforms={"a": nn.Identity()})
+    with torch.no_grad():
+        assert all(torch.equal(staged[task](x), network(x)) for task, network in originals.items())

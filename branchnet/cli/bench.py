@@ -112,13 +112,13 @@ def stage_table(
     """
     import branchnet
     from branchnet.builder import compiler_problem
+    from branchnet.builder.graphs import device_of
     from branchnet.errors import DataError
 
     if not networks:
         raise DataError("--stages times the stages of the single-task networks: pass --config")
     staged = branchnet.split_all(networks, example, locations=list(locations))
-    device = next(next(iter(networks.values())).parameters()).device
-    works = compiled and not compiler_problem(device.type)
+    works = compiled and not compiler_problem(device_of(next(iter(networks.values()))))
     return branchnet.latency_table(staged, example, compiled=works, repeats=repeats, progress=not quiet)
 
 

@@ -26,6 +26,7 @@ from branchnet.builder import (
     load_weights,
     save_weights,
 )
+from branchnet.builder.graphs import device_of
 from branchnet.cli.workspace import Workspace, load_json, save_json
 from branchnet.clustering import Stability, stability, tree_size
 from branchnet.clustering.budgets import Costs, HeadCosts
@@ -335,8 +336,7 @@ def measure(
     The separate networks are compiled one by one. Where torch.compile does not work there are eager figures only.
     """
     runs: dict[str, dict[str, Callable[..., Any]]] = {"eager": dict(networks)}
-    device = next(next(iter(networks.values())).parameters()).device
-    if compiled and (problem := compiler_problem(device.type)):
+    if compiled and (problem := compiler_problem(device_of(next(iter(networks.values()))))):
         workspace.console.print(f"torch.compile does not work here ({problem}); everything runs eager", style="yellow")
     elif compiled:
         with workspace.console.status("compile"):

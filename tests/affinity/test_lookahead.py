@@ -302,10 +302,10 @@ def test_training_between_probes() -> None:
         ({"heads": None}, "heads="),
         ({"learning_rate": None}, "learning_rate is None"),
         ({"method": "guess"}, "method is 'guess'"),
-        ({"losses": {"t0": nn.functional.mse_loss}}, r"no loss was given for \['t1', 't2'\]"),
+        ({"losses": {"t0": nn.functional.mse_loss}}, r"losses lacks \['t1', 't2'\]"),
         ({"losses": {task: lambda output, _: output.sum() * float("nan") for task in TASKS}}, "finite scalar"),
-        ({"losses": {task: lambda output, _: -output.square().sum() for task in TASKS}}, "must be positive"),
-        ({"batches": []}, "no batch was given"),
+        ({"losses": {task: lambda output, _: -output.square().sum() for task in TASKS}}, "expected a positive number"),
+        ({"batches": []}, "batches is empty"),
     ],
 )
 def test_refusals(change: dict, message: str) -> None:

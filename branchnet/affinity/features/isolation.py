@@ -1,4 +1,4 @@
-"""Reading features without a trace: a network leaves this room exactly as it came."""
+"""Side-effect free reading of features: a network leaves this room exactly as it came."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     """In eval mode, without gradients, on `device` (its own by default) inside; as it was before, outside.
 
     Training flags, the content and place of parameters and buffers and the random state are put back, also after an
-    exception. Yields the device.
+    exception.
+
+    Args:
+        network: the network.
+        device: where to move it meanwhile.
+
+    Yields:
+        The device that it is on.
     """
     before = _State.of(network)
     place = device if device is not None else device_of(network)

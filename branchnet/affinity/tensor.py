@@ -39,7 +39,7 @@ class Affinity:
         standard_errors: float64, (D, N, N), or None.
         probe_hash: content hash of the probe inputs, or None.
         samples: float64, (B, D, N, N): values recomputed on resampled probe inputs (and networks), or None.
-        reliability: agreement between networks of different seeds, or None where each task has one network.
+        reliability: how similar networks of different seeds are, or None where each task has one network.
         directed: whether `[i, j]` (effect of i on j) and `[j, i]` are different things.
 
     Raises:

@@ -34,7 +34,7 @@ class Constraints:
     ...                    [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]])
     >>> affinity = branchnet.Affinity(["depth", "normals", "scene"], ["layer1", "layer2"], values)
     >>> apart = branchnet.Constraints(apart=[["depth", "normals"]], shared_stages=1)
-    >>> branchnet.search(affinity, [1.0, 1.0], "99% params", constraints=apart).tree.partitions[1]
+    >>> branchnet.search(affinity, [1.0, 1.0], "60% params", constraints=apart).tree.partitions[1]
     (('depth',), ('normals', 'scene'))
     """
 

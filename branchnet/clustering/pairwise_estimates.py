@@ -1,7 +1,7 @@
 """Expected performance of a tree from measurements of pairs of tasks.
 
 TreeMTL (Zhang et al. 2022) estimates a task's performance in a tree as the mean, over the other tasks, of its measured
-performance in the two-task network that branches where the two part in the tree. `values[b, i, j]` is the performance
+performance in the two-task network that branches where the two do so in the tree. `values[b, i, j]` is the performance
 of task i trained with task j when they share the first b of D stages, b = 0..D; larger is better.
 
 The estimate of a tree is a sum over pairs of a number that depends only on how many stages the pair shares. Written as

@@ -47,7 +47,7 @@ class Problem:
     objective: str
 
     def landscape(self, limit: float) -> Landscape:
-        """The problem under a budget, for the heuristics; heads are taken off the limit."""
+        """The problem under a budget, for the heuristics; heads are subtracted from the limit."""
         return Landscape(self.losses, self.rules, self.sizes.table, limit - self.sizes.heads)
 
 

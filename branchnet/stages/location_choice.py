@@ -143,8 +143,8 @@ def _container_ending_at(place: Location, last: Location, opened: set[str]) -> s
 
 
 def _parents(name: str) -> set[str]:
-    parts = name.partition("@")[0].split(".")
-    return {".".join(parts[:k]) for k in range(1, len(parts))}
+    names = name.partition("@")[0].split(".")
+    return {".".join(names[:k]) for k in range(1, len(names))}
 
 
 def _to_open(

@@ -168,7 +168,11 @@ class Stage(nn.Module):
         return self._evaluation.source
 
     def extra_repr(self) -> str:
-        """The location at which the stage ends."""
+        """What `print` shows of the stage.
+
+        Returns:
+            The location at which it ends.
+        """
         return self._name
 
 
@@ -303,8 +307,8 @@ class StagedNetwork(nn.Module):
 
 def original_key(key: str) -> str:
     """The network's own name of a parameter or buffer: `stages.2.layer1.0.weight` is `layer1.0.weight`."""
-    parts = key.split(".")
-    return ".".join(parts[2:] if parts[0] == "stages" else parts[1:])
+    names = key.split(".")
+    return ".".join(names[2:] if names[0] == "stages" else names[1:])
 
 
 def hold(stage: nn.Module, root: nn.Module, graphs: Sequence[fx.Graph]) -> None:

@@ -73,7 +73,7 @@ def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform:
     """The cache entries of one network under the given settings.
 
     Raises:
-        AffinityError: a `features` function whose content cannot be told apart.
+        AffinityError: a `features` function that its code does not tell apart from others.
     """
     running = hashlib.blake2b(digest_size=20)
     running.update(repr((_FORMAT, __version__, tuple(settings), _code_of(transform))).encode())

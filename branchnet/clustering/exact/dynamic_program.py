@@ -45,7 +45,7 @@ class WidthTable:
         widths: (V, D), every non-decreasing vector of widths 1..N.
         costs: (V,), inf where the rules allow no tree.
         slack: absolute rounding error that `tolerance` allows for.
-        shared: the first so many stages, which the rules leave no choice, were not part of the programme.
+        shared: the first so many stages, which the rules leave no choice, were left out of the programme.
     """
 
     widths: npt.NDArray[np.int64]

@@ -58,7 +58,7 @@ def gather_networks(networks: Networks, example: Batch, locations: int | Sequenc
         SplitError: plain networks that cannot be cut.
     """
     flat = _flatten(networks)
-    staged = [_is_staged(network) for _, _, network, _ in flat]
+    staged = [is_staged(network) for _, _, network, _ in flat]
     if not all(staged) and any(staged):
         plain = flat[staged.index(False)][3]
         raise AffinityError(
@@ -102,7 +102,8 @@ def _flatten(networks: Networks) -> list[tuple[str, int, nn.Module, str]]:
     return flat
 
 
-def _is_staged(network: nn.Module) -> bool:
+def is_staged(network: nn.Module) -> bool:
+    """Whether a network has stages and locations: a StagedNetwork, or one written by hand in the same form."""
     return isinstance(getattr(network, "stages", None), nn.ModuleList) and hasattr(network, "locations")
 
 

@@ -20,7 +20,7 @@ from branchnet.affinity.features.memory_plan import Chunk
 from branchnet.affinity.features.signatures import Signature, gram_kind, read_chunks, read_signatures
 from branchnet.affinity.measure_options import Options, ProbeArguments
 from branchnet.affinity.measurement import assemble, measure_pairs, prepare
-from branchnet.affinity.measures.grams import column_blocks, rounding_floor
+from branchnet.affinity.measures.grams import column_blocks, double_centred, rounding_floor
 from branchnet.affinity.measures.rdm_comparison import unit_diagonal
 from branchnet.affinity.measures.symmetric_matmul import full_precision
 from branchnet.affinity.networks import Family, Member, Networks
@@ -192,8 +192,7 @@ def _all_pairs(items: Sequence[Matrix], similarity: Callable[[Matrix, Matrix], f
 
 def _decompose(gram: Matrix) -> tuple[Matrix, Matrix]:
     """U (K, r) and the squared singular values (r,), largest first, of the centred features; rounding is dropped."""
-    rows = gram.mean(axis=1)
-    values, vectors = np.linalg.eigh(gram - rows[:, None] - rows[None, :] + rows.mean())
+    values, vectors = np.linalg.eigh(double_centred(gram))
     # numpy's rule for the rank of a matrix (largest value times its size times eps), with the eps of the features.
     kept = values > values[-1] * len(gram) * np.finfo(np.float32).eps
     if not kept.any() or values[-1] <= 0:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -134,6 +136,13 @@ def gram(features: Tensor, centring: Centring) -> Gram:
     accumulator = GramAccumulator(centring)
     accumulator.add(Kept([features]))
     return accumulator.finish()
+
+
+def double_centred(products: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Inner products, (K, K), after the mean over the K inputs was subtracted from the vectors."""
+    rows = products.mean(axis=1)
+    centred: npt.NDArray[np.float64] = products - rows[:, None] - rows[None, :] + rows.mean()
+    return centred
 
 
 def rounding_floor(features: Tensor) -> float:

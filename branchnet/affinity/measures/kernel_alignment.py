@@ -25,7 +25,7 @@ from branchnet.affinity.features.extraction import read_batches
 from branchnet.affinity.features.signatures import gram_kind
 from branchnet.affinity.measure_options import Options, ProbeArguments
 from branchnet.affinity.measurement import assemble, labels, measure_pairs, prepare
-from branchnet.affinity.measures.grams import Centring, gram
+from branchnet.affinity.measures.grams import Centring, double_centred, gram
 from branchnet.affinity.measures.rdm_comparison import unit_diagonal
 from branchnet.affinity.networks import Family, Member, Networks
 from branchnet.affinity.probes import Probe
@@ -128,13 +128,7 @@ def _kernel(gram: Matrix, kernel: Kernel, bandwidth: float) -> Matrix:
 
 
 def _centred(matrix: Matrix, estimator: Estimator) -> Matrix:
-    return _double_centred(matrix) if estimator == "biased" else _u_centred(matrix)
-
-
-def _double_centred(matrix: Matrix) -> Matrix:
-    rows = matrix.mean(axis=1)
-    centred: Matrix = matrix - rows[:, None] - rows[None, :] + rows.mean()
-    return centred
+    return double_centred(matrix) if estimator == "biased" else _u_centred(matrix)
 
 
 def _u_centred(matrix: Matrix) -> Matrix:

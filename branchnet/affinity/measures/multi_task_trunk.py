@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from branchnet.affinity.networks import is_staged
 from branchnet.affinity.probes import Batch
 from branchnet.errors import AffinityError
 from branchnet.stages.graph.propagation import tensors_by_name
@@ -102,10 +103,9 @@ def trunk_of(model: nn.Module, heads: Mapping[str, Callable[..., Any]] | None) -
         return _branched(model, heads)
     if not heads:
         raise AffinityError("the model is a trunk without named heads; expected heads={task: callable}")
-    stages = getattr(model, "stages", None)
-    staged = isinstance(stages, nn.ModuleList) and hasattr(model, "locations")
-    nodes = tuple((stage,) for stage in stages) if staged and stages is not None else ((model,),)
-    locations = tuple(str(name) for name in model.locations) if staged else ("trunk",)  # type: ignore[union-attr]
+    staged: Any = model if is_staged(model) else None
+    nodes = tuple((stage,) for stage in staged.stages) if staged is not None else ((model,),)
+    locations = tuple(str(name) for name in staged.locations) if staged is not None else ("trunk",)
     clusters = tuple((0,) * len(heads) for _ in nodes)
     return Trunk(tuple(heads), locations, nodes, clusters, tuple(heads.values()))
 

@@ -79,7 +79,7 @@ def probing_cost(
     Returns:
         Numbers of passes; `str()` of it is a sentence.
     """
-    steps = tasks + int(control)  # one control serves all tasks: a step without gradients is the same for each
+    steps = tasks + int(control)  # one control serves all tasks: a step without gradients is the same for each of them
     if method != "lookahead":
         return ProbingCost(tasks, 0, tasks)
     if not per_stage:
@@ -151,7 +151,7 @@ def gradient_affinity(
     trunk = trunk_of(model, heads)
     _check(trunk, losses, method)
     cost = probing_cost(
-        len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=optimizer is not None
+        len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=control and optimizer is not None
     )
     logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
     step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
@@ -242,6 +242,7 @@ class _Step:
         known = {key: tuple(_detached(item) for item in cut) for key, cut in cuts.items()}
         base = {task: float(loss.detach()) for task, loss in losses.items()}
         result = self._unknown()
+        idle_falls: dict[tuple[int, ...], Matrix] = {}
         with torch.no_grad():
             # `pop` lets go of a task's graph as soon as its gradients are known: N graphs share the trunk's
             # activations.
@@ -251,7 +252,7 @@ class _Step:
                 result[:, task] = self._falls(task, weights, batch, targets, known, base, seed, number)
                 if self._has_control:
                     idle = stepped_weights(zero_gradients(list(gradients)), None, self.optimizer)
-                    result[:, task] -= self._falls(task, idle, batch, targets, known, base, seed, number)
+                    result[:, task] -= self._falls(task, idle, batch, targets, known, base, seed, number, idle_falls)
         return result
 
     def _first_order(self, gradients: dict[int, Gradients], losses: dict[int, Tensor]) -> Matrix:
@@ -285,11 +286,19 @@ class _Step:
         base: dict[int, float],
         seed: int,
         number: int,
+        found: dict[tuple[int, ...], Matrix] | None = None,
     ) -> Matrix:
-        """1 - L_j(stepped) / L_j for all j: (D, N) or (1, N)."""
+        """1 - L_j(stepped) / L_j for all j: (D, N) or (1, N).
+
+        Steps that are the same for all tasks of a node are computed for the first of them and kept in `found`.
+        """
         result = np.full((self.trunk.depth if self.per_stage else 1, len(self.trunk.tasks)), np.nan)
         for row in range(len(result)):
             stages = [row] if self.per_stage else list(range(self.trunk.depth))
+            path = (row, *(self.trunk.clusters[d][task] for d in stages))
+            if found is not None and path in found:
+                result[row] = found[path]
+                continue
             reached = self._sharing(task, stages, list(base))
             chosen = {p: weights[p] for d in stages for p in self._node(d, task) if p in weights}
             moved = self.trunk.run(batch, reached, chosen, seed, first=stages[0], cuts=known)
@@ -298,6 +307,8 @@ class _Step:
                 if other in reached:
                     loss = float(self._loss(other, moved, targets, seed, number))
                     result[row, other] = 1 - loss / base[other]
+            if found is not None:
+                found[path] = result[row]
         return result
 
     def _node(self, stage: int, task: int) -> list[nn.Parameter]:

@@ -13,8 +13,8 @@ from branchnet.errors import AffinityError
 
 Gradients: TypeAlias = dict[nn.Parameter, Tensor]
 
-# A power of two, so that scaling up and down again is exact; small enough that ordinary losses stay below float16's
-# largest number, 65,504.
+# A power of two, so that scaling up and down again is exact; small enough that gradients of ordinary losses stay below
+# float16's largest number, 65,504.
 _HALF_SCALE = 1024.0
 
 

@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from branchnet.builder.network.branched_network import BranchedNetwork, wanted_tasks
 from branchnet.builder.network.call_inputs import Input
 from branchnet.builder.network.module_structure import copied_with, on_meta, state_of, structure
+from branchnet.builder.network.node import head_id, node_id
 from branchnet.errors import BuildError
 from branchnet.stages import call
 
@@ -155,9 +156,9 @@ class FusedNetwork(nn.Module):
             for group, module in self._units(stage):
                 for row, k in enumerate(group):
                     own = module.member_state(row) if isinstance(module, FusedNodes) else state_of(module)
-                    state |= {f"nodes.{stage}.{k}.{name}": tensor for name, tensor in own.items()}
+                    state |= {f"{node_id(stage, k)}.{name}": tensor for name, tensor in own.items()}
         for i, head in enumerate(self.heads):
-            state |= {f"heads.{i}.{name}": tensor for name, tensor in state_of(head).items()}
+            state |= {f"{head_id(i)}.{name}": tensor for name, tensor in state_of(head).items()}
         return copied_with(self._skeletons[0], {name: t.detach().clone() for name, t in state.items()}).eval()
 
     def _units(self, stage: int) -> Iterator[tuple[tuple[int, ...], nn.Module]]:

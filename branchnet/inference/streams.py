@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Node
+from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
 from branchnet.builder.network.module_structure import structure
+from branchnet.builder.network.node import Node
 from branchnet.errors import BuildError
 from branchnet.inference.compilation import CompiledNetwork, Outputs, records_cuda_graphs
 from branchnet.inference.schedule import INPUTS, Schedule, make_schedule
@@ -68,7 +69,7 @@ def run_schedule(schedule: Schedule, functions: Mapping[str, Function], x: Any, 
             streams.uses(step.stream, results[step.reads])
         if step.id in awaited:
             events[step.id] = streams.event_behind(step.stream)
-    heads = [step for step in schedule.steps if step.id.startswith("heads.")]
+    heads = [step for step in schedule.steps if step.is_head]
     for head in heads:
         if head.stream:
             streams.wait(0, events[head.id])
@@ -155,8 +156,7 @@ class StreamedNetwork(CompiledNetwork):
         modes = self._watch.modes()
         if modes not in self._made:
             self._made[modes] = {
-                node.id: (self._head if node.id.startswith("heads.") else self._node)(node)
-                for node in self.branched.members()
+                node.id: (self._head if node.is_head else self._node)(node) for node in self.branched.members()
             }
         return self._made[modes]
 

@@ -168,7 +168,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         nodes=tuple(
             NodeCost(
                 id=member.id,
-                stage=_stage(branched, member),
+                stage=member.stage,
                 tasks=member.tasks,
                 donor=member.donor,
                 params=_parameters(member.module),
@@ -251,11 +251,6 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _stage(branched: BranchedNetwork, member: Node) -> int:
-    kind, index, *_ = member.id.split(".")
-    return int(index) if kind == "nodes" else len(branched.locations)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -17,8 +17,8 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
     """
     foreign = []
     for node in branched.members():
-        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else branched.tree.depth
-        path = (donors[branched.tree.cluster_of(node.tasks[0], d)] for d, donors in enumerate(branched.donors[:stage]))
+        above = enumerate(branched.donors[: node.stage])
+        path = (donors[branched.tree.cluster_of(node.tasks[0], d)] for d, donors in above)
         if any(donor != node.donor for donor in path) and node.id not in branched.frozen:
             foreign.append(node.module)
     return foreign

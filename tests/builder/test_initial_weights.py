@@ -48,8 +48,8 @@ def test_a_node_of_the_mean_is_the_mean_of_its_tasks_networks(seed: int) -> None
     tree = branchnet.random_tree(TASKS, DEPTH, seed=random.Random(seed))
     branched = branchnet.build(tree, cut, init="mean")
     for node in branched.members():
-        if node.id.startswith("nodes."):
-            stage = int(node.id.split(".")[1])
+        if not node.is_head:
+            stage = node.stage
             for name, tensor in node.module.state_dict().items():
                 if tensor.is_floating_point():
                     expected = sum(cut[task].stages[stage].state_dict()[name] for task in node.tasks) / len(node.tasks)
@@ -97,7 +97,7 @@ class Small(nn.Module):
 def test_merging_trained_networks_keeps_far_more_than_averaging_them() -> None:
     """Two networks trained on handwritten digits from different random weights, shared completely.
 
-    The plain mean gets its BatchNorm estimated anew as well, on the same images.
+    The plain mean gets its BatchNorm estimated again as well, on the same images.
     """
     from sklearn.datasets import load_digits
 
@@ -165,7 +165,7 @@ def test_pretrained_weights_of_one_network_go_to_every_node() -> None:
     branched = branchnet.build(tree, STAGED, init="pretrained", state={f"module.{k}": v for k, v in state.items()})
     for node in branched.members():
         for name, tensor in node.module.state_dict().items():
-            source = state if node.id.startswith("nodes.") else DONORS[node.tasks[0]].state_dict()
+            source = state if not node.is_head else DONORS[node.tasks[0]].state_dict()
             assert torch.equal(tensor, source[name])
 
 
@@ -312,5 +312,5 @@ def test_networks_that_name_their_modules_differently_are_averaged_by_structure(
 
 def test_the_state_of_another_tree_is_refused() -> None:
     state = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED).state_dict()
-    with pytest.raises(BuildError, match=r"nodes\.0\.1\.stem\.0\.weight: there is no such tensor in this tree"):
+    with pytest.raises(BuildError, match=r"nodes\.0\.1\.stem\.0\.weight: unknown tensor; expected those of this tree"):
         branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="pretrained", state=state)

@@ -19,7 +19,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork, wanted_t
 from branchnet.builder.network.call_inputs import Input, check_input, unlike
 from branchnet.builder.network.separate_networks import SeparateNetworks
 from branchnet.errors import BuildError
-from branchnet.inference.change_detection import Watch
+from branchnet.inference.change_detection import ChangeDetector
 from branchnet.inference.fusion import FusedNetwork
 from branchnet.inference.fusion_choice import faster_fused
 from branchnet.inference.inference_transforms import as_prepared, prepare
@@ -50,6 +50,16 @@ class CompiledNetwork:
     Attributes:
         branched: the network that is run.
         eager_heads: tasks whose heads could not be compiled and are called eagerly after the graph.
+
+    >>> import torch, branchnet
+    >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
+    >>> x = torch.rand(2, 4)
+    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> compiled = branchnet.compile(branched.eval(), x)
+    >>> isinstance(compiled, branchnet.CompiledNetwork)
+    True
+    >>> list(compiled(x, tasks=["b"]))  # a set of tasks gets its own graph when it is first asked for
+    ['b']
     """
 
     takes_inputs_as_one = True
@@ -75,7 +85,7 @@ class CompiledNetwork:
         self._as_prepared = functools.partial(as_prepared, cast=cast, channels_last=channels_last)
         self._copy_outputs = copy_outputs
         self._find_device()
-        self._watch = Watch(branched)
+        self._changes = ChangeDetector(branched)
         self._compiled: dict[Any, Callable[[Input], tuple[Outputs, dict[str, Any]]]] = {}
 
     def __call__(self, x: Input, tasks: Sequence[str] | None = None) -> Outputs:
@@ -92,7 +102,7 @@ class CompiledNetwork:
     def _outputs(self, x: Input, tasks: Sequence[str] | None) -> Outputs:
         subset = wanted_tasks(tasks, self.branched.tasks)
         marked = with_dynamic_batch(x, batch_of(x)) if self.dynamic else x
-        if self._watch.changed():
+        if self._changes.changed():
             self._forget()
         with torch.no_grad():
             outputs, cuts = self._run(subset, marked)
@@ -113,7 +123,7 @@ class CompiledNetwork:
         self._copies = self._copy_outputs and self._device == "cuda" and records_cuda_graphs(self.mode)
 
     def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
-        key = (subset, self._watch.modes(), () if self.dynamic else _forms(x))
+        key = (subset, self._changes.modes(), () if self.dynamic else _forms(x))
         compiled = self._compiled.get(key) or self._compile(subset)
         try:
             result = compiled(x)
@@ -190,8 +200,9 @@ def compile(
 
     Without `fuse`, `cast`, `channels_last` and `fold_batchnorm` the network itself is compiled, so that weights changed
     or replaced count at the next call; with any of them a copy is. Exchanged modules, tensors of another form and other
-    modes are noticed and compiled anew. Other attributes of a layer, such as its stride, count as they were when it was
-    compiled: torch.compile by itself guards all of them, thousands for five networks, and checks these at every call.
+    modes are noticed and compiled again. Other attributes of a layer, such as its stride, count as they were when it
+    was compiled: torch.compile by itself guards all of them, thousands for five networks, and checks these at every
+    call.
 
     **Outputs** equal those of the network run eagerly within 1e-5 of the largest value of each output in float32, fused
     or not (1e-4 with `fold_batchnorm`), within 5e-2 in bfloat16 and 1e-2 in float16, by `cast` or `autocast`. Those are
@@ -200,7 +211,7 @@ def compile(
     **CUDA graphs** are recorded in the modes `"reduce-overhead"` and `"max-autotune"` on a GPU: one for each shape of
     the inputs, whether `dynamic` or not, so serve few batch sizes with them. Inputs are copied into the graph's own
     memory at each call. The graph writes its outputs to the same memory at each call; they are copied out of it, so
-    that an output which the caller keeps is not overwritten. `copy_outputs=False` spares that copy: each output is then
+    that an output which the caller keeps is not overwritten. `copy_outputs=False` saves that copy: each output is then
     valid until the next call only. Weights may be changed in place; replaced tensors record a new graph. Graphs share
     their memory, so call all networks with CUDA graphs from one stream of the GPU.
 
@@ -219,7 +230,7 @@ def compile(
             what would run where.
         regions: compile equal nodes of a stage once and use that code for each of them, as regions of the one graph
             (`torch.compiler.nested_compile_region`).
-            It spares most of the time to compile a tree of many tasks. Nodes that hand tensors on as they got them, as
+            It saves most of the time to compile a tree of many tasks. Nodes that return tensors as they got them, as
             skip connections do, cannot be regions and are compiled each. Not together with `fuse` or `streams`.
         autocast: run under autocast to this type, e.g. `torch.bfloat16`; weights stay as they are.
         cast: convert weights and floating-point inputs to this type; outputs are of it, too.
@@ -234,10 +245,19 @@ def compile(
     Raises:
         BuildError: this machine cannot compile, the reason is named; a device without streams; or options that exclude
             each other.
+
+    >>> import torch, branchnet
+    >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
+    >>> x = torch.rand(2, 4)
+    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> compiled = branchnet.compile(branched.eval(), x)
+    >>> torch.allclose(compiled(x)["b"], branched(x)["b"], atol=1e-6)
+    True
     """
     if bool(fuse) + streams + regions > 1:
         raise BuildError(
-            f"fuse={fuse!r}, streams={streams} and regions={regions} are different ways with equal nodes: choose one"
+            f"fuse={fuse!r}, streams={streams} and regions={regions} are different ways with equal nodes; expected one "
+            "of them at most"
         )
     run_as: Callable[..., CompiledNetwork] = functools.partial(
         CompiledNetwork, regions=regions, copy_outputs=copy_outputs
@@ -250,9 +270,9 @@ def compile(
     if problem := compiler_problem(device_of(branched)):
         raise BuildError(f"torch.compile does not work here: {problem}; use the branched network uncompiled")
     if autocast is not None and cast is not None:
-        raise BuildError(f"autocast={autocast} and cast={cast}: choose one of them")
+        raise BuildError(f"autocast={autocast} and cast={cast} exclude each other; expected one of them at most")
     if fuse not in (True, False, "auto"):
-        raise BuildError(f"fuse must be True, False or 'auto'; {fuse!r} was given")
+        raise BuildError(f"fuse={fuse!r}; expected True, False or 'auto'")
     if branched.training:
         warnings.warn(
             "the network is compiled in training mode, in which BatchNorm and Dropout make an output depend on the "

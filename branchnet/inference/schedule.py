@@ -55,7 +55,7 @@ class Schedule:
 
     @property
     def awaited(self) -> frozenset[str]:
-        """What another stream waits for: an event is recorded behind each of these."""
+        """The ids of what another stream waits for: an event is recorded after each of these."""
         ends = {step.id for step in self.steps if step.is_head and step.stream}
         return frozenset(ends | {step.reads for step in self.steps if step.waits})
 
@@ -71,7 +71,14 @@ class Schedule:
 
 
 def make_schedule(tree: Tree, tasks: Sequence[str] | None = None) -> Schedule:
-    """Plan the nodes and heads that `tasks` need, all by default.
+    """Plan the nodes and heads that `tasks` need.
+
+    Args:
+        tree: which tasks share which stage.
+        tasks: the tasks wanted, all by default.
+
+    Returns:
+        the plan; print it to read it.
 
     Raises:
         BuildError: a task that the tree does not have.

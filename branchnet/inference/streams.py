@@ -1,9 +1,9 @@
 """The branches of a network on parallel streams of a GPU: every node and head compiled alone, issued as a plan says.
 
-The alternative to fusing equal nodes, for branches that leave parts of the GPU idle. What may run beside what is
+The alternative to fusing equal nodes, for branches that leave parts of the GPU idle. What may run at the same time is
 decided in `schedule`, which can be read and checked without a GPU; this module only issues it. **Neither run nor
 measured on a GPU yet**: whether it gains anything there, and over which of the other ways, is not known. Each node is a
-call of its own, which one graph of the whole network spares.
+call of its own, which one graph of the whole network saves.
 
 Three rules keep it correct. A stream waits for an event behind what it reads, where that was computed on another
 stream. A tensor is marked as used by each stream that reads it, so that PyTorch's caching allocator, which reuses the
@@ -54,7 +54,17 @@ class Streams(Protocol):
 
 
 def run_schedule(schedule: Schedule, functions: Mapping[str, Function], x: Any, streams: Streams) -> Outputs:
-    """Issue every step to its stream; give the outputs by task, ready for the caller's stream."""
+    """Issue every step to its stream.
+
+    Args:
+        schedule: what runs where, in which order.
+        functions: by id what computes a node or head from what it reads.
+        x: the inputs.
+        streams: the streams to issue to.
+
+    Returns:
+        the outputs by task, ready for the caller's stream.
+    """
     results: dict[str, Any] = {INPUTS: x}
     events: dict[str, Any] = {}
     awaited = schedule.awaited
@@ -78,7 +88,12 @@ def run_schedule(schedule: Schedule, functions: Mapping[str, Function], x: Any, 
 
 
 class CudaStreams:
-    """The current stream of a CUDA device, and others."""
+    """The current stream of a CUDA device, and others.
+
+    Args:
+        current: the stream that is current when the call begins: number 0.
+        others: streams 1, 2, ...
+    """
 
     def __init__(self, current: torch.cuda.Stream, others: Sequence[torch.cuda.Stream]) -> None:
         self._streams = (current, *others)
@@ -110,8 +125,8 @@ class StreamedNetwork(CompiledNetwork):
     Nodes and heads are compiled each on its own, as full graphs; those of one structure share a graph.
 
     Raises:
-        BuildError: a device without streams, or a mode that records CUDA graphs: those share one piece of memory, which
-            two that run at the same time would overwrite for each other.
+        BuildError: a device without streams, or a mode that records CUDA graphs: those share one memory pool, which two
+            that run at the same time would overwrite for each other.
     """
 
     branched: BranchedNetwork
@@ -142,7 +157,14 @@ class StreamedNetwork(CompiledNetwork):
         self._made: dict[tuple[bool, ...], dict[str, Function]] = {}
 
     def schedule(self, tasks: Sequence[str] | None = None) -> Schedule:
-        """Which node runs on which stream, for `tasks`, all by default; print it to read it."""
+        """Return which node runs on which stream, for `tasks`, all by default; print it to read it.
+
+        Args:
+            tasks: the tasks wanted.
+
+        Raises:
+            BuildError: an unknown task.
+        """
         return make_schedule(self.branched.tree, tasks)
 
     def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
@@ -153,7 +175,7 @@ class StreamedNetwork(CompiledNetwork):
 
     def _functions(self) -> dict[str, Function]:
         """What computes each node and each head, in the modes that they are in."""
-        modes = self._watch.modes()
+        modes = self._changes.modes()
         if modes not in self._made:
             self._made[modes] = {
                 node.id: (self._head if node.is_head else self._node)(node) for node in self.branched.members()
@@ -206,17 +228,23 @@ class StreamedNetwork(CompiledNetwork):
 def check_streams(device: str, mode: str | None) -> None:
     """Refuse what cannot run on parallel streams.
 
+    Args:
+        device: the kind of device that the network is on.
+        mode: torch.compile's mode.
+
     Raises:
         BuildError: a device without streams, or a mode that records CUDA graphs.
     """
     if records_cuda_graphs(mode):
-        raise BuildError(f"streams=True and mode={mode!r}, which records CUDA graphs: leave one of them out")
+        raise BuildError(
+            f"streams=True and mode={mode!r}, which records CUDA graphs, exclude each other; expected one of them"
+        )
     if device != "cuda":
-        raise BuildError(f"streams=True runs branches on streams of a CUDA device; the network is on {device!r}")
+        raise BuildError(f"streams=True, and the network is on {device!r}; expected one on a CUDA device")
 
 
 def open_streams(device: torch.device) -> Callable[[int], Streams]:
-    """A function that gives a device's current stream and others, so many in all; it opens them when needed."""
+    """Return a function that gives so many streams of a device, the current one first; it opens them when needed."""
     others: list[torch.cuda.Stream] = []
 
     def opened(count: int) -> Streams:

@@ -176,7 +176,7 @@ def test_every_option_keeps_the_outputs_with_one_graph_or_one_for_each_size_of_f
 @pytest.mark.slow
 @pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
 def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor lowers one graph for each kind of node beside the whole, whatever the number of copies."""
+    """Inductor lowers one graph for each kind of node next to the whole, whatever the number of copies."""
     from torch._inductor.graph import GraphLowering
 
     lowered: list[str] = []
@@ -204,7 +204,7 @@ def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"autocast": torch.bfloat16, "cast": torch.bfloat16}, "choose one"),
+        ({"autocast": torch.bfloat16, "cast": torch.bfloat16}, "expected one of them at most"),
         ({"cast": torch.int8}, "floating-point"),
         ({"fuse": "sometimes"}, "'sometimes'"),
     ],

@@ -223,7 +223,7 @@ def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[i
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "streams of a CUDA device; the network is on 'cpu'"),
+        ({}, "the network is on 'cpu'; expected one on a CUDA device"),
         ({"mode": "reduce-overhead"}, "mode='reduce-overhead', which records CUDA graphs"),
         ({"fuse": True}, "fuse=True, streams=True and regions=False"),
         ({"regions": True}, "streams=True and regions=True"),

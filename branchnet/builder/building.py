@@ -76,7 +76,7 @@ def build(
     ... }
     >>> tree = branchnet.Tree(["depth", "edges"], [[["depth", "edges"]], [["depth"], ["edges"]]])
     >>> images = torch.rand(2, 3, 16, 16)
-    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"])
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"]).eval()
     >>> branched.donors
     (('depth',), ('depth', 'edges'))
     >>> torch.equal(branched(images)["depth"], networks["depth"].eval()(images))

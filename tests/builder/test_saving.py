@@ -45,7 +45,7 @@ def test_networks_without_a_constructor_must_be_passed(tmp_path: Path) -> None:
     cut = branchnet.split_all(made, images(), locations=["1", "2"])
     branched = branchnet.build(Tree.shared(("a", "b"), 2), cut)
     branchnet.save(branched, tmp_path)
-    with pytest.raises(SpecError, match="'a', 'b': pass the networks"):
+    with pytest.raises(SpecError, match="'a', 'b' have no named constructor"):
         branchnet.load(tmp_path)
     loaded = branchnet.load(tmp_path, networks=made)
     assert torch.equal(loaded(images())["b"], branched(images())["b"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.budgets import Costs, HeadCosts
@@ -13,9 +12,6 @@ from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.tree_search import make_problem, pareto_front
 from branchnet.clustering.trees.tree import Tree
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -49,19 +45,6 @@ class SharingComparison:
             group.cost - min(tree.cost for tree in self.trees if tree.size <= group.size * (1 + 1e-12))
             for group in self.groups
         )
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Cost against size of both fronts; return the axes."""
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(figsize=(6, 4), layout="constrained").add_subplot()
-        for points, label in ((self.groups, "groups of whole networks"), (self.trees, "branched trees")):
-            ax.step([p.size for p in points], [p.cost for p in points], where="post", marker="o", ms=3, label=label)
-        ax.set_xlabel(self.unit)
-        ax.set_ylabel(f"clustering cost ({self.objective})")
-        ax.legend()
-        return ax
 
 
 def compare_sharing(

@@ -129,6 +129,10 @@ class NetworkCosts:
         """One total for each task: what runs when only this task is asked for."""
         return tuple(_total(task, (task,), [n for n in self.nodes if task in n.tasks]) for task in self.tasks)
 
+    def node_params(self) -> tuple[float, ...]:
+        """Return for each stage the mean parameters of its nodes: nodes of one stage have the same structure."""
+        return tuple(total.params / total.nodes for total in self.per_stage()[: len(self.locations)])
+
     def exclusive_params(self, task: str) -> int:
         """Parameters that serve this task alone: what leaving it out would save."""
         return sum(node.params for node in self.nodes if node.tasks == (task,))

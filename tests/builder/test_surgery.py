@@ -176,7 +176,10 @@ class OtherCut(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: net.add_task("depth", DONORS["depth"], beside="edges", until="stem"), "task 'depth' exists already"),
+        (
+            lambda net: net.add_task("depth", DONORS["depth"], beside="edges", until="stem"),
+            "'depth' exists already",
+        ),
         (
             lambda net: net.add_task("n", DONORS["depth"], beside="egdes", until="stem"),
             "^unknown task beside='egdes'; did you mean 'edges'",

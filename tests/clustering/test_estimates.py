@@ -145,5 +145,3 @@ def test_trees_are_never_worse_than_groups(name: str) -> None:
     assert min(compared.saved()) >= -1e-12
     assert len(compared.trees) > len(compared.groups)
     assert all(len(set(point.tree.partitions)) == 1 for point in compared.groups)
-    lines = compared.plot().get_lines()
-    assert [len(line.get_xdata()) for line in lines] == [len(compared.groups), len(compared.trees)]

@@ -99,10 +99,7 @@ def tree(shown: Tree | None, report: Report | None, affinity: Affinity | None) -
     if shown is None:
         return None
     locations = report.costs.locations if report else affinity.locations if affinity else None
-    params = None
-    if report:
-        totals = report.costs.per_stage()[: len(shown.partitions)]
-        params = [total.params / total.nodes for total in totals]
+    params = report.costs.node_params() if report else None
     plot = tree_plot_data(shown, locations=locations, stage_params=params)
     caption = (
         "From the input on the left to the tasks on the right. Grey nodes serve several tasks, coloured ones just one."

@@ -197,7 +197,7 @@ def test_a_tie_between_stages_is_kept_where_the_same_tasks_are_served(split_at: 
         (lambda: branchnet.build(Tree.shared(("depth", "mood"), DEPTH), STAGED), r"\['mood'\] without a network"),
         (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), DONORS), "expected example="),
         (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), {**STAGED, "x": nn.ReLU()}), "expected all of one kind"),
-        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="magic"), "'magic' was given"),  # type: ignore[arg-type]
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="magic"), "init='magic' is not a rule"),  # type: ignore[arg-type]
         (
             lambda: branchnet.build(
                 Tree.shared(TASKS, DEPTH), STAGED, affinity=Affinity(("a",), ("b",), torch.ones(1, 1, 1).numpy())
@@ -216,13 +216,16 @@ def test_what_does_not_fit_is_refused(build: object, message: str) -> None:
     [
         (["mood"], "unknown task 'mood'; expected one of depth, edges, scene, count"),
         (["scene", "dept"], "unknown task 'dept'; did you mean 'depth'?"),
-        ([], "tasks=[] names no task; expected a non-empty sequence of ['depth', 'edges', 'scene', 'count']"),
-        ("depth", "tasks='depth' names no task; expected a non-empty sequence of ['depth', 'edges', 'scene', 'count']"),
+        (
+            [],
+            "tasks=[] names no task; expected one or more of ['depth', 'edges', 'scene', 'count'], e.g. tasks=['depth']",
+        ),
+        ("depth", "tasks='depth' names no task; expected one or more of"),
     ],
 )
 def test_wrong_tasks_are_refused(tasks: list[str], message: str) -> None:
     branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED)
-    with pytest.raises(BuildError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(BuildError, match=f"^{re.escape(message)}"):
         branched(images(), tasks=tasks)
 
 

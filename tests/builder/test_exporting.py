@@ -220,7 +220,7 @@ def test_what_differs_after_loading_is_not_left_behind(
         ("net.pt2", {"format": "tflite"}, "'tflite'"),
         ("net.pt2", {"format": "onnx"}, "ends in '.onnx'"),
         ("net.pt2", {"tasks": ["depht"]}, "depht"),
-        ("net.pt2", {"tasks": []}, "non-empty"),
+        ("net.pt2", {"tasks": []}, "names no task"),
     ],
 )
 def test_wrong_requests_are_refused(

@@ -266,8 +266,8 @@ def test_features_that_cannot_be_compared_are_left_out_with_a_warning(caplog: py
     ("options", "message"),
     [
         ({"init": "magic"}, "'magic' was given"),
-        ({"init": "pretrained"}, "pass both or none"),
-        ({"state": {}}, "pass both or none"),
+        ({"init": "pretrained"}, "expected both or neither"),
+        ({"state": {}}, "expected both or neither"),
         ({"init": "merge"}, "pass probe="),
     ],
 )

@@ -197,7 +197,7 @@ class OtherCut(nn.Module):
         (lambda net: net.split_node("nodes.9.0", [["depth"], ["edges"]]), "no node 'nodes.9.0'"),
         (lambda net: net.split_node("heads.0", [["depth"], ["edges"]]), "is a head"),
         (lambda net: net.split_node("nodes.0.0", [TASKS]), "two or more"),
-        (lambda net: net.split_node("nodes.0.0", [["depth"], ["edges"]]), "must divide the tasks"),
+        (lambda net: net.split_node("nodes.0.0", [["depth"], ["edges"]]), "do not partition the tasks"),
         (lambda net: net.merge_nodes("nodes.4.0", "nodes.4.2"), "are not siblings"),
         (lambda net: net.merge_nodes("nodes.3.0", "nodes.4.0"), "are not siblings"),
         (lambda net: net.merge_nodes("nodes.4.0"), "expected one or more other nodes"),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from branchnet.reporting.plots.affinity_plot import measure_label
 from branchnet.reporting.plots.figures import shorten, styled
-from branchnet.reporting.plots.palette import INK, MUTED, Mark, series_marks
+from branchnet.reporting.plots.palette import INK, MUTED, Mark, task_marks
 
 if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
@@ -69,7 +69,7 @@ def plot_depth(affinity: Affinity) -> Figure:
     named = _named_lines(len(lines))
     arrow = " → " if affinity.directed else " / "
     names = {number: arrow.join(lines[number].tasks) for number in named}
-    marks = series_marks(list(names.values()))
+    marks = task_marks(list(names.values()))
     legend = 0.07 * max(map(len, names.values()), default=0)
     figure = Figure(figsize=(max(4.5, 0.7 * len(places) + 1.0) + max(1.0, legend), 4.5), layout="constrained")
     axes = figure.add_subplot()

@@ -265,7 +265,7 @@ def test_features_that_cannot_be_compared_are_left_out_with_a_warning(caplog: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init": "magic"}, "'magic' was given"),
+        ({"init": "magic"}, "init='magic' is not a rule"),
         ({"init": "pretrained"}, "expected both or neither"),
         ({"state": {}}, "expected both or neither"),
         ({"init": "merge"}, "pass probe="),
@@ -277,7 +277,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 
 
 def test_networks_without_names_are_refused() -> None:
-    with pytest.raises(BuildError, match="a list was given"):
+    with pytest.raises(BuildError, match="networks is a list; expected a mapping"):
         branchnet.build(SHARED, list(STAGED.values()))  # type: ignore[arg-type]
     with pytest.raises(BuildError, match="must be a mapping"):
         branchnet.SeparateNetworks([nn.Linear(2, 2)])  # type: ignore[arg-type]

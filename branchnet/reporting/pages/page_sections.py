@@ -137,10 +137,10 @@ def latency(comparison: Comparison | None, report: Report | None) -> Section | N
 
 
 def samples(plot: SamplesPlot | None) -> Section | None:
-    """Predictions beside the truth."""
+    """Predictions next to the truth."""
     if plot is None:
         return None
-    return Section("samples", "Predictions", picture(draw_samples(plot), "samples", "Predictions beside the truth"))
+    return Section("samples", "Predictions", picture(draw_samples(plot), "samples", "Predictions next to the truth"))
 
 
 def costs(report: Report | None) -> Section | None:
@@ -182,7 +182,7 @@ def front(plot: FrontPlot | None) -> Section | None:
     if plot is None:
         return None
     caption = (
-        "Each point is a tree that no other tree beats in both size and cost; the shaded part is within the budget."
+        "Each point is a tree that no other tree beats in both size and cost; the shaded area is within the budget."
     )
     return Section(
         "front", "What other budgets would give", picture(draw_front(plot), "front", "Pareto front", caption)

@@ -234,6 +234,6 @@ def measure_label(measure: str) -> str:
 def _outlines(tree: Tree, tasks: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], ...]:
     row = {task: i for i, task in enumerate(tasks)}
     return tuple(
-        tuple(sorted((min(map(row.__getitem__, c)), max(map(row.__getitem__, c))) for c in part if len(c) > 1))
-        for part in tree.partitions
+        tuple(sorted((min(map(row.__getitem__, c)), max(map(row.__getitem__, c))) for c in clusters if len(c) > 1))
+        for clusters in tree.partitions
     )

@@ -78,6 +78,9 @@ def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | 
         directory: the folder.
         networks: single-task networks for the tasks without a named constructor; only their structure counts.
 
+    Returns:
+        the network.
+
     Raises:
         SpecError: a specification that is not valid, or tasks whose networks must be passed.
         CheckpointError: weights that are missing, damaged or do not fit, or whose metadata tells of other nodes or of

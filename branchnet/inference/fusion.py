@@ -64,6 +64,9 @@ class FusedNodes(nn.Module):
     def forward(self, x: Input) -> Cut:
         """Return what all members return for the same input: each tensor with a first dimension G.
 
+        Args:
+            x: the input of every member.
+
         Raises:
             BuildError: members that return other values than tensors.
         """
@@ -91,7 +94,12 @@ class FusedNodes(nn.Module):
         return vmap(one)(self._state(), tensors)
 
     def member(self, index: int, x: Input) -> Any:
-        """Return what member `index` alone returns for `x`."""
+        """Return what one member alone returns.
+
+        Args:
+            index: number of the member.
+            x: its input.
+        """
         state = {name: tensor[index] for name, tensor in self._state().items()}
         return functional_call(self._templates[0], state, *_arguments(x))
 
@@ -101,7 +109,11 @@ class FusedNodes(nn.Module):
         return [copied_with(self._templates[0], {n: t.clone() for n, t in state.items()}) for state in states]
 
     def member_state(self, index: int) -> dict[str, Tensor]:
-        """Return one member's parameters and buffers by their names, as views of the stacked ones."""
+        """Return one member's parameters and buffers by their names, as views of the stacked ones.
+
+        Args:
+            index: number of the member.
+        """
         return {name: stacked[index].detach() for name, stacked in self._state().items()}
 
     def _state(self) -> dict[str, Tensor]:
@@ -160,7 +172,14 @@ class FusedNetwork(nn.Module):
         return self._skeletons[0].interface
 
     def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """Compute the outputs of `tasks`, all by default; arguments and result as in `BranchedNetwork.forward`.
+        """Compute the outputs of `tasks`, see `BranchedNetwork.forward`.
+
+        Args:
+            x: what a single-task network takes.
+            tasks: the tasks wanted, all by default.
+
+        Returns:
+            a dictionary of outputs by task, in task order.
 
         Raises:
             BuildError: an unknown task, or none.
@@ -169,7 +188,15 @@ class FusedNetwork(nn.Module):
         return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
 
     def trunk(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Cut]:
-        """Compute what the heads of `tasks` take, in task order; see `BranchedNetwork.trunk`."""
+        """Compute what the heads of `tasks` take, see `BranchedNetwork.trunk`.
+
+        Args:
+            x: what a single-task network takes.
+            tasks: the tasks wanted, all by default.
+
+        Returns:
+            for each task, in task order, the values that cross the last location.
+        """
         wanted = [self.tasks.index(task) for task in wanted_tasks(tasks, self.tasks)]
         before: dict[int, _Result] = {}
         for stage, labels in enumerate(self._clusters):

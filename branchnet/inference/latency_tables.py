@@ -117,7 +117,11 @@ class LatencyTable:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> LatencyTable:
-        """Return the table that `to_dict` wrote as `plain`."""
+        """Return the table that `to_dict` wrote.
+
+        Args:
+            plain: what it wrote.
+        """
         return cls(
             tuple(plain["tasks"]),
             tuple(plain["locations"]),

@@ -124,6 +124,10 @@ class StreamedNetwork(CompiledNetwork):
 
     Nodes and heads are compiled each on its own, as full graphs; those of one structure share a graph.
 
+    Args:
+        branched: the network, on a CUDA device.
+        mode, dynamic, autocast, cast, channels_last: see `branchnet.compile`.
+
     Raises:
         BuildError: a device without streams, or a mode that records CUDA graphs: those share one memory pool, which two
             that run at the same time would overwrite for each other.

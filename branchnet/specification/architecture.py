@@ -124,6 +124,9 @@ class Architecture(Section):
         Args:
             content: the file's top-level keys and values, as plain data.
 
+        Returns:
+            the specification.
+
         Raises:
             SpecError: content that breaks a rule; every problem is named.
         """

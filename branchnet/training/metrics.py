@@ -35,7 +35,7 @@ class Metric:
 
 
 def accuracy() -> Metric:
-    """Share of samples (or pixels) whose largest logit, along dimension 1, is the target's class; in percent.
+    """Return a metric: the share of samples (or pixels) whose largest logit is the target's class, in percent.
 
     Outputs are logits (B, classes, ...), targets integers (B, ...).
     """
@@ -48,7 +48,7 @@ def accuracy() -> Metric:
 
 
 def mean_iou(classes: int) -> Metric:
-    """Mean over the classes that occur of intersection over union (Everingham et al. 2010); in percent.
+    """Return a metric: the mean intersection over union of the classes that occur, in percent (Everingham et al. 2010).
 
     Outputs are logits (B, classes, ...), targets integers (B, ...); negative targets are ignored.
 
@@ -72,7 +72,7 @@ def mean_iou(classes: int) -> Metric:
 
 
 def rmse(unit: str = "") -> Metric:
-    """Root of the mean squared difference of outputs and targets of one shape.
+    """Return a metric: the root of the mean squared difference of outputs and targets of one shape.
 
     Args:
         unit: for the metric's name.
@@ -85,7 +85,7 @@ def rmse(unit: str = "") -> Metric:
 
 
 def mean_absolute_error(unit: str = "") -> Metric:
-    """Mean absolute difference of outputs and targets of one shape.
+    """Return a metric: the mean absolute difference of outputs and targets of one shape.
 
     Args:
         unit: for the metric's name.
@@ -98,7 +98,7 @@ def mean_absolute_error(unit: str = "") -> Metric:
 
 
 def mean_angle() -> Metric:
-    """Mean angle between vectors along dimension 1 of (B, C, ...), such as surface normals; in degrees."""
+    """Return a metric: the mean angle between vectors along dimension 1 of (B, C, ...), e.g. normals; in degrees."""
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         cosine = F.cosine_similarity(output.double(), target.double(), dim=1).clamp(-1, 1)
@@ -108,7 +108,7 @@ def mean_angle() -> Metric:
 
 
 def explained_variance() -> Metric:
-    """Share of the target's variance (around its mean for each channel) that the output explains; in percent."""
+    """Return a metric: the share of the target's variance, around its mean by channel, that is explained; in percent."""
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         wanted = channels_last_rows(target).double()
@@ -126,7 +126,10 @@ def explained_variance() -> Metric:
 
 
 def top1_agreement() -> Metric:
-    """Share of samples on which two sets of logits (B, classes, ...) have the same largest class; in percent."""
+    """Return a metric: the share of samples on which two sets of logits (B, classes, ...) agree in the largest one.
+
+    In percent.
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         same = output.argmax(1) == target.argmax(1)
@@ -136,7 +139,7 @@ def top1_agreement() -> Metric:
 
 
 def kl_divergence() -> Metric:
-    """Mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats.
+    """Return a metric: the mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats.
 
     Outputs and targets are logits (B, classes, ...).
     """

@@ -34,6 +34,12 @@ class BranchedNetwork(nn.Module):
 
     Made by `branchnet.build`; calling it with the inputs of a single-task network gives `{task: output}` in task order.
 
+    Args:
+        tree: D stages over the tasks.
+        nodes: for each stage the modules of its clusters, in the order of `tree.partitions`.
+        heads: the modules of the tasks' heads, in the order of `tree.tasks`.
+        locations, donors, costs, head_costs, interface, constructors, eval_only: the attributes of these names.
+
     Attributes:
         tree: which tasks share which stage.
         locations: D names, the ends of the stages.
@@ -288,25 +294,53 @@ class BranchedNetwork(nn.Module):
         self.recomputed = frozenset(self.locations.index(name) for name in locations)
 
     def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
-        """Return this network with one more task; arguments and errors as in `branchnet.builder.add_task`."""
+        """Return this network with one more task.
+
+        Args:
+            name, network, beside, until: as for `branchnet.builder.add_task`.
+
+        Raises:
+            BuildError: as `branchnet.builder.add_task`.
+        """
         from branchnet.builder.network.surgery import add_task
 
         return add_task(self, name, network, beside=beside, until=until)
 
     def remove_task(self, name: str) -> BranchedNetwork:
-        """Return this network without one task; arguments and errors as in `branchnet.builder.remove_task`."""
+        """Return this network without one task.
+
+        Args:
+            name: the task.
+
+        Raises:
+            BuildError: as `branchnet.builder.remove_task`.
+        """
         from branchnet.builder.network.surgery import remove_task
 
         return remove_task(self, name)
 
     def merge_nodes(self, kept: str, *others: str) -> BranchedNetwork:
-        """Return this network with several nodes as one; arguments and errors as in `branchnet.builder.merge_nodes`."""
+        """Return this network with several nodes as one.
+
+        Args:
+            kept, others: as for `branchnet.builder.merge_nodes`.
+
+        Raises:
+            BuildError: as `branchnet.builder.merge_nodes`.
+        """
         from branchnet.builder.network.surgery import merge_nodes
 
         return merge_nodes(self, kept, *others)
 
     def split_node(self, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
-        """Return this network with a node split; arguments and errors as in `branchnet.builder.split_node`."""
+        """Return this network with a node split into copies.
+
+        Args:
+            node, groups: as for `branchnet.builder.split_node`.
+
+        Raises:
+            BuildError: as `branchnet.builder.split_node`.
+        """
         from branchnet.builder.network.surgery import split_node
 
         return split_node(self, node, groups)

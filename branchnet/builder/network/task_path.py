@@ -11,6 +11,11 @@ from torch import nn
 class TaskPath(nn.Module):
     """The nodes and the head that compute one task, called like that task's own network; they are not copied.
 
+    Args:
+        nodes: the task's node of each stage, from input to output.
+        head: the task's head.
+        locations: the names of the ends of the stages.
+
     Attributes:
         stages: the nodes, from input to output.
         head: the task's head.
@@ -24,7 +29,14 @@ class TaskPath(nn.Module):
         self.locations = tuple(locations)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the task's output from what its single-task network takes."""
+        """Compute the task's output.
+
+        Args:
+            args, kwargs: what the task's single-task network takes.
+
+        Returns:
+            what that network returns.
+        """
         cut = self.stages[0](*args, **kwargs)
         for node in self.stages[1:]:
             cut = node(*cut)

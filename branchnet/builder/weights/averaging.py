@@ -32,7 +32,7 @@ def weight_distance(first: StagedNetwork, second: StagedNetwork, stages: int | N
 
     Args:
         first: a staged network.
-        other: another one with equal stages.
+        second: another one with equal stages.
         stages: how many stages count, from the inputs; by default all.
 
     Returns:

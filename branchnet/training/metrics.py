@@ -108,7 +108,7 @@ def mean_angle() -> Metric:
 
 
 def explained_variance() -> Metric:
-    """Return a metric: the share of the target's variance, around its mean by channel, that is explained; in percent."""
+    """Return a metric: the share of the target's variance, around its mean by channel, that is explained, in %."""
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         wanted = channels_last_rows(target).double()
@@ -139,7 +139,7 @@ def top1_agreement() -> Metric:
 
 
 def kl_divergence() -> Metric:
-    """Return a metric: the mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats.
+    """Return a metric: the mean Kullback-Leibler divergence KL(target || output) of softmax over dimension 1, in nats.
 
     Outputs and targets are logits (B, classes, ...).
     """

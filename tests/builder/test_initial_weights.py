@@ -58,7 +58,7 @@ def test_a_node_of_the_mean_is_the_mean_of_its_tasks_networks(seed: int) -> None
 
 def test_unrelated_donors_have_no_mean() -> None:
     with pytest.raises(
-        BuildError, match=r"common ancestor.*'depth' and 'edges': (1\.0|0\.9)\d.*above 0\.7.*init='merge'"
+        BuildError, match=r"common ancestor.*'depth' and 'edges': (1\.0|0\.9)\d.*expected at most 0\.7.*init='merge'"
     ):
         branchnet.build(SHARED, STAGED, init="mean")
     separate = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED, init="mean")
@@ -268,7 +268,7 @@ def test_features_that_cannot_be_compared_are_left_out_with_a_warning(caplog: py
         ({"init": "magic"}, "init='magic' is not a rule"),
         ({"init": "pretrained"}, "expected both or neither"),
         ({"state": {}}, "expected both or neither"),
-        ({"init": "merge"}, "pass probe="),
+        ({"init": "merge"}, "expected probe="),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:

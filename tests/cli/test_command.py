@@ -151,7 +151,7 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         (
             {"networks": {"a": {"constructor": "os:system"}, "b": {"factory": "networks:plants"}}},
             2,
-            "'os:system' is no named constructor",
+            "'os:system' is not a named constructor",
         ),
     ],
 )

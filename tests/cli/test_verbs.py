@@ -257,7 +257,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("affinity run.yaml split.yaml --out a.txt", 2, "ends in .npz"),
         ("affinity split.yaml split.yaml", 2, "holds no images"),
         ("search nothing.npz split.yaml", 2, "nothing.npz is no file"),
-        ("search run.yaml split.yaml", 2, "no affinity file"),
+        ("search run.yaml split.yaml", 2, "not an affinity file"),
         ("search affinity.npz split.yaml --budget 1%params", 3, "smallest"),
         ("search affinity.npz split.yaml --budget much", 2, "cannot read the budget 'much'"),
         ("search affinity.npz split.yaml --objective worst", 2, "worst"),

@@ -134,7 +134,7 @@ def test_stability_needs_replicates() -> None:
     result = search(affinity, [1.0], Budget(2))
     with pytest.raises(AffinityError, match="no standard errors"):
         stability(result, affinity, [1.0])
-    with pytest.raises(AffinityError, match="no replicates"):
+    with pytest.raises(AffinityError, match="replicates is empty"):
         stability(result, [], [1.0])
 
 

@@ -228,9 +228,9 @@ def test_stage_weights_by_cost() -> None:
         given_ = search(affinity, costs, "60% params", stage_weights=weights)
         assert (named.tree, named.cost) == (given_.tree, given_.cost)
         assert named.cost == clustering_cost(named.tree, affinity, stage_weights=weights)
-    with pytest.raises(BudgetError, match="need StageCosts"):
+    with pytest.raises(BudgetError, match="expected StageCosts"):
         search(affinity, [1.0, 2.0], "60% params", stage_weights="flops")
-    with pytest.raises(BudgetError, match="not 'size'"):
+    with pytest.raises(BudgetError, match="stage_weights is 'size'"):
         stage_shares(costs, "size")
     with pytest.raises(AffinityError, match="knows no costs"):
         clustering_cost(named.tree, affinity, stage_weights="params")  # type: ignore[arg-type]

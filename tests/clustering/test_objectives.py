@@ -100,5 +100,5 @@ def test_refuses_directed_affinities_and_other_trees() -> None:
         clustering_cost(Tree.shared(["t0", "t1", "t2", "x"], 2), affinity)
     with pytest.raises(TreeError, match="3 stages"):
         clustering_cost(Tree.shared(affinity.tasks, 3), affinity)
-    with pytest.raises(AffinityError, match="no objective"):
+    with pytest.raises(AffinityError, match="unknown objective"):
         clustering_cost(Tree.shared(affinity.tasks, 2), affinity, objective="best")

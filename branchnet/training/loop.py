@@ -32,7 +32,7 @@ WEIGHT_DECAY = 1e-4
 LARGEST_GRADIENT = 5.0
 """Norm of the gradient of all parameters above which it is scaled down: some batch of an early step can be far out."""
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
-"""Less is lost than a restart takes, and writing takes far less."""
+"""So an interruption costs half a minute of training at most, and writing a small share of that."""
 
 TaskLosses = Callable[[Tensor], Mapping[str, Tensor]]
 """From the indices of a batch to the scalar loss of each task."""
@@ -176,7 +176,7 @@ def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tenso
     batch_size = min(batch_size, samples)
     per_epoch = samples // batch_size
     epoch, position = divmod(step, per_epoch)
-    # A prime apart, so that epoch e of a seed is not epoch e - 1 of the next one; torch takes seeds below 2^63.
+    # Far apart, so that epoch e of a seed is not epoch e - 1 of the next one; below 2^63, which every torch takes.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R BT.601."""
 _EDGE_SCALE, _CORNER_SCALE = 0.08, 0.05
-"""Responses of a clear edge or corner in these scenes, which tanh maps to the middle of its range."""
+"""Responses that tanh maps to 0.76: clear edges come close to 1, faint ones stay far below."""
 
 
 def edge_strength(images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ _PIXELS_AT_ONCE = 2**17
 """A chunk: 32 scenes at 64 x 64, whose intermediate tensors (nine solids a ray) take tens of megabytes a thread."""
 _MOST_THREADS = 8
 _SMALLEST = 16
-"""Below, objects are smaller than a pixel and labels tell nothing of them."""
+"""Below, small objects fall between the pixels."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def draw_history(plot: HistoryPlot) -> Figure:
         steps = np.arange(1, len(losses) + 1)
         if plot.window > 1:
             axes.plot(steps, losses, color=marks[task].colour, linewidth=0.5, alpha=0.35)
-        marker = {"marker": marks[task].marker, "markersize": 4, "markevery": max(1, len(losses) // 8)}
+        marker: Any = {"marker": marks[task].marker, "markersize": 4, "markevery": max(1, len(losses) // 8)}
         axes.plot(steps, smoothed, color=marks[task].colour, linewidth=1.6, label=task, **marker)
     if plot.resumed_at is not None:
         axes.axvline(plot.resumed_at, color=MUTED, linestyle=":", label="resumed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw_sharing_on(axes: Axes, compared: SharingComparison) -> None:
     marks = series_marks((GROUPS, TREES))
     for points, label in ((compared.groups, GROUPS), (compared.trees, TREES)):
         sizes, costs = [point.size for point in points], [point.cost for point in points]
-        style = {"marker": marks[label].marker, "color": marks[label].colour}
+        style: Any = {"marker": marks[label].marker, "color": marks[label].colour}
         # Between two points the smaller tree is the best that fits: the front is a staircase.
         axes.step(sizes, costs, where="post", markersize=3, label=label, **style)
     axes.xaxis.set_major_formatter(lambda size, _: si(size))

@@ -142,7 +142,7 @@ class Report:
 
     def save_html(self, path: str | os.PathLike[str], *, title: str = "Branched network") -> None:
         """Write one self-contained page; `branchnet.reporting.Page` holds more than costs."""
-        from branchnet.reporting.pages.page import Page
+        from branchnet.reporting.pages.page import Page  # here: tables need no matplotlib
 
         Page(title=title, report=self).save(path)
 

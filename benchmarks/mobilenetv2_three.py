@@ -18,8 +18,8 @@ import torch
 import yaml
 
 import branchnet
+from branchnet.pipeline.config.run_config import RunConfig
 from branchnet.pipeline.problem import problem_from_config
-from branchnet.pipeline.run_config import RunConfig
 from branchnet.specification.validation import validate
 
 CLASSES = {"imagenet": 1001, "birds": 965, "insects": 1022}

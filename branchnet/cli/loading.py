@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from branchnet.errors import CheckpointError, DataError, SpecError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from branchnet.affinity import Affinity
     from branchnet.builder import BranchedNetwork
     from branchnet.data.samples import Inputs
-    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.specification import Architecture
 
 
@@ -42,11 +43,11 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         SpecError: every problem of the file, or a folder instead of one.
     """
-    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.specification.validation import validate
 
     if path.is_dir():
-        raise SpecError(f"{path} is a folder (a config in it, such as {path / 'run.yaml'}, would be right)")
+        raise SpecError(f"{path} is a folder (expected a config, such as {path / 'run.yaml'})")
     return validate(RunConfig, path)
 
 
@@ -95,14 +96,14 @@ def read_spec(path: Path) -> Architecture:
 
     if path.is_dir():
         if not (path / ARCHITECTURE).exists():
-            raise SpecError(f"{path} holds no {ARCHITECTURE} (a folder that `branchnet build` wrote would be right)")
+            raise SpecError(f"{path} holds no {ARCHITECTURE} (expected a folder that `branchnet build` wrote)")
         path = path / ARCHITECTURE
     try:
         return Architecture.load(path)
     except SpecError as error:
         if path.is_file() and _is_config(path):
-            right = "a file that `branchnet split` or `branchnet search` wrote would be right"
-            raise SpecError(f"{path} is a config, no architecture ({right})") from error
+            expected = "expected an architecture, as `branchnet split` and `branchnet search` write it"
+            raise SpecError(f"{path} is a config ({expected})") from error
         raise
 
 
@@ -111,12 +112,12 @@ def read_affinity(path: Path) -> Affinity:
 
     Raises:
         DataError: there is no such file.
-        AffinityError: it is no affinity, or damaged.
+        AffinityError: it is not an affinity, or damaged.
     """
     from branchnet.affinity import Affinity
 
     if not path.is_file():
-        raise DataError(f"{path} is no file (one that `branchnet affinity` wrote would be right)")
+        raise DataError(f"{path} is not a file (expected one that `branchnet affinity` wrote)")
     return Affinity.load(path)
 
 
@@ -129,7 +130,7 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     import torch
 
     from branchnet.data.samples import take
-    from branchnet.pipeline.problem import make_networks, read_images
+    from branchnet.pipeline.config.config_sources import make_networks, read_images
     from branchnet.specification.realisation import interface_of, make_all
 
     if not path.is_dir() and is_specification(path):
@@ -150,7 +151,7 @@ def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> 
     Raises:
         SpecError: tasks that the config does not name.
     """
-    from branchnet.pipeline.problem import make_networks
+    from branchnet.pipeline.config.config_sources import make_networks
 
     if config is None:
         return {}
@@ -171,20 +172,20 @@ def read_branched(
         SpecError: a folder without a specification, or networks that must be passed: the option is named.
         CheckpointError: weights that are missing, damaged or do not fit.
     """
-    import branchnet
+    from branchnet.deploy import load
     from branchnet.deploy.saving import WEIGHTS
 
     spec = read_spec(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no saved network (a folder with {WEIGHTS} would be right)")
+        raise CheckpointError(f"{folder} is not a saved network (expected a folder with {WEIGHTS})")
     if not (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder} holds no {WEIGHTS} (a folder that `branchnet build` wrote would be right)")
+        raise CheckpointError(f"{folder} holds no {WEIGHTS} (expected a folder that `branchnet build` wrote)")
     unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
     if unnamed and config is None:
         raise SpecError(
             f"{folder} does not say how the networks of {', '.join(unnamed)} are made: pass the config, --config"
         )
-    branched: BranchedNetwork = branchnet.load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
+    branched: BranchedNetwork = load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
     return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
 
 
@@ -201,7 +202,7 @@ def built_or_saved(
 
 
 def separate_networks(branched: BranchedNetwork, config: Path | None) -> dict[str, nn.Module]:
-    """The single-task networks beside a branched one: the config's, or new ones of the same constructors."""
+    """The single-task networks of a branched one: the config's, or new ones of the same constructors."""
     if config is not None:
         return read_networks(config, branched.tasks)
     made = {task: constructor.create() for task, constructor in branched.constructors.items() if constructor}
@@ -214,7 +215,7 @@ def placed_networks(networks: Mapping[str, nn.Module], device: str | None, dtype
     Raises:
         DataError: a device that this machine does not have.
     """
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = checked_device(device), _dtype(dtype)
     return {task: network.eval().to(device=place, dtype=kind) for task, network in networks.items()}
 
 
@@ -223,7 +224,7 @@ def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = checked_device(device), _dtype(dtype)
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device=place, dtype=kind if tensor.is_floating_point() else None)
@@ -231,7 +232,12 @@ def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     return pytree.tree_map_only(Tensor, move, inputs)
 
 
-def _device(name: str | None) -> Any:
+def checked_device(name: str | None) -> torch.device | None:
+    """The device of that name; None for none.
+
+    Raises:
+        DataError: a device that this machine does not have.
+    """
     import torch
 
     if name is None:
@@ -247,3 +253,8 @@ def _dtype(name: str | None) -> Any:
     import torch
 
     return None if name is None else getattr(torch, name)
+
+
+def not_a_config(path: Path) -> SpecError:
+    """What is raised where a file has no images and a config is needed."""
+    return SpecError(f"{path} holds no images (expected a config, as `branchnet run` takes it)")

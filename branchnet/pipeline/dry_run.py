@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the steps of a verb, with the memory and the time that each will take.
+"""The plan of a verb, which `--dry-run` prints: its steps, with the memory and the time that each will take.
 
 Times are extrapolated from one call of each network on this machine, made now; nothing is written.
 """
@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
-from branchnet.cli.printing import print_json, print_tables, print_text
-from branchnet.reporting.tables import Column, Table
-from branchnet.reporting.units import binary
 from branchnet.stages import call
 from branchnet.utils.modes import evaluation_mode
 
@@ -61,29 +57,6 @@ class Plan:
     def memory(self) -> int:
         """Largest of the memories that are known."""
         return max((step.memory for step in self.steps if step.memory is not None), default=0)
-
-    def show(self, *, as_json: bool, writes: Sequence[Path]) -> None:
-        """Print the plan on stdout."""
-        if as_json:
-            steps = [{"step": step.name, "seconds": step.seconds, "bytes": step.memory} for step in self.steps]
-            total = {"seconds": self.seconds, "bytes": self.memory}
-            print_json({"verb": self.verb, "steps": steps, **total, "writes": [str(path) for path in writes]})
-            return
-        columns = (Column("step"), Column("time, about", duration), Column("memory, about", binary))
-        rows = tuple((step.name, step.seconds, step.memory) for step in self.steps)
-        total_row = ("in all", self.seconds or None, self.memory or None)
-        table = Table(f"What `branchnet {self.verb}` would do", columns, (*rows, total_row), frozenset({len(rows)}))
-        print_tables([table])
-        print_text(f"would write: {', '.join(map(str, writes)) or 'nothing'}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def memory_of(networks: Mapping[str, nn.Module]) -> int:

@@ -37,7 +37,7 @@ def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) 
         if mine != theirs:
             raise SpecError(f"{split}: {what} are {', '.join(mine)}; those of {affinity} are {', '.join(theirs)}")
     if spec.stage_costs is None:
-        raise SpecError(f"{split} says nothing of costs (a file that `branchnet split` wrote would be right)")
+        raise SpecError(f"{split} says nothing of costs (expected a file that `branchnet split` wrote)")
     return spec.stage_costs
 
 
@@ -73,7 +73,8 @@ def read_latency(path: Path) -> LatencyTable:
     try:
         return LatencyTable.from_dict(load_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no latency table (`branchnet bench --stages` writes one): {error}") from error
+        expected = "expected a file that `branchnet bench --stages` wrote"
+        raise DataError(f"{path} is not a latency table ({expected}): {error}") from error
 
 
 def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
@@ -110,25 +111,25 @@ def plan_search(
 
 
 def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
-    """The tree of a specification as the search result that it came from, as far as it is told."""
+    """The tree of a specification as the search result that it came from, as far as it is recorded."""
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
     from branchnet.clustering.budgets import size_model
 
-    told = spec.search
-    objective = (told and told.objective) or "mean-pair"
-    budget = Budget.parse(told.budget) if told and told.budget else None
+    recorded = spec.search
+    objective = (recorded and recorded.objective) or "mean-pair"
+    budget = Budget.parse(recorded.budget) if recorded and recorded.budget else None
     unit = budget.unit if budget else "params"
     costs, heads = spec.stage_costs, spec.head_costs or None
     assert costs is not None
     cost = clustering_cost(spec.tree, found, objective=objective)
-    bound = told.lower_bound if told and told.lower_bound is not None else float("-inf")
+    bound = recorded.lower_bound if recorded and recorded.lower_bound is not None else float("-inf")
     return SearchResult(
         tree=spec.tree,
         cost=cost,
         size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
         lower_bound=bound,
-        proven=bool(told and told.proven and bound >= cost - 1e-9 * abs(cost)),
-        method=(told and told.method) or "given",
+        proven=bool(recorded and recorded.proven and bound >= cost - 1e-9 * abs(cost)),
+        method=(recorded and recorded.method) or "given",
         why="",
         objective=objective,
         unit=unit,

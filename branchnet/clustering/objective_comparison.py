@@ -70,7 +70,7 @@ def compare_sharing(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str = "mean-max",
+    objective: str = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
     """Both fronts, exactly; arguments and errors as `pareto_front`, for as many tasks as the exact method takes."""

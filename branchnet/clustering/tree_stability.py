@@ -68,7 +68,7 @@ def stability(
             which `samples` replicates are drawn with independent normal errors.
         costs, budget, head_costs, stage_weights, method, shared_stages, constraints: as given to `search`; budget
             None = the result's.
-        objective: None = the result's.
+        objective: None = the result's; for a tree `"mean-pair"`, the default of `search`.
         samples: number of replicates drawn from standard errors.
         seed: for drawing and searching.
 
@@ -88,7 +88,7 @@ def stability(
             costs,
             budget,
             head_costs=head_costs,
-            objective=objective or "mean-max",
+            objective=objective or "mean-pair",
             stage_weights=stage_weights,
             method=method,
             shared_stages=shared_stages,

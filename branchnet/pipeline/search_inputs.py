@@ -1,4 +1,4 @@
-"""What `search`, `group` and `report` have in common: affinities beside the costs of a specification."""
+"""What `search`, `group` and `report` have in common: affinities together with the costs of a specification."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A folder of results in which finished steps are found again: what makes a run resumable.
 
-Each step leaves one file and beside it a record of what it was made from and of the file's content. A step whose record
-matches is read back; where the file is damaged or outdated, the step is made again.
+Each step leaves one file, and next to it a record of what it was made from and of the file's content. A step whose
+record matches is read back; where the file is damaged or outdated, the step is made again.
 """
 
 from __future__ import annotations

@@ -278,7 +278,11 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("report branched --out r.pdf", 2, ".html, .md, .csv or .json"),
         ("report broken", 4, "weights.safetensors"),
         ("show nothing", 2, "nothing"),
-        ("show weightless", 4, "weightless holds no weights.safetensors (expected a folder that `branchnet build` wrote"),
+        (
+            "show weightless",
+            4,
+            "holds no weights.safetensors (expected a folder that `branchnet build` wrote",
+        ),
         ("validate", 2, "no file was given"),
         ("validate wrong.yaml run.yaml", 2, "wrong.yaml:2:1"),
         ("run two.yaml", 2, "names no budget"),

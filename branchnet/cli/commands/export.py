@@ -72,9 +72,9 @@ def _print(exported: Exported, *, as_json: bool) -> None:
     from branchnet.cli.printing import print_json, print_text
 
     if as_json:
-        beside = {"specification": str(exported.specification), "card": str(exported.card)}
+        descriptions = {"specification": str(exported.specification), "card": str(exported.card)}
         checked = {"batches": list(exported.batches), "difference": dict(exported.difference)}
-        print_json({"model": str(exported.model), **beside, "outputs": list(exported.outputs), **checked})
+        print_json({"model": str(exported.model), **descriptions, "outputs": list(exported.outputs), **checked})
         return
     worst = max(exported.difference.values(), default=0.0)
     batches = ", ".join(map(str, exported.batches))

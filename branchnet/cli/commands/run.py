@@ -31,7 +31,7 @@ def run(
     config
         YAML file: networks, images, budget. `branchnet schema --config` says which fields there are.
     out
-        Folder for the results; by default beside the config and named after it.
+        Folder for the results; by default next to the config and named after it.
     seed
         Instead of the config's.
     """

@@ -89,7 +89,7 @@ def one_source(images: ImagesConfig) -> str:
 
 
 def find_function(name: str, folder: Path) -> Any:
-    """The function that `package.module:function` names; modules beside the config are found too.
+    """The function that `package.module:function` names; modules next to the config are found too.
 
     Raises:
         SpecError: no such module or function.
@@ -99,7 +99,7 @@ def find_function(name: str, folder: Path) -> Any:
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            raise SpecError(f"{name!r}: {error} (looked beside the config and in the environment)") from error
+            raise SpecError(f"{name!r}: {error} (looked next to the config and in the environment)") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")

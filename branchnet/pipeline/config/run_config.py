@@ -45,7 +45,7 @@ class NetworkConfig(_Strict):
     loss: FactoryName | None = None
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """Not exactly one way to make the network, or a constructor that is none."""
+        """Not exactly one way to make the network, or an unknown constructor."""
         if (self.factory is None) == (self.constructor is None):
             return [((), "needs either a factory or a constructor")]
         if self.constructor is None:

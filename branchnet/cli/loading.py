@@ -40,6 +40,12 @@ class Source:
 def read_config(path: Path) -> RunConfig:
     """Read the config of a run.
 
+    Args:
+        path: the YAML file.
+
+    Returns:
+        The config.
+
     Raises:
         SpecError: every problem of the file, or a folder instead of one.
     """
@@ -53,6 +59,13 @@ def read_config(path: Path) -> RunConfig:
 
 def changed(config: RunConfig, **options: Any) -> RunConfig:
     """The config with the options that were given on the command line, None for one that was not.
+
+    Args:
+        config: the config.
+        **options: values by name.
+
+    Returns:
+        The changed config.
 
     Raises:
         SpecError: a value that the config could not hold.
@@ -88,6 +101,12 @@ def _is_config(path: Path) -> bool:
 def read_spec(path: Path) -> Architecture:
     """Read a specification, or the one of a saved network's folder.
 
+    Args:
+        path: a YAML file, or a folder that holds one.
+
+    Returns:
+        The specification.
+
     Raises:
         SpecError: every problem of the file, a config, or a folder without a specification.
     """
@@ -110,6 +129,12 @@ def read_spec(path: Path) -> Architecture:
 def read_affinity(path: Path) -> Affinity:
     """Read an affinity file.
 
+    Args:
+        path: the .npz file.
+
+    Returns:
+        The affinities.
+
     Raises:
         DataError: there is no such file.
         AffinityError: it is not an affinity, or damaged.
@@ -123,6 +148,14 @@ def read_affinity(path: Path) -> Affinity:
 
 def read_source(path: Path, *, device: str | None = None, dtype: str | None = None) -> Source:
     """Make the networks of a config or of a specification (with fresh weights), and an input for them.
+
+    Args:
+        path: a config or a specification.
+        device: where the networks shall be.
+        dtype: the type of weights and inputs.
+
+    Returns:
+        The networks and inputs.
 
     Raises:
         SpecError, DataError, CheckpointError: what is wrong with the file, or with what it names.
@@ -148,6 +181,13 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
 def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
     """The networks of a config with their weights, in the order of `tasks`; none without a config.
 
+    Args:
+        config: the config, or None.
+        tasks: which ones; None for all.
+
+    Returns:
+        The networks by task.
+
     Raises:
         SpecError: tasks that the config does not name.
     """
@@ -167,6 +207,15 @@ def read_branched(
     folder: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> BranchedNetwork:
     """Load a saved branched network; networks without a named constructor come from `config`.
+
+    Args:
+        folder: what `branchnet build` wrote.
+        config: the config with the networks that have no constructor.
+        device: where the network shall be.
+        dtype: the type of its weights.
+
+    Returns:
+        The network, in eval mode.
 
     Raises:
         SpecError: a folder without a specification, or networks that must be passed: the option is named.
@@ -192,7 +241,17 @@ def read_branched(
 def built_or_saved(
     path: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> BranchedNetwork:
-    """Load a saved network, or build that of an architecture, with the config's weights or random ones."""
+    """Load a saved network, or build that of an architecture, with the config's weights or random ones.
+
+    Args:
+        path: a folder, or an architecture.
+        config: the config with the networks, or None.
+        device: where the network shall be.
+        dtype: the type of its weights.
+
+    Returns:
+        The network, in eval mode.
+    """
     if path.is_dir():
         return read_branched(path, config, device=device, dtype=dtype)
     spec = read_spec(path)
@@ -202,7 +261,15 @@ def built_or_saved(
 
 
 def separate_networks(branched: BranchedNetwork, config: Path | None) -> dict[str, nn.Module]:
-    """The single-task networks of a branched one: the config's, or new ones of the same constructors."""
+    """The single-task networks of a branched one: the config's, or new ones of the same constructors.
+
+    Args:
+        branched: the branched network.
+        config: the config with the networks, or None.
+
+    Returns:
+        The networks by task; none where one of them cannot be made.
+    """
     if config is not None:
         return read_networks(config, branched.tasks)
     made = {task: constructor.create() for task, constructor in branched.constructors.items() if constructor}

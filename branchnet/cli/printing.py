@@ -41,7 +41,13 @@ def say(text: str, *, quiet: bool) -> None:
 
 
 def print_plan(plan: Plan, writes: Sequence[Path], *, as_json: bool) -> None:
-    """Print the plan of a verb, and which files it would write."""
+    """Print the plan of a verb, and which files it would write.
+
+    Args:
+        plan: the plan.
+        writes: the files.
+        as_json: JSON instead of a table.
+    """
     from branchnet.reporting.tables import Column, Table
     from branchnet.reporting.units import binary, duration
 
@@ -59,7 +65,12 @@ def print_plan(plan: Plan, writes: Sequence[Path], *, as_json: bool) -> None:
 
 
 def print_run(result: RunResult, *, as_json: bool) -> None:
-    """Print what a run found and measured, and how its network is loaded again."""
+    """Print what a run found and measured, and how its network is loaded again.
+
+    Args:
+        result: the result.
+        as_json: all measurements as JSON instead of tables and sentences.
+    """
     from branchnet.pipeline.run_outputs import ways_to_load
     from branchnet.reporting.conclusion import verdict
 

@@ -71,14 +71,30 @@ def batch_of(example: Any, size: int) -> Any:
 
 
 def forward_seconds(network: nn.Module, batch: Any) -> float:
-    """Seconds of one forward pass without gradients, after one to warm up."""
+    """Seconds of one forward pass without gradients, after one to warm up.
+
+    Args:
+        network: the network.
+        batch: what it is called with.
+
+    Returns:
+        Seconds.
+    """
     with torch.no_grad(), evaluation_mode(network):
         _run(network, batch)
         return _timed(lambda: _run(network, batch), _device_of(network))
 
 
 def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
-    """Seconds of one forward and backward pass of all networks."""
+    """Seconds of one forward and backward pass of all networks.
+
+    Args:
+        networks: the networks; they are left in eval mode, and all their parameters trainable.
+        batch: what each is called with.
+
+    Returns:
+        Seconds.
+    """
 
     def run() -> None:
         for network in networks:
@@ -104,7 +120,19 @@ def plan_comparison(
     batch_size: int,
     cut_bytes: Sequence[int],
 ) -> Plan:
-    """Add running all networks on the probe and comparing them; `cut_bytes` are those of one input at each location."""
+    """Add running all networks on the probe and comparing them; `cut_bytes` are those of one input at each location.
+
+    Args:
+        plan: what comes before.
+        networks: the networks by task.
+        example: one input.
+        count: how many inputs the probe has.
+        batch_size: inputs in a batch.
+        cut_bytes: bytes of one input at each location.
+
+    Returns:
+        The longer plan.
+    """
     from branchnet.affinity.features.memory_plan import default_limit
 
     batch = batch_of(example, min(batch_size, count))
@@ -126,7 +154,20 @@ def plan_comparison(
 def plan_distillation(
     plan: Plan, name: str, networks: Sequence[nn.Module], example: Any, *, steps: int, batch_size: int, activations: int
 ) -> Plan:
-    """Add `steps` batches of training of what costs as much as `networks`; `activations`: bytes for one input."""
+    """Add `steps` batches of training of what costs as much as `networks`; `activations`: bytes for one input.
+
+    Args:
+        plan: what comes before.
+        name: what the plan calls the training.
+        networks: what one step costs as much as.
+        example: one input.
+        steps: how many batches.
+        batch_size: inputs in a batch.
+        activations: bytes that are kept for one input.
+
+    Returns:
+        The longer plan.
+    """
     seconds = step_seconds(networks, batch_of(example, batch_size)) * steps
     weights = memory_of({str(number): network for number, network in enumerate(networks)})
     return plan.step(name, seconds=seconds, memory=_OPTIMIZER_COPIES * weights + batch_size * activations)

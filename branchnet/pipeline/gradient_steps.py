@@ -48,6 +48,14 @@ class Labelled:
 def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
     """Call the config's factory of labels and find its losses; leave out what is held out.
 
+    Args:
+        config: the config.
+        path: its file.
+        images: K images.
+
+    Returns:
+        What is trained on.
+
     Raises:
         SpecError: a config without labels or losses, or with functions that are not there.
         DataError: labels of other tasks, or of another number of images.
@@ -93,7 +101,17 @@ def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tens
 def shared_network(
     spec: Architecture, networks: Mapping[str, nn.Module], example: Any, donor: str | None
 ) -> BranchedNetwork:
-    """The network in which all tasks share all stages of `spec`, with donors' weights."""
+    """The network in which all tasks share all stages of `spec`, with donors' weights.
+
+    Args:
+        spec: tasks and locations.
+        networks: the single-task networks by task.
+        example: one input.
+        donor: the task whose weights are taken; None for medoids.
+
+    Returns:
+        The network.
+    """
     staged = split_all(networks, example, locations=list(spec.locations))
     tree = Tree.shared(spec.tasks, len(spec.locations))
     return build(tree, staged, donors=choose_donors(tree, preferred=donor))
@@ -118,7 +136,19 @@ def train_shared(network: BranchedNetwork, data: Labelled, options: RunOptions) 
 def measure_gradients(
     network: BranchedNetwork, data: Labelled, options: RunOptions, *, measure: str, bootstrap: int, seed: int
 ) -> Affinity:
-    """What each task's step does to the others' losses, over the probe in batches."""
+    """What each task's step does to the others' losses, over the probe in batches.
+
+    Args:
+        network: the network that is probed.
+        data: images and labels.
+        options: size of the probe and of batches, learning rate.
+        measure: one of `METHODS`.
+        bootstrap: resamplings of the batches.
+        seed: of the resampling.
+
+    Returns:
+        A directed affinity.
+    """
     device = next(network.parameters()).device
     count = min(options.probe, count_samples(data.images))
     found = [
@@ -137,7 +167,18 @@ def measure_gradients(
 
 
 def plan_gradients(network: BranchedNetwork, data: Labelled, options: RunOptions, *, measure: str, train: bool) -> Plan:
-    """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it."""
+    """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it.
+
+    Args:
+        network: the network that is probed.
+        data: images and labels.
+        options: sizes and steps.
+        measure: one of `METHODS`.
+        train: whether the network is trained first.
+
+    Returns:
+        The plan.
+    """
     device = next(network.parameters()).device
     example = pytree.tree_map(lambda tensor: tensor.to(device), network.interface.random())
     plan = Plan("affinity")

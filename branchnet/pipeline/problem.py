@@ -197,6 +197,13 @@ def held_out_rows(count: int, share: float, seed: int = 0) -> tuple[list[int], l
 def divide(images: Inputs, options: RunOptions) -> tuple[Inputs, Inputs]:
     """Divide the images, shuffled by the seed, into those that are trained on and those that are held out.
 
+    Args:
+        images: K samples.
+        options: the share that is held out, and the seed.
+
+    Returns:
+        Both parts.
+
     Raises:
         DataError: too few images.
     """
@@ -210,7 +217,14 @@ def probe_of(train: Inputs, options: RunOptions) -> Any:
 
 
 def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
-    """The metric of each task, and further ones by label: agreement with the single-task network."""
+    """The metric of each task, and further ones by label: agreement with the single-task network.
+
+    Args:
+        kinds: the kind of each task.
+
+    Returns:
+        The metrics by task; the further ones as (task, metric) by label.
+    """
     classes = [task for task, kind in kinds.items() if kind == "classification"]
     metrics = {task: on_first_tensor(top1_agreement() if task in classes else explained_variance()) for task in kinds}
     further = {
@@ -222,7 +236,16 @@ def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, 
 
 
 def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size: int) -> dict[str, Tensor]:
-    """First floating-point tensor of each network's output, for all images."""
+    """First floating-point tensor of each network's output, for all images.
+
+    Args:
+        networks: the networks by task.
+        images: K samples.
+        batch_size: samples in a batch.
+
+    Returns:
+        K outputs by task, on the CPU.
+    """
     with torch.no_grad():
         return {
             task: torch.cat(
@@ -242,6 +265,12 @@ def on_first_tensor(metric: Metric) -> Metric:
 
 def first_tensor(output: Any) -> Tensor:
     """First floating-point tensor of a nested output.
+
+    Args:
+        output: a tensor, or tensors nested in dicts, tuples and the like.
+
+    Returns:
+        The tensor.
 
     Raises:
         DataError: there is none.

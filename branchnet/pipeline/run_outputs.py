@@ -89,7 +89,15 @@ def write_results(
 
 
 def ways_to_load(branched: BranchedNetwork, directory: Path) -> tuple[str, str]:
-    """The shell commands that show the saved network, and load it in Python."""
+    """The shell commands that show the saved network, and load it in Python.
+
+    Args:
+        branched: the network.
+        directory: its folder.
+
+    Returns:
+        Two commands.
+    """
     unnamed = any(constructor is None for constructor in branched.constructors.values())
     networks = ", networks={task: single_task_network, ...}" if unnamed else ""
     python = f"import branchnet; network = branchnet.load({json.dumps(str(directory))}{networks})"

@@ -152,7 +152,14 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
 
 
 def check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads: HeadCosts) -> None:
-    """Raise BudgetError where not even the smallest tree fits, before anything takes long."""
+    """Raise BudgetError where not even the smallest tree fits, before anything takes long.
+
+    Args:
+        problem: what is asked.
+        locations: where the networks can be cut.
+        costs: of the stages in the budget's unit.
+        heads: of the heads.
+    """
     tasks = tuple(problem.networks)
     nothing_known = Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
     search(nothing_known, costs, problem.budget, head_costs=heads, objective=problem.options.objective)

@@ -27,6 +27,14 @@ BYTES_IN_MEMORY = 2 * 2**30
 def make_networks(config: RunConfig, folder: Path, *, device: torch.device | None = None) -> dict[str, nn.Module]:
     """Call the factories and constructors, and load the weights.
 
+    Args:
+        config: the config.
+        folder: where it lies; paths in it are relative to that.
+        device: where the networks shall be.
+
+    Returns:
+        The networks by task, in eval mode.
+
     Raises:
         SpecError: a factory or constructor that is missing or makes no network.
         CheckpointError: weights that are missing, damaged or do not fit.
@@ -53,6 +61,13 @@ def make_network(wanted: NetworkConfig, folder: Path) -> Any:
 
 def read_images(config: RunConfig, folder: Path) -> Inputs:
     """Read the images into memory, or leave a large folder on disk to be read batch by batch.
+
+    Args:
+        config: the config.
+        folder: where it lies.
+
+    Returns:
+        K images.
 
     Raises:
         DataError: not exactly one source, or images that cannot be read.
@@ -91,6 +106,13 @@ def one_source(images: ImagesConfig) -> str:
 def find_function(name: str, folder: Path) -> Any:
     """The function that `package.module:function` names; modules next to the config are found too.
 
+    Args:
+        name: the name.
+        folder: where the config lies.
+
+    Returns:
+        The function.
+
     Raises:
         SpecError: no such module or function.
     """
@@ -108,6 +130,13 @@ def find_function(name: str, folder: Path) -> Any:
 
 def call_factory(name: str, folder: Path) -> Any:
     """Call the function that `package.module:function` names without arguments.
+
+    Args:
+        name: the name.
+        folder: where the config lies.
+
+    Returns:
+        What the function returns.
 
     Raises:
         SpecError: no such module or function, or one that needs arguments.

@@ -136,7 +136,14 @@ def shown_samples(problem: Problem, test: Scenes, branched: BranchedNetwork) -> 
 
 
 def plan_demo(*, quick: bool = False) -> Plan:
-    """The plan of the demo: seven trainings, the comparison, and the distillation of the compared trees."""
+    """The plan of the demo: seven trainings, the comparison, and the distillation of the compared trees.
+
+    Args:
+        quick: whether much less is trained.
+
+    Returns:
+        The plan.
+    """
     size = QUICK if quick else FULL
     networks = {name: task.network() for name, task in TASKS.items()}
     example = torch.rand(1, 3, 64, 64)
@@ -171,7 +178,18 @@ def plan_demo(*, quick: bool = False) -> Plan:
 def train_single_tasks(
     train: Scenes, steps: int, seed: int, workspace: Workspace, device: torch.device | str | None = None
 ) -> dict[str, nn.Module]:
-    """Train one network for each task, or read back those that are finished."""
+    """Train one network for each task, or read back those that are finished.
+
+    Args:
+        train: the scenes.
+        steps: batches of each training.
+        seed: decides the initial weights and the order of batches.
+        workspace: where the trained weights are kept.
+        device: where the networks run.
+
+    Returns:
+        The networks by task.
+    """
 
     def new(name: str) -> nn.Module:
         return TASKS[name].network().eval().to(device=device)

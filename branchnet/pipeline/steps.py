@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import Latency, LatencyTable, compiler_problem, latency_table
 from branchnet.pipeline.network_timing import Seconds, time_networks
 from branchnet.pipeline.problem import Problem
+from branchnet.pipeline.search_inputs import replicates_of
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
 from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.stages import StagedNetwork, split_all
@@ -40,7 +41,6 @@ from branchnet.training import Metric, Teachers, distill, evaluate, reestimate_b
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
-REPLICATES = 50
 
 
 @dataclass(frozen=True)
@@ -293,10 +293,9 @@ def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric
 
 def _stability(problem: Problem, trees: Trees) -> Stability:
     """Search again on bootstrap replicates of the probe."""
-    replicates = [replace(trees.affinity, values=values, samples=None) for values in trees.affinity.replicates()]
-    shown = replicates[:REPLICATES]
+    replicates = replicates_of(trees.affinity)
     with deferred_interrupt() as interrupted:
-        found = stability(trees.chosen, shown, trees.costs, problem.budget, head_costs=trees.head_costs)
+        found = stability(trees.chosen, replicates, trees.costs, problem.budget, head_costs=trees.head_costs)
         if interrupted():
             raise KeyboardInterrupt
     return found

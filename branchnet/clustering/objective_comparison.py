@@ -63,7 +63,7 @@ def compare_sharing(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str = "mean-max",
+    objective: str = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
     """Compute both fronts exactly, for as many tasks as the exact method takes.

@@ -1,5 +1,6 @@
 """Heuristic searches and lower bounds: against the exact optimum, against each other, and under constraints."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -21,6 +22,7 @@ from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, chains, 
 from branchnet.clustering.bounds import lower_bound, rising_bounds
 from branchnet.clustering.cliques import clique_diameters
 from branchnet.clustering.local import apply_move, price_moves
+from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.searching import make_problem
 from branchnet.errors import BranchnetError, BudgetError
 
@@ -100,6 +102,22 @@ def test_the_bound_of_one_shared_network_is_its_cost(name: str, seed: int) -> No
     problem = make_problem(affinity, [1.0], "params", objective=name)
     cost = problem.losses.tree_cost(Tree.shared(affinity.tasks, 1))
     assert lower_bound(problem.losses, problem.rules, problem.sizes.table, 1.0) == pytest.approx(cost, abs=2e-14)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("offset", [-100.0, 100.0])
+def test_a_constant_in_the_cost_shifts_the_bounds_and_changes_nothing_else(name: str, offset: float) -> None:
+    problem = make_problem(rsa_like_affinity(7, 3, 1), COSTS[:3], "params", objective=name)
+    shifted = replace(problem.losses, offset=offset)
+    limit = 0.6 * problem.sizes.separate
+    best = search(problem.losses, COSTS[:3], Budget(limit), method="exact").cost
+
+    def bounds(losses: StageLosses, target: float) -> list[float]:
+        return list(rising_bounds(losses, problem.rules, problem.sizes.table, limit, target=target, effort=20))
+
+    plain = bounds(problem.losses, best + 0.1)
+    assert bounds(shifted, best + 0.1 + offset) == pytest.approx([bound + offset for bound in plain], abs=1e-9)
+    assert len(bounds(shifted, plain[0] - 1e-6 + offset)) == 1  # the first bound reaches the target: nothing to tighten
 
 
 def test_multipliers_that_grow_large_raise_no_bound_by_rounding() -> None:

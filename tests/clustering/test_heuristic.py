@@ -1,0 +1,44 @@
+"""The search for many tasks: overdrawing the budget and paying back leaves local optima."""
+
+import numpy as np
+import pytest
+from clustering_instances import names, random_affinity, rsa_like_affinity
+
+from branchnet.clustering import OBJECTIVES, Tree, random_tree, search
+from branchnet.clustering.heuristic import _repaired, heuristic_search
+from branchnet.clustering.searching import make_problem
+from branchnet.clustering.watch import Watch
+
+COSTS = [0.2, 1.2, 7.1]
+
+
+def test_rounds_that_overdraw_the_budget_reach_an_optimum_that_descents_miss() -> None:
+    affinity = rsa_like_affinity(8, 3, 4)
+    exact = search(affinity, COSTS, "50% params", objective="mean-pair", method="exact")
+    land = make_problem(affinity, COSTS, "params", objective="mean-pair").landscape(exact.limit)
+    descents = heuristic_search(land, Watch(), seed=0, rounds=0)
+    assert descents is not None
+    assert land.cost(descents.labels) > exact.cost * 1.001
+    found = search(affinity, COSTS, "50% params", objective="mean-pair", method="local")
+    assert found.cost == pytest.approx(exact.cost, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_tree_over_the_budget_is_paid_back(name: str) -> None:
+    affinity = random_affinity(7, 3, 3)
+    problem = make_problem(affinity, COSTS, "params", objective=name)
+    for share in (0.3, 0.5, 0.8):
+        land = problem.landscape(share * problem.sizes.separate)
+        for tree in (Tree.separate(names(7), 3), random_tree(names(7), 3, seed=4)):
+            repaired = _repaired(land, np.array(tree.labels()))
+            assert repaired is not None
+            size = sum(cost * (row.max() + 1) for cost, row in zip(COSTS, repaired, strict=True))
+            assert size <= share * 7 * sum(COSTS)
+
+
+def test_a_tree_within_the_budget_is_left_as_it_is_and_one_beyond_repair_is_given_up() -> None:
+    problem = make_problem(random_affinity(6, 3, 0), COSTS, "params")
+    labels = np.array(random_tree(names(6), 3, seed=1).labels())
+    fits = problem.landscape(float(sum(c * (row.max() + 1) for c, row in zip(COSTS, labels, strict=True))))
+    assert _repaired(fits, labels) is labels
+    assert _repaired(problem.landscape(0.5 * sum(COSTS)), labels) is None

@@ -5,6 +5,6 @@ Importing this package imports no torch: the public names, listed in `__init__.p
 
 import lazy_loader as lazy
 
-__version__ = "0.1.0"
+from branchnet.utils.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

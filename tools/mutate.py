@@ -29,7 +29,7 @@ from pathlib import Path
 import yaml
 from mutants import Mutant, mutants_of, ranked
 
-from branchnet.files import write_text
+from branchnet.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")

@@ -7,9 +7,9 @@ import pytest
 from clustering_instances import random_affinity
 
 from branchnet.clustering import Constraints
-from branchnet.clustering.exact import width_table, work
-from branchnet.clustering.searching import make_problem
-from branchnet.clustering.watch import Watch
+from branchnet.clustering.deadline import Watch
+from branchnet.clustering.exact.dynamic_program import width_table, work
+from branchnet.clustering.tree_search import make_problem
 
 
 class Counting(Watch):

@@ -5,9 +5,9 @@ import pytest
 from clustering_instances import names, random_affinity, rsa_like_affinity
 
 from branchnet.clustering import OBJECTIVES, Tree, random_tree, search
-from branchnet.clustering.heuristic import _repaired, heuristic_search
-from branchnet.clustering.searching import make_problem
-from branchnet.clustering.watch import Watch
+from branchnet.clustering.deadline import Watch
+from branchnet.clustering.heuristics.heuristic import _repaired, heuristic_search
+from branchnet.clustering.tree_search import make_problem
 
 COSTS = [0.2, 1.2, 7.1]
 

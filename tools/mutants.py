@@ -67,6 +67,11 @@ class Mutant:
     new: str
 
     @property
+    def room(self) -> str:
+        """Name of the folder below the package."""
+        return self.file.split("/")[1]
+
+    @property
     def key(self) -> tuple[str, str, str, int]:
         """What identifies the mutant also after edits elsewhere in the file."""
         return self.file, self.text, self.change, self.occurrence

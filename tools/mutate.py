@@ -1,7 +1,7 @@
 """Mutation run: how many seeded small changes of rooms of branchnet make the room's own tests fail.
 
 Each mutant is applied in a temporary copy of the files that git knows, and the room's tests run until the first
-failure: first the files nearest by imports to the mutated one, then the rest. A mutant that takes more than three times
+failure: those first that are nearest by imports to the mutated file. A mutant that takes more than three times
 the processor time of all tests (and 20 seconds), or too much memory, counts as killed. Every result is added to a file
 at once, and what that file holds is not run again. Works where Python's `resource` module does (Linux, macOS).
 """
@@ -20,8 +20,6 @@ from pathlib import Path
 import yaml
 from mutants import Mutant, mutants_of, ranked
 from mutation_trials import KILLED, LIMIT, SURVIVED, baseline, copy_of, nearest_tests, run_mutant
-
-from branchnet.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
@@ -152,7 +150,7 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT, equivalen
     page = report(mutants, equivalent, results, options.seed)
     print(page)
     if options.page is not None:
-        write_text(options.page, page)
+        options.page.write_text(page)
     killed = sum(results[mutant.key]["result"] != SURVIVED for mutant in mutants)
     return 0 if killed >= options.at_least * len(mutants) else 1
 

@@ -1,35 +1,39 @@
-"""One mutant on trial: applied in a temporary copy, against the tests of its room, the nearest ones first."""
+"""One mutant on trial: applied in a temporary copy, against the tests of its room, the nearest ones first.
+
+Each run of tests is a fork of this process, in which what they import from elsewhere is loaded once.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import math
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import cache_from_source
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 from mutants import Mutant
 
 KILLED, SURVIVED, LIMIT = "killed", "survived", "killed by the limit"
 MOST_BYTES = 8 * 2**30
-_PROFILE = """
-from hypothesis import Phase, settings
-settings.register_profile("mutation", database=None, derandomize=True, deadline=None,
-                          phases=(Phase.explicit, Phase.generate))
-settings.load_profile("mutation")
-"""
+_PRELOADED = ("hypothesis", "networkx", "numpy", "pytest", "scipy.optimize", "sklearn.cluster", "torch")
 
 
 def nearest_tests(root: Path, mutant: Mutant) -> list[str]:
-    """The test files of the mutant's room, ordered by the number of imports that lead to the mutated file."""
+    """The tests of the mutant's room that import the mutated file, those with the fewest imports between them first.
+
+    Names stand for modules, so a file may be listed that shares a name only; none that imports the file is left out.
+    """
     package = root / Path(*Path(mutant.file).parts[:2])
     uses = {path: _names_used(path) for path in sorted(package.rglob("*.py"))}
     distances = {root / mutant.file: 1}
@@ -42,10 +46,11 @@ def nearest_tests(root: Path, mutant: Mutant) -> list[str]:
     tests = {path: _names_used(path) for path in sorted((root / "tests" / mutant.room).rglob("test_*.py"))}
     defined = sorted((distance, _names_defined(root, path)) for path, distance in distances.items())
 
-    def distance_of(used: set[str]) -> float:
-        return next((distance for distance, names in defined if used & names), math.inf)
-
-    return [str(p.relative_to(root)) for p in sorted(tests, key=lambda path: distance_of(tests[path]))]
+    nearest = {
+        path: next((distance for distance, names in defined if used & names), None) for path, used in tests.items()
+    }
+    found = sorted((distance, str(path.relative_to(root))) for path, distance in nearest.items() if distance)
+    return [path for _, path in found]
 
 
 def _names_defined(root: Path, path: Path) -> set[str]:
@@ -70,7 +75,7 @@ def _names_used(path: Path) -> set[str]:
 
 @contextmanager
 def copy_of(root: Path) -> Iterator[Path]:
-    """A temporary folder with the files that git tracks or would add, and the profile for hypothesis."""
+    """A temporary folder with the files that git tracks or would add."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root,
@@ -83,7 +88,6 @@ def copy_of(root: Path) -> Iterator[Path]:
                 target = Path(folder, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, target)
-        Path(folder, "mutation_profile.py").write_text(_PROFILE)
         yield Path(folder)
 
 
@@ -105,37 +109,66 @@ def run_tests(copy: Path, tests: Sequence[str], seconds: float | None = None) ->
         seconds: processor time after which the run is stopped; it is stopped after ten times as much time, too.
     """
 
-    def limit() -> None:
-        if seconds is not None:
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    load()
+    with tempfile.TemporaryFile("w+") as output:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            os._exit(_run_pytest(copy, tests, seconds, output.fileno()))
+        stop = threading.Timer(10 * seconds if seconds else threading.TIMEOUT_MAX, _kill, [child])
+        stop.daemon = True
+        stop.start()
+        _, status, used = os.wait4(child, 0)
+        stop.cancel()
+        output.seek(0)
+        lines = output.read().splitlines()
+    failed = [line.split(" ")[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return Outcome(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, (failed or lines[-1:] or [""])[0])
 
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "mutation_profile",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    try:
-        done = subprocess.run(
-            [*command, *tests], cwd=copy, env=environment, preexec_fn=limit, capture_output=True, text=True,
-            timeout=None if seconds is None else 10 * seconds,
-        )  # fmt: skip
-        status, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired:
-        status, output = -1, ""
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    failed = [line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Outcome(status, spent, failed[0] if failed else "")
+
+def load() -> None:
+    """Import what tests need from elsewhere, with one thread for each library."""
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    for name in _PRELOADED:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+
+
+def _kill(child: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+
+
+def _run_pytest(copy: Path, tests: Sequence[str], seconds: float | None, output: int) -> int:
+    """In the child: pytest's exit status."""
+    import hypothesis
+    import pytest
+
+    os.setpgid(0, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1, closefd=False)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    if seconds is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path.insert(0, str(copy))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("branchnet", "tests", "conftest")]:
+        del sys.modules[name]
+    found = find_spec("branchnet")
+    if found is None or not Path(str(found.origin)).resolve().is_relative_to(copy.resolve()):
+        os.write(output, f"the tests would import {found}, expected a file below {copy}".encode())
+        return pytest.ExitCode.INTERNAL_ERROR
+    hypothesis.settings.register_profile(
+        "mutation",
+        database=None,
+        derandomize=True,
+        deadline=None,
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+    )
+    hypothesis.settings.load_profile("mutation")
+    return pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests])
 
 
 def run_mutant(copy: Path, mutant: Mutant, tests: Sequence[str], seconds: float) -> dict[str, object]:
@@ -153,7 +186,7 @@ def run_mutant(copy: Path, mutant: Mutant, tests: Sequence[str], seconds: float)
     file, text, change, occurrence = mutant.key
     return {
         "file": file, "text": text, "change": change, "occurrence": occurrence, "line": mutant.line,
-        "result": result, "seconds": round(outcome.seconds, 1), "by": outcome.failure,
+        "result": result, "seconds": round(outcome.seconds, 1), "by": outcome.failure if outcome.status else "",
     }  # fmt: skip
 
 
@@ -163,12 +196,6 @@ def baseline(copy: Path, room: str) -> float:
     Raises:
         SystemExit: the tests fail, or do not import the copy.
     """
-    where = subprocess.run(
-        [sys.executable, "-c", "import branchnet; print(branchnet.__file__)"],
-        cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    if not Path(where.stdout.strip()).resolve().is_relative_to(copy.resolve()):
-        raise SystemExit(f"the copy's tests would import {where.stdout.strip()}, expected a file below {copy}")
     outcome = run_tests(copy, [f"tests/{room}"])
     if outcome.status != 0:
         raise SystemExit(f"the tests of {room} fail without a mutant: {outcome.failure or outcome.status}")

@@ -35,6 +35,7 @@ def test_larger():
 @pytest.fixture(autouse=True)
 def _tools_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.setattr(importlib.import_module("mutation_trials"), "load", lambda: None)
     yield
 
 
@@ -141,10 +142,14 @@ def test_a_run_is_recorded_resumed_and_counted_and_leaves_the_checkout_alone(
         mutate.main(options, root=checkout, equivalents=known)
 
 
-def test_the_tests_that_import_the_mutated_file_come_first(checkout: Path, mutants: ModuleType) -> None:
+def test_only_tests_that_import_the_mutated_file_are_run_the_nearest_first(checkout: Path, mutants: ModuleType) -> None:
     trials = importlib.import_module("mutation_trials")
+    (checkout / "branchnet/room/user.py").write_text(
+        "from branchnet.room.inner.numbers import larger\n\ndef use(): ...\n"
+    )
+    (checkout / "tests/room/test_a_user.py").write_text("from branchnet.room import user\n")
     mutant = mutants.mutants_of("branchnet/room/inner/numbers.py", SOURCE.encode())[0]
-    assert trials.nearest_tests(checkout, mutant) == ["tests/room/test_numbers.py", "tests/room/test_far.py"]
+    assert trials.nearest_tests(checkout, mutant) == ["tests/room/test_numbers.py", "tests/room/test_a_user.py"]
 
 
 def test_a_run_without_end_is_stopped(checkout: Path) -> None:

@@ -101,6 +101,9 @@ def test_refuses_measurements_that_are_missing() -> None:
     values[2, 0, 1] = np.nan
     with pytest.raises(AffinityError, match="'seg' with 'normal' at branch point 2"):
         expected_losses(values, TASKS)
+    values[4, 2, 1] = np.inf  # the first one is named
+    with pytest.raises(AffinityError, match="'seg' with 'normal' at branch point 2 is nan"):
+        expected_losses(values, TASKS)
     with pytest.raises(AffinityError, match="shape"):
         expected_losses(values[:, :2], TASKS)
 

@@ -121,6 +121,30 @@ def test_a_constant_in_the_cost_shifts_the_bounds_and_changes_nothing_else(name:
     assert len(bounds(shifted, plain[0] - 1e-6 + offset)) == 1  # the first bound reaches the target: nothing to tighten
 
 
+@pytest.mark.parametrize("name", ["mean-pair", "sum-pair"])
+def test_a_bound_that_reaches_the_cost_is_a_proof(name: str) -> None:
+    affinity = random_affinity(15, 1, 0)
+    result = search(affinity, [1.0], Budget(1.0), objective=name)
+    assert result.method == "local"
+    assert result.proven
+    assert result.lower_bound == pytest.approx(result.cost, rel=1e-12)
+    assert result.lower_bound <= result.cost
+    assert not search(affinity, [1.0], Budget(5.0), objective=name).proven
+
+
+@pytest.mark.parametrize("effort", [1, 3])
+def test_effort_limits_the_number_of_branchings(effort: int) -> None:
+    """After a bound of stages on their own and one for each range of chains (4 stages, sizes 5 to 10)."""
+    problem = make_problem(random_affinity(10, 4, 1), COSTS[:4], "params")
+    limit = 0.5 * problem.sizes.separate
+
+    def bounds(effort: int) -> list[float]:
+        return list(rising_bounds(problem.losses, problem.rules, problem.sizes.table, limit, target=1e3, effort=effort))
+
+    assert len(bounds(effort)) == 1 + 4 * 6 + effort + 1
+    assert len(bounds(20)) > 1 + 4 * 6 + 10
+
+
 def test_multipliers_that_grow_large_raise_no_bound_by_rounding() -> None:
     """All stages separate: the optimum is 0; a target far above it makes the steps ever longer."""
     for seed in range(6):

@@ -170,6 +170,16 @@ def test_outputs_are_recorded_where_all_of_them_fit_and_computed_again_otherwise
     assert runs == [10] * 4 * short
 
 
+def test_small_outputs_are_recorded_without_being_asked_for() -> None:
+    runs: list[int] = []
+    donor = network(1)
+    donor.register_forward_hook(lambda _module, _inputs, output: runs.append(len(output)))
+    teachers = Teachers({"a": donor}, X, progress=False)
+    runs.clear()
+    torch.testing.assert_close(teachers.outputs(torch.arange(96), ["a"], torch.device("cpu"))["a"], DONORS["b"](X))
+    assert runs == []
+
+
 def test_a_constant_donor_is_refused_by_name() -> None:
     constant = nn.Linear(6, 2)
     nn.init.zeros_(constant.weight)

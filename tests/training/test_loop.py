@@ -130,6 +130,26 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(tmp_path: Pa
         run(network(), checkpoint=file)
 
 
+def test_checkpoints_are_written_every_thirty_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes 12 seconds: after 36 and 72 and 108, and not in between."""
+    clock = itertools.count(step=12.0)
+    now, file = [next(clock)], tmp_path / "run.pt"
+    monkeypatch.setattr("branchnet.training.loop.time.monotonic", lambda: now[0])
+    written: list[int] = []
+    monkeypatch.setattr("branchnet.training.loop.torch.save", lambda content, _: written.append(content["step"]))
+    net = network()
+
+    def losses(index: Tensor) -> Mapping[str, Tensor]:
+        now[0] = next(clock)
+        return {"a": net(X[index]).square().mean()}
+
+    optimize(
+        net, losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=10, batch_size=8, seed=0,
+        description="test", progress=False, checkpoint=file,
+    )  # fmt: skip
+    assert written == [3, 6, 9]
+
+
 def test_a_diverging_loss_names_task_and_step() -> None:
     net = network()
 

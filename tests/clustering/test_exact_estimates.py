@@ -4,24 +4,11 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
-from clustering_instances import random_affinity
+from clustering_instances import Counting, random_affinity
 
 from branchnet.clustering import Constraints
-from branchnet.clustering.deadline import Watch
 from branchnet.clustering.exact.dynamic_program import width_table, work
 from branchnet.clustering.tree_search import make_problem
-
-
-class Counting(Watch):
-    """Adds up the steps that it is told of."""
-
-    announced = counted = 0
-
-    def begin(self, what: str, total: int) -> None:
-        self.announced = total
-
-    def step(self, steps: int = 1) -> None:
-        self.counted += steps
 
 
 def held_bytes(thing: object) -> int:

@@ -1,4 +1,4 @@
-"""The best vector of widths under a budget, against all vectors; with a budget of 4,000 whole steps nothing is rounded."""
+"""The best vector of widths under a budget, against all vectors; a budget of 4,000 whole steps rounds nothing."""
 
 from itertools import combinations_with_replacement
 
@@ -77,7 +77,7 @@ def test_a_budget_of_nothing_leaves_only_what_costs_nothing() -> None:
     table, sizes = np.array([[np.inf, 3.0, 2.0, 1.0]]), np.array([[0.0, 0.0, 0.0, 0.5]])
     assert best_widths(table, sizes, 0.0) == (2,)
     assert bounds(sizes, 0.0).least(table) == (2.0, (2,))
-    assert best_widths(table, sizes + [[0, 1, 1, 1]], 0.0) is None
+    assert best_widths(table, sizes + np.array([0, 1, 1, 1]), 0.0) is None
     assert best_widths(table, sizes, 0.4) == (2,)
     assert best_widths(table, sizes, 0.5) == (3,)
 

@@ -22,17 +22,19 @@ from mutants import Mutant, mutants_of, ranked
 from mutation_trials import KILLED, LIMIT, SURVIVED, baseline, copy_of, nearest_tests, run_mutant
 
 ROOT = Path(__file__).resolve().parents[1]
+Key = tuple[str, str, str, int]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 
 
 @dataclass(frozen=True)
 class Equivalent:
-    """A change that no test can notice: which (all occurrences in that file), and why."""
+    """A change that no test can notice, and why; `occurrence` counts equal changes of equal lines from 0."""
 
     file: str
     text: str
     change: str
     reason: str
+    occurrence: int = 0
 
 
 def mutants_of_rooms(root: Path, rooms: Iterable[str]) -> list[Mutant]:
@@ -43,22 +45,25 @@ def mutants_of_rooms(root: Path, rooms: Iterable[str]) -> list[Mutant]:
     return [mutant for path in files for mutant in mutants_of(path.relative_to(root).as_posix(), path.read_bytes())]
 
 
-def read_equivalents(path: Path, mutants: Sequence[Mutant]) -> dict[tuple[str, str, str], str]:
-    """Reasons by file, line and change, for the rooms of these mutants.
+def read_equivalents(path: Path, mutants: Sequence[Mutant]) -> dict[Key, str]:
+    """Reasons by the mutant's key, for the rooms of these mutants.
 
     Raises:
         SystemExit: an entry that names no mutant (any more).
     """
     entries = [Equivalent(**entry) for entry in yaml.safe_load(path.read_text()) or []] if path.exists() else []
-    known, rooms = {mutant.key[:3] for mutant in mutants}, {mutant.room for mutant in mutants}
-    entries = [entry for entry in entries if entry.file.split("/")[1] in rooms]
-    for entry in entries:
-        if (entry.file, entry.text, entry.change) not in known:
-            raise SystemExit(f"{path.name}: no such mutant, expected a line and a change of the source: {entry}")
-    return {(entry.file, entry.text, entry.change): entry.reason for entry in entries}
+    keys, rooms = {mutant.key for mutant in mutants}, {mutant.room for mutant in mutants}
+    reasons = {
+        (entry.file, entry.text, entry.change, entry.occurrence): entry.reason
+        for entry in entries
+        if entry.file.split("/")[1] in rooms
+    }
+    for key in reasons.keys() - keys:
+        raise SystemExit(f"{path.name}: no such mutant, expected a line and a change of the source: {key}")
+    return reasons
 
 
-def read_results(path: Path) -> dict[tuple[str, str, str, int], dict[str, object]]:
+def read_results(path: Path) -> dict[Key, dict[str, object]]:
     """Recorded results by the mutant's key; a later line replaces an earlier one."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {(line["file"], line["text"], line["change"], line["occurrence"]): line for line in lines}
@@ -83,7 +88,7 @@ def run_missing(root: Path, mutants: Sequence[Mutant], results: Path, again: boo
             )
 
 
-def table(mutants: Sequence[Mutant], results: Mapping[tuple[str, str, str, int], Mapping[str, object]]) -> list[str]:
+def table(mutants: Sequence[Mutant], results: Mapping[Key, Mapping[str, object]]) -> list[str]:
     """Markdown lines: a row for each room and one for all, of mutants that are not equivalent."""
     lines = [
         "| room | mutants | killed | of these by the limit | survived | share killed |",
@@ -109,7 +114,7 @@ def listing(title: str, mutants: Sequence[tuple[Mutant, str]]) -> list[str]:
 def report(
     mutants: Sequence[Mutant],
     equivalent: Sequence[tuple[Mutant, str]],
-    results: Mapping[tuple[str, str, str, int], Mapping[str, object]],
+    results: Mapping[Key, Mapping[str, object]],
     seed: int,
 ) -> str:
     """The page: the table, then survivors and equivalent mutants one by one."""
@@ -142,11 +147,11 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT, equivalen
     everything = mutants_of_rooms(root, options.rooms)
     reasons = read_equivalents(equivalents, everything)
     order = ranked(everything, options.seed)
-    mutants = list(islice((m for m in order if m.key[:3] not in reasons), options.count))
+    mutants = list(islice((m for m in order if m.key not in reasons), options.count))
     until = order.index(mutants[-1])
     run_missing(root, mutants, options.results, options.again)
     results = read_results(options.results)
-    equivalent = [(m, reasons[m.key[:3]]) for m in order[:until] if m.key[:3] in reasons]
+    equivalent = [(m, reasons[m.key]) for m in order[:until] if m.key in reasons]
     page = report(mutants, equivalent, results, options.seed)
     print(page)
     if options.page is not None:

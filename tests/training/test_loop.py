@@ -178,6 +178,10 @@ def test_an_epoch_visits_every_sample_at_most_once_in_full_batches(samples: int,
     assert len(seen.unique()) == len(seen) == samples // full * full
 
 
+def test_a_seed_may_be_any_number_of_64_bits() -> None:
+    assert sorted(sample_indices(0, 6, 6, 2**64 - 1).tolist()) == list(range(6))
+
+
 @given(steps=st.integers(1, 1000))
 def test_the_schedule_warms_up_then_falls_to_zero(steps: int) -> None:
     rates = [schedule(step, steps) for step in range(steps)]

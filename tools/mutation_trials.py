@@ -30,7 +30,8 @@ _PRELOADED = ("hypothesis", "networkx", "numpy", "pytest", "scipy.optimize", "sk
 
 
 def nearest_tests(root: Path, mutant: Mutant) -> list[str]:
-    """The tests of the mutant's room that import the mutated file, those with the fewest imports between them first.
+    """The tests of the mutant's room that import the mutated file, those with the fewest imports between them first,
+    and of these the ones that use the fewest names.
 
     Names stand for modules, so a file may be listed that shares a name only; none that imports the file is left out.
     """
@@ -44,20 +45,22 @@ def nearest_tests(root: Path, mutant: Mutant) -> list[str]:
         frontier = [path for path, used in uses.items() if path not in distances and used & names]
         distances.update(dict.fromkeys(frontier, distance))
     tests = {path: _names_used(path) for path in sorted((root / "tests" / mutant.room).rglob("test_*.py"))}
-    defined = sorted((distance, _names_defined(root, path)) for path, distance in distances.items())
-
-    nearest = {
-        path: next((distance for distance, names in defined if used & names), None) for path, used in tests.items()
-    }
-    found = sorted((distance, str(path.relative_to(root))) for path, distance in nearest.items() if distance)
-    return [path for _, path in found]
+    defined = [(distance, _names_defined(root, path)) for path, distance in distances.items()]
+    found = []
+    for path, used in tests.items():
+        if near := [distance for distance, names in defined if used & names]:
+            found.append((min(near), len(used), str(path.relative_to(root))))
+    return [path for *_, path in sorted(found)]
 
 
 def _names_defined(root: Path, path: Path) -> set[str]:
-    """The module's dotted name, and its public functions and classes."""
+    """The module's dotted name, and its public functions, classes and constants."""
     dotted = ".".join(path.relative_to(root).with_suffix("").parts)
     tree = ast.parse(path.read_bytes())
     found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    found |= {
+        t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)
+    }
     return {dotted, *(name for name in found if not name.startswith("_"))}
 
 

@@ -1,5 +1,5 @@
 """Data: procedural scenes with their labels, and images from folders and arrays."""
 
-import lazy_loader as lazy
+from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

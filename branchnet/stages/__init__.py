@@ -1,5 +1,5 @@
 """Any PyTorch network as a chain of stages that can be shared, copied and counted."""
 
-import lazy_loader as lazy
+from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
 """Count multiply-adds as operators are dispatched, by fvcore's formulas, on real or on fake tensors.
 
 fvcore traces a network with torch.jit, which needs real tensors and one trace per piece. Here its formulas are applied
-to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. One
-multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
+to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. fvcore
+itself is not needed; the tests compare with it. One multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
 products.
 """
 
@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn.jit_handles import conv_flop_count
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -114,8 +113,10 @@ def _new_bytes(args: Sequence[Any], out: Any) -> int:
 
 
 def _convolution(args: Sequence[Any], out: Any) -> float:
+    """Every weight is used once for each place: of the result, or of the input where the convolution is transposed."""
     x, weight, transposed = args[0], args[1], args[6]
-    return float(conv_flop_count(list(x.shape), list(weight.shape), list(out.shape), transposed=transposed))
+    places = (x if transposed else out).shape[2:]
+    return float(x.shape[0] * prod(weight.shape) * prod(places))
 
 
 def _matrix_product(left: int) -> Formula:

@@ -1,5 +1,5 @@
 """Training: distillation without labels, supervised training, and the metrics that judge both."""
 
-import lazy_loader as lazy
+from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

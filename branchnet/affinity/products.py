@@ -73,7 +73,7 @@ def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
 def _onednn_is_wider() -> bool:
     """Whether torch computes with AVX-512 and has oneDNN, while numpy's OpenBLAS computes with narrower vectors.
 
-    Without the package threadpoolctl, which knows what OpenBLAS computes with, that cannot be said, and numpy multiplies.
+    Without the package threadpoolctl, which knows what OpenBLAS computes with, numpy multiplies.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

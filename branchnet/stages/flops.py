@@ -2,8 +2,8 @@
 
 fvcore traces a network with torch.jit, which needs real tensors and one trace per piece. Here its formulas are applied
 to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. fvcore
-itself is not needed; the tests compare with it. One multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
-products.
+itself is not needed; the tests compare with it. One multiply-add counts as one FLOP. Scaled dot-product attention,
+which fvcore does not know, counts its two matrix products.
 """
 
 from __future__ import annotations

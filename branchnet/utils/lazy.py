@@ -46,7 +46,7 @@ def attach_stub(package: str, filename: str) -> tuple[Callable[[str], Any], Call
 
 
 def _names_in(stub: Path) -> dict[str, str]:
-    """By public name the module, relative to the package, that defines it; a module that is public itself is its own."""
+    """By public name the module, relative to the package, that defines it; for a public module its own name."""
     if not stub.exists():
         raise ImportError(f"{stub} does not exist; it is expected to list the package's public names")
     found: dict[str, str] = {}

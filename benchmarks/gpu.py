@@ -23,8 +23,8 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
 
 import torch  # noqa: E402
 from gpu_parts.pages import write_summary  # noqa: E402
-from gpu_parts.plan import PARTS, Part  # noqa: E402
-from gpu_parts.processes import run_part  # noqa: E402
+from gpu_parts.plan import PARTS, Part, rehearsed  # noqa: E402
+from gpu_parts.processes import missing, run_parts  # noqa: E402
 from gpu_parts.records import Record, code_of  # noqa: E402
 from gpu_parts.settings import Settings, machine  # noqa: E402
 
@@ -38,7 +38,7 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("there is no CUDA device; --device cpu rehearses with tiny networks")
     about = machine(arguments.device)
-    chosen = [part for part in PARTS if part.name in arguments.parts]
+    chosen = [rehearsed(part) if settings.rehearsal else part for part in PARTS if part.name in arguments.parts]
     records = {
         part: Record(
             arguments.results / f"{part.name}.json",
@@ -47,15 +47,15 @@ def main() -> None:
         for part in chosen
     }
     if arguments.measure:
-        from gpu_parts.measuring import measure_units
+        from gpu_parts.measuring import measure_parts
 
-        measure_units(chosen[0], settings, records[chosen[0]], arguments.until)
+        measure_parts(records, settings, arguments.until)
         return
     for record in records.values():
         record.forget(failed_only=not arguments.again)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    run_all(records, arguments, time.time() + 60 * arguments.minutes - RESERVE)
-    print("\n".join(["", *write_summary(arguments.results)]))
+    run_all(records, settings, arguments, time.time() + 60 * arguments.minutes - RESERVE)
+    print("\n".join(["", *write_summary(arguments.results, rehearsal=settings.rehearsal)]))
 
 
 def parsed() -> argparse.Namespace:
@@ -71,19 +71,28 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_all(records: dict[Part, Record], arguments: argparse.Namespace, end: float) -> None:
+def run_all(records: dict[Part, Record], settings: Settings, arguments: argparse.Namespace, end: float) -> None:
     """Every part for its time at most, by worth; then what is left of each for what is left of the time."""
     print_plan(records, end - time.time())
     for turn in ("first", "second"):
-        for part, record in records.items():
+        for group in groups(records, settings):
             left = end - time.time()
-            if record.missing == []:
+            part = next(iter(group))
+            if not missing(group):
                 continue
             if left < part.least:
                 print(f"{part.name}: skipped, {left:.0f} s are left and it needs {part.least} s at least", flush=True)
                 continue
-            until = min(end, time.time() + part.limit) if turn == "first" else end
-            run_part(part, record, arguments, until)
+            run_parts(group, settings, arguments, min(end, time.time() + part.limit) if turn == "first" else end)
+
+
+def groups(records: dict[Part, Record], settings: Settings) -> list[dict[Part, Record]]:
+    """Parts that share a process: none, but in a rehearsal all that import torch, which takes most of its time."""
+    if not settings.rehearsal:
+        return [{part: record} for part, record in records.items()]
+    apart = [{part: record} for part, record in records.items() if part.name == "marked_tests"]
+    together = {part: record for part, record in records.items() if part.name != "marked_tests"}
+    return [*apart, *([together] if together else [])]
 
 
 def print_plan(records: dict[Part, Record], left: float) -> None:

@@ -53,7 +53,7 @@ LOCATIONS = {
     "mobilenet_v3_large": ["features.3", "features.6", "features.10", "avgpool"],
     "convnext_tiny": ["features.1", "features.3", "features.5", "avgpool"],
     "vit_small": ["blocks.2", "blocks.5", "blocks.8", "fc_norm"],
-    "tiny": ["stem", "layer1", "layer2", "pool"],
+    "tiny": ["stem", "layer1", "pool"],
 }
 """Ends of the stages. The last one pools, as the plain backbone does before its N heads."""
 SIZES = {"tiny": 16}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from inference import Case, Subject, make_subject, prepared
+from inference import LOCATIONS, Case, Subject, make_images, make_subject, prepared
 from inference_sides import Run
 from torch import Tensor
 
+import branchnet
 from branchnet import StagedNetwork
 from branchnet.builder import compare_latency
 from gpu_parts.settings import Settings
@@ -39,13 +41,11 @@ def _subject(network: str, tasks: int, share: int) -> Subject:
 
 def staged_on(case: Case) -> dict[str, StagedNetwork]:
     """The staged networks, each with its own weights, in the case's precision on its device."""
-    subject = subject_of(case)
-    found = {}
-    for task, network in subject.networks.items():
-        staged = copy.deepcopy(subject.staged[task])
-        staged.load_state_dict(network.state_dict())
-        found[task] = copied_to(staged, case)
-    return found
+    example = make_images(replace(case, batch=1, device="cpu", dtype=torch.float32))
+    return {
+        task: copied_to(branchnet.split(network, example, locations=LOCATIONS[case.network]), case)
+        for task, network in subject_of(case).networks.items()
+    }
 
 
 def copied_to(module: Any, case: Case) -> Any:

@@ -73,8 +73,8 @@ def page(unit: str, result: dict[str, Any]) -> list[str]:
         prediction(table, Tree(table.tasks, result["tree"]), result["in turns with the table"]),
         f"- ceilings of the same rounds: {2 * product / 1e12:.1f} TFLOP/s in a large product (an addition and a "
         f"multiplication count as two here), {copy / 1e9:.0f} GB/s in a large copy",
-        f"- the tree: {2 * speed / 1e12:.2f} TFLOP/s, {of_product:.1%} of the product's; {moved / 1e9:.0f} GB/s counting "
-        f"weights and peak activations once, {of_copy:.1%} of the copy's",
+        f"- the tree: {2 * speed / 1e12:.2f} TFLOP/s, {of_product:.1%} of the product's; {moved / 1e9:.0f} GB/s "
+        f"counting weights and peak activations once, {of_copy:.1%} of the copy's",
         "",
         "```",
         str(table),

@@ -1,12 +1,14 @@
-"""The process of one part: its units one after another, until its time is up or one of them fails."""
+"""The process of some parts: their units one after another, until the time is up or one of them fails."""
 
 from __future__ import annotations
 
 import faulthandler
 import gc
+import sys
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -19,43 +21,47 @@ from gpu_parts.records import Record
 from gpu_parts.settings import Settings
 
 
-def measure_units(part: Part, settings: Settings, record: Record, until: float) -> None:
+def measure_parts(records: Mapping[Part, Record], settings: Settings, until: float) -> None:
     """Measure what is missing while there is time; end after the first failure, which may have broken the device.
 
     A unit that runs past its limit, even inside CUDA, ends the process with the tracebacks of all threads on stderr.
 
-    until: when the part's time is up, as `time.time()` counts.
+    until: when the time is up, as `time.time()` counts.
     """
     prepare_process(settings)
+    for part, record in records.items():
+        units = import_module(f"gpu_parts.{part.name}").units(settings)
+        record.plan(list(units))
+        for unit in record.missing or []:
+            if until - time.time() < part.least:
+                break
+            outcome = measure_unit(part, record, settings, unit, min(until - time.time(), part.unit_limit))
+            write_page(part, record, settings)
+            if "error" in outcome:
+                return
+
+
+def measure_unit(part: Part, record: Record, settings: Settings, unit: str, limit: float) -> dict[str, Any]:
+    """Measure one unit, keep its result or its traceback, and print what it says."""
     module = import_module(f"gpu_parts.{part.name}")
-    units = module.units(settings)
-    record.plan(list(units))
-    for unit in record.missing or []:
-        left = until - time.time()
-        if left < part.least and not settings.rehearsal:
-            return
-        print(f"{unit}:", flush=True)
-        record.begin(unit)
-        faulthandler.dump_traceback_later(min(left, part.unit_limit), exit=True)
-        outcome = _measured(module, settings, units[unit])
-        faulthandler.cancel_dump_traceback_later()
-        record.finish(unit, outcome)
-        write_page(part, module, record, settings)
-        if "error" in outcome:
-            print(outcome["error"], flush=True)
-            return
-        print("\n".join(line for line in module.page(unit, outcome["result"]) if line.startswith("- ")), flush=True)
-        torch.compiler.reset()
-        gc.collect()
-
-
-def _measured(module: Any, settings: Settings, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    print(f"{unit}:", flush=True)
+    record.begin(unit)
+    faulthandler.dump_traceback_later(limit, exit=True)
     begun = time.perf_counter()
     try:
-        outcome = {"result": module.measure(settings, *arguments)}
+        outcome = {"result": module.measure(settings, *module.units(settings)[unit])}
+        said = [line for line in module.page(unit, outcome["result"]) if line.startswith("- ")]
     except Exception:  # the reason belongs into the results, and must not keep other units from being measured
         outcome = {"error": traceback.format_exc()}
-    return outcome | {"took": time.perf_counter() - begun}
+        said = [outcome["error"]]
+    faulthandler.cancel_dump_traceback_later()
+    outcome |= {"took": time.perf_counter() - begun}
+    record.finish(unit, outcome)
+    print("\n".join(said), flush=True)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    gc.collect()
+    return outcome
 
 
 def prepare_process(settings: Settings) -> None:

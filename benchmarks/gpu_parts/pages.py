@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ METHOD = (
     "time of one call, the device waited for. Compiling and warming up are not in it."
 )
 REHEARSAL = (
-    "**A rehearsal on a CPU with tiny networks: its numbers mean nothing.** Not exercised: CUDA graphs, streams, Triton "
-    "and its tuning (graphs were traced and run eagerly), TF32, memory of the device, and tests that need CUDA."
+    "**A rehearsal on a CPU with tiny networks: its numbers mean nothing.** Not exercised: CUDA graphs, streams, TF32, "
+    "Triton and its tuning (graphs were traced and run eagerly), memory of the device, and tests that need CUDA."
 )
 
 
-def write_page(part: Part, module: Any, record: Record, settings: Settings) -> None:
+def write_page(part: Part, record: Record, settings: Settings) -> None:
     """The page of one part, next to its record."""
     content = record.read()
     lines = [f"# {part.title[:1].upper()}{part.title[1:]}", "", _machine(record.identity["machine"]), ""]
@@ -31,16 +32,16 @@ def write_page(part: Part, module: Any, record: Record, settings: Settings) -> N
         if "error" in outcome:
             lines += ["Failed:", "", "```", outcome["error"].strip(), "```"]
             continue
-        lines += module.page(unit, outcome["result"])
+        lines += import_module(f"gpu_parts.{part.name}").page(unit, outcome["result"])
         lines += _remarks(outcome)
     if missing := record.missing:
         lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     write_text(record.path.with_suffix(".md"), "\n".join(lines) + "\n")
 
 
-def write_summary(folder: Path) -> list[str]:
+def write_summary(folder: Path, *, rehearsal: bool) -> list[str]:
     """All verdicts of all pages, as a page; returned as lines."""
-    lines = ["# Summary", ""]
+    lines = ["# Summary", "", *([REHEARSAL, ""] if rehearsal else [])]
     for part in PARTS:
         path = folder / f"{part.name}.md"
         text = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -15,6 +15,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent
 ROOT = BENCHMARKS.parent
 SHARED = ("inference.py", "inference_sides.py", "inference_page.py")
 """Files next to `gpu.py` that parts measure with."""
+STARTING = "start of the process"
+"""Stands for the unit where a process ended before it had said which units there are."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Record:
         content["units"][unit] = outcome
         self.write(content | {"running": None})
 
-    def blame(self, reason: str) -> None:
-        """Give the unit that was being measured when its process ended the reason, if there was one."""
-        if unit := self.read()["running"]:
+    def blame(self, reason: str) -> bool:
+        """Give the reason to the unit that was being measured when its process ended; say whether there was one."""
+        content = self.read()
+        unit = content["running"] if content["planned"] else STARTING
+        if unit:
             self.finish(unit, {"error": reason})
+        return unit is not None
 
     def forget(self, *, failed_only: bool) -> None:
         """Let units be measured again."""

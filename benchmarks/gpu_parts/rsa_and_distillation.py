@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet import BranchedNetwork
 from branchnet.builder import compare_latency
-from branchnet.stages import StagedNetwork
+from branchnet.stages import StagedNetwork, call
 from branchnet.training import Teachers
 from gpu_parts.comparing import copied_to, make_case, staged_on, subject_of
 from gpu_parts.settings import FEWEST_ROUNDS, Settings
@@ -62,9 +62,9 @@ def measure_rsa(networks: dict[str, StagedNetwork], probe: Tensor, batch: int) -
     def forward(_: Tensor) -> None:
         for network in networks.values():
             for images in probe.split(batch):
-                cut: Any = (images,)
+                cut: Any = images
                 for stage in network.stages:
-                    cut = stage(*cut)
+                    cut = call(stage, cut)
 
     with torch.no_grad():
         times = compare_latency({RSA: rsa, FORWARD: forward}, probe, repeats=FEWEST_ROUNDS, warmup=1)

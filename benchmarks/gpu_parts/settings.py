@@ -43,6 +43,11 @@ class Settings:
         return ("tiny",) if self.rehearsal else ("resnet50", "vit_small")
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """By worth; `comparing` knows their types."""
+        return ("bf16",) if self.rehearsal else ("bf16", "fp32")
+
+    @property
     def batches(self) -> tuple[int, ...]:
         """Batch sizes, by worth."""
         return (1,) if self.rehearsal else (1, 8, 32)
@@ -69,9 +74,11 @@ def machine(device: str) -> dict[str, Any]:
             "CUDA": torch.version.cuda,
             "cuDNN": torch.backends.cudnn.version(),
         }
-    for package in ("torch", "triton", "timm", "torchvision"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _version(package) for package in ("torch", "triton", "timm", "torchvision")}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

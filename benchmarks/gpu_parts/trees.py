@@ -26,7 +26,7 @@ def units(settings: Settings) -> dict[str, tuple[str, int, str]]:
     return {
         f"{network}, batch {batch}, {precision}": (network, batch, precision)
         for batch in settings.batches
-        for precision in ("bf16", "fp32")
+        for precision in settings.precisions
         for network in settings.networks
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from inference import make_images
 from inference_sides import Run, one_by_one
 
@@ -38,9 +39,11 @@ def ways(mode: str) -> dict[str, dict[str, dict[str, Any]]]:
 def units(settings: Settings) -> dict[str, tuple[str, str, int]]:
     """Batch 1 first; `max-autotune` last, because it compiles for minutes. Attention has no channels to put last."""
     questions = list(ways(settings.mode))
+    if settings.rehearsal:  # the others differ in options alone
+        questions = questions[:2]
     return {
         f"{network}, {question}, batch {batch}": (network, question, batch)
-        for batches, asked in ((settings.batches[:2], questions[:-1]), (settings.batches[:1], questions[-1:]))
+        for batches, asked in ((settings.batches[:2], questions[:3]), (settings.batches[:1], questions[3:]))
         for batch in batches
         for question in asked
         for network in settings.networks
@@ -58,8 +61,6 @@ def measure(settings: Settings, network: str, question: str, batch: int) -> dict
         return lambda: branchnet.compile(branched, x, dynamic=False, copy_outputs=False, **options)
 
     def separate() -> Run:
-        import torch
-
         networks = copied_to(SeparateNetworks(subject.networks), case).to(memory_format=torch.channels_last)
         run = one_by_one(list(networks.networks), settings.mode)
         images = x.contiguous(memory_format=torch.channels_last)

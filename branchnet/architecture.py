@@ -20,9 +20,10 @@ from branchnet.constructors import Constructor
 from branchnet.errors import SpecError
 from branchnet.files import write_text
 from branchnet.spec.describing import constructor, input_sections, search_section, staged_networks, versions
+from branchnet.spec.keys import Keys, show_keys
 from branchnet.spec.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
 from branchnet.spec.sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection
-from branchnet.spec.strict_yaml import MAX_DEPTH, Keys, Problem, read_document, show_keys, spec_error
+from branchnet.spec.strict_yaml import MAX_DEPTH, Problem, read_document, spec_error
 from branchnet.spec.validation import RuleError, model_problems, validate_document
 from branchnet.spec.yaml_text import dump_yaml
 from branchnet.stages.costs import StageCost, StageCosts

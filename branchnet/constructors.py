@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from branchnet.errors import SpecError
-from branchnet.spec.strict_yaml import Keys, show_keys
+from branchnet.spec.keys import Keys, show_keys
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from branchnet.clustering import OBJECTIVES
 from branchnet.errors import DataError, SpecError
+from branchnet.spec.keys import Keys
 from branchnet.spec.sections import NetworkSection
-from branchnet.spec.strict_yaml import Keys
 from branchnet.spec.validation import RuleError
 
 FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from branchnet.builder.donors import Donors
 from branchnet.clustering.tree import Tree
-from branchnet.spec.strict_yaml import MAX_PROBLEMS, Keys
+from branchnet.spec.keys import Keys
+from branchnet.spec.strict_yaml import MAX_PROBLEMS
 
 
 class Section(BaseModel):

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from branchnet.clustering.budgets import Budget
 from branchnet.constructors import Constructor, check_arguments, split_name
 from branchnet.errors import BudgetError, SpecError
+from branchnet.spec.keys import Keys
 from branchnet.spec.nested_tree import Section
-from branchnet.spec.strict_yaml import Keys
 from branchnet.stages.costs import StageCost, StageCosts
 
 Dtype = Literal[

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from branchnet.errors import SpecError
+from branchnet.spec.keys import Keys, show_keys
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -27,9 +28,6 @@ MAX_VALUES = 50_000
 MAX_DIGITS = 40
 MAX_PROBLEMS = 100
 """So many problems of one file are described; looking for similar names takes time for each."""
-
-Keys = tuple[str | int, ...]
-"""Where a value stands in a document: mapping keys and list indices from the top."""
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -120,19 +118,6 @@ def spec_error(path: str | os.PathLike[str], problems: list[Problem]) -> SpecErr
     ordered = sorted(problems, key=lambda problem: (problem.position.line, problem.position.column))
     more = [f"{os.fspath(path)}: and {len(ordered) - MAX_PROBLEMS} more"] if len(ordered) > MAX_PROBLEMS else []
     return SpecError([_line(path, problem) for problem in ordered[:MAX_PROBLEMS]] + more)
-
-
-def show_keys(keys: Keys) -> str:
-    """Write a place in a document as `tree[0].branches["a b"]`."""
-    text = ""
-    for key in keys:
-        if isinstance(key, int):
-            text += f"[{key}]"
-        elif re.fullmatch(r"\w+", key):
-            text += f".{key}" if text else key
-        else:
-            text += f"[{key!r}]"
-    return text
 
 
 def plain_value(text: str) -> Any:

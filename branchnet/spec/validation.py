@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from branchnet.spec.strict_yaml import MAX_PROBLEMS, Document, Keys, Position, Problem, read_document, spec_error
+from branchnet.spec.keys import Keys
+from branchnet.spec.strict_yaml import MAX_PROBLEMS, Document, Position, Problem, read_document, spec_error
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -34,8 +34,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from branchnet.affinity import Options, cka, compare_rdms, rdm, rsa
-from branchnet.files import write_text
 from branchnet.stages import split_all
+from branchnet.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "affinity.json"
 STAGE_ENDS = ["layer1", "layer2", "layer3", "layer4"]

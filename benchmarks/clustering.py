@@ -29,7 +29,7 @@ from branchnet.clustering import (
     search,
     tree_size,
 )
-from branchnet.files import atomic_write, write_text
+from branchnet.utils.files import atomic_write, write_text
 
 RESNET50 = {  # parameters between neighbouring locations: stem, layer1, layer2, layer3 (in two halves), layer4
     4: [225_344, 1_219_584, 7_098_368, 14_964_736],

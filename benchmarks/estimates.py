@@ -26,7 +26,7 @@ from branchnet.clustering import (
     select_networks,
     smooth_measurements,
 )
-from branchnet.files import write_text
+from branchnet.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 FACTS = Path(__file__).parents[1] / "tests" / "facts"

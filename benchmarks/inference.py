@@ -37,13 +37,13 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import StagedNetwork, Tree
-from branchnet.builder import Latency, compare_latency, measure_latency
-from branchnet.builder.fusion_choice import faster_fused
-from branchnet.builder.graphs import first_line
-from branchnet.builder.stage_latency import table_beside
 from branchnet.clustering import tree_sampler, tree_size
 from branchnet.errors import BudgetError
-from branchnet.files import write_text
+from branchnet.inference import Latency, compare_latency, measure_latency
+from branchnet.inference.fusion_choice import faster_fused
+from branchnet.inference.latency_tables import table_beside
+from branchnet.inference.torch_compile import first_line
+from branchnet.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 TABLE = RESULTS.with_suffix(".md")

@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any
 
 from branchnet import LatencyTable, Tree
-from branchnet.builder import Latency, ratio_interval
-from branchnet.builder.stage_latency import predicted_rounds
+from branchnet.inference import Latency, ratio_interval
+from branchnet.inference.latency_tables import predicted_rounds
 
 PAIRS = (
     ("fully shared, compiled", "one backbone and N heads, compiled"),

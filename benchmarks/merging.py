@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import branchnet
 from branchnet import BranchedNetwork, StagedNetwork, Tree
 from branchnet.builder import estimate_batchnorm, weight_distance
-from branchnet.builder.averaging import average_nodes
+from branchnet.builder.weights.averaging import average_nodes
 
 
 class Digits(nn.Module):

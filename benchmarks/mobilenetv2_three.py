@@ -18,9 +18,9 @@ import torch
 import yaml
 
 import branchnet
-from branchnet.cli.config import RunConfig
-from branchnet.cli.problems import problem_from_config
-from branchnet.spec.validation import validate
+from branchnet.pipeline.problem import problem_from_config
+from branchnet.pipeline.run_config import RunConfig
+from branchnet.specification.validation import validate
 
 CLASSES = {"imagenet": 1001, "birds": 965, "insects": 1022}
 MIDDLE = 128 / 255  # the networks take (x - 128) / 128 of bytes

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, SeparateNetworks, StagedNetwork, Tree
-from branchnet.builder import load_weights, save_weights
 from branchnet.clustering import tree_sampler
-from branchnet.files import write_text
+from branchnet.deploy import load_weights, save_weights
 from branchnet.reporting import save_figure
-from branchnet.reporting.figures import styled
+from branchnet.reporting.plots.figures import styled
 from branchnet.training import Metric, accuracy, explained_variance
+from branchnet.utils.files import write_text
 
 TASKS = ("m_class", "m_slant", "m_ink", "m_pos", "f_class", "f_aspect", "f_ink", "f_pos")
 OUTPUTS = {"m_class": 10, "f_class": 10, "m_pos": 2, "f_pos": 2}

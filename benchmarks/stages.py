@@ -382,7 +382,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run failures again")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
-    from branchnet.files import write_text
+    from branchnet.utils.files import write_text
 
     define_torchvision_operators()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

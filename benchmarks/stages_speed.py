@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--only", help="a regular expression for the networks")
     arguments = parser.parse_args()
     define_torchvision_operators()
-    from branchnet.files import write_text
+    from branchnet.utils.files import write_text
 
     if arguments.part in {"meta", "cpu"}:
         print(json.dumps(meta_memory(arguments.part == "meta")))

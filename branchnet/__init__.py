@@ -4,7 +4,6 @@ Importing this package imports no torch: the public names, listed in `__init__.p
 """
 
 from branchnet.utils.lazy import attach_stub
-
-__version__ = "0.1.0"
+from branchnet.utils.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from branchnet.files import atomic_write, write_text
+from branchnet.utils.files import atomic_write, write_text
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from branchnet.affinity import Affinity
-from branchnet.architecture import SCHEMA_FILE, Architecture, json_schema
 from branchnet.clustering import Tree, search
-from branchnet.constructors import create
-from branchnet.files import write_text
-from branchnet.spec.sections import SearchSection
+from branchnet.models.constructors import create
+from branchnet.specification.architecture import SCHEMA_FILE, Architecture, json_schema
+from branchnet.specification.sections import SearchSection
 from branchnet.stages import split, split_all
+from branchnet.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "tests" / "facts"

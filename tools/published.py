@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from branchnet.files import write_text
 from branchnet.reporting.tables import Column, Table
+from branchnet.utils.files import write_text
 
 FACTS = Path(__file__).resolve().parents[1] / "tests" / "facts"
 

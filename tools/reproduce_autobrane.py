@@ -7,7 +7,7 @@ from pathlib import Path
 from published import Reproduction, Row, facts_json, run
 
 from branchnet import Architecture, Tree
-from branchnet.spec.tree_formats import tree_from_autobrane, tree_to_autobrane
+from branchnet.specification.tree_formats import tree_from_autobrane, tree_to_autobrane
 
 ARCHITECTURES = Path(__file__).resolve().parents[1] / "architectures"
 SPECS = {"tree_structure_final": "autobrane_final", "tree_structure_1": "autobrane_1", "gat_tree": "autobrane_gat"}

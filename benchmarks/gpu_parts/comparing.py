@@ -15,7 +15,7 @@ from torch import Tensor
 
 import branchnet
 from branchnet import StagedNetwork
-from branchnet.builder import compare_latency
+from branchnet.inference import compare_latency
 from gpu_parts.settings import Settings
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -10,9 +10,9 @@ import torch
 from inference import make_images
 from inference_sides import Run
 
-from branchnet.builder import FusedNodes
-from branchnet.builder.fusion_choice import all_fused, each_alone
-from branchnet.builder.graphs import compiled_apart
+from branchnet.inference import FusedNodes
+from branchnet.inference.fusion_choice import all_fused, each_alone
+from branchnet.inference.torch_compile import compiled_apart
 from branchnet.stages import call
 from gpu_parts.comparing import compare, copied_to, make_case, subject_of
 from gpu_parts.settings import Settings

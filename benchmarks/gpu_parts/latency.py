@@ -10,8 +10,8 @@ from inference_sides import count
 
 import branchnet
 from branchnet import LatencyTable, Tree
-from branchnet.builder import Latency
-from branchnet.builder.stage_latency import table_beside
+from branchnet.inference import Latency
+from branchnet.inference.latency_tables import table_beside
 from gpu_parts.comparing import compare, copied_to, make_case, staged_on, subject_of
 from gpu_parts.settings import Settings
 from gpu_parts.verdicts import times_table

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from branchnet.files import write_text
+from branchnet.utils.files import write_text
 from gpu_parts.plan import PARTS, Part
 from gpu_parts.records import Record
 from gpu_parts.settings import Settings

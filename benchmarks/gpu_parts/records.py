@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from branchnet.files import write_text
+from branchnet.utils.files import write_text
 from gpu_parts.plan import PARTS
 
 BENCHMARKS = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import BranchedNetwork
-from branchnet.builder import compare_latency
+from branchnet.inference import compare_latency
 from branchnet.stages import StagedNetwork, call
 from branchnet.training import Teachers
 from gpu_parts.comparing import copied_to, make_case, staged_on, subject_of

@@ -9,7 +9,7 @@ from inference import close_look, make_images
 from inference_page import PAIRS, claim
 from inference_sides import sides
 
-from branchnet.builder import Latency
+from branchnet.inference import Latency
 from gpu_parts.comparing import compare, make_case, subject_of
 from gpu_parts.settings import Settings
 from gpu_parts.verdicts import speed, times_table

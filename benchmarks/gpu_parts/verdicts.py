@@ -7,7 +7,7 @@ from statistics import median
 
 from inference_page import judged
 
-from branchnet.builder import Latency, ratio_interval
+from branchnet.inference import Latency, ratio_interval
 
 Samples = Mapping[str, Sequence[float]]
 

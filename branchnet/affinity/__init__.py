@@ -1,4 +1,7 @@
-"""Layer-wise affinities between tasks: representation similarity, gradients, measured pairs."""
+"""Layer-wise affinities between tasks: representation similarity, gradients, measured pairs.
+
+It knows nothing of trees.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

@@ -1,16 +1,16 @@
-from .alignment import cka as cka
-from .comparing import compare_rdms as compare_rdms
-from .lookahead import ProbingCost as ProbingCost
-from .lookahead import gradient_affinity as gradient_affinity
-from .lookahead import probing_cost as probing_cost
-from .measured import measured_affinity as measured_affinity
-from .options import Options as Options
-from .rdms import rdm as rdm
+from .measure_options import Options as Options
+from .measures.canonical_correlation import procrustes as procrustes
+from .measures.canonical_correlation import pwcca as pwcca
+from .measures.canonical_correlation import svcca as svcca
+from .measures.gradient import ProbingCost as ProbingCost
+from .measures.gradient import gradient_affinity as gradient_affinity
+from .measures.gradient import probing_cost as probing_cost
+from .measures.kernel_alignment import cka as cka
+from .measures.measured import measured_affinity as measured_affinity
+from .measures.rdm_comparison import compare_rdms as compare_rdms
+from .measures.rdms import rdm as rdm
+from .measures.representational import rsa as rsa
 from .reliability import Reliability as Reliability
-from .representational import rsa as rsa
-from .subspaces import procrustes as procrustes
-from .subspaces import pwcca as pwcca
-from .subspaces import svcca as svcca
 from .tensor import Affinity as Affinity
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .comparing import Comparison, compare_entries, tied_runs, unit_diagonal
+from branchnet.affinity.measures.rdm_comparison import Comparison, compare_entries, tied_runs, unit_diagonal
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 

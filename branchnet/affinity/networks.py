@@ -8,9 +8,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from branchnet.affinity.probes import Batch
 from branchnet.errors import AffinityError
-
-from .probes import Batch
 
 Networks: TypeAlias = Mapping[str, "nn.Module | Sequence[nn.Module]"]
 

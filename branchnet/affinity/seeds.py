@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from .networks import Family
-from .reliability import Reliability
+from branchnet.affinity.networks import Family
+from branchnet.affinity.reliability import Reliability
 
 Matrix = npt.NDArray[np.float64]
 

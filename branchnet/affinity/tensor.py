@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.affinity.reliability import Reliability
 from branchnet.errors import AffinityError
-from branchnet.files import atomic_write
-
-from .reliability import Reliability
+from branchnet.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 _FORMAT = 1
 
@@ -198,18 +196,6 @@ class Affinity:
                     record["standard_error"] = float(self.standard_errors[d, i, j])
                 records.append(record)
         return records
-
-    def plot(self) -> Figure:
-        """A heat map for every location, tasks ordered and joined by a dendrogram."""
-        from .plots import plot_heatmaps
-
-        return plot_heatmaps(self)
-
-    def plot_depth(self) -> Figure:
-        """How the affinity of every pair changes with depth."""
-        from .plots import plot_depth
-
-        return plot_depth(self)
 
 
 def _names(names: Sequence[str], field: str) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Builder: from a tree and staged networks to a branched network; its weights on disk; its compiled form."""
+"""From a tree and staged networks to a branched network.
+
+`network` has the network itself and its surgery, `weights` what its nodes start from.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

@@ -1,39 +1,35 @@
-from .assembly import build as build
-from .averaging import weight_distance as weight_distance
-from .compilation import CompiledNetwork as CompiledNetwork
-from .compilation import compile as compile
-from .distributed import replicate as replicate
-from .distributed import shard as shard
-from .donors import choose_donors as choose_donors
-from .exporting import Exported as Exported
-from .exporting import export as export
-from .fusion import FusedNetwork as FusedNetwork
-from .fusion import FusedNodes as FusedNodes
-from .graphs import compiler_problem as compiler_problem
-from .initialisation import Initialisation as Initialisation
-from .initialisation import NodeStart as NodeStart
-from .network import BranchedNetwork as BranchedNetwork
-from .network import Node as Node
-from .network import Path as Path
-from .normalisation import estimate_batchnorm as estimate_batchnorm
-from .preparation import prepare as prepare
-from .saving import load as load
-from .saving import save as save
-from .schedule import Schedule as Schedule
-from .schedule import Step as Step
-from .schedule import make_schedule as make_schedule
-from .separate import SeparateNetworks as SeparateNetworks
-from .stage_latency import LatencyTable as LatencyTable
-from .stage_latency import latency_table as latency_table
-from .streams import StreamedNetwork as StreamedNetwork
-from .surgery import add_task as add_task
-from .surgery import merge_nodes as merge_nodes
-from .surgery import remove_task as remove_task
-from .surgery import split_node as split_node
-from .timing import Latency as Latency
-from .timing import compare_latency as compare_latency
-from .timing import measure_latency as measure_latency
-from .timing import ratio_interval as ratio_interval
-from .weights import load_weights as load_weights
-from .weights import read_weights as read_weights
-from .weights import save_weights as save_weights
+from .building import build as build
+from .network.branched_network import BranchedNetwork as BranchedNetwork
+from .network.branched_network import Node as Node
+from .network.branched_network import Path as Path
+from .network.parallel import replicate as replicate
+from .network.parallel import shard as shard
+from .network.separate_networks import SeparateNetworks as SeparateNetworks
+from .network.surgery import add_task as add_task
+from .network.surgery import merge_nodes as merge_nodes
+from .network.surgery import remove_task as remove_task
+from .network.surgery import split_node as split_node
+from .weights.averaging import weight_distance as weight_distance
+from .weights.donors import choose_donors as choose_donors
+from .weights.initialisation import Initialisation as Initialisation
+from .weights.initialisation import NodeStart as NodeStart
+from .weights.normalisation import estimate_batchnorm as estimate_batchnorm
+
+__all__ = [
+    "BranchedNetwork",
+    "Initialisation",
+    "Node",
+    "NodeStart",
+    "Path",
+    "SeparateNetworks",
+    "add_task",
+    "build",
+    "choose_donors",
+    "estimate_batchnorm",
+    "merge_nodes",
+    "remove_task",
+    "replicate",
+    "shard",
+    "split_node",
+    "weight_distance",
+]

@@ -9,8 +9,8 @@ import sys
 
 from cyclopts import App, CycloptsError
 
-import branchnet
 from branchnet.errors import BranchnetError, BudgetError, CheckpointError
+from branchnet.utils.version import __version__
 
 VERBS = {
     "demo": "The whole way on seven tasks of procedural scenes.",
@@ -35,14 +35,14 @@ def make_app(*, listing: bool = False) -> App:
     """The command. Verbs are imported when they are used; `listing` says a line about each without importing any."""
     app = App(
         name="branchnet",
-        version=branchnet.__version__,
+        version=__version__,
         help="From N trained single-task networks to one branched network: which layers to share, decided and built.",
         result_action="return_value",
         suppress_keyboard_interrupt=False,  # main says how to go on
     )
     for position, (verb, line) in enumerate(VERBS.items()):
         more = {"help": line} if listing else {}
-        app.command(f"branchnet.cli.{verb}:{verb}", name=verb, sort_key=position, **more)
+        app.command(f"branchnet.cli.commands.{verb}:{verb}", name=verb, sort_key=position, **more)
     app.register_install_completion_command(add_to_startup=False)  # no file of the user is changed
     return app
 

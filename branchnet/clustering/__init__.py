@@ -1,4 +1,7 @@
-"""From affinities, costs and a budget to the best tree of shared stages. This room imports no torch."""
+"""From affinities and costs to trees: objectives, budgets, search with proofs, stability.
+
+Numbers only: no torch.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

@@ -1,39 +1,81 @@
-from .bounds import lower_bound as lower_bound
+from .bounds.lower_bounds import lower_bound as lower_bound
 from .budgets import Budget as Budget
 from .budgets import stage_shares as stage_shares
 from .budgets import tree_size as tree_size
-from .comparison import SharingComparison as SharingComparison
-from .comparison import compare_sharing as compare_sharing
 from .constraints import Constraints as Constraints
-from .counting import count_trees as count_trees
-from .counting import enumerate_trees as enumerate_trees
-from .expected import entropy_weights as entropy_weights
-from .expected import expected_losses as expected_losses
-from .expected import expected_performance as expected_performance
-from .expected import smooth_measurements as smooth_measurements
-from .grouping import Grouping as Grouping
-from .grouping import group_by_affinity as group_by_affinity
+from .grouping.network_selection import Selection as Selection
+from .grouping.network_selection import all_selections as all_selections
+from .grouping.network_selection import early_selection as early_selection
+from .grouping.network_selection import higher_order_estimates as higher_order_estimates
+from .grouping.network_selection import select_networks as select_networks
+from .grouping.network_selection import selection_front as selection_front
+from .grouping.network_selection import task_sets as task_sets
+from .grouping.task_grouping import Grouping as Grouping
+from .grouping.task_grouping import group_by_affinity as group_by_affinity
+from .objective_comparison import SharingComparison as SharingComparison
+from .objective_comparison import compare_sharing as compare_sharing
 from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import Objective as Objective
 from .objectives import StageLosses as StageLosses
 from .objectives import clustering_cost as clustering_cost
 from .objectives import stage_losses as stage_losses
+from .pairwise_estimates import entropy_weights as entropy_weights
+from .pairwise_estimates import expected_losses as expected_losses
+from .pairwise_estimates import expected_performance as expected_performance
+from .pairwise_estimates import smooth_measurements as smooth_measurements
 from .refinement import Refinement as Refinement
 from .refinement import refine as refine
-from .results import SearchResult as SearchResult
-from .robustness import Stability as Stability
-from .robustness import compare_trees as compare_trees
-from .robustness import stability as stability
-from .sampling import TreeSampler as TreeSampler
-from .sampling import random_tree as random_tree
-from .sampling import tree_sampler as tree_sampler
-from .searching import pareto_front as pareto_front
-from .searching import search as search
-from .selection import Selection as Selection
-from .selection import all_selections as all_selections
-from .selection import early_selection as early_selection
-from .selection import higher_order_estimates as higher_order_estimates
-from .selection import select_networks as select_networks
-from .selection import selection_front as selection_front
-from .selection import task_sets as task_sets
-from .tree import Tree as Tree
+from .search_result import SearchResult as SearchResult
+from .tree_search import pareto_front as pareto_front
+from .tree_search import search as search
+from .tree_stability import Stability as Stability
+from .tree_stability import compare_trees as compare_trees
+from .tree_stability import stability as stability
+from .trees.counting import count_trees as count_trees
+from .trees.counting import enumerate_trees as enumerate_trees
+from .trees.sampling import TreeSampler as TreeSampler
+from .trees.sampling import random_tree as random_tree
+from .trees.sampling import tree_sampler as tree_sampler
+from .trees.tree import Tree as Tree
+
+__all__ = [
+    "Budget",
+    "Constraints",
+    "Grouping",
+    "OBJECTIVES",
+    "Objective",
+    "Refinement",
+    "SearchResult",
+    "Selection",
+    "SharingComparison",
+    "Stability",
+    "StageLosses",
+    "Tree",
+    "TreeSampler",
+    "all_selections",
+    "clustering_cost",
+    "compare_sharing",
+    "compare_trees",
+    "count_trees",
+    "early_selection",
+    "entropy_weights",
+    "enumerate_trees",
+    "expected_losses",
+    "expected_performance",
+    "group_by_affinity",
+    "higher_order_estimates",
+    "lower_bound",
+    "pareto_front",
+    "random_tree",
+    "refine",
+    "search",
+    "select_networks",
+    "selection_front",
+    "smooth_measurements",
+    "stability",
+    "stage_losses",
+    "stage_shares",
+    "task_sets",
+    "tree_sampler",
+    "tree_size",
+]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from branchnet.clustering.tree import Tree
+from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
 

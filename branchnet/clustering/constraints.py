@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from branchnet.clustering.tree import Tree
+from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import TreeError
 
 Pairs = npt.NDArray[np.bool_]

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering.tree import Tree
+from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError, TreeError
 
 Floats = npt.NDArray[np.float64]

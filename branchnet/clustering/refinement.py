@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from branchnet.clustering.selection import Losses, Selection, select_networks
+from branchnet.clustering.grouping.network_selection import Losses, Selection, select_networks
 from branchnet.errors import AffinityError, BudgetError
 
 _MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)

@@ -1,4 +1,7 @@
-"""Data: procedural scenes with their labels, and images from folders and arrays."""
+"""Samples as users have them, images from files, and procedural scenes.
+
+No network is run here.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

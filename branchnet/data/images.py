@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import DataError
-from ..progress import progress_bar
+from branchnet.errors import DataError
+from branchnet.utils.progress import progress_bar
 
 Source = str | os.PathLike[str]
 Channels = Sequence[float]

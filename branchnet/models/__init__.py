@@ -1,16 +1,8 @@
-"""branchnet's own networks, for the demo, for examples and for published trees that no other library has."""
+"""Networks made by name, and the small networks of the demo, of examples and of published trees.
 
-from __future__ import annotations
+Nothing here is trained; weights are loaded elsewhere.
+"""
 
-from collections.abc import Callable
+from branchnet.utils.lazy import attach_stub
 
-from torch import nn
-
-from branchnet.models.scene import BasicBlock, SceneNetwork, scene_network
-from branchnet.models.unet import UNet, unet
-from branchnet.models.vgg import ThinVgg16, thin_vgg16
-
-__all__ = ["MODELS", "BasicBlock", "SceneNetwork", "ThinVgg16", "UNet", "scene_network", "thin_vgg16", "unet"]
-
-MODELS: dict[str, Callable[..., nn.Module]] = {"scene_network": scene_network, "thin_vgg16": thin_vgg16, "unet": unet}
-"""The networks that `branchnet:NAME` may name."""
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

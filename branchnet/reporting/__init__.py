@@ -1,4 +1,7 @@
-"""Costs, latencies, pictures and pages: what was asked, what was found, and what it gains and loses."""
+"""What a network costs and gains, as tables, plots and one offline page.
+
+Nothing is trained or searched here.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from branchnet.reporting.latency import Latency
-from branchnet.reporting.latency_plot import LatencyPlot, latency_plot_data
-from branchnet.reporting.metric_plot import MetricPlot, metric_plot_data
+from branchnet.inference.latency import Latency
+from branchnet.reporting.plots.latency_plot import LatencyPlot, latency_plot_data
+from branchnet.reporting.plots.metric_plot import MetricPlot, metric_plot_data
 from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed
 from branchnet.training.performance import multi_task_performance

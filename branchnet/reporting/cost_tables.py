@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from branchnet.inference.latency import Latency
 from branchnet.reporting.costing import NetworkCosts, Total
-from branchnet.reporting.latency import Latency
 from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import binary, milliseconds, percent, si
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import rich.console
 from torch import nn
 
-from branchnet.builder.separate import SeparateNetworks
+from branchnet.builder.network.separate_networks import SeparateNetworks
 from branchnet.errors import BranchnetError
-from branchnet.files import write_text
+from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
     branch_table,
     latency_table,
@@ -25,13 +25,13 @@ from branchnet.reporting.cost_tables import (
     task_table,
 )
 from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, evaluating, network_costs
-from branchnet.reporting.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.tables import Table
 from branchnet.reporting.units import milliseconds, percent, si
+from branchnet.utils.files import write_text
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
-    from branchnet.clustering.tree import Tree
+    from branchnet.clustering.trees.tree import Tree
     from branchnet.stages.interface import Example
 
 
@@ -142,7 +142,7 @@ class Report:
 
     def save_html(self, path: str | os.PathLike[str], *, title: str = "Branched network") -> None:
         """Write one self-contained page; `branchnet.reporting.Page` holds more than costs."""
-        from branchnet.reporting.page import Page
+        from branchnet.reporting.pages.page import Page
 
         Page(title=title, report=self).save(path)
 

@@ -1,4 +1,7 @@
-"""Any PyTorch network as a chain of stages that can be shared, copied and counted."""
+"""Any PyTorch network as a chain of stages that can be shared, copied and counted.
+
+How a graph is captured lies in `tracing`, what is known about it in `graph`, the code that runs it in `codegen`.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

@@ -6,7 +6,7 @@ from .interface import Interface as Interface
 from .interface import TensorSpec as TensorSpec
 from .interface import call as call
 from .interface import flat_example as flat_example
-from .locating import Location as Location
+from .locations import Location as Location
 from .splitting import candidate_locations as candidate_locations
 from .splitting import split as split
 from .splitting import split_all as split_all

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from branchnet.stages.alignment import align
-from branchnet.stages.assembly import assemble, cost_of_whole
-from branchnet.stages.choosing import Locations, choose
-from branchnet.stages.differing import check_common
-from branchnet.stages.following import follow, follow_all
+from branchnet.stages.first_difference import check_common
+from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.interface import Example
-from branchnet.stages.locating import Location, find_locations
+from branchnet.stages.location_choice import Locations, choose
+from branchnet.stages.locations import Location, find_locations
+from branchnet.stages.stage_assembly import assemble, cost_of_whole
 from branchnet.stages.staged import StagedNetwork
+from branchnet.stages.tracing.trace import follow, follow_all
 
 
 def split(network: nn.Module, example: Example, *, locations: Locations = None) -> StagedNetwork:

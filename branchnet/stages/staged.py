@@ -16,16 +16,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from branchnet.errors import CheckpointError, SplitError
+from branchnet.stages.codegen.device_rewrite import NAMES, device_now, on_device_of_inputs
+from branchnet.stages.codegen.in_place_ops import written_in_place
+from branchnet.stages.codegen.lookups import with_direct_lookups
+from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
 from branchnet.stages.costs import StageCost, StageCosts
-from branchnet.stages.dataflow import attribute
+from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Interface
-from branchnet.stages.lookups import with_direct_lookups
-from branchnet.stages.pickling import Row, graph_of, rows_of
-from branchnet.stages.placing import NAMES, device_now, on_device_of_inputs
-from branchnet.stages.reusing import written_in_place
 
 if TYPE_CHECKING:
-    from branchnet.constructors import Constructor
+    from branchnet.models.constructors import Constructor
 
 
 @dataclass(frozen=True)

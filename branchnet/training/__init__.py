@@ -1,4 +1,7 @@
-"""Training: distillation without labels, supervised training, and the metrics that judge both."""
+"""Training of branched and single networks: distillation, labels, metrics.
+
+Search and building come before.
+"""
 
 from branchnet.utils.lazy import attach_stub
 

@@ -16,3 +16,24 @@ from .performance import multi_task_performance as multi_task_performance
 from .performance import relative_changes as relative_changes
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers
+
+__all__ = [
+    "History",
+    "Metric",
+    "Teachers",
+    "accuracy",
+    "distill",
+    "evaluate",
+    "explained_variance",
+    "fit",
+    "kl_divergence",
+    "mean_absolute_error",
+    "mean_angle",
+    "mean_iou",
+    "multi_task_performance",
+    "node_groups",
+    "reestimate_batchnorm",
+    "relative_changes",
+    "rmse",
+    "top1_agreement",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, estimate_batchnorm
-from branchnet.training.inputs import Inputs, batches, count_samples, take
+from branchnet.data.samples import Inputs, batches, count_samples, take
 
 SAMPLES = 512
 

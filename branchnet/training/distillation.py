@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork
+from branchnet.data.samples import Inputs, count_samples, take
 from branchnet.errors import TrainingError
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import Rate, node_groups, trained_tasks
-from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import History, content_hash, optimize
 from branchnet.training.teachers import Teachers
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from branchnet.data.samples import Inputs, count_samples, take
 from branchnet.errors import CheckpointError, TrainingError
-from branchnet.files import atomic_write
-from branchnet.interrupt import deferred_interrupt
-from branchnet.progress import progress_bar
-from branchnet.training.inputs import Inputs, count_samples, take
+from branchnet.utils.files import atomic_write
+from branchnet.utils.interrupt import deferred_interrupt
+from branchnet.utils.progress import progress_bar
 
 WARM_UP = 0.05
 WEIGHT_DECAY = 1e-4

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from branchnet.data.samples import Inputs, batches, count_samples, take
 from branchnet.errors import TrainingError
-from branchnet.training.inputs import Inputs, batches, count_samples, take
-from branchnet.training.modes import evaluation_mode
+from branchnet.utils.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
+from branchnet.data.samples import Inputs, count_samples, take
 from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.training.groups import Rate, node_groups, trained_tasks
-from branchnet.training.inputs import Inputs, count_samples, take
 from branchnet.training.loop import Group, History, content_hash, optimize
 
 Loss = Callable[[Any, Tensor], Tensor]

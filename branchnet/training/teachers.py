@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from branchnet.data.samples import Inputs, batches, count_samples, take
 from branchnet.errors import TrainingError
-from branchnet.progress import progress_bar
 from branchnet.stages import call
-from branchnet.training.inputs import Inputs, batches, count_samples, take
 from branchnet.training.metrics import channels_last_rows
-from branchnet.training.modes import evaluation_mode
+from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.progress import progress_bar
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256

@@ -1,1 +1,4 @@
-"""Small helpers that know nothing of networks: what any Python package could use."""
+"""Helpers that know nothing of networks or tasks: files, progress, interrupts, modes, lazy names.
+
+What belongs to one room only is kept there.
+"""

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from branchnet.affinity import Affinity, Reliability
-from branchnet.affinity.plots import depth_lines, heat_maps
 from branchnet.clustering import search
 from branchnet.errors import AffinityError
+from branchnet.reporting.plots.affinity_figures import depth_lines, heat_maps
 from branchnet.stages.costs import StageCost, StageCosts
 
 
@@ -170,6 +170,7 @@ def labels_are_apart(figure) -> bool:
 
 
 def test_the_result_needs_no_torch() -> None:
-    code = "import sys, branchnet.affinity.tensor, branchnet.affinity.plots; print('torch' in sys.modules)"
+    rooms = "branchnet.affinity.tensor, branchnet.reporting.plots.affinity_figures"
+    code = f"import sys, {rooms}; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from branchnet.affinity import cka, compare_rdms, pwcca, rdm, rsa
-from branchnet.affinity.keeping import Keeper
-from branchnet.affinity.memory import Piece, plan_passes
+from branchnet.affinity.features.feature_buffer import Keeper
+from branchnet.affinity.features.memory_plan import Piece, plan_passes
 from branchnet.errors import AffinityError
 
 from .toys import Staged, given, images, rows, small_cnn

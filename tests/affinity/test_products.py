@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from branchnet.affinity import products
-from branchnet.affinity.products import add_panels, add_symmetric_product, full_precision, mirrored
+from branchnet.affinity.measures import symmetric_matmul as products
+from branchnet.affinity.measures.symmetric_matmul import add_panels, add_symmetric_product, full_precision, mirrored
 
 Add = Callable[[torch.Tensor, torch.Tensor], None]
 

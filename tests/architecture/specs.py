@@ -6,10 +6,10 @@ import random
 
 from hypothesis import strategies as st
 
-from branchnet.architecture import Architecture
-from branchnet.builder.donors import choose_donors
+from branchnet.builder.weights.donors import choose_donors
 from branchnet.clustering import Tree, random_tree
-from branchnet.spec.nested_tree import nest
+from branchnet.specification.architecture import Architecture
+from branchnet.specification.nested_tree import nest
 
 AWKWARD = ["no", "yes", "y", "null", "~", "true", "1e-3", "12:30", "0x1f", "010", ".inf", "2001-01-01", "<<", "=", "1"]
 AWKWARD += [

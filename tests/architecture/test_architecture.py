@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from specs import NAMES, architectures, shuffled, trees
 
 from branchnet.affinity import Affinity
-from branchnet.architecture import SCHEMA_VERSION, Architecture, json_schema
-from branchnet.builder.donors import choose_donors
+from branchnet.builder.weights.donors import choose_donors
 from branchnet.clustering import Budget, Tree, search
 from branchnet.errors import SpecError
-from branchnet.spec.nested_tree import donors_of, flatten, nest
-from branchnet.spec.sections import budget_text
+from branchnet.specification.architecture import SCHEMA_VERSION, Architecture, json_schema
+from branchnet.specification.nested_tree import donors_of, flatten, nest
+from branchnet.specification.sections import budget_text
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPEC = """\
@@ -292,7 +292,7 @@ def test_the_json_schema_is_json() -> None:
 
 def test_reading_and_writing_imports_no_torch() -> None:
     path = Path(__file__).parent / "version1.yaml"
-    code = f"import sys; from branchnet.architecture import Architecture as A; A.load({str(path)!r}).to_yaml()"
+    code = f"import sys; from branchnet import Architecture as A; A.load({str(path)!r}).to_yaml()"
     assert (
         subprocess.run([sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"], check=False).returncode == 0
     )

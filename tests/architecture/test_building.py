@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from branchnet.affinity import Affinity
-from branchnet.architecture import Architecture
 from branchnet.builder import BranchedNetwork, build
 from branchnet.clustering import Tree, search
-from branchnet.constructors import create
 from branchnet.errors import BranchnetError, BuildError, SpecError
+from branchnet.models.constructors import create
+from branchnet.specification.architecture import Architecture
 from branchnet.stages import split_all
 
 LOCATIONS = ["layer1", "layer3", "layer4"]

@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchnet.affinity import Affinity
-from branchnet.architecture import SCHEMA_FILE, Architecture, json_schema
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import clustering_cost
+from branchnet.specification.architecture import SCHEMA_FILE, Architecture, json_schema
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT / "tests" / "facts"

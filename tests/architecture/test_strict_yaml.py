@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchnet.errors import SpecError
-from branchnet.spec.strict_yaml import MAX_DEPTH, Position, load_yaml, parse_document
-from branchnet.spec.yaml_text import dump_yaml
+from branchnet.specification.strict_yaml import MAX_DEPTH, Position, load_yaml, parse_document
+from branchnet.specification.yaml_text import dump_yaml
 
 RELAXED = settings(deadline=None, max_examples=200)
 WORDS = ["no", "yes", "on", "off", "y", "n", "null", "~", "true", "1e-3", "12:30", "0x1f", "010", "1_000", "2001-01-01"]

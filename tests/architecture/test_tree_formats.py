@@ -13,7 +13,7 @@ from specs import trees
 
 from branchnet.clustering import Tree, enumerate_trees
 from branchnet.errors import SpecError
-from branchnet.spec.tree_formats import (
+from branchnet.specification.tree_formats import (
     tree_from_autobrane,
     tree_from_bmtas,
     tree_from_json,

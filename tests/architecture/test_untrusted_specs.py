@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from branchnet.architecture import Architecture
 from branchnet.errors import SpecError
+from branchnet.specification.architecture import Architecture
 
 SPEC = """\
 schema_version: 1

@@ -18,10 +18,10 @@ from torch import nn
 
 import branchnet
 from branchnet import Affinity, BranchedNetwork, Tree
-from branchnet.builder.donors import choose_donors
+from branchnet.builder.weights.donors import choose_donors
 from branchnet.clustering import tree_size
 from branchnet.errors import BuildError, SplitError
-from branchnet.stages.placing import device_now, on_device_of_inputs
+from branchnet.stages.codegen.device_rewrite import device_now, on_device_of_inputs
 
 from .toys import KINDS, LOCATIONS, images, networks, staged
 

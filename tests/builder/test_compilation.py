@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 import branchnet
 from branchnet import Tree
-from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_problem, prepare
-from branchnet.builder.compilation import _copied
-from branchnet.builder.graphs import compiled_apart
+from branchnet.builder import SeparateNetworks
 from branchnet.errors import BuildError
+from branchnet.inference import CompiledNetwork, compiler_problem, prepare
+from branchnet.inference.compilation import _copied
+from branchnet.inference.torch_compile import compiled_apart
 
 from .toys import KINDS, images, networks, staged
 
@@ -51,7 +52,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", counting)
-    monkeypatch.setattr("branchnet.builder.compilation.compiler_problem", lambda device: "")
+    monkeypatch.setattr("branchnet.inference.compilation.compiler_problem", lambda device: "")
     return counted
 
 
@@ -441,7 +442,7 @@ def test_outputs_are_copied_wherever_cuda_graphs_are_recorded(
     monkeypatch: pytest.MonkeyPatch, device: str, mode: str | None, everywhere: bool, copied: bool
 ) -> None:
     places = ["cpu", device]
-    monkeypatch.setattr("branchnet.builder.compilation.device_of", lambda network: places[0])
+    monkeypatch.setattr("branchnet.inference.compilation.device_of", lambda network: places[0])
     with torch._inductor.config.patch({"triton.cudagraphs": everywhere}):
         compiled = CompiledNetwork(branched(), mode=mode)
         assert not compiled._copies

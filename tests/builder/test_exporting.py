@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Architecture, BranchedNetwork, Tree
-from branchnet.builder import compiler_problem, load_weights
-from branchnet.builder import exporting as exporting_module
+from branchnet.deploy import exporting as exporting_module
+from branchnet.deploy import load_weights
 from branchnet.errors import BuildError
+from branchnet.inference import compiler_problem
 
 from .toys import KINDS, images, networks, staged
 

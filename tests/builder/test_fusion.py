@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.builder import FusedNetwork, FusedNodes, Latency, fusion_choice
-from branchnet.builder.structure import structure
+from branchnet.builder.network.module_structure import structure
 from branchnet.errors import BuildError
+from branchnet.inference import FusedNetwork, FusedNodes, Latency, fusion_choice
 from branchnet.stages.flops import without_attention_fast_path
 
 from .toys import KINDS, images, networks, staged

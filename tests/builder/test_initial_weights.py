@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import branchnet
 from branchnet import Tree
 from branchnet.builder import estimate_batchnorm, weight_distance
-from branchnet.builder.averaging import average_nodes
+from branchnet.builder.weights.averaging import average_nodes
 from branchnet.errors import BuildError
 
 from .toys import KINDS, LOCATIONS, images, networks, staged

@@ -15,9 +15,9 @@ from torch import nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.builder import save_weights
-from branchnet.builder.record import read_record, write_record
-from branchnet.builder.weights import checksum, file_checksum, read_metadata
+from branchnet.deploy import save_weights
+from branchnet.deploy.checkpoint_metadata import read_record, write_record
+from branchnet.deploy.weight_files import checksum, file_checksum, read_metadata
 from branchnet.errors import CheckpointError, SpecError
 
 from .toys import KINDS, LOCATIONS, images, networks, staged

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Affinity, Budget, LatencyTable, Tree
-from branchnet.builder import Latency, compiler_problem, measure_latency, ratio_interval
-from branchnet.builder.stage_latency import predicted_rounds, table_beside
 from branchnet.errors import BudgetError, BuildError
+from branchnet.inference import Latency, compiler_problem, measure_latency, ratio_interval
+from branchnet.inference.latency_tables import predicted_rounds, table_beside
 
 from .test_modes import TwoInputs
 
@@ -113,9 +113,9 @@ def test_the_progress_bar_says_what_is_done(
         shown.append(text)
         yield lambda: None
 
-    monkeypatch.setattr("branchnet.builder.stage_latency.progress_bar", bar)
-    monkeypatch.setattr("branchnet.builder.stage_latency.compiler_problem", lambda device: "")
-    monkeypatch.setattr("branchnet.builder.stage_latency.compiled_apart", lambda function, **_: function)
+    monkeypatch.setattr("branchnet.inference.latency_tables.progress_bar", bar)
+    monkeypatch.setattr("branchnet.inference.latency_tables.compiler_problem", lambda device: "")
+    monkeypatch.setattr("branchnet.inference.latency_tables.compiled_apart", lambda function, **_: function)
     branchnet.latency_table(networks(), torch.ones(2, 4), repeats=1, progress=True, **options)
     assert shown == [said]
 

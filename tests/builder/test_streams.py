@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 import branchnet
 from branchnet import Tree
-from branchnet.builder import StreamedNetwork, make_schedule
-from branchnet.builder import streams as streams_module
-from branchnet.builder.schedule import INPUTS, Schedule
-from branchnet.builder.streams import check_streams, run_schedule
 from branchnet.errors import BuildError
+from branchnet.inference import StreamedNetwork, make_schedule
+from branchnet.inference import streams as streams_module
+from branchnet.inference.schedule import INPUTS, Schedule
+from branchnet.inference.streams import check_streams, run_schedule
 from branchnet.stages import call
 
 from .test_compilation import Unruly, branched, graphs  # noqa: F401

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 import branchnet
 from branchnet import StagedNetwork, Tree
-from branchnet.builder.normalisation import estimate_batchnorm
-from branchnet.builder.permuting import permuted, tensors_of
-from branchnet.builder.symmetries import Symmetries, find_symmetries
+from branchnet.builder.weights.normalisation import estimate_batchnorm
+from branchnet.builder.weights.operator_permutations import permuted, tensors_of
+from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
 from branchnet.errors import BuildError
 
 from .toys import images, networks, staged

@@ -14,8 +14,8 @@ from torch.nn.utils import prune
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import SeparateNetworks
-from branchnet.builder.compilation import CompiledNetwork
-from branchnet.builder.watching import Watch
+from branchnet.inference.change_detection import Watch
+from branchnet.inference.compilation import CompiledNetwork
 
 from .test_compilation import graphs  # noqa: F401
 
@@ -182,7 +182,7 @@ def test_tensors_of_other_classes_are_watched_by_identity() -> None:
 def test_fewer_guards_stay_than_a_network_has_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo's own guards grow with the network; those that stay do not."""
     kept: list[int] = []
-    from branchnet.builder import graphs as module
+    from branchnet.inference import torch_compile as module
 
     original = module.without_module_guards
 
@@ -192,7 +192,7 @@ def test_fewer_guards_stay_than_a_network_has_tensors(monkeypatch: pytest.Monkey
         return answer
 
     monkeypatch.setattr(module, "without_module_guards", counting)
-    monkeypatch.setattr("branchnet.builder.compilation.compiler_problem", lambda device: "")
+    monkeypatch.setattr("branchnet.inference.compilation.compiler_problem", lambda device: "")
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: compile_(f, **{**o, "backend": "eager"}))
     for count in (2, 12):

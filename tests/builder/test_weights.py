@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from branchnet.builder import load_weights, save_weights
+from branchnet.deploy import load_weights, save_weights
 from branchnet.errors import CheckpointError
 
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 import branchnet
 from branchnet import LatencyTable, Tree
-from branchnet.builder import compiler_problem
 from branchnet.cli import VERBS, main
 from branchnet.data import scenes
+from branchnet.inference import compiler_problem
 
 EXAMPLE = Path(__file__).parents[2] / "tools" / "example"
 # torchvision beside a CPU build of torch needs the operators that tests/conftest.py defines.
@@ -79,7 +79,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("branchnet.cli.given.read_config", interrupted)
+    monkeypatch.setattr("branchnet.cli.loading.read_config", interrupted)
     assert main(["run", "run.yaml"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -97,7 +97,7 @@ def test_the_examples_of_all_verbs_work_one_after_another_in_an_empty_folder(
 ) -> None:
     monkeypatch.setenv("CXX", "no-compiler")  # everything eager: compiling takes minutes
     for verb in VERBS:
-        page = inspect.getdoc(getattr(importlib.import_module(f"branchnet.cli.{verb}"), verb))
+        page = inspect.getdoc(getattr(importlib.import_module(f"branchnet.cli.commands.{verb}"), verb))
         (example,) = re.findall(r"^Example: `branchnet (.*)`$", page, re.MULTILINE)
         quick = ["--quick"] if verb == "demo" else []
         done = branchnet_command(*shlex.split(example), *quick, cwd=tmp_path)

@@ -63,7 +63,7 @@ def test_a_task_is_added_and_trained_and_the_old_outputs_stay_the_same_to_the_bi
 def test_the_new_branch_has_the_weights_of_its_own_network(walker: Walker) -> None:
     assert walker(ADD) == 0, walker.err
     network = branchnet.create("branchnet:scene_network", outputs=1, kind=TASKS["count"], width=4)
-    branchnet.builder.load_weights(network, Path("count.safetensors"))
+    branchnet.deploy.load_weights(network, Path("count.safetensors"))
     own = [tensor for tensor in network.state_dict().values() if tensor.dim() > 1]
     branch = [node for node in branchnet.load("grown").members() if node.tasks == ("count",)]
     copied = [tensor for node in branch for tensor in node.module.state_dict().values() if tensor.dim() > 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from branchnet import Affinity, Budget
-from branchnet.cli.searching import random_points
+from branchnet.pipeline.search_inputs import random_points
 from branchnet.stages.costs import StageCost, StageCosts
 
 AFFINITY = Affinity(["a", "b", "c"], ["first", "second"], np.ones((2, 3, 3)))

@@ -57,7 +57,7 @@ def trained(folder: Path) -> dict[str, torch.nn.Module]:
     networks = {}
     for task, kind in TASKS.items():
         networks[task] = branchnet.create("branchnet:scene_network", outputs=1, kind=kind, width=4).eval()
-        branchnet.builder.load_weights(networks[task], folder / f"{task}.safetensors")
+        branchnet.deploy.load_weights(networks[task], folder / f"{task}.safetensors")
     return networks
 
 
@@ -145,7 +145,7 @@ def test_group_divides_whole_networks(walker: Walker) -> None:
 
 
 def test_distill_trains_what_build_wrote(walker: Walker) -> None:
-    before, after = (branchnet.builder.read_weights(Path(f"{name}/weights.safetensors")) for name in LINES_MADE)
+    before, after = (branchnet.deploy.read_weights(Path(f"{name}/weights.safetensors")) for name in LINES_MADE)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert not list(walker.folder.rglob("*unfinished*"))
@@ -153,7 +153,7 @@ def test_distill_trains_what_build_wrote(walker: Walker) -> None:
     told = json.loads(walker.out)
     assert set(told) == {"separate", "before", "distilled"}
     assert told["separate"]["metrics"] == pytest.approx(dict.fromkeys(TASKS, 100))
-    again = branchnet.builder.read_weights(Path("again/weights.safetensors"))
+    again = branchnet.deploy.read_weights(Path("again/weights.safetensors"))
     assert all(torch.equal(after[name], again[name]) for name in after)
 
 

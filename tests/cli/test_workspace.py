@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from branchnet.cli.workspace import Workspace, load_json, save_json
+from branchnet.pipeline.workspace import Workspace, load_json, save_json
 
 
 def step(folder: Path, inputs: object, value: int, log: list[str]) -> int:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import branchnet
-from branchnet.builder import save_weights
 from branchnet.cli import main
 from branchnet.data import scenes
+from branchnet.deploy import save_weights
 
 TASKS = {"edges": "dense", "depth": "dense", "count": "image"}
 SIZE = 32

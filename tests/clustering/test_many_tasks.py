@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, chains, pareto_front, random_tree, search
-from branchnet.clustering.bounds import lower_bound, rising_bounds
-from branchnet.clustering.cliques import clique_diameters
-from branchnet.clustering.local import apply_move, price_moves
-from branchnet.clustering.searching import make_problem
+from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
+from branchnet.clustering.bounds.clique_bounds import clique_diameters
+from branchnet.clustering.bounds.lower_bounds import lower_bound, rising_bounds
+from branchnet.clustering.exact import chain_branch_and_bound as chains
+from branchnet.clustering.heuristics.local_search import apply_move, price_moves
+from branchnet.clustering.tree_search import make_problem
 from branchnet.errors import BranchnetError, BudgetError
 
 COSTS = [0.2, 1.2, 7.1, 14.9, 3.3, 5.0]
@@ -51,7 +52,7 @@ def test_lower_bound_is_never_above_the_optimum(affinity: Affinity, name: str, s
 @pytest.mark.parametrize("small", [1, 4])
 def test_chain_bounds_rise_and_stay_below_the_optimum(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With chains of all sizes (small = 1) and of large clusters only, from targets at, near and far above it."""
-    monkeypatch.setattr("branchnet.clustering.chain_tables.SMALL", small)
+    monkeypatch.setattr("branchnet.clustering.exact.chain_tables.SMALL", small)
     gaps, single = [], []
     for seed in range(30):
         generator = np.random.default_rng(seed)
@@ -242,8 +243,8 @@ def test_a_stopped_exact_search_returns_the_tree_of_the_local_search(monkeypatch
     affinity = rsa_like_affinity(8, 4, 0)
     exact = search(affinity, COSTS[:4], "40% params", method="exact")
     local = search(affinity, COSTS[:4], "40% params", method="local")
-    monkeypatch.setattr("branchnet.clustering.searching.width_table", stopped)
-    monkeypatch.setattr("branchnet.clustering.searching._LONG_WORK", 0)
+    monkeypatch.setattr("branchnet.clustering.tree_search.width_table", stopped)
+    monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
     result = search(affinity, COSTS[:4], "40% params", method="exact")
     assert "interrupted" in result.why
     assert (result.tree, result.cost, result.lower_bound) == (local.tree, local.cost, local.lower_bound)
@@ -261,12 +262,12 @@ def test_a_bound_that_is_interrupted_is_kept(monkeypatch: pytest.MonkeyPatch) ->
 
     affinity = rsa_like_affinity(15, 3, 0)
     whole = search(affinity, COSTS[:3], "40% params")
-    monkeypatch.setattr("branchnet.clustering.chains._Search.children", interrupted)
+    monkeypatch.setattr("branchnet.clustering.exact.chain_branch_and_bound._Search.children", interrupted)
     result = search(affinity, COSTS[:3], "40% params")
     assert "its bound was interrupted" in result.why
     assert result.tree == whole.tree
     assert 0 < result.lower_bound < whole.lower_bound <= result.cost
-    monkeypatch.setattr("branchnet.clustering.searching._LONG_WORK", 0)
+    monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
     before = search(rsa_like_affinity(9, 3, 0), COSTS[:3], "40% params", method="exact")
     assert before.why == "its bound was interrupted before the exact method began"
 
@@ -291,7 +292,7 @@ def test_interruption_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("branchnet.clustering.heuristic.descend", interrupted)
+    monkeypatch.setattr("branchnet.clustering.heuristics.heuristic.descend", interrupted)
     result = search(rsa_like_affinity(15, 3, 0), COSTS[:3], "40% params")
     assert "interrupted" in result.why
 
@@ -314,7 +315,7 @@ def test_an_interrupted_front_ends_there(monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("branchnet.clustering.heuristic.descend", interrupted)
+    monkeypatch.setattr("branchnet.clustering.heuristics.heuristic.descend", interrupted)
     front = pareto_front(rsa_like_affinity(14, 2, 0), COSTS[:2])
     assert len(front) == 1
     assert "interrupted" in front[0].why

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from branchnet.constructors import Constructor, check_arguments, constructor_of, create
 from branchnet.errors import SpecError
+from branchnet.models.constructors import Constructor, check_arguments, constructor_of, create
 
 SMALL_BERT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -177,7 +177,7 @@ def test_a_refused_name_is_found_at_any_depth(value: object, name: str) -> None:
 
 
 def test_importing_the_module_imports_no_torch() -> None:
-    code = "import sys, branchnet.constructors; sys.exit('torch' in sys.modules)"
+    code = "import sys, branchnet.models.constructors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

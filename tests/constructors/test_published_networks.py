@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
-from branchnet.constructors import create
+from branchnet.models.constructors import create
 
 FACTS = Path(__file__).parents[1] / "facts"
 

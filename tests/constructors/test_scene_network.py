@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import fx
 
-from branchnet.constructors import create
 from branchnet.models import BasicBlock
+from branchnet.models.constructors import create
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96)])

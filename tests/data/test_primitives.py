@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branchnet.data.primitives import HITS
+from branchnet.data.procedural.primitives import HITS
 
 
 def _distance(kind: str, points: np.ndarray, half: np.ndarray) -> np.ndarray:

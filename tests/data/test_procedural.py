@@ -10,10 +10,10 @@ from sklearn.linear_model import RidgeClassifier
 
 from branchnet import DataError
 from branchnet.data import FAR, LAYOUTS, SEGMENTS, scenes
-from branchnet.data.filters import corner_strength, edge_strength
-from branchnet.data.layouts import N_FURNITURE, SLOTS
-from branchnet.data.procedural import _labels
-from branchnet.data.rendering import Surface
+from branchnet.data.procedural.filters import corner_strength, edge_strength
+from branchnet.data.procedural.layouts import N_FURNITURE, SLOTS
+from branchnet.data.procedural.rendering import Surface
+from branchnet.data.procedural.scene_dataset import _labels
 
 
 def test_forms_and_ranges() -> None:
@@ -79,7 +79,7 @@ def test_count_is_the_number_of_visible_objects(monkeypatch: pytest.MonkeyPatch)
         counted.extend(len({solid for solid in row.tolist() if solid >= N_FURNITURE}) for row in pixels)
         return _labels(world, surface, clean)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("branchnet.data.procedural._labels", spy)
+    monkeypatch.setattr("branchnet.data.procedural.scene_dataset._labels", spy)
     made = scenes(40, size=32)
     assert made.labels["count"].flatten().tolist() == counted
     # A visible kind of object is an object: the class map never shows more kinds than were counted.

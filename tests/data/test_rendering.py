@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from branchnet.data.frames import to_camera
-from branchnet.data.layouts import N_DRAWS, SLOTS, World, worlds
-from branchnet.data.rendering import FAR, FLOOR, SKY, cast, image_plane
-from branchnet.data.shading import shade
+from branchnet.data.procedural.frames import to_camera
+from branchnet.data.procedural.layouts import N_DRAWS, SLOTS, World, worlds
+from branchnet.data.procedural.rendering import FAR, FLOOR, SKY, cast, image_plane
+from branchnet.data.procedural.shading import shade
 
 SIZE = 65
 

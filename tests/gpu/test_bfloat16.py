@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import branchnet
-from branchnet.builder import FusedNetwork
+from branchnet.inference import FusedNetwork
 
 from .toys import TREE, assert_close, branched, images, networks, staged
 

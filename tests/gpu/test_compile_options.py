@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import branchnet
-from branchnet.builder import FusedNetwork
+from branchnet.inference import FusedNetwork
 
 from .toys import TASKS, TREE, assert_close, branched, images
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from branchnet.builder import load_weights, save_weights
-from branchnet.builder.exporting import write_model
+from branchnet.deploy import load_weights, save_weights
+from branchnet.deploy.exporting import write_model
 
 from .toys import TASKS, assert_close, branched, images
 

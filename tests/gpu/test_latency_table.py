@@ -7,7 +7,7 @@ import torch
 
 import branchnet
 from branchnet import Budget, LatencyTable
-from branchnet.builder import measure_latency
+from branchnet.inference import measure_latency
 
 from .toys import LOCATIONS, TASKS, TREE, branched, images, networks, staged
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Tree
-from branchnet.builder import CompiledNetwork
+from branchnet.inference import CompiledNetwork
 
 from .toys import TASKS, TREE, assert_close, branched, images, networks, staged
 

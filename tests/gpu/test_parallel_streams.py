@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Tree
-from branchnet.builder import make_schedule
-from branchnet.builder.streams import open_streams, run_schedule
+from branchnet.inference import make_schedule
+from branchnet.inference.streams import open_streams, run_schedule
 
 from .toys import assert_close, branched, images
 

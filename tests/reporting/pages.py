@@ -4,13 +4,13 @@ import numpy as np
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import SearchResult, Tree
-from branchnet.clustering.robustness import compare_trees
+from branchnet.clustering.tree_stability import compare_trees
+from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.costing import NetworkCosts, NodeCost
-from branchnet.reporting.front_plot import front_plot_data
-from branchnet.reporting.latency import Latency
-from branchnet.reporting.page import Page
-from branchnet.reporting.samples_plot import TaskSamples, samples_plot_data
+from branchnet.reporting.pages.page import Page
+from branchnet.reporting.plots.front_plot import front_plot_data
+from branchnet.reporting.plots.samples_plot import TaskSamples, samples_plot_data
 from branchnet.reporting.summary import Report
 
 HOSTILE = "<script>alert('x')</script>&\"$\\frac{1}{0}$"

@@ -10,14 +10,14 @@ from PIL import Image
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import SearchResult, Tree
-from branchnet.reporting.affinity_plot import affinity_plot_data, draw_affinity
-from branchnet.reporting.figures import inline_svg, save_figure, shorten
-from branchnet.reporting.front_plot import draw_front, front_plot_data
-from branchnet.reporting.latency import Latency
-from branchnet.reporting.latency_plot import draw_latency, latency_plot_data
-from branchnet.reporting.metric_plot import draw_metrics, metric_plot_data
-from branchnet.reporting.samples_plot import TaskSamples, draw_samples, samples_plot_data
-from branchnet.reporting.tree_plot import draw_tree, tree_plot_data
+from branchnet.inference.latency import Latency
+from branchnet.reporting.plots.affinity_plot import affinity_plot_data, draw_affinity
+from branchnet.reporting.plots.figures import inline_svg, save_figure, shorten
+from branchnet.reporting.plots.front_plot import draw_front, front_plot_data
+from branchnet.reporting.plots.latency_plot import draw_latency, latency_plot_data
+from branchnet.reporting.plots.metric_plot import draw_metrics, metric_plot_data
+from branchnet.reporting.plots.samples_plot import TaskSamples, draw_samples, samples_plot_data
+from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
 
 TASKS = ("plain", "$x_1$", "<b>&", "ünï")
 

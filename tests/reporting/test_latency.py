@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from branchnet import BranchnetError
-from branchnet.reporting.latency import Latency, compare_latency, measure_latency, ratio_interval
+from branchnet.inference.latency import Latency, compare_latency, measure_latency, ratio_interval
 
 EXAMPLE = torch.zeros(1)
 

@@ -4,7 +4,7 @@ import html.parser
 
 import pytest
 
-from branchnet.reporting.page import Page
+from branchnet.reporting.pages.page import Page
 
 from .browser import CHROMIUM, Browser
 from .pages import HOSTILE, full_page

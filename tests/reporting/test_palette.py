@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from branchnet.reporting.palette import BLACK, COLOURS, PAPER, SHARED, WHITE, class_palette, task_marks, text_on
+from branchnet.reporting.plots.palette import BLACK, COLOURS, PAPER, SHARED, WHITE, class_palette, task_marks, text_on
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB.
 DEFICIENCIES = {

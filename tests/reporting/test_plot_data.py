@@ -8,13 +8,13 @@ import pytest
 from branchnet import BranchnetError
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import SearchResult, Tree
-from branchnet.reporting.affinity_plot import affinity_plot_data
-from branchnet.reporting.front_plot import front_plot_data
-from branchnet.reporting.latency import Latency
-from branchnet.reporting.latency_plot import latency_plot_data
-from branchnet.reporting.metric_plot import draw_metrics, metric_plot_data
-from branchnet.reporting.samples_plot import TaskSamples, samples_plot_data
-from branchnet.reporting.tree_plot import leaf_order, tree_plot_data
+from branchnet.inference.latency import Latency
+from branchnet.reporting.plots.affinity_plot import affinity_plot_data
+from branchnet.reporting.plots.front_plot import front_plot_data
+from branchnet.reporting.plots.latency_plot import latency_plot_data
+from branchnet.reporting.plots.metric_plot import draw_metrics, metric_plot_data
+from branchnet.reporting.plots.samples_plot import TaskSamples, samples_plot_data
+from branchnet.reporting.plots.tree_plot import leaf_order, tree_plot_data
 from branchnet.training import relative_changes
 
 

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from branchnet import BranchnetError
+from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
-from branchnet.reporting.latency import Latency
 from branchnet.reporting.summary import report
 
 from .toys import EXAMPLE, TASKS, toy_branched, toy_networks

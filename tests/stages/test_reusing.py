@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import Tree
-from branchnet.builder import FusedNetwork
+from branchnet.inference import FusedNetwork
 from branchnet.stages import StagedNetwork, candidate_locations, split
 
 from .checks import assert_evaluates_alike, assert_trains_alike

@@ -1,0 +1,109 @@
+"""Signatures kept on disk by content, so that a second run computes only what is new.
+
+An entry's name is a hash of the network's weights and code up to the location, the probe's content, the settings and
+the version. An entry is written beside its place and renamed, so concurrent runs lose nothing; it starts with a
+checksum, and one that does not fit its content is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from branchnet.affinity.features.extraction import Transform
+from branchnet.affinity.networks import Member
+from branchnet.errors import AffinityError
+from branchnet.utils.files import atomic_write
+from branchnet.utils.version import __version__
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_CHECKSUM_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The entries of one network.
+
+    Attributes:
+        folder: where entries are kept.
+        keys: one name per location.
+    """
+
+    folder: Path
+    keys: tuple[str, ...]
+
+    def read(self, location: int, kept_as: str) -> npt.NDArray[np.floating] | None:
+        """The entry of a location, or None; a damaged one is reported."""
+        path = self._path(location, kept_as)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if _checksum(content[_CHECKSUM_BYTES:]) != content[:_CHECKSUM_BYTES]:
+            logger.warning("the cache entry %s is damaged; it is computed again", path)
+            return None
+        array: npt.NDArray[np.floating] = np.load(io.BytesIO(content[_CHECKSUM_BYTES:]), allow_pickle=False)
+        return array
+
+    def write(self, location: int, kept_as: str, signature: npt.NDArray[np.floating]) -> None:
+        """Keep the signature of a location."""
+        buffer = io.BytesIO()
+        np.save(buffer, signature, allow_pickle=False)
+        with atomic_write(self._path(location, kept_as)) as temporary:
+            temporary.write_bytes(_checksum(buffer.getvalue()) + buffer.getvalue())
+
+    def _path(self, location: int, kept_as: str) -> Path:
+        return self.folder / f"{self.keys[location]}-{kept_as}.rdm"
+
+
+def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform: Transform | None) -> Cache:
+    """The cache entries of one network under the given settings.
+
+    Raises:
+        AffinityError: a `features` function whose content cannot be told apart.
+    """
+    running = hashlib.blake2b(digest_size=20)
+    running.update(repr((_FORMAT, __version__, tuple(settings), _code_of(transform))).encode())
+    keys = []
+    for stage in member.stages:
+        running.update(_structure(stage).encode())
+        for name, tensor in sorted(stage.state_dict(keep_vars=True).items()):
+            running.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        keys.append(running.hexdigest())
+    return Cache(folder, tuple(keys))
+
+
+def _structure(stage: nn.Module) -> str:
+    """What a stage computes, as text: its modules by name, and its program where it has one."""
+    modules = sorted(
+        f"{name} {type(module).__qualname__} {module.extra_repr()}" for name, module in stage.named_modules()
+    )
+    program = getattr(stage, "_evaluation", None)
+    return "\n".join([*modules, getattr(program, "source", ""), str(getattr(stage, "code", ""))])
+
+
+def _code_of(transform: Transform | None) -> Any:
+    if transform is None:
+        return None
+    if not isinstance(transform, FunctionType) or transform.__closure__ or transform.__defaults__:
+        raise AffinityError("with a cache, features must be a plain function without closure or defaults")
+    code = transform.__code__
+    return transform.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).digest()

@@ -1,0 +1,346 @@
+"""Gradient affinities: what a step on the weights of one task does to the losses of the others.
+
+Direction: `[i, j]` is the effect of task i's step on task j's loss, positive where it helps.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from branchnet.affinity.features.isolation import device_of
+from branchnet.affinity.measures.multi_task_trunk import Cut, Trunk, trunk_of
+from branchnet.affinity.measures.optimizer_step import Gradients, stepped_weights, task_gradients, zero_gradients
+from branchnet.affinity.probes import Batch, as_batch
+from branchnet.affinity.tensor import Affinity
+from branchnet.errors import AffinityError
+from branchnet.utils.progress import progress_bar
+
+Method: TypeAlias = Literal["lookahead", "first-order", "cosine"]
+Matrix: TypeAlias = npt.NDArray[np.float64]
+Losses: TypeAlias = Mapping[str, Callable[[Any, Any], Tensor]]
+Cuts: TypeAlias = dict[tuple[int, int], Cut]
+
+_NAMES = {
+    "lookahead": "look-ahead Z: effect of i's step on j's loss",
+    "first-order": "first-order Z: effect of i's step on j's loss",
+    "cosine": "gradient cosine",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProbingCost:
+    """What one probed batch costs, beside its ordinary forward pass.
+
+    Attributes:
+        backwards: backward passes through heads and trunk.
+        trunk_forwards: forward passes through the trunk; a pass through its last stages counts as their share of D.
+        head_forwards: forward passes through single heads, those of the ordinary pass included.
+    """
+
+    backwards: int
+    trunk_forwards: float
+    head_forwards: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.backwards} backward passes, {self.trunk_forwards:g} trunk forwards and {self.head_forwards} head "
+            "forwards per batch"
+        )
+
+
+def probing_cost(
+    tasks: int, stages: int, *, method: Method = "lookahead", per_stage: bool = True, control: bool = False
+) -> ProbingCost:
+    """What `gradient_affinity` will cost per batch for a trunk that all tasks share; a branched one costs less.
+
+    With N tasks and D stages: N backward passes; the whole-trunk look-ahead N trunk forwards and N * N + N head
+    forwards; per stage D * N forwards through the rest of the trunk and D * N * N + N head forwards; the control one
+    more step; first-order and cosine nothing beyond the N backward passes.
+    """
+    steps = tasks + int(control)
+    if method != "lookahead":
+        return ProbingCost(tasks, 0, tasks)
+    if not per_stage:
+        return ProbingCost(tasks, steps, steps * tasks + tasks)
+    return ProbingCost(tasks, steps * (stages + 1) / 2, stages * steps * tasks + tasks)
+
+
+def gradient_affinity(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Mapping[str, Any]]],
+    losses: Losses,
+    *,
+    heads: Mapping[str, Callable[..., Any]] | None = None,
+    method: Method = "lookahead",
+    per_stage: bool = True,
+    learning_rate: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    control: bool = True,
+    autocast: torch.dtype | None = None,
+    train_step: Callable[[Any, Mapping[str, Any]], None] | None = None,
+    bootstrap: int = 100,
+    seed: int = 0,
+) -> Affinity:
+    """Affinity by gradients (TAG; Fifty et al. 2021, "Efficiently Identifying Task Groupings", equation 1).
+
+    `Z[i, j] = 1 - L_j(shared weights after task i's step) / L_j(shared weights)`, heads fixed, on one batch, averaged
+    over batches. Per stage, only that stage takes the step. Tasks that do not share a node have affinity 0 there.
+
+    Args:
+        model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
+            is in; parameters, gradients, buffers, optimizer and random state are left as they were.
+        batches: (inputs, {task: target}); inputs as the network takes them. A task whose target is absent or None takes
+            no part in that batch.
+        losses: {task: (output, target) -> positive scalar}.
+        heads: {task: cut -> output}, modules or plain callables.
+        method: `"lookahead"`, exact; `"first-order"`, its linear part, from products of gradients alone; `"cosine"` of
+            the tasks' gradients, which has no direction. `probing_cost` says what each costs; it is logged.
+        per_stage: one affinity per stage, else one for the whole trunk, at the location `"trunk"`.
+        learning_rate: of the plain gradient step, the default.
+        optimizer: take its next update instead (SGD, momentum, Adam, ...), computed on a copy.
+        control: then subtract what a step with zero gradients does.
+        autocast: run under `torch.autocast` with this dtype. The look-ahead is a difference of losses: outputs rounded
+            to half precision limit what it can resolve, first-order products less.
+        train_step: called with every batch after it was probed, to average over a training run.
+        bootstrap: number of resamplings of the batches.
+        seed: of the resampling.
+
+    Raises:
+        AffinityError: no batches; losses that are not finite or not positive; a pair of tasks never seen together;
+            tasks without losses.
+    """
+    trunk = trunk_of(model, heads)
+    _check(trunk, losses, method)
+    cost = probing_cost(
+        len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=optimizer is not None
+    )
+    logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
+    step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
+    values: list[Matrix] = []
+    with progress_bar("probing gradients", _length(batches), shown=sys.stderr.isatty()) as advance:
+        for inputs, targets in batches:
+            values.append(step.measure(inputs, targets, len(values)))
+            if train_step is not None:
+                train_step(inputs, targets)
+            advance()
+    if not values:
+        raise AffinityError("no batch was given")
+    locations = trunk.locations if per_stage else ("trunk",)
+    return _summarise(np.stack(values), trunk, locations, method, bootstrap, seed)
+
+
+def _check(trunk: Trunk, losses: Losses, method: Method) -> None:
+    if method not in get_args(Method):
+        raise AffinityError(f"method is {method!r}; one of {get_args(Method)} was expected")
+    missing = [task for task in trunk.tasks if task not in losses]
+    if missing:
+        raise AffinityError(f"no loss was given for {missing}")
+
+
+def _length(batches: Iterable[Any]) -> int:
+    return len(batches) if isinstance(batches, Sized) else 0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Probing one batch after another with the same settings."""
+
+    trunk: Trunk
+    losses: Losses
+    method: Method
+    per_stage: bool
+    learning_rate: float | None
+    optimizer: torch.optim.Optimizer | None
+    control: bool
+    autocast: torch.dtype | None
+    seed: int
+
+    def measure(self, inputs: Any, targets: Mapping[str, Any], number: int) -> Matrix:
+        """(D, N, N), or (1, N, N) for the whole trunk; NaN where a task of the pair has no target."""
+        seed = (self.seed + number) * 1_000_003
+        batch = as_batch(inputs)
+        present = [index for index, task in enumerate(self.trunk.tasks) if targets.get(task) is not None]
+        if not present:
+            raise AffinityError(f"batch {number} has a target for none of {list(self.trunk.tasks)}")
+        device = device_of(self.trunk.nodes[0][0])
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self._precision(device):
+            with torch.enable_grad():
+                cuts = self.trunk.run(batch, present, {}, seed)
+                losses = {task: self._loss(task, cuts, targets, seed, number) for task in present}
+            if self.method != "cosine":
+                _check_positive(losses, self.trunk.tasks, number)
+            if self.method == "lookahead":
+                return self._lookahead(batch, targets, cuts, losses, seed, number)
+            gradients = {task: self._gradients(task, loss) for task, loss in losses.items()}
+            if self.method == "cosine":
+                return self._products(gradients, gradients, cosine=True)
+            return self._first_order(gradients, losses)
+
+    def _gradients(self, task: int, loss: Tensor) -> Gradients:
+        return task_gradients(loss, self.trunk.path_parameters(task), self.autocast)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
+
+    def _loss(self, task: int, cuts: Cuts, targets: Mapping[str, Any], seed: int, number: int) -> Tensor:
+        name = self.trunk.tasks[task]
+        loss = self.losses[name](self.trunk.output(task, cuts, seed), targets[name])
+        if loss.numel() != 1 or not torch.isfinite(loss).all():
+            raise AffinityError(f"the loss of task {name!r} on batch {number} is {loss}; a finite scalar was expected")
+        return loss.reshape(())
+
+    def _lookahead(
+        self,
+        batch: Batch,
+        targets: Mapping[str, Any],
+        cuts: Cuts,
+        losses: dict[int, Tensor],
+        seed: int,
+        number: int,
+    ) -> Matrix:
+        """Relative fall of every loss by every task's step, less that of a step without gradients."""
+        known = {key: tuple(_detached(item) for item in cut) for key, cut in cuts.items()}
+        base = {task: float(loss.detach()) for task, loss in losses.items()}
+        result = self._unknown()
+        with torch.no_grad():
+            for task in list(losses):
+                gradients = self._gradients(task, losses.pop(task))
+                weights = stepped_weights(gradients, self.learning_rate, self.optimizer)
+                result[:, task] = self._falls(task, weights, batch, targets, known, base, seed, number)
+                if self._has_control:
+                    idle = stepped_weights(zero_gradients(list(gradients)), None, self.optimizer)
+                    result[:, task] -= self._falls(task, idle, batch, targets, known, base, seed, number)
+        return result
+
+    def _first_order(self, gradients: dict[int, Gradients], losses: dict[int, Tensor]) -> Matrix:
+        """The linear part of the look-ahead: how far each step moves down the other tasks' gradients."""
+        result = self._unknown()
+        with torch.no_grad():
+            for task, own in gradients.items():
+                weights = stepped_weights(own, self.learning_rate, self.optimizer)
+                start = stepped_weights(zero_gradients(list(own)), None, self.optimizer) if self._has_control else {}
+                moved = {p: weights[p] - start.get(p, p) for p in weights}
+                result[:, task] = -self._products({task: moved}, gradients, cosine=False)[:, task]
+        for task, loss in losses.items():
+            result[:, :, task] /= float(loss.detach())
+        return result
+
+    @property
+    def _has_control(self) -> bool:
+        return self.optimizer is not None and self.control
+
+    def _unknown(self) -> Matrix:
+        count = len(self.trunk.tasks)
+        return np.full((self.trunk.depth if self.per_stage else 1, count, count), np.nan)
+
+    def _falls(
+        self,
+        task: int,
+        weights: dict[nn.Parameter, Tensor],
+        batch: Batch,
+        targets: Mapping[str, Any],
+        known: Cuts,
+        base: dict[int, float],
+        seed: int,
+        number: int,
+    ) -> Matrix:
+        """1 - L_j(stepped) / L_j for all j: (D, N) or (1, N)."""
+        result = np.full((self.trunk.depth if self.per_stage else 1, len(self.trunk.tasks)), np.nan)
+        for row in range(len(result)):
+            stages = [row] if self.per_stage else list(range(self.trunk.depth))
+            reached = self._sharing(task, stages, list(base))
+            chosen = {p: weights[p] for d in stages for p in self._node(d, task) if p in weights}
+            moved = self.trunk.run(batch, reached, chosen, seed, first=stages[0], cuts=known)
+            for other in base:
+                result[row, other] = 0.0
+                if other in reached:
+                    loss = float(self._loss(other, moved, targets, seed, number))
+                    result[row, other] = 1 - loss / base[other]
+        return result
+
+    def _node(self, stage: int, task: int) -> list[nn.Parameter]:
+        return self.trunk.parameters(stage, self.trunk.clusters[stage][task])
+
+    def _sharing(self, task: int, stages: Sequence[int], others: Sequence[int]) -> list[int]:
+        """The tasks that share a node with `task` in one of the stages."""
+        clusters = self.trunk.clusters
+        return [other for other in others if any(clusters[d][other] == clusters[d][task] for d in stages)]
+
+    def _products(self, left: dict[int, Gradients], right: dict[int, Gradients], *, cosine: bool) -> Matrix:
+        """Inner products (or cosines) of directions and gradients over the parameters that both tasks share."""
+        depth = self.trunk.depth
+        groups = [[d] for d in range(depth)] if self.per_stage else [list(range(depth))]
+        result = self._unknown()
+        for row, stages in enumerate(groups):
+            for i in left:
+                for j in right:
+                    shared = [p for d in self._shared_stages(i, j, stages) for p in self._node(d, i)]
+                    value = _dot(left[i], right[j], dict.fromkeys(shared))
+                    if cosine and value:
+                        own = [[p for d in stages for p in self._node(d, task)] for task in (i, j)]
+                        norms = [_dot(left[t], left[t], dict.fromkeys(ps)) for t, ps in zip((i, j), own, strict=True)]
+                        value = max(-1.0, min(1.0, value / float(np.sqrt(norms[0] * norms[1]))))
+                    result[row, i, j] = value
+        return result
+
+    def _shared_stages(self, i: int, j: int, stages: Sequence[int]) -> list[int]:
+        return [d for d in stages if self.trunk.clusters[d][i] == self.trunk.clusters[d][j]]
+
+
+def _dot(left: Gradients, right: Gradients, parameters: Iterable[nn.Parameter]) -> float:
+    return sum(float((left[p].double() * right[p].double()).sum()) for p in parameters if p in left and p in right)
+
+
+def _detached(item: Any) -> Any:
+    return item.detach() if isinstance(item, Tensor) else item
+
+
+def _check_positive(losses: Mapping[int, Tensor], tasks: Sequence[str], number: int) -> None:
+    for task, loss in losses.items():
+        if not loss > 0:
+            raise AffinityError(
+                f"the loss of task {tasks[task]!r} on batch {number} is {float(loss)}; the look-ahead affinity is "
+                "relative to the loss, which must be positive"
+            )
+
+
+def _summarise(
+    values: Matrix, trunk: Trunk, locations: Sequence[str], method: Method, bootstrap: int, seed: int
+) -> Affinity:
+    """Mean over the batches in which both tasks had targets, (S, D, N, N) -> (D, N, N), with standard errors."""
+    counts = np.isfinite(values).sum(axis=0)
+    unseen = np.argwhere(counts[0] == 0)
+    if len(unseen):
+        i, j = (trunk.tasks[int(index)] for index in unseen[0])
+        raise AffinityError(f"no batch has targets of both {i!r} and {j!r}, so their affinity is unknown")
+    mean = np.nanmean(values, axis=0)
+    errors = samples = None
+    if counts.min() > 1:
+        errors = np.nanstd(values, axis=0, ddof=1) / np.sqrt(counts)
+        samples = _resampled_means(values, mean, bootstrap, seed) if bootstrap else None
+    return Affinity(trunk.tasks, locations, mean, _NAMES[method], errors, None, samples, None, method != "cosine")
+
+
+def _resampled_means(values: Matrix, mean: Matrix, draws: int, seed: int) -> Matrix:
+    """Means over batches drawn with replacement; a pair that a draw misses keeps its mean."""
+    random = np.random.default_rng(seed)
+    seen = np.isfinite(values)
+    filled = np.where(seen, values, 0.0)
+    result = np.empty((draws, *mean.shape))
+    for draw in range(draws):
+        weights = random.multinomial(len(values), np.full(len(values), 1 / len(values))).astype(np.float64)
+        count = np.tensordot(weights, seen.astype(np.float64), 1)
+        result[draw] = np.where(count > 0, np.tensordot(weights, filled, 1) / np.maximum(count, 1.0), mean)
+    return result

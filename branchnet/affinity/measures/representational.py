@@ -1,0 +1,62 @@
+"""Representation similarity analysis (RSA) of networks, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from typing_extensions import Unpack
+
+from branchnet.affinity.bootstrap import resample_entries
+from branchnet.affinity.features.signatures import rdm_kind
+from branchnet.affinity.measure_options import Options, ProbeArguments
+from branchnet.affinity.measurement import measure_pairs
+from branchnet.affinity.measures.rdm_comparison import Comparison, compare_entries
+from branchnet.affinity.measures.rdms import Dissimilarity
+from branchnet.affinity.networks import Networks
+from branchnet.affinity.tensor import Affinity
+
+
+def rsa(
+    networks: Networks,
+    probe: Any,
+    *,
+    dissimilarity: Dissimilarity = "pearson",
+    comparison: Comparison = "spearman",
+    center: bool = False,
+    **options: Unpack[ProbeArguments],
+) -> Affinity:
+    """Affinity by representation similarity: how alike two networks see which inputs are alike.
+
+    At every location the dissimilarity of each pair of the K inputs is computed for every network (`rdm`), and those
+    of two networks are compared (`compare_rdms`). The defaults are those of Branched Multi-Task Networks
+    (Vandenhende et al. 2020, section 3.1): 1 - Pearson, compared by Spearman correlation; K = 500 there.
+
+    Args:
+        networks: {task: network, or several networks of different seeds}; plain ones, or results of `split_all`.
+            Networks run in eval mode without gradients and are left exactly as they were.
+        probe: the K inputs: a tensor or array (K, ...), a tuple or dict of them, or a re-iterable of batches in a
+            fixed order, which is compared by content each time it is read.
+        dissimilarity: as `rdm` takes it.
+        comparison: as `compare_rdms` takes it.
+        center: as `rdm` takes it.
+        options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
+            memory_limit, cache. With Kendall's tau, which is slow to resample, bootstrap is 0 unless given.
+
+    Raises:
+        AffinityError: fewer than three inputs; a probe that changes; features that are constant or not finite, named
+            by task and location; staged networks that are cut differently.
+        SplitError: plain networks that cannot be cut.
+    """
+    unless_given: ProbeArguments = {"bootstrap": 0, **options} if comparison == "kendall" else options
+    settings = Options(**unless_given)
+    kind = rdm_kind(dissimilarity, center)
+    return measure_pairs(
+        "rsa",
+        networks,
+        probe,
+        settings,
+        kind,
+        lambda entries, names: compare_entries(np.stack(entries), comparison, names),
+        lambda entries, choice: resample_entries(np.stack(entries), comparison, choice.bootstrap, choice.seed),
+    )

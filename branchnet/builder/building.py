@@ -1,0 +1,226 @@
+"""Building a branched network from staged single-task networks: choose donors, copy, and initialise as asked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from branchnet.builder.network.branched_network import BranchedNetwork, Input
+from branchnet.builder.weights.donors import Donors, choose_donors
+from branchnet.errors import BuildError
+from branchnet.stages import StagedNetwork, split_all
+
+if TYPE_CHECKING:
+    from branchnet.affinity import Affinity
+    from branchnet.clustering import Tree
+
+Init: TypeAlias = Literal["donor", "mean", "merge", "pretrained", "random"]
+
+PROBE_BATCH = 64
+
+
+def build(
+    tree: Tree,
+    networks: Mapping[str, nn.Module],
+    *,
+    init: Init = "donor",
+    affinity: Affinity | None = None,
+    donors: Donors | None = None,
+    probe: Any = None,
+    state: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    example: Input | None = None,
+    locations: Sequence[str] | int | None = None,
+) -> BranchedNetwork:
+    """Build the branched network that `tree` describes, with initial weights in place.
+
+    Every node has a donor, chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
+    the cluster's medoid by affinity, or without an affinity its first task. So a chain of nodes with one donor
+    reproduces that donor exactly. Parameters that a donor shares between stages stay shared between nodes that serve
+    the same tasks, and become independent elsewhere. The copies can be trained even where the donors are frozen.
+
+    Args:
+        tree: D stages over the tasks.
+        networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
+            They are not changed.
+        init: where the weights come from. `"donor"`: each node copies its donor. `"mean"`: the mean of the donors of
+            all the node's tasks, for networks fine-tuned from the same weights (others are refused). `"merge"`: that
+            mean after the units of all donors were put into one order by their activations on the probe, with BatchNorm
+            estimated anew. `"pretrained"`: `state`. `"random"`: fresh random numbers.
+        affinity: chooses the medoids.
+        donors: the donor task of every node, stage by stage in the order of `tree.partitions`, instead of that rule;
+            `choose_donors` with a preferred task makes some.
+        probe: K inputs as `branchnet.rsa` takes them: what `merge` aligns on. With any `init`, `.initialisation` then
+            also says how well the features of each node match those of the donors.
+        state: for `pretrained`: the state of one network of this backbone under its own names (heads keep the weights
+            of their tasks' networks), or that of a branched network of this tree.
+        seed: of `random`.
+        example: inputs to split plain networks with.
+        locations: where to split plain networks; by default at the affinity's locations.
+
+    Returns:
+        the network; its `initialisation` says where each node's weights come from.
+
+    Raises:
+        BuildError: tasks or depth of tree, networks and affinity that do not agree; an `init` that lacks its probe or
+            state, or does not suit the donors.
+        SplitError: plain networks that cannot be split.
+    """
+    _check_options(init, probe, state, networks)
+    staged = _staged(networks, example, locations, affinity)
+    _check_fit(tree, staged, affinity)
+    donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
+    branched = _copied(tree, staged, donors)
+    sources = _initialise(branched, staged, init, probe, state, seed)
+    from branchnet.builder.weights.initialisation import describe_start
+
+    branched.initialisation = describe_start(branched, init, sources, staged, probe)
+    return branched
+
+
+def _copied(tree: Tree, staged: Mapping[str, StagedNetwork], donors: Donors) -> BranchedNetwork:
+    """Every node as a copy of its donor's stage."""
+    memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
+
+    def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
+        copied = copy.deepcopy(module, memos.setdefault((donor, tuple(cluster)), {}))
+        for parameter in copied.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        return copied
+
+    nodes = [
+        [clone(staged[donor].stages[d], donor, cluster) for donor, cluster in zip(donors[d], clusters, strict=True)]
+        for d, clusters in enumerate(tree.partitions)
+    ]
+    heads = [clone(staged[task].head, task, (task,)) for task in tree.tasks]
+    first = staged[tree.tasks[0]]
+    branched = BranchedNetwork(
+        tree,
+        nodes,
+        heads,
+        locations=first.locations,
+        donors=donors,
+        costs=first.costs,
+        head_costs={task: staged[task].head_cost for task in tree.tasks},
+        interface=first.interface,
+        constructors={task: staged[task].constructor for task in tree.tasks},
+        eval_only="; ".join(f"{task}: {net.eval_only}" for task, net in staged.items() if net.eval_only),
+    )
+    return branched.train(first.training)
+
+
+def _initialise(
+    branched: BranchedNetwork,
+    staged: Mapping[str, StagedNetwork],
+    init: Init,
+    probe: Any,
+    state: Mapping[str, Tensor] | None,
+    seed: int,
+) -> dict[str, str]:
+    """Replace the donors' weights where that is asked for; say per node where they come from."""
+    if init == "mean":
+        from branchnet.builder.weights.averaging import average_nodes, check_related
+
+        check_related(branched, staged)
+        average_nodes(branched, staged)
+        return {n.id: f"mean of {', '.join(n.tasks)}" for n in branched.members() if len(n.tasks) > 1}
+    if init == "merge":
+        from branchnet.affinity.probes import read_probe
+        from branchnet.builder.weights.merging import merge_donors
+
+        return merge_donors(branched, staged, read_probe(probe, PROBE_BATCH))
+    if init == "pretrained":
+        from branchnet.builder.weights.pretrained_and_random import load_pretrained
+
+        return load_pretrained(branched, state or {})
+    if init == "random":
+        from branchnet.builder.weights.pretrained_and_random import randomise
+
+        return randomise(branched, seed)
+    return {}
+
+
+def _check_options(
+    init: str, probe: Any, state: Mapping[str, Tensor] | None, networks: Mapping[str, nn.Module]
+) -> None:
+    if not isinstance(networks, Mapping):
+        raise BuildError(f"networks must be a mapping of task names to networks; a {type(networks).__name__} was given")
+    if init not in get_args(Init):
+        raise BuildError(f"init must be one of {list(get_args(Init))}; {init!r} was given")
+    if init == "merge" and probe is None:
+        raise BuildError("init='merge' aligns the donors by their activations: pass probe=, inputs of all tasks")
+    if (init == "pretrained") != (state is not None):
+        raise BuildError("state= is what init='pretrained' loads: pass both or none")
+
+
+def _staged(
+    networks: Mapping[str, nn.Module],
+    example: Input | None,
+    locations: Sequence[str] | int | None,
+    affinity: Affinity | None,
+) -> dict[str, StagedNetwork]:
+    staged = {task: net for task, net in networks.items() if isinstance(net, StagedNetwork)}
+    if len(staged) == len(networks):
+        if locations is not None:
+            raise BuildError("locations= says where to split plain networks; these are staged already")
+        return staged
+    if staged:
+        raise BuildError(f"{sorted(set(networks) - set(staged))} are plain networks and the others staged: mix neither")
+    if example is None:
+        raise BuildError("plain networks need `example=` to be split with; or pass the result of branchnet.split_all")
+    if locations is None and affinity is not None:
+        locations = affinity.locations
+    return split_all(networks, example, locations=locations)
+
+
+def _checked_donors(donors: Donors, tree: Tree) -> Donors:
+    shapes = [len(stage) for stage in donors], list(tree.widths)
+    if shapes[0] != shapes[1]:
+        raise BuildError(f"donors name {shapes[0]} nodes in the stages; the tree has {shapes[1]}")
+    for stage, clusters in zip(donors, tree.partitions, strict=True):
+        for donor, cluster in zip(stage, clusters, strict=True):
+            if donor not in cluster:
+                raise BuildError(f"donor {donor!r} is not among the tasks {list(cluster)} that its node serves")
+    return donors
+
+
+def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:
+    missing = [task for task in tree.tasks if task not in staged]
+    if missing:
+        raise BuildError(f"the tree has tasks {missing} that no network is given for; networks: {sorted(staged)}")
+    for task in tree.tasks:
+        network = staged[task]
+        if len(network.stages) != tree.depth:
+            raise BuildError(f"the tree has {tree.depth} stages, the network of {task!r} has {len(network.stages)}")
+    for stage, clusters in enumerate(tree.partitions):
+        for first, *others in clusters:
+            for task in others:
+                if problem := _mismatch(staged[first], staged[task], stage):
+                    raise BuildError(
+                        f"the networks of {first!r} and {task!r} cannot share stage {stage}: {problem}; split them "
+                        "together, by branchnet.split_all"
+                    )
+    first = tree.tasks[0]
+    if affinity is not None:
+        unknown = [task for task in tree.tasks if task not in affinity.tasks]
+        if unknown or len(affinity.locations) != tree.depth:
+            raise BuildError(
+                f"the affinity knows tasks {list(affinity.tasks)} at {len(affinity.locations)} locations; "
+                f"the tree has tasks {list(tree.tasks)} and {tree.depth} stages"
+            )
+        if not any(tuple(network.locations) == tuple(affinity.locations) for network in staged.values()):
+            affinity.check_locations(staged[first].locations, f"the network of {first!r}")
+
+
+def _mismatch(one: StagedNetwork, other: StagedNetwork, stage: int) -> str:
+    """What keeps a stage of one network from taking the place of the other's; empty where nothing is seen to."""
+    if one.locations[stage] != other.locations[stage]:
+        return f"it ends at {one.locations[stage]!r} in one and at {other.locations[stage]!r} in the other"
+    forms = [[(len(t.shape), t.shape[1:], t.dtype) for t in network.cuts[stage]] for network in (one, other)]
+    if forms[0] == forms[1]:
+        return ""
+    shown = [", ".join(f"{t.shape} {t.dtype}" for t in network.cuts[stage]) for network in (one, other)]
+    return f"at {one.locations[stage]!r} one hands on {shown[0]} and the other {shown[1]}"

@@ -1,0 +1,339 @@
+"""The branched network: one module per node of a tree, one head per task, run as far as the requested tasks need.
+
+Stage d of the tree's cluster k is the module `nodes.<d>.<k>`; the head of the i-th task is `heads.<i>`. Those ids are
+stable whatever the tasks are called; `tree`, `tasks` and `locations` carry the readable names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from branchnet.builder.network.call_inputs import Input as Input
+from branchnet.builder.network.call_inputs import check_input, unlike
+from branchnet.builder.network.recompute import recomputed
+from branchnet.errors import BuildError
+from branchnet.stages import Stage, call
+from branchnet.stages.costs import StageCost, StageCosts
+
+if TYPE_CHECKING:
+    from branchnet.builder.weights.initialisation import Initialisation
+    from branchnet.clustering import Tree
+    from branchnet.models.constructors import Constructor
+    from branchnet.stages import Interface
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a branched network, or the head of one task.
+
+    Attributes:
+        id: the module's name, `nodes.<stage>.<k>` or `heads.<i>`.
+        tasks: the tasks that it serves.
+        donor: the task whose single-task network gave the initial weights.
+        module: the module itself.
+    """
+
+    id: str
+    tasks: tuple[str, ...]
+    donor: str
+    module: nn.Module
+
+
+class BranchedNetwork(nn.Module):
+    """N tasks computed by one network whose stages are shared as a tree says.
+
+    Made by `branchnet.build`; calling it with the inputs of a single-task network gives `{task: output}` in task order.
+
+    Attributes:
+        tree: which tasks share which stage.
+        locations: D names, the ends of the stages.
+        donors: for each stage the donor task of each node, in the order of `tree.partitions`.
+        costs: cost of one copy of each stage.
+        head_costs: cost of each task's head.
+        interface: shapes and types of the inputs.
+        constructors: how each task's network is made again, None where only its owner knows.
+        eval_only: why the network cannot be trained; empty where it can.
+        initialisation: where `build` took the weights of each node from; None in a network that was changed
+            (a task added, a node split) or whose file does not tell.
+        frozen: ids of the nodes and heads that training leaves alone, see `freeze`.
+        recomputed: numbers of the stages whose activations are not kept for the backward pass, see `recompute`.
+    """
+
+    takes_inputs_as_one = True
+    initialisation: Initialisation | None
+
+    def __init__(
+        self,
+        tree: Tree,
+        nodes: Sequence[Sequence[nn.Module]],
+        heads: Sequence[nn.Module],
+        *,
+        locations: Sequence[str],
+        donors: Sequence[Sequence[str]],
+        costs: StageCosts,
+        head_costs: Mapping[str, StageCost],
+        interface: Interface,
+        constructors: Mapping[str, Constructor | None],
+        eval_only: str = "",
+    ) -> None:
+        super().__init__()
+        self.tree = tree
+        self.locations = tuple(locations)
+        self.donors = tuple(tuple(stage) for stage in donors)
+        self.costs = costs
+        self.head_costs = dict(head_costs)
+        self.interface = interface
+        self.constructors = dict(constructors)
+        self.eval_only = eval_only
+        self.nodes = nn.ModuleList(nn.ModuleList(stage) for stage in nodes)
+        self.heads = nn.ModuleList(heads)
+        self.initialisation = None
+        self.frozen: frozenset[str] = frozenset()
+        self.recomputed: frozenset[int] = frozenset()
+        self._clusters = tree.labels()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names, in the order of the heads."""
+        return tuple(self.tree.tasks)
+
+    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+        """Compute the outputs of `tasks` (all by default), running only the nodes on their paths.
+
+        Args:
+            x: what a single-task network takes: a tensor, a tuple of positional or a dict of keyword arguments.
+            tasks: the tasks wanted, in any order.
+
+        Returns:
+            A dictionary of outputs by task, in task order.
+
+        Raises:
+            BuildError: a task that the network does not know, inputs of another form, or inputs that cannot be run and
+                differ from the example that the networks were split with.
+        """
+        if torch.compiler.is_compiling():
+            return self._outputs(x, tasks)
+        check_input(x, self.interface)
+        try:
+            return self._outputs(x, tasks)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not (difference := unlike(x, self.interface)):
+                raise
+            raise BuildError(f"the network cannot be run on {difference}: {error}") from error
+
+    def _outputs(self, x: Input, tasks: Sequence[str] | None) -> dict[str, Any]:
+        last = self.trunk(x, tasks)
+        return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
+
+    def trunk(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, tuple[Any, ...]]:
+        """Compute what the heads of `tasks` take, in task order: the cut at the last location of each task's path."""
+        names = self.tasks
+        wanted = [names.index(task) for task in wanted_tasks(tasks, names)]
+        cuts: dict[int, tuple[Any, ...]] = {}
+        for stage, row in enumerate(self.nodes):
+            computed: dict[int, tuple[Any, ...]] = {}
+            for task in wanted:
+                cluster = self._clusters[stage][task]
+                if cluster not in computed:
+                    before = cuts[self._clusters[stage - 1][task]] if stage else x
+                    computed[cluster] = self._run(stage, row[cluster], before)  # type: ignore[index]
+            cuts = computed
+        return {names[task]: cuts[self._clusters[-1][task]] for task in wanted}
+
+    def _run(self, stage: int, node: nn.Module, before: Any) -> Any:
+        if stage in self.recomputed and node.training and torch.is_grad_enabled():
+            return recomputed(node, before, call if stage == 0 else _spread)
+        return node(*before) if stage else call(node, before)
+
+    def path(self, task: str) -> Path:
+        """The nodes and the head that compute one task, as a network of that task; they are not copied.
+
+        Raises:
+            BuildError: a task that the network does not know.
+        """
+        (task,) = wanted_tasks([task], self.tasks)
+        rows = enumerate(self.nodes)
+        nodes = [row[self.tree.cluster_of(task, d)] for d, row in rows]  # type: ignore[index]
+        return Path(nodes, self.heads[self.tasks.index(task)], self.locations)
+
+    def members(self) -> Iterator[Node]:
+        """Every node from input to output, then every head."""
+        for stage, (row, clusters, donors) in enumerate(
+            zip(self.nodes, self.tree.partitions, self.donors, strict=True)
+        ):
+            for k, (cluster, donor) in enumerate(zip(clusters, donors, strict=True)):
+                yield Node(f"nodes.{stage}.{k}", tuple(cluster), donor, row[k])  # type: ignore[index]
+        for i, task in enumerate(self.tasks):
+            yield Node(f"heads.{i}", (task,), task, self.heads[i])
+
+    def member(self, name: str) -> Node:
+        """The node or head of an id, e.g. `nodes.2.0`; `member(id).module.eval()` changes the mode of one node.
+
+        Raises:
+            BuildError: no such id.
+        """
+        known = {node.id: node for node in self.members()}
+        if name not in known:
+            raise BuildError(f"there is no node {name!r}{did_you_mean(name, known)}")
+        return known[name]
+
+    def freeze(self, *names: str) -> None:
+        """Leave nodes alone in training: no gradients, and eval mode whatever `train()` says.
+
+        Args:
+            names: ids of nodes and heads, or tasks: all that such a task's output depends on, so that it stays the same
+                to the bit while the rest is trained. A tensor that a frozen node shares with another is frozen there.
+
+        Raises:
+            BuildError: no such id or task.
+        """
+        self._set_frozen(self.frozen | self._ids(names))
+
+    def unfreeze(self, *names: str) -> None:
+        """Let nodes be trained again; arguments are those of `freeze`.
+
+        Raises:
+            BuildError: no such id or task.
+            SplitError: the network is in training mode, and such a node can only be evaluated.
+        """
+        self._set_frozen(self.frozen - self._ids(names))
+
+    def _ids(self, names: Iterable[str]) -> frozenset[str]:
+        ids = {node.id: {node.id} for node in self.members()}
+        for i, task in enumerate(self.tasks):
+            path = {f"nodes.{d}.{labels[i]}" for d, labels in enumerate(self._clusters)}
+            ids.setdefault(task, path | {f"heads.{i}"})
+        if unknown := [name for name in names if name not in ids]:
+            raise BuildError(f"{unknown[0]!r} is no node and no task{did_you_mean(unknown[0], ids)}")
+        return frozenset[str]().union(*(ids[name] for name in names))
+
+    def _set_frozen(self, frozen: frozenset[str]) -> None:
+        if self.training:
+            _check_trainable(node.module for node in self.members() if node.id in self.frozen - frozen)
+        touched, self.frozen = self.frozen | frozen, frozen
+        # What stays frozen comes last, for the tensors that it shares with what is let go.
+        members = [node for node in self.members() if node.id in touched]
+        for node in sorted(members, key=lambda node: node.id in frozen):
+            for parameter in node.module.parameters():
+                trainable = parameter.is_floating_point() or parameter.is_complex()
+                parameter.requires_grad_(trainable and node.id not in frozen)
+            node.module.train(self.training and node.id not in frozen)
+
+    def train(self, mode: bool = True) -> BranchedNetwork:
+        """Switch every node between training and evaluation; frozen nodes stay in evaluation.
+
+        Raises:
+            SplitError: training is asked for and a node can only be evaluated; all modes are as before then.
+        """
+        members = list(self.members())
+        active = [node.module for node in members if node.id not in self.frozen]
+        if mode:
+            _check_trainable(active)
+        for part in (self, self.nodes, *self.nodes, self.heads):
+            part.training = mode
+        others = [child for name, child in self.named_children() if name not in ("nodes", "heads")]
+        for module in (*others, *active):
+            module.train(mode)
+        for node in members:  # last, for the modules that they share with others
+            if node.id in self.frozen:
+                node.module.eval()
+        return self
+
+    def recompute(self, *locations: str) -> None:
+        """Trade time for memory in training: keep no activations inside the stages that end at these locations.
+
+        They are computed a second time in the backward pass (activation checkpointing), with the same results. No
+        location switches it off again.
+
+        Raises:
+            BuildError: no such location.
+        """
+        if unknown := [name for name in locations if name not in self.locations]:
+            raise BuildError(f"{unknown[0]!r} is no location{did_you_mean(unknown[0], self.locations)}")
+        self.recomputed = frozenset(self.locations.index(name) for name in locations)
+
+    def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
+        """This network with one more task, see `branchnet.builder.network.surgery.add_task`."""
+        from branchnet.builder.network.surgery import add_task
+
+        return add_task(self, name, network, beside=beside, until=until)
+
+    def remove_task(self, name: str) -> BranchedNetwork:
+        """This network without one task, see `branchnet.builder.network.surgery.remove_task`."""
+        from branchnet.builder.network.surgery import remove_task
+
+        return remove_task(self, name)
+
+    def merge_nodes(self, kept: str, *others: str) -> BranchedNetwork:
+        """This network with several nodes as one, see `branchnet.builder.network.surgery.merge_nodes`."""
+        from branchnet.builder.network.surgery import merge_nodes
+
+        return merge_nodes(self, kept, *others)
+
+    def split_node(self, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
+        """This network with one node as several copies, see `branchnet.builder.network.surgery.split_node`."""
+        from branchnet.builder.network.surgery import split_node
+
+        return split_node(self, node, groups)
+
+
+class Path(nn.Module):
+    """One task's way through a branched network, called like that task's own network.
+
+    Attributes:
+        stages: the nodes, from input to output.
+        head: the task's head.
+        locations: the names of the ends of the stages.
+    """
+
+    def __init__(self, nodes: Sequence[nn.Module], head: nn.Module, locations: Sequence[str]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nodes)
+        self.head = head
+        self.locations = tuple(locations)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The task's output."""
+        cut = self.stages[0](*args, **kwargs)
+        for node in self.stages[1:]:
+            cut = node(*cut)
+        return self.head(*cut)
+
+
+def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The tasks asked for, all by default, in the order of `known`.
+
+    Raises:
+        BuildError: none, or one that is not known.
+    """
+    if tasks is None:
+        return tuple(known)
+    asked = () if isinstance(tasks, str) else tuple(tasks)
+    if not asked:
+        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given")
+    if unknown := [task for task in asked if task not in known]:
+        raise BuildError(f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    return tuple(task for task in known if task in asked)
+
+
+def _check_trainable(nodes: Iterable[nn.Module]) -> None:
+    for node in nodes:
+        for part in node.modules():
+            if isinstance(part, Stage):
+                part.check_trainable()
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known name that is near to it, or all of them."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _spread(node: nn.Module, cut: tuple[Any, ...]) -> Any:
+    return node(*cut)

@@ -1,0 +1,328 @@
+"""Changing a branched network into another one: tasks added or removed, nodes joined or split.
+
+Every function returns a new network with weights of its own and leaves the one that it was given as it is. Nodes that
+the change does not concern keep their weights to the bit, their mode, and whether they are frozen. A node whose donor
+task is gone is named after its parent's donor, or after the first of the tasks that it serves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from branchnet.builder.network.branched_network import BranchedNetwork, Node, did_you_mean, wanted_tasks
+from branchnet.builder.weights.averaging import counterparts
+from branchnet.builder.weights.donors import Donors
+from branchnet.builder.weights.operator_permutations import tensors_of
+from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import BuildError, SplitError
+from branchnet.stages import Example, StagedNetwork, call, split, split_all
+from branchnet.stages.staged import Stage
+
+if TYPE_CHECKING:
+    from branchnet.clustering.trees.tree import Cluster
+
+Origins = list[list[Node]]
+"""For each stage and cluster of the new tree the node that its weights are copied from."""
+
+
+def add_task(
+    branched: BranchedNetwork, name: str, network: nn.Module, *, beside: str, until: str | None
+) -> BranchedNetwork:
+    """Grow a branch for a new task that shares the nodes of the task `beside` until the end of a location.
+
+    From there on the branch is a copy of `network`'s own stages and head. The outputs of all other tasks stay the same
+    to the bit. On the shared part the new task gets the features of its sibling's nodes: train the branch, e.g. with
+    everything else frozen (`freeze`).
+
+    Args:
+        branched: the network.
+        name: the new task, which becomes the last one.
+        network: its single-task network of the same backbone: plain (it is split at the same locations, together with
+            the branched network's paths where their heads need more than its own) or staged.
+        beside: the task whose path is shared.
+        until: the last location that is shared; None to share nothing.
+
+    Raises:
+        BuildError: a task that exists, an unknown sibling or location, or a network whose stages or cuts are not those
+            of the branched network.
+        SplitError: a plain network that cannot be cut at the locations.
+    """
+    if name in branched.tasks:
+        raise BuildError(f"there is a task {name!r} already; the tasks are {list(branched.tasks)}")
+    if beside not in branched.tasks:
+        raise BuildError(f"beside={beside!r} is no task{did_you_mean(beside, branched.tasks)}")
+    if until is not None and until not in branched.locations:
+        raise BuildError(f"until={until!r} is no location; the locations are {list(branched.locations)}")
+    shared = 0 if until is None else branched.locations.index(until) + 1
+    staged = _staged(branched, name, network, beside)
+    tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared))
+    grown = {d: Node(f"nodes.{d}.new", (name,), name, stage) for d, stage in enumerate(staged.stages) if d >= shared}
+    origins = [
+        [grown[d] if cluster == (name,) else _origin(branched, d, cluster) for cluster in clusters]
+        for d, clusters in enumerate(tree.partitions)
+    ]
+    heads = dict(zip(branched.tasks, branched.heads, strict=True)) | {name: staged.head}
+    return _rebuilt(
+        branched,
+        tree,
+        origins,
+        heads,
+        head_costs=branched.head_costs | {name: staged.head_cost},
+        constructors=branched.constructors | {name: staged.constructor},
+        eval_only="; ".join(filter(None, (branched.eval_only, f"{name}: {staged.eval_only}" * bool(staged.eval_only)))),
+    )
+
+
+def remove_task(branched: BranchedNetwork, name: str) -> BranchedNetwork:
+    """Take a task away, with its head and the nodes that served it alone; the other outputs stay the same to the bit.
+
+    Raises:
+        BuildError: a task that is unknown, or the only one.
+    """
+    wanted_tasks([name], branched.tasks)
+    rest = tuple(task for task in branched.tasks if task != name)
+    if not rest:
+        raise BuildError(f"{name!r} is the only task; a branched network needs one")
+    return keep_tasks(branched, rest)
+
+
+def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwork:
+    """Take all other tasks away, with their heads and the nodes that served none of these; outputs stay to the bit.
+
+    Raises:
+        BuildError: no tasks, or unknown ones.
+    """
+    kept = wanted_tasks(tasks, branched.tasks)
+    partitions = [
+        [rest for cluster in clusters if (rest := tuple(task for task in cluster if task in kept))]
+        for clusters in branched.tree.partitions
+    ]
+    return _regrouped(branched, Tree(kept, partitions))
+
+
+def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedNetwork:
+    """Make one node of several siblings, with the weights of `kept`; their branches go on from it.
+
+    The outputs of the tasks that `kept` served stay the same to the bit; those of the other tasks change.
+
+    Args:
+        branched: the network.
+        kept: id of the node whose weights stay, e.g. `nodes.2.0`.
+        others: ids of nodes of the same stage with the same parent.
+
+    Raises:
+        BuildError: unknown ids, heads, or nodes of different stages or parents.
+    """
+    if not others or kept in others or len(set(others)) < len(others):
+        raise BuildError(f"different nodes to merge into {kept!r} were expected; {list(others)} were given")
+    places = [_place(branched, name) for name in (kept, *others)]
+    tree = branched.tree
+    for name, (stage, number) in zip(others, places[1:], strict=True):
+        if stage != places[0][0] or tree.parents[stage][number] != tree.parents[stage][places[0][1]]:
+            raise BuildError(
+                f"{kept!r} and {name!r} are no siblings, of one stage and with one parent; "
+                "merge the nodes before them first"
+            )
+    stage = places[0][0]
+    numbers = {number for _, number in places}
+    joined = tuple(task for k, cluster in enumerate(tree.partitions[stage]) if k in numbers for task in cluster)
+    partitions: list[Sequence[Cluster]] = list(tree.partitions)
+    partitions[stage] = [*(c for k, c in enumerate(tree.partitions[stage]) if k not in numbers), joined]
+    return _regrouped(branched, Tree(tree.tasks, partitions), {(stage, frozenset(joined)): branched.member(kept)})
+
+
+def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
+    """Make several copies of a node, one for each group of its tasks; all outputs stay the same to the bit.
+
+    Later nodes that serve tasks of several groups are split in the same way.
+
+    Args:
+        branched: the network.
+        node: id of the node, e.g. `nodes.2.0`.
+        groups: at least two groups that hold each task of the node once.
+
+    Raises:
+        BuildError: an unknown id, a head, or groups that are no division of the node's tasks.
+    """
+    stage, _ = _place(branched, node)
+    tasks = branched.member(node).tasks
+    if len(groups) < 2 or not all(groups) or sorted(task for group in groups for task in group) != sorted(tasks):
+        raise BuildError(f"groups must divide the tasks {list(tasks)} of {node!r} into two or more; got {groups!r}")
+    home = {task: number for number, group in enumerate(groups) for task in group}
+    partitions: list[Sequence[Cluster]] = list(branched.tree.partitions[:stage])
+    for clusters in branched.tree.partitions[stage:]:
+        divided = []
+        for cluster in clusters:
+            parts: dict[int | None, list[str]] = {}
+            for task in cluster:
+                parts.setdefault(home.get(task), []).append(task)
+            divided += [tuple(part) for part in parts.values()]
+        partitions.append(divided)
+    return _regrouped(branched, Tree(branched.tasks, partitions))
+
+
+def _regrouped(
+    branched: BranchedNetwork, tree: Tree, chosen: Mapping[tuple[int, frozenset[str]], Node] | None = None
+) -> BranchedNetwork:
+    """The network of another tree over some of its tasks: each node a copy of the one that served its first task."""
+    origins = [
+        [(chosen or {}).get((d, frozenset(cluster))) or _origin(branched, d, cluster) for cluster in clusters]
+        for d, clusters in enumerate(tree.partitions)
+    ]
+    heads = {task: branched.heads[branched.tasks.index(task)] for task in tree.tasks}
+    return _rebuilt(
+        branched,
+        tree,
+        origins,
+        heads,
+        head_costs={task: branched.head_costs[task] for task in tree.tasks},
+        constructors={task: branched.constructors[task] for task in tree.tasks},
+        eval_only=branched.eval_only,
+    )
+
+
+def _rebuilt(
+    branched: BranchedNetwork, tree: Tree, origins: Origins, heads: Mapping[str, nn.Module], **described: Any
+) -> BranchedNetwork:
+    """Copy the nodes and heads together; tensors tied between nodes that serve the same tasks stay tied."""
+    memos: dict[tuple[str, ...], dict[int, Any]] = {}
+    nodes = [
+        [copy.deepcopy(node.module, memos.setdefault(cluster, {})) for node, cluster in zip(row, clusters, strict=True)]
+        for row, clusters in zip(origins, tree.partitions, strict=True)
+    ]
+    copied = [copy.deepcopy(heads[task], memos.setdefault((task,), {})) for task in tree.tasks]
+    changed = BranchedNetwork(
+        tree,
+        nodes,
+        copied,
+        locations=branched.locations,
+        donors=_donors(tree, origins),
+        costs=branched.costs,
+        interface=branched.interface,
+        **described,
+    )
+    changed.training, changed.recomputed = branched.training, branched.recomputed
+    kept = {
+        f"nodes.{d}.{k}" for d, row in enumerate(origins) for k, node in enumerate(row) if node.id in branched.frozen
+    }
+    old = {f"heads.{i}": task for i, task in enumerate(branched.tasks)}
+    kept |= {
+        f"heads.{tree.tasks.index(task)}" for i, task in old.items() if i in branched.frozen and task in tree.tasks
+    }
+    changed.frozen = frozenset(kept)
+    return changed
+
+
+def _donors(tree: Tree, origins: Origins) -> Donors:
+    """The parent's donor while that task is served, else the copied node's, else the first task."""
+    donors: list[tuple[str, ...]] = []
+    for d, (clusters, row) in enumerate(zip(tree.partitions, origins, strict=True)):
+        above = [donors[d - 1][parent] if d else "" for parent in tree.parents[d]]
+        donors.append(
+            tuple(
+                next((task for task in (inherited, node.donor) if task in cluster), cluster[0])
+                for inherited, node, cluster in zip(above, row, clusters, strict=True)
+            )
+        )
+    return tuple(donors)
+
+
+def _with_task(tree: Tree, name: str, beside: str, shared: int) -> list[list[tuple[str, ...]]]:
+    return [
+        [(*cluster, name) if beside in cluster and d < shared else cluster for cluster in clusters]
+        + ([(name,)] if d >= shared else [])
+        for d, clusters in enumerate(tree.partitions)
+    ]
+
+
+def _origin(branched: BranchedNetwork, stage: int, cluster: Sequence[str]) -> Node:
+    known = next(task for task in cluster if task in branched.tasks)
+    return branched.member(f"nodes.{stage}.{branched.tree.cluster_of(known, stage)}")
+
+
+def _place(branched: BranchedNetwork, name: str) -> tuple[int, int]:
+    branched.member(name)
+    kind, *numbers = name.split(".")
+    if kind != "nodes":
+        raise BuildError(f"{name!r} is a head, which serves one task alone; a node such as 'nodes.0.0' was expected")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: str) -> StagedNetwork:
+    """The new task's network, cut where the branched network is, as a copy on its device and in its mode."""
+    device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
+    kinds = [_float_types(each) for each in (network, branched)]
+    if all(kinds) and not kinds[0] & kinds[1]:
+        words = [" and ".join(sorted(map(str, kind))) for kind in kinds]
+        raise BuildError(f"the network of {name!r} is {words[0]}, the branched network {words[1]}; convert one of them")
+    example = tree_map(lambda tensor: tensor.to(device), branched.interface.random())
+    if len(kinds[1]) == 1 and not _runs(branched, example):  # it was cast after it was split
+        (kind,) = kinds[1]
+        example = tree_map(lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor, example)
+    network = copy.deepcopy(network).to(device)
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    if isinstance(network, StagedNetwork):
+        staged = network
+        problem = _difference(branched, beside, staged, example)
+    else:
+        staged = split(network, example, locations=branched.locations)
+        problem = _difference(branched, beside, staged, example)
+        if problem:  # other heads may need tensors that this one does not
+            paths = {f"{name} beside {task}": copy.deepcopy(branched.path(task)) for task in branched.tasks}
+            with suppress(SplitError):
+                staged = split_all({name: network, **paths}, example, locations=branched.locations)[name]
+                problem = _difference(branched, beside, staged, example)
+    if problem:
+        raise BuildError(f"the network of {name!r} does not fit: {problem}")
+    return staged.train(branched.training and staged.eval_only is None)
+
+
+def _float_types(network: nn.Module) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()}
+
+
+def _runs(branched: BranchedNetwork, example: Example) -> bool:
+    try:
+        with torch.no_grad():
+            copy.deepcopy(branched).eval()(example)
+    except (RuntimeError, BuildError):
+        return False
+    return True
+
+
+def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, example: Example) -> str:
+    """Say how the stages of a network differ from those on a task's path; empty where they do the same.
+
+    With the path's weights in its stages, the network must hand on the very tensors that the path hands on.
+    """
+    path, other = copy.deepcopy(branched.path(beside)).eval(), copy.deepcopy(network).eval()
+    if len(other.stages) != len(path.stages):
+        return f"it has {len(other.stages)} stages, the branched network {len(path.stages)}"
+    cuts: list[tuple[Any, ...]] = []
+    for location, mine, theirs in zip(branched.locations, path.stages, other.stages, strict=True):
+        try:
+            names = counterparts(cast(Stage, mine), cast(Stage, theirs))
+        except BuildError as error:
+            return f"its stage that ends at {location!r} is of another backbone ({error})"
+        held, written = tensors_of(mine), tensors_of(theirs)
+        with torch.no_grad():
+            for name, counterpart in names.items():
+                written[counterpart].copy_(held[name])
+            cuts = [stage(*cuts[k]) if cuts else call(stage, example) for k, stage in enumerate((mine, theirs))]
+        forms = [[tuple(v.shape) if isinstance(v, Tensor) else v for v in cut] for cut in cuts]
+        if forms[0] != forms[1]:
+            return (
+                f"at {location!r} its head needs the tensors {forms[1]}, the others {forms[0]}; build all of them anew"
+            )
+        pairs = [(a, b) for a, b in zip(*cuts, strict=True) if isinstance(a, Tensor)]
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in pairs):
+            return f"its stage that ends at {location!r} computes something else from the same weights"
+    return ""

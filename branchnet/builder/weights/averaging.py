@@ -1,0 +1,126 @@
+"""Nodes whose weights are the mean of the donors of all their tasks, and how far apart those donors are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.weights.operator_permutations import tensors_of
+from branchnet.errors import BuildError
+from branchnet.stages import StagedNetwork
+from branchnet.stages.staged import Stage
+
+UNRELATED = 0.7
+"""Donors further apart than this share no ancestor: networks trained from different random weights are at about 1."""
+
+Adapt = Callable[[str, int, str, Tensor], Tensor]
+"""From (task, stage, name in the first task's network, tensor) to that tensor as it goes into the mean."""
+
+
+def weight_distance(first: StagedNetwork, second: StagedNetwork, stages: int | None = None) -> float:
+    """How far apart the weights of two networks are: `|v - w| / sqrt(|v|^2 + |w|^2)` over their first `stages` stages.
+
+    0 for equal weights, 1 for unrelated ones (orthogonal, as independent random weights are), about 0.1 to 0.5 after
+    fine-tuning from the same weights. Only tensors of two or more dimensions count; biases and norms are alike in any
+    two networks.
+
+    Raises:
+        BuildError: stages of different structure.
+    """
+    difference = total = 0.0
+    for one, other in list(zip(first.stages, second.stages, strict=False))[:stages]:
+        mine, theirs = tensors_of(one), tensors_of(other)
+        for name, own_name in counterparts(cast(Stage, one), cast(Stage, other)).items():
+            if mine[name].dim() > 1 and mine[name].is_floating_point():
+                v, w = mine[name].detach().double(), theirs[own_name].detach().double().to(mine[name].device)
+                difference += float((v - w).square().sum())
+                total += float(v.square().sum() + w.square().sum())
+    return (difference / total) ** 0.5 if total else 0.0
+
+
+def check_related(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork]) -> None:
+    """Refuse donors that share a stage but no ancestor.
+
+    Raises:
+        BuildError: two of them are further apart than 0.7; the message says how far every such pair is.
+    """
+    tree = branched.tree
+    shared = {(a, b): tree.shared_depth(a, b) for a, b in combinations(tree.tasks, 2)}
+    distances = {pair: weight_distance(networks[pair[0]], networks[pair[1]], d) for pair, d in shared.items() if d}
+    if far := {pair: distance for pair, distance in distances.items() if distance > UNRELATED}:
+        pairs = ", ".join(f"{a!r} and {b!r}: {distance:.2f}" for (a, b), distance in list(far.items())[:10])
+        raise BuildError(
+            f"init='mean' needs donors with a common ancestor; distances of the stages that they share ({pairs}) are "
+            f"above {UNRELATED} (0: equal, 1: unrelated); use init='merge', which aligns them first, or 'donor'"
+        )
+
+
+def average_nodes(
+    branched: BranchedNetwork,
+    networks: Mapping[str, StagedNetwork],
+    adapt: Adapt = lambda task, d, name, tensor: tensor,
+) -> set[str]:
+    """Give each node the mean over its tasks of their donors' weights and buffers.
+
+    Integers (counters) are taken from the node's own donor.
+
+    Returns:
+        the ids of the nodes that are no mean of different weights: all their donors' weights are equal.
+
+    Raises:
+        BuildError: donors whose stages have different structures.
+    """
+    equal: set[str] = set()
+    tree = branched.tree
+    for stage, clusters in enumerate(tree.partitions):
+        pieces = {task: cast(Stage, networks[task].stages[stage]) for task in tree.tasks}
+        tensors = {task: tensors_of(piece) for task, piece in pieces.items()}
+        names = {task: counterparts(pieces[tree.tasks[0]], piece) for task, piece in pieces.items()}
+        for number, cluster in enumerate(clusters):
+            donor = branched.donors[stage][number]
+            targets = tensors_of(branched.nodes[stage][number])  # type: ignore[index]
+            same = True
+            for name in names[donor]:
+                adapted = [adapt(task, stage, name, tensors[task][names[task][name]].detach()) for task in cluster]
+                same &= all(torch.equal(adapted[0].cpu(), one.cpu()) for one in adapted[1:])
+                mean = _mean(adapted) if adapted[0].is_floating_point() else adapted[cluster.index(donor)]
+                with torch.no_grad():
+                    targets[names[donor][name]].copy_(mean)
+            if same:
+                equal.add(f"nodes.{stage}.{number}")
+    return equal
+
+
+def counterparts(first: Stage, other: Stage) -> dict[str, str]:
+    """For each tensor of a stage its name in the same stage of another network, whose modules may be named otherwise.
+
+    Raises:
+        BuildError: stages of different structure; the first difference is named.
+    """
+    renamed: dict[str, str] = {}
+    mine, theirs = tensors_of(first), tensors_of(other)
+    for one, two in zip(first.graph.nodes, other.graph.nodes, strict=False):
+        if one.op in ("call_module", "get_attr"):
+            own, its = str(one.target), str(two.target)
+            renamed |= {n: its + n[len(own) :] for n in mine if n == own or n.startswith(f"{own}.")}
+    renamed = {name: renamed.get(name, name) for name in mine}
+    differences = [f"{name} is in one only" for name, its_name in renamed.items() if its_name not in theirs]
+    differences += [f"{name} is in the other only" for name in theirs if name not in set(renamed.values())]
+    differences += [
+        f"{name} is {tuple(mine[name].shape)} in one and {tuple(theirs[its_name].shape)} in the other"
+        for name, its_name in renamed.items()
+        if its_name in theirs and theirs[its_name].shape != mine[name].shape
+    ]
+    if differences:
+        more = f"; {len(differences) - 1} more of its tensors differ" if differences[1:] else ""
+        raise BuildError(f"two donors differ in a stage: {differences[0]}{more}")
+    return renamed
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.cpu().double() for tensor in tensors]).mean(0) if len(tensors) > 1 else tensors[0]

@@ -1,0 +1,53 @@
+"""BatchNorm statistics estimated anew, for modules that see other features than those that they were trained on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from branchnet.builder.network.branched_network import BranchedNetwork, Input
+from branchnet.errors import BuildError
+from branchnet.stages.tracing.trace import mode_of
+
+
+def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], inputs: Iterable[Input]) -> int:
+    """Replace the running statistics inside `modules` by the mean over batches of inputs, each of at least two samples.
+
+    BatchNorm that tracing made a part of a stage's graph cannot be estimated apart; a warning counts those layers.
+
+    Returns:
+        the number of BatchNorm layers that were estimated.
+
+    Raises:
+        BuildError: no inputs.
+    """
+    layers = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+    layers = [layer for layer in dict.fromkeys(layers) if layer.running_mean is not None]
+    statistics = sum(name.endswith("running_mean") for module in modules for name, _ in module.named_buffers())
+    if statistics > len(layers):
+        message = f"{statistics - len(layers)} BatchNorm layers were traced into their stages and keep their statistics"
+        warnings.warn(f"{message}; training adapts them", stacklevel=3)
+    if not layers:
+        return 0
+    batches = iter(inputs)
+    first = next(batches, None)
+    if first is None:
+        raise BuildError("BatchNorm statistics are estimated from batches of at least two samples; there is none")
+    momenta = [layer.momentum for layer in layers]
+    with torch.no_grad(), mode_of(branched, training=False):
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a cumulative mean over the batches
+                layer.train()
+            for batch in chain([first], batches):
+                branched(batch)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+    return len(layers)

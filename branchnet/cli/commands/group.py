@@ -1,0 +1,84 @@
+"""`branchnet group`: whole networks for groups of tasks, without a tree inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from branchnet.cli.options import AsJson, DryRun, Quiet
+
+Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote.")]
+Split = Annotated[Path, Parameter(help="What `branchnet split` wrote.")]
+
+
+def group(
+    affinity: Affinities,
+    split: Split,
+    *,
+    groups: int = 2,
+    location: str | None = None,
+    out: Path = Path("architecture.yaml"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Divide the tasks into at most so many groups, each with a network of its own (TAG, Fifty et al. 2021).
+
+    Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks.
+
+    Example: `branchnet group affinity.npz split.yaml --groups 3 --out groups.yaml`
+
+    Parameters
+    ----------
+    groups
+        Largest number of groups.
+    location
+        Only the affinities at this location count; by default the mean over all.
+    out
+        The architecture, YAML: in it every stage is divided alike.
+    """
+    from branchnet.cli.loading import read_affinity, read_spec
+    from branchnet.cli.printing import print_json, print_text, say
+    from branchnet.clustering import group_by_affinity
+    from branchnet.errors import SpecError
+    from branchnet.pipeline.search_inputs import with_networks_of
+    from branchnet.specification import Architecture
+
+    found, spec = read_affinity(affinity), read_spec(split)
+    if tuple(found.tasks) != tuple(spec.tasks):
+        raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {affinity} {', '.join(found.tasks)}")
+    if location is not None and location not in found.locations:
+        raise SpecError(f"--location {location} is none (one of {', '.join(found.locations)} would be right)")
+    if dry_run:
+        from branchnet.pipeline.dry_run import Plan
+
+        Plan("group").step(f"divide {len(found.tasks)} tasks into at most {groups} groups, exactly").show(
+            as_json=as_json, writes=[out]
+        )
+        return
+    matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
+    result = group_by_affinity(matrix, groups, tasks=found.tasks)
+    tree = result.tree(len(spec.locations))
+    chosen = Architecture.from_tree(
+        tree,
+        locations=spec.locations,
+        costs=spec.stage_costs,
+        head_costs=spec.head_costs,
+        description=f"Whole networks for groups of tasks, by {found.measure}.",
+    )
+    with_networks_of(spec, chosen).save(out)
+    if as_json:
+        assignment = {task: sorted(result.groups[index]) for task, index in result.assignment.items()}
+        print_json({"groups": [sorted(one) for one in result.groups], "served_by": assignment, "score": result.score})
+    else:
+        served = [[task for task, index in result.assignment.items() if index == g] for g in range(len(result.groups))]
+        print_text(
+            *(
+                f"group {number}: {', '.join(sorted(one))}" + ("" if set(own) == one else f" (serves {', '.join(own)})")
+                for number, (one, own) in enumerate(zip(result.groups, served, strict=True), start=1)
+            ),
+            f"mean affinity of a task to the others of its group: {result.score:.4g}",
+        )
+    say(f"wrote {out}", quiet=quiet)

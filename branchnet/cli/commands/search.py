@@ -1,0 +1,167 @@
+"""`branchnet search`: the best tree within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from branchnet.cli.options import AsJson, DryRun, Flag, Quiet, Seed
+
+if TYPE_CHECKING:
+    from branchnet.affinity import Affinity
+    from branchnet.clustering import SearchResult
+    from branchnet.clustering.budgets import Costs, HeadCosts
+    from branchnet.reporting.tables import Table
+
+Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` wrote.")]
+Split = Annotated[Path, Parameter(help="What `branchnet split` wrote: the costs of stages and heads.")]
+
+
+def search(
+    affinity: Affinities,
+    split: Split,
+    *,
+    budget: str = "60% params",
+    objective: str = "mean-pair",
+    method: Literal["auto", "exact", "local", "beam"] = "auto",
+    shared_stages: int = 0,
+    latency: Path | None = None,
+    time_limit: float | None = None,
+    front: Flag = False,
+    out: Path = Path("architecture.yaml"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Find the tree of least cost that fits the budget; print it, and how sure it is that none is better.
+
+    Example: `branchnet search affinity.npz split.yaml --budget "60% params" --out architecture.yaml`
+
+    Parameters
+    ----------
+    budget
+        `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
+    objective
+        How trees are judged: mean-pair, mean-max and others; see `branchnet.clustering.objectives`.
+    method
+        Exact with proof, local search, or the published beam search; auto takes exact where it fits.
+    shared_stages
+        So many stages are shared by all tasks, come what may.
+    latency
+        What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
+    time_limit
+        Seconds, after which the best tree so far is taken.
+    front
+        Print the whole front of size against cost, and write nothing.
+    out
+        The architecture, YAML.
+    """
+    import branchnet
+    from branchnet.cli.loading import read_affinity, read_spec
+    from branchnet.cli.printing import print_json, print_tables, print_text, say
+    from branchnet.pipeline.search_inputs import costs_for, plan_search, with_networks_of
+    from branchnet.specification import Architecture
+    from branchnet.utils.interrupt import deferred_interrupt
+
+    found, spec = read_affinity(affinity).symmetric(), read_spec(split)
+    wanted = branchnet.Budget.parse(budget)
+    costs, heads = costs_for(wanted.unit, found, spec, latency, affinity, split)
+    if dry_run:
+        plan = plan_search(found, costs, wanted, method=method, objective=objective, shared_stages=shared_stages)
+        plan.show(as_json=as_json, writes=[] if front else [out])
+        return
+    if front:
+        results = branchnet.pareto_front(
+            found,
+            costs,
+            unit=wanted.unit,
+            head_costs=heads,
+            objective=objective,
+            method=method,
+            shared_stages=shared_stages,
+            seed=seed,
+        )
+        print_json(list(map(as_record, results))) if as_json else print_tables([_front_table(results)])
+        return
+    with deferred_interrupt() as interrupted:
+        result = branchnet.search(
+            found,
+            costs,
+            wanted,
+            head_costs=heads,
+            objective=objective,
+            method=method,
+            shared_stages=shared_stages,
+            seed=seed,
+            time_limit=time_limit,
+        )
+    chosen = Architecture.from_search(
+        result,
+        affinity=found,
+        locations=spec.locations,
+        costs=spec.stage_costs,
+        head_costs=spec.head_costs,
+        budget=budget,
+        seed=seed,
+    )
+    with_networks_of(spec, chosen).save(out)
+    if as_json:
+        print_json(as_record(result))
+    else:
+        print_text(result.tree, *_sentences(result, found, costs, heads))
+    say(f"wrote {out}" + (" (the search was interrupted)" if interrupted() else ""), quiet=quiet)
+
+
+def as_record(result: SearchResult) -> dict[str, object]:
+    """A search result as JSON values."""
+    return {
+        "tree": [[list(cluster) for cluster in stage] for stage in result.tree.partitions],
+        "cost": result.cost,
+        "size": result.size,
+        "unit": result.unit,
+        "lower_bound": result.lower_bound,
+        "proven": result.proven,
+        "method": result.method,
+        "why": result.why,
+        "objective": result.objective,
+    }
+
+
+def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadCosts | None) -> list[str]:
+    from branchnet.clustering import Tree, stability, tree_size
+    from branchnet.pipeline.search_inputs import replicates_of
+    from branchnet.reporting.units import percent, si
+
+    alone = Tree.separate(result.tree.tasks, result.tree.depth)
+    separate = tree_size(alone, costs, head_costs=heads, unit=result.unit)
+    unit = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}[result.unit]
+    bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"
+    lines = [
+        f"size: {si(result.size)} {unit}, {percent(result.size / separate)} of separate networks",
+        f"cost: {result.cost:.6g} ({result.objective}); {bound}",
+        f"method: {result.method} ({result.why})",
+    ]
+    if replicates := replicates_of(found):
+        again = stability(result, replicates, costs, head_costs=heads)
+        lines.append(f"sure: the same tree in {percent(again.same_tree)} of {again.replicates} bootstrap replicates")
+    return lines
+
+
+def _front_table(results: list[SearchResult]) -> Table:
+    from branchnet.reporting.tables import Column, Table
+    from branchnet.reporting.units import si
+
+    rows = tuple(
+        (result.size, result.cost, " ".join(map(str, result.tree.widths)), "yes" if result.proven else "no")
+        for result in results
+    )
+    columns = (
+        Column(f"size ({results[0].unit})", si),
+        Column("clustering cost", "{:.5g}".format),
+        Column("clusters per stage"),
+        Column("proven"),
+    )
+    return Table("Every trade between size and cost", columns, rows)

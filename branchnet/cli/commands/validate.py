@@ -1,0 +1,60 @@
+"""`branchnet validate`: whether YAML files say what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from branchnet.cli.options import AsJson, Flag, Quiet
+
+File = Annotated[Path, Parameter(help="Architectures, configs of a run, or folders of saved networks.")]
+
+
+def validate(*files: File, build: Flag = False, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Read YAML files strictly; name every problem of each as file:line:column. Nothing of them is run.
+
+    Example: `branchnet validate architecture.yaml branchnet-demo/run.yaml`
+
+    Parameters
+    ----------
+    build
+        Also make the networks of architectures, and compare them with what the files say.
+    """
+    from branchnet.cli.printing import print_json, print_text
+    from branchnet.errors import SpecError
+
+    if not files:
+        raise SpecError("no file was given (e.g. `branchnet validate architecture.yaml`)")
+    checked = [(path, *_check(path, build=build)) for path in files]
+    if as_json:
+        print_json([{"file": str(path), "valid": not found, "problems": found} for path, _, found in checked])
+    elif not quiet:
+        print_text(*(f"{path}: {description}" for path, description, found in checked if not found))
+    wrong = [problem for *_, found in checked for problem in found]
+    if wrong:
+        raise SpecError(wrong)
+
+
+def _check(path: Path, *, build: bool) -> tuple[str, list[str]]:
+    """What a file is, or its problems."""
+    from branchnet.errors import BranchnetError, SpecError
+
+    try:
+        return _described(path, build=build), []
+    except BranchnetError as error:
+        return "", list(error.problems) if isinstance(error, SpecError) else [f"{path}: {error}"]
+
+
+def _described(path: Path, *, build: bool) -> str:
+    from branchnet.cli.loading import is_specification, read_config, read_spec
+
+    if path.is_dir() or is_specification(path):
+        spec = read_spec(path)
+        if build:
+            spec.build()
+        built = ", and builds" if build else ""
+        return f"an architecture of {len(spec.tasks)} tasks and {len(spec.locations)} stages is valid{built}"
+    config = read_config(path)
+    return f"a config of {len(config.networks)} networks is valid"

@@ -1,0 +1,249 @@
+"""The files that verbs are given: configs, specifications, affinities, saved networks; each read with its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from branchnet.errors import CheckpointError, DataError, SpecError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from branchnet.affinity import Affinity
+    from branchnet.builder import BranchedNetwork
+    from branchnet.data.samples import Inputs
+    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.specification import Architecture
+
+
+@dataclass(frozen=True)
+class Source:
+    """Single-task networks, and inputs for them.
+
+    Attributes:
+        networks: by task, with their weights, on the wanted device and of the wanted type.
+        example: one input.
+        images: all inputs; None where a specification describes nothing but their form.
+        config: what the config says; None for a specification.
+    """
+
+    networks: dict[str, nn.Module]
+    example: Any
+    images: Inputs | None = None
+    config: RunConfig | None = None
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read the config of a run.
+
+    Raises:
+        SpecError: every problem of the file, or a folder instead of one.
+    """
+    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.specification.validation import validate
+
+    if path.is_dir():
+        raise SpecError(f"{path} is a folder (a config in it, such as {path / 'run.yaml'}, would be right)")
+    return validate(RunConfig, path)
+
+
+def changed(config: RunConfig, **options: Any) -> RunConfig:
+    """The config with the options that were given on the command line, None for one that was not.
+
+    Raises:
+        SpecError: a value that the config could not hold.
+    """
+    from pydantic import ValidationError
+
+    from branchnet.specification.validation import model_problems
+
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return type(config).model_validate(config.model_dump() | given)
+    except ValidationError as error:
+        problems = model_problems(error, type(config))
+        raise SpecError([f"--{str(keys[0]).replace('_', '-')}: {text}" for keys, text in problems]) from error
+
+
+def is_specification(path: Path) -> bool:
+    """Whether a YAML file claims to be an architecture: it has a `schema_version`, which no config has."""
+    from branchnet.specification.strict_yaml import read_document
+
+    data = read_document(path).data
+    return isinstance(data, dict) and ("schema_version" in data or "tree" in data)
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a YAML file claims to be a config: it has `images`, which no architecture has, and no tree."""
+    from branchnet.specification.strict_yaml import read_document
+
+    data = read_document(path).data
+    return isinstance(data, dict) and "images" in data and not is_specification(path)
+
+
+def read_spec(path: Path) -> Architecture:
+    """Read a specification, or the one of a saved network's folder.
+
+    Raises:
+        SpecError: every problem of the file, a config, or a folder without a specification.
+    """
+    from branchnet.deploy.saving import ARCHITECTURE
+    from branchnet.specification import Architecture
+
+    if path.is_dir():
+        if not (path / ARCHITECTURE).exists():
+            raise SpecError(f"{path} holds no {ARCHITECTURE} (a folder that `branchnet build` wrote would be right)")
+        path = path / ARCHITECTURE
+    try:
+        return Architecture.load(path)
+    except SpecError as error:
+        if path.is_file() and _is_config(path):
+            right = "a file that `branchnet split` or `branchnet search` wrote would be right"
+            raise SpecError(f"{path} is a config, no architecture ({right})") from error
+        raise
+
+
+def read_affinity(path: Path) -> Affinity:
+    """Read an affinity file.
+
+    Raises:
+        DataError: there is no such file.
+        AffinityError: it is no affinity, or damaged.
+    """
+    from branchnet.affinity import Affinity
+
+    if not path.is_file():
+        raise DataError(f"{path} is no file (one that `branchnet affinity` wrote would be right)")
+    return Affinity.load(path)
+
+
+def read_source(path: Path, *, device: str | None = None, dtype: str | None = None) -> Source:
+    """Make the networks of a config or of a specification (with fresh weights), and an input for them.
+
+    Raises:
+        SpecError, DataError, CheckpointError: what is wrong with the file, or with what it names.
+    """
+    import torch
+
+    from branchnet.data.samples import take
+    from branchnet.pipeline.problem import make_networks, read_images
+    from branchnet.specification.realisation import interface_of, make_all
+
+    if not path.is_dir() and is_specification(path):
+        spec = read_spec(path)
+        networks = make_all(spec, {})
+        example = interface_of(spec).random()
+        return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
+    config = read_config(path)
+    networks = placed_networks(make_networks(config, path.parent), device, dtype)
+    images = read_images(config, path.parent)
+    example = take(images, torch.tensor([0]), torch.device("cpu"))
+    return Source(networks, placed(example, device, dtype), images, config)
+
+
+def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
+    """The networks of a config with their weights, in the order of `tasks`; none without a config.
+
+    Raises:
+        SpecError: tasks that the config does not name.
+    """
+    from branchnet.pipeline.problem import make_networks
+
+    if config is None:
+        return {}
+    networks = make_networks(read_config(config), config.parent)
+    if tasks is None:
+        return networks
+    if missing := [task for task in tasks if task not in networks]:
+        raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; the file names {', '.join(networks)}")
+    return {task: networks[task] for task in tasks}
+
+
+def read_branched(
+    folder: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
+) -> BranchedNetwork:
+    """Load a saved branched network; networks without a named constructor come from `config`.
+
+    Raises:
+        SpecError: a folder without a specification, or networks that must be passed: the option is named.
+        CheckpointError: weights that are missing, damaged or do not fit.
+    """
+    import branchnet
+    from branchnet.deploy.saving import WEIGHTS
+
+    spec = read_spec(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no saved network (a folder with {WEIGHTS} would be right)")
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS} (a folder that `branchnet build` wrote would be right)")
+    unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
+    if unnamed and config is None:
+        raise SpecError(
+            f"{folder} does not say how the networks of {', '.join(unnamed)} are made: pass the config, --config"
+        )
+    branched: BranchedNetwork = branchnet.load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
+    return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
+
+
+def built_or_saved(
+    path: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
+) -> BranchedNetwork:
+    """Load a saved network, or build that of an architecture, with the config's weights or random ones."""
+    if path.is_dir():
+        return read_branched(path, config, device=device, dtype=dtype)
+    spec = read_spec(path)
+    example = read_source(config).example if config is not None and spec.input is None else None
+    branched = spec.build(read_networks(config, spec.tasks), example=example)
+    return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
+
+
+def separate_networks(branched: BranchedNetwork, config: Path | None) -> dict[str, nn.Module]:
+    """The single-task networks beside a branched one: the config's, or new ones of the same constructors."""
+    if config is not None:
+        return read_networks(config, branched.tasks)
+    made = {task: constructor.create() for task, constructor in branched.constructors.items() if constructor}
+    return made if len(made) == len(branched.tasks) else {}
+
+
+def placed_networks(networks: Mapping[str, nn.Module], device: str | None, dtype: str | None) -> dict[str, nn.Module]:
+    """The networks in eval mode on `device` and of `dtype`, where they are given.
+
+    Raises:
+        DataError: a device that this machine does not have.
+    """
+    place, kind = _device(device), _dtype(dtype)
+    return {task: network.eval().to(device=place, dtype=kind) for task, network in networks.items()}
+
+
+def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
+    """The tensors on `device`, floating-point ones of `dtype`."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
+    place, kind = _device(device), _dtype(dtype)
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device=place, dtype=kind if tensor.is_floating_point() else None)
+
+    return pytree.tree_map_only(Tensor, move, inputs)
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        return None
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"--device {name}: this machine has no such device ({reason})") from error
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    return None if name is None else getattr(torch, name)

@@ -1,0 +1,81 @@
+"""The published search for many tasks: a beam over spectral clusterings (Vandenhende et al. 2020, section 3.2).
+
+From the last stage to the first: every partition in the beam proposes, for each smaller number of clusters, the
+spectral clustering of its clusters by their mean affinity at that stage; the partial trees of least cost that can still
+fit the budget stay in the beam. It is here for comparison: it knows no bound and never looks back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from branchnet.clustering.deadline import Watch
+from branchnet.clustering.heuristics.local_search import Labels, Landscape, membership, renumber
+
+Floats = npt.NDArray[np.float64]
+Row = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Partial:
+    """Partitions of the last stages, the earliest first."""
+
+    rows: tuple[Row, ...]
+    cost: float
+    size: float
+
+
+def beam_search(land: Landscape, watch: Watch, *, seed: int, width: int = 10) -> Labels | None:
+    """The tree that the beam ends with, or None if the beam runs empty under the budget and the rules."""
+    depth, n = land.losses.pairs.shape[:2]
+    least = np.cumsum([land.sizes[d, 1:].min() for d in range(depth)])
+    beam = [_Partial((), 0.0, 0.0)]
+    watch.begin("beam search", depth)
+    for d in range(depth - 1, -1, -1):
+        room = land.limit * (1 + 1e-12) - (least[d - 1] if d else 0.0)
+        grown: dict[bytes, _Partial] = {}
+        for partial in beam:
+            for row in _proposals(land, d, partial.rows[0] if partial.rows else np.arange(n), seed):
+                size = partial.size + float(land.sizes[d, row.max() + 1])
+                if size <= room and land.rules.allows(d, row.tolist()):
+                    cost = partial.cost + _stage_cost(land, d, row)
+                    rows = (row, *partial.rows)
+                    grown[np.stack(rows).tobytes()] = _Partial(rows, cost, size)
+        beam = sorted(grown.values(), key=lambda partial: (partial.cost, partial.size))[:width]
+        watch.step()
+    return renumber(np.stack(beam[0].rows)) if beam else None
+
+
+def _stage_cost(land: Landscape, stage: int, row: Row) -> float:
+    clusters = membership(row)
+    return float(land.values(stage, clusters).sum()) * land.losses.scale(len(clusters))
+
+
+def _proposals(land: Landscape, stage: int, fine: Row, seed: int) -> Iterator[Row]:
+    """Coarser partitions of `fine`, one for each number of clusters, and `fine` itself."""
+    clusters = membership(fine).astype(float)
+    k = len(clusters)
+    yield fine
+    if k == 1:
+        return
+    yield np.zeros_like(fine)
+    counts = np.outer(clusters.sum(axis=1), clusters.sum(axis=1))
+    losses = clusters @ land.losses.pairs[stage] @ clusters.T / counts
+    similarity = np.maximum(losses.max() - losses, 0.0)
+    np.fill_diagonal(similarity, similarity.max(initial=0.0))
+    if similarity.max() == 0.0:
+        return
+    from sklearn.cluster import spectral_clustering
+
+    for number in range(2, k):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = spectral_clustering(
+                similarity + 1e-12, n_clusters=number, random_state=seed, assign_labels="cluster_qr"
+            )
+        yield renumber(np.asarray(merged, dtype=np.int64)[fine][None])[0]

@@ -1,0 +1,112 @@
+"""Search for many tasks: good starts, descent, and rounds that leave a local optimum by overdrawing the budget.
+
+A round takes one of the best moves that do not fit the budget, pays back by the moves that lose least per size saved,
+and descends again; the best tree is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from branchnet.clustering.deadline import OutOfTime, Watch
+from branchnet.clustering.heuristics.initial_trees import start_trees
+from branchnet.clustering.heuristics.local_search import Labels, Landscape, Moves, apply_move, descend, price_moves
+
+_STARTS = 3
+_CHOICES = 40
+_REPAIRS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best tree of a heuristic search; `stopped` says what ended it early, if anything did."""
+
+    labels: Labels
+    stopped: str
+
+
+def heuristic_search(
+    land: Landscape, watch: Watch, *, seed: int, rounds: int | None = None, start: Labels | None = None
+) -> Found | None:
+    """The best tree found from several starts; None if no start fits the budget and the rules."""
+    starts = list(start_trees(land.losses, land.rules, land.sizes, land.limit))
+    if start is not None:
+        starts.append(start)
+    if not starts:
+        return None
+    starts.sort(key=land.cost)
+    best = starts[0]
+    n = len(land.losses.tasks)
+    rounds = max(4, min(40, 64_000 // n**2)) if rounds is None else rounds
+    generator = np.random.default_rng(seed)
+    try:
+        watch.begin("searching trees", _STARTS + rounds)
+        for candidate in _distinct(starts)[:_STARTS]:
+            best = _better_of(land, best, descend(land, candidate, watch=watch)[0])
+            watch.step()
+        for _ in range(rounds):
+            other = _repaired(land, _overdrawn(land, best, generator))
+            if other is not None:
+                best = _better_of(land, best, descend(land, other, watch=watch)[0])
+            watch.step()
+    except OutOfTime:
+        return Found(best, "stopped at the time limit")
+    except KeyboardInterrupt:
+        return Found(best, "interrupted")
+    return Found(best, "")
+
+
+def _distinct(starts: list[Labels]) -> list[Labels]:
+    return list({labels.tobytes(): labels for labels in starts}.values())
+
+
+def _better_of(land: Landscape, best: Labels, other: Labels) -> Labels:
+    difference = land.cost(other) - land.cost(best)
+    slack = 1e-12 * max(abs(land.cost(best)), 1e-9)
+    if difference < -slack or (difference <= slack and land.size(other) < land.size(best) * (1 - 1e-12)):
+        return other
+    return best
+
+
+def _overdrawn(land: Landscape, labels: Labels, generator: np.random.Generator) -> Labels:
+    """The tree after one of the moves with the best cost, whatever its size."""
+    moves = price_moves(land, labels)
+    ranked = sorted(
+        (float(costs.flat[place]), t, int(place))
+        for t, costs in enumerate(moves.costs)
+        for place in np.argpartition(costs, min(_CHOICES, costs.size - 1), axis=None)[:_CHOICES]
+    )
+    possible = [entry for entry in ranked[:_CHOICES] if np.isfinite(entry[0])]
+    if not possible:
+        return labels
+    _, t, place = possible[int(generator.integers(len(possible)))]
+    return _apply_place(labels, moves, t, place)
+
+
+def _repaired(land: Landscape, labels: Labels) -> Labels | None:
+    """Bring a tree under the budget by the moves that lose least per size saved."""
+    for _ in range(_REPAIRS):
+        size = land.size(labels)
+        if size <= land.limit * (1 + 1e-12):
+            return labels
+        cost = land.cost(labels)
+        moves = price_moves(land, labels)
+        rates = [_rates(costs, sizes, cost, size) for costs, sizes in zip(moves.costs, moves.sizes, strict=True)]
+        t = min(range(len(rates)), key=lambda t: float(rates[t].min()))
+        if not np.isfinite(rates[t].min()):
+            return None
+        labels = _apply_place(labels, moves, t, int(rates[t].argmin()))
+    return None
+
+
+def _rates(costs: np.ndarray, sizes: np.ndarray, cost: float, size: float) -> np.ndarray:
+    saved = size - sizes
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((saved > 1e-12 * size) & np.isfinite(costs), (costs - cost) / saved, np.inf)
+
+
+def _apply_place(labels: Labels, moves: Moves, t: int, place: int) -> Labels:
+    s, cluster = divmod(place, moves.costs[t].shape[1])
+    return apply_move(labels, moves, s, t, cluster)

@@ -1,0 +1,335 @@
+"""Local search over trees: every subtree may leave its place and join any other branch for any number of stages.
+
+One family of moves covers moving, splitting, merging and re-grafting. S is a task, or the tasks of a node; `first` is
+the first stage at which S forms clusters of its own. A move picks a node of stage t - 1 outside S, or none (t = 0):
+at stages e < t the tasks of S join that node's ancestor of stage e (at stages e >= first whole clusters are merged into
+it); at stages t <= e < first S becomes a cluster of its own; later stages stay as they are. All moves of all S are
+priced at once with matrices of stage costs; swapping two tasks is tried when no such move helps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from branchnet.clustering.constraints import Rules
+from branchnet.clustering.deadline import Watch
+from branchnet.clustering.objectives import StageLosses
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """What trees cost, for the local search.
+
+    Attributes:
+        losses: the objective.
+        rules: the constraints.
+        sizes: (D, N + 1) size of every stage at every width.
+        limit: largest size.
+    """
+
+    losses: StageLosses
+    rules: Rules
+    sizes: Floats
+    limit: float
+
+    def size(self, labels: Labels) -> float:
+        """Size of a tree, heads not included."""
+        return float(sum(self.sizes[d, row.max() + 1] for d, row in enumerate(labels)))
+
+    def cost(self, labels: Labels) -> float:
+        """Cost of a tree in plain floating point."""
+        total = 0.0
+        for d, row in enumerate(labels):
+            clusters = membership(row)
+            total += float(self.values(d, clusters).sum()) * self.losses.scale(len(clusters))
+        return total
+
+    def values(self, stage: int, sets: Bools) -> Floats:
+        """Value of each set of tasks, (M,), from memberships (M, N)."""
+        pairs, kind = self.losses.pairs[stage], self.losses.kind
+        if kind == "max":
+            out = np.zeros(len(sets))
+            for m in np.flatnonzero(sets.sum(axis=1) > 1):
+                index = np.flatnonzero(sets[m])
+                out[m] = pairs[index[:, None], index][np.triu_indices(len(index), 1)].max()
+            return out
+        if kind == "medoid":
+            sums = np.where(sets.T, pairs @ sets.T, np.inf)
+            return np.asarray(sums.min(axis=0))
+        weights = sets.astype(float)
+        return self._from_sum(_inner(weights, pairs), weights.sum(axis=1))
+
+    def _from_sum(self, inner: Floats, size: Floats) -> Floats:
+        return 2 * inner / np.maximum(size - 1, 1) if self.losses.kind == "mean" else inner
+
+    def joined(self, stage: int, sets: Bools, clusters: Bools, set_values: Floats, cluster_values: Floats) -> Floats:
+        """Value of every union of a set and a cluster, (M, K)."""
+        pairs, kind = self.losses.pairs[stage], self.losses.kind
+        if kind == "max":
+            reach = np.stack([pairs[:, c].max(axis=1) for c in clusters], axis=1)
+            owners, members = np.nonzero(sets)
+            link = np.maximum.reduceat(reach[members], np.searchsorted(owners, np.arange(len(sets))), axis=0)
+            lone = (sets.sum(axis=1) == 1)[:, None], (clusters.sum(axis=1) == 1)[None]
+            own = np.where(lone[0], -np.inf, set_values[:, None])
+            theirs = np.where(lone[1], -np.inf, cluster_values[None])
+            return np.asarray(np.maximum(link, np.maximum(own, theirs)))
+        if kind == "medoid":
+            return np.stack([self.values(stage, clusters | s) for s in sets])
+        a, b = sets.astype(float), clusters.astype(float)
+        total = _inner(a, pairs)[:, None] + _inner(b, pairs)[None] + a @ pairs @ b.T
+        return self._from_sum(total, a.sum(axis=1)[:, None] + b.sum(axis=1)[None])
+
+    def removed(self, stage: int, clusters: Bools, home: npt.NDArray[np.int64], sets: Bools, values: Floats) -> Floats:
+        """Value of every set's cluster without the set, (M,); sets that fill their cluster count 0."""
+        if self.losses.kind != "max":
+            return self.values(stage, clusters[home] & ~sets)
+        pairs = self.losses.pairs[stage]
+        out = values[home]
+        first, second = _farthest(pairs, clusters)
+        rows = np.arange(len(sets))
+        cut = sets[rows, first[home]] | sets[rows, second[home]]
+        out[cut] = self.values(stage, clusters[home[cut]] & ~sets[cut])
+        return out
+
+    def with_one(self, stage: int, rest: npt.NDArray[np.bool_]) -> Floats:
+        """Value of `rest` with each task added, (N,)."""
+        pairs, kind = self.losses.pairs[stage], self.losses.kind
+        if not rest.any():
+            return np.zeros(len(rest))
+        if kind == "medoid":
+            return self.values(stage, rest[None] | np.eye(len(rest), dtype=np.bool_))
+        value = float(self.values(stage, rest[None])[0])
+        if kind == "max":
+            reach = pairs[:, rest].max(axis=1)
+            return np.asarray(np.maximum(reach, value) if rest.sum() > 1 else reach)
+        inner = value * (rest.sum() - 1) / 2 if kind == "mean" else value
+        return self._from_sum(inner + pairs[:, rest].sum(axis=1), np.full(len(rest), rest.sum() + 1.0))
+
+
+def _inner(sets: Floats, pairs: Floats) -> Floats:
+    """Sum of the pairs inside each set."""
+    return np.asarray(np.einsum("mi,mi->m", sets @ pairs, sets) / 2)
+
+
+def _farthest(pairs: Floats, clusters: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Two tasks of each cluster with its largest loss; for a single task that task twice."""
+    first, second = np.empty(len(clusters), np.int64), np.empty(len(clusters), np.int64)
+    for k, cluster in enumerate(clusters):
+        index = np.flatnonzero(cluster)
+        block = pairs[index[:, None], index] - np.where(np.eye(len(index), dtype=np.bool_), np.inf, 0.0)
+        a, b = divmod(int(block.argmax()), len(index))
+        first[k], second[k] = index[a], index[b]
+    return first, second
+
+
+def membership(labels: npt.NDArray[np.int64]) -> Bools:
+    """Clusters as rows of a boolean matrix, (K, N)."""
+    return np.equal(labels[None, :], np.arange(int(labels.max()) + 1)[:, None])
+
+
+def renumber(labels: Labels) -> Labels:
+    """Number the clusters of every stage by first appearance."""
+    out = np.empty_like(labels)
+    for d, row in enumerate(labels):
+        _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
+        out[d] = np.argsort(np.argsort(first))[inverse]
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """All moves out of one tree.
+
+    Attributes:
+        sets: (M, N) the sets S.
+        first: (M,) first stage at which S forms clusters of its own.
+        costs: per t = 0..D, (M, K_{t-1}) cost of the tree after the move; inf where it is not allowed.
+        sizes: the same for its size.
+    """
+
+    sets: Bools
+    first: npt.NDArray[np.int64]
+    costs: list[Floats]
+    sizes: list[Floats]
+
+
+def price_moves(land: Landscape, labels: Labels) -> Moves:
+    """Cost and size of every tree that one move reaches."""
+    depth = len(labels)
+    sets, first = _movable(labels)
+    stages = [_price_stage(land, labels[d], d, sets, first) for d in range(depth)]
+    alone_cost = np.cumsum([s[2] for s in stages][::-1], axis=0)[::-1]
+    alone_size = np.cumsum([s[3] for s in stages][::-1], axis=0)[::-1]
+    costs, sizes = [alone_cost[0][:, None]], [alone_size[0][:, None]]
+    joined_cost = joined_size = np.zeros((len(sets), 1))
+    parents = np.zeros(int(labels[0].max()) + 1, np.int64)
+    for t in range(1, depth + 1):
+        join_cost, join_size = stages[t - 1][:2]
+        joined_cost = joined_cost[:, parents] + join_cost
+        joined_size = joined_size[:, parents] + join_size
+        rest_cost = alone_cost[t][:, None] if t < depth else 0.0
+        rest_size = alone_size[t][:, None] if t < depth else 0.0
+        costs.append(joined_cost + rest_cost)
+        sizes.append(joined_size + rest_size)
+        if t < depth:
+            _, representative = np.unique(labels[t], return_index=True)
+            parents = labels[t - 1][representative]
+    return Moves(sets, first, costs, sizes)
+
+
+def _movable(labels: Labels) -> tuple[Bools, npt.NDArray[np.int64]]:
+    """Every task and every node's tasks once, with the first stage at which it is a cluster of its own."""
+    depth, n = labels.shape
+    found: dict[bytes, tuple[Bools, int]] = {}
+    for d, row in enumerate(labels):
+        for cluster in membership(row):
+            if not cluster.all():
+                found.setdefault(cluster.tobytes(), (cluster, d))
+    for cluster in np.eye(n, dtype=np.bool_):
+        found.setdefault(cluster.tobytes(), (cluster, depth))
+    sets, first = zip(*found.values(), strict=True)
+    return np.array(sets), np.array(first, dtype=np.int64)
+
+
+def _price_stage(
+    land: Landscape, row: npt.NDArray[np.int64], d: int, sets: Bools, first: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Cost and size of stage d after S joined each cluster (M, K), and after S was left alone (M,)."""
+    clusters = membership(row)
+    values, own = land.values(d, clusters), land.values(d, sets)
+    unions = land.joined(d, sets, clusters, own, values)
+    inner = first <= d
+    home = row[sets.argmax(axis=1)]
+    rest = np.where(inner, 0.0, land.removed(d, clusters, home, sets, values))
+    inside = (sets[:, None, :] & clusters[None]).any(axis=2)
+    owned_value = np.where(inner, inside @ values, values[home])
+    owned_count = np.where(inner, inside.sum(axis=1), 0)
+    total, k = float(values.sum()), len(clusters)
+    join_total = total - owned_value[:, None] + rest[:, None] - values[None] + unions
+    join_width = np.broadcast_to((k - owned_count)[:, None], join_total.shape)
+    stay = inside & ~inner[:, None]
+    join_total = np.where(stay, total, join_total)
+    alone_total = np.where(inner, total, total - owned_value + rest + own)
+    alone_width = np.where(inner, k, k + 1)
+    forbidden_join, forbidden_alone = _forbidden(land.rules, d, sets, clusters, inner, stay)
+    forbidden_join |= inside & inner[:, None]
+    scale = np.array([0.0] + [land.losses.scale(w) for w in range(1, len(row) + 1)])
+    wide_join, wide_alone = join_width > land.rules.max_width[d], alone_width > land.rules.max_width[d]
+    join_width = np.clip(join_width, 1, len(row))
+    alone_width = np.clip(alone_width, 1, len(row))
+    return (
+        np.where(forbidden_join | wide_join, np.inf, join_total * scale[join_width]),
+        land.sizes[d][join_width],
+        np.where(forbidden_alone | wide_alone, np.inf, alone_total * scale[alone_width]),
+        land.sizes[d][alone_width],
+    )
+
+
+def _forbidden(rules: Rules, d: int, sets: Bools, clusters: Bools, inner: Bools, stay: Bools) -> tuple[Bools, Bools]:
+    """Which joins and which separations break a rule of stage d."""
+    a, b = sets.astype(np.int64), clusters.astype(np.int64)
+    apart, together = rules.apart[d].astype(np.int64), rules.together[d].astype(np.int64)
+    clash = (a @ apart @ b.T > 0) | (np.einsum("mi,mi->m", a @ apart, a) > 0)[:, None]
+    partners = ((a @ together) > 0) & ~sets
+    outside = partners.sum(axis=1)[:, None] - partners.astype(np.int64) @ b.T > 0
+    alone = (partners.any(axis=1)) & ~inner
+    return (clash | outside) & ~stay, alone
+
+
+def apply_move(labels: Labels, moves: Moves, s: int, t: int, cluster: int) -> Labels:
+    """The tree after set `s` joined `cluster` of stage t - 1."""
+    moved = labels.copy()
+    inside = moves.sets[s]
+    representative = int(np.flatnonzero(labels[t - 1] == cluster)[0]) if t else -1
+    for e in range(len(labels)):
+        if e < t:
+            moved[e, inside] = labels[e, representative]
+        elif e < moves.first[s]:
+            moved[e, inside] = labels[e].max() + 1
+    return renumber(moved)
+
+
+def descend(land: Landscape, labels: Labels, *, watch: Watch | None = None) -> tuple[Labels, float]:
+    """Take the best feasible move until none lowers the cost (or, at equal cost, the size)."""
+    cost, size = land.cost(labels), land.size(labels)
+    while True:
+        if watch is not None:
+            watch.step(0)
+        moves = price_moves(land, labels)
+        best = _best_move(moves, land.limit)
+        if best is None or not _better(best[0], best[1], cost, size):
+            swapped = best_swap(land, labels, cost)
+            if swapped is None:
+                break
+            labels = swapped
+        else:
+            labels = apply_move(labels, moves, *best[2])
+        cost, size = land.cost(labels), land.size(labels)
+    return labels, cost
+
+
+def _better(cost: float, size: float, than_cost: float, than_size: float) -> bool:
+    slack = 1e-11 * max(abs(than_cost), 1e-6)
+    if cost < than_cost - slack:
+        return True
+    return cost <= than_cost + 1e-13 * abs(than_cost) and size < than_size * (1 - 1e-9)
+
+
+def _best_move(moves: Moves, limit: float) -> tuple[float, float, tuple[int, int, int]] | None:
+    best = None
+    for t, (costs, sizes) in enumerate(zip(moves.costs, moves.sizes, strict=True)):
+        allowed = np.where(sizes <= limit * (1 + 1e-12), costs, np.inf)
+        s, cluster = divmod(int(allowed.argmin()), allowed.shape[1])
+        cost = float(allowed[s, cluster])
+        if np.isfinite(cost) and (best is None or cost < best[0]):
+            best = (cost, float(sizes[s, cluster]), (s, t, cluster))
+    return best
+
+
+def best_swap(land: Landscape, labels: Labels, cost: float) -> Labels | None:
+    """The best exchange of the places of two tasks, or None if none helps."""
+    depth, n = labels.shape
+    change = np.zeros((n, n))
+    for d in range(depth):
+        change += _swap_costs(land, labels[d], d)
+    i, j = divmod(int(change.argmin()), n)
+    if not change[i, j] < -1e-11 * max(abs(cost), 1e-6):
+        return None
+    swapped = labels.copy()
+    swapped[:, [i, j]] = labels[:, [j, i]]
+    return renumber(swapped)
+
+
+def _swap_costs(land: Landscape, row: npt.NDArray[np.int64], d: int) -> Floats:
+    """Change of stage d's cost for every exchange of two tasks, (N, N)."""
+    n = len(row)
+    clusters = membership(row)
+    values = land.values(d, clusters)
+    tasks = np.eye(n, dtype=np.bool_)
+    gained = np.zeros((n, n))
+    for i in range(n):
+        rest = clusters[row[i]] & ~tasks[i]
+        gained[i] = land.with_one(d, rest) - values[row[i]]
+    change = (gained + gained.T) * land.losses.scale(len(clusters))
+    change[row[:, None] == row[None]] = 0.0
+    broken = _swap_breaks(land.rules, d, clusters, row)
+    return np.where(broken, np.inf, change)
+
+
+def _swap_breaks(rules: Rules, d: int, clusters: Bools, row: npt.NDArray[np.int64]) -> Bools:
+    n = len(row)
+    tasks = np.eye(n, dtype=np.bool_)
+    different = row[:, None] != row[None]
+    bound = (rules.together[d] & ~tasks).any(axis=1)
+    apart = rules.apart[d].astype(np.int64)
+    counts = apart @ clusters.T.astype(np.int64)
+    clash = counts[:, row].T - apart > 0
+    broken: Bools = bound[:, None] | bound[None] | clash | clash.T
+    return np.array(broken & different)

@@ -1,0 +1,43 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from branchnet.clustering.trees.tree import Tree
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A tree, what it costs, and how good it is known to be.
+
+    Attributes:
+        tree: the best tree that was found.
+        cost: its clustering cost under `objective`.
+        size: its size in `unit`, heads included where they are known.
+        lower_bound: no tree that meets the budget and the constraints costs less.
+        proven: whether no such tree costs less than this one.
+        method: the method that found the tree.
+        why: why that method was chosen, and how the search ended.
+        objective: name of the objective.
+        unit: `"params"`, `"flops"` or `"latency"`.
+        limit: the budget as an absolute number; infinite for a point of a front.
+    """
+
+    tree: Tree
+    cost: float
+    size: float
+    lower_bound: float
+    proven: bool
+    method: str
+    why: str
+    objective: str
+    unit: str
+    limit: float
+
+    @property
+    def gap(self) -> float:
+        """How far the cost may be above the best one, as a share of the cost; 0 if proven."""
+        if self.proven or self.cost == self.lower_bound:
+            return 0.0
+        return (self.cost - self.lower_bound) / abs(self.cost) if self.cost else float("inf")

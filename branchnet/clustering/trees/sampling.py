@@ -1,0 +1,195 @@
+"""Trees drawn uniformly at random, also among those that fit a budget; by exact counting, without rejection.
+
+Counting by widths: S(N, w_{D-1}) S(w_{D-1}, w_{D-2}) ... S(w_1, w_0) trees have the widths w. A tree is drawn by its
+widths first, then from the last stage to the first: a uniform partition of N tasks into w_{D-1} clusters, then a
+uniform partition of those clusters into w_{D-2}, and so on. Under a budget, vectors of widths are counted by meeting in
+the middle: the first stages' sizes against the last stages' sorted sizes with running sums of exact integers.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, size_model
+from branchnet.clustering.trees.counting import stirling
+from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import BudgetError, TreeError
+
+_LARGEST_HALF = 2_000_000
+
+
+def random_tree(
+    tasks: Iterable[str],
+    depth: int,
+    *,
+    seed: int | random.Random,
+    costs: Costs | None = None,
+    budget: Budget | float | str | None = None,
+    head_costs: HeadCosts | None = None,
+    shared_stages: int = 0,
+) -> Tree:
+    """A tree drawn uniformly among all trees, or among all that fit the budget.
+
+    Args:
+        tasks: the task names.
+        depth: number of stages.
+        seed: a number, or a `random.Random` to draw several trees from.
+        costs: with `budget`: StageCosts, one number per stage, or a table `costs[stage][width]`.
+        budget: with `costs`: a Budget, its text, or a number of parameters.
+        head_costs: `{task: number or StageCost}`; None = heads are not counted.
+        shared_stages: the first so many stages are shared by all tasks.
+
+    Raises:
+        BudgetError: no tree fits the budget, or only one of `costs` and `budget` is given.
+        TreeError: so many tasks and stages that the vectors of widths cannot be counted.
+    """
+    names = tuple(tasks)
+    generator = seed if isinstance(seed, random.Random) else random.Random(seed)
+    sampler = tree_sampler(names, depth, costs=costs, budget=budget, head_costs=head_costs, shared_stages=shared_stages)
+    return sampler.draw(generator)
+
+
+@dataclass(frozen=True, eq=False)
+class TreeSampler:
+    """Draws many trees after counting once.
+
+    Attributes:
+        tasks: the task names.
+        count: how many trees there are to draw from.
+    """
+
+    tasks: tuple[str, ...]
+    count: int
+    _halves: _Halves
+
+    def draw(self, generator: random.Random) -> Tree:
+        """One tree, each with the same probability."""
+        widths = self._halves.pick(generator.randrange(self.count))
+        labels = [_random_partition(len(self.tasks), widths[-1], generator)]
+        for fine, coarse in pairwise(reversed(widths)):
+            merged = _random_partition(fine, coarse, generator)
+            labels.append([merged[label] for label in labels[-1]])
+        return Tree.from_labels(self.tasks, reversed(labels))
+
+
+def tree_sampler(
+    tasks: Iterable[str],
+    depth: int,
+    *,
+    costs: Costs | None = None,
+    budget: Budget | float | str | None = None,
+    head_costs: HeadCosts | None = None,
+    shared_stages: int = 0,
+) -> TreeSampler:
+    """Count the trees that fit and prepare to draw from them; the arguments and errors are those of `random_tree`."""
+    names = Tree.shared(tasks, 1).tasks
+    if depth < 1 or not 0 <= shared_stages <= depth:
+        raise TreeError(f"{depth} stages with {shared_stages} shared ones were asked for")
+    if (costs is None) != (budget is None):
+        raise BudgetError("a budget needs the costs of the stages, and the costs need a budget")
+    sizes, limit = None, math.inf
+    if costs is not None and budget is not None:
+        wanted = as_budget(budget)
+        sizes = size_model(costs, names, wanted.unit, head_costs)
+        if len(sizes.table) != depth:
+            raise BudgetError(f"there are costs of {len(sizes.table)} stages, but trees of {depth} were asked for")
+        limit = sizes.limit(wanted)
+    halves = _Halves(len(names), depth, sizes, limit, shared_stages)
+    if not halves.total:
+        raise BudgetError(f"no tree fits the budget of {limit:.6g}", smallest=halves.smallest)
+    return TreeSampler(names, halves.total, halves)
+
+
+class _Halves:
+    """Counts of trees by widths: first stages one by one, last stages sorted by size with running counts."""
+
+    def __init__(self, n: int, depth: int, sizes: SizeModel | None, limit: float, shared: int) -> None:
+        middle = (depth + 1) // 2
+        if math.comb(n + middle - 1, middle) > _LARGEST_HALF:
+            raise TreeError(f"{n} tasks with {depth} stages have too many vectors of widths to be counted")
+        self._n, self._depth, self._sizes, self._shared = n, depth, sizes, shared
+        self._limit = limit + 1e-12 * abs(limit) - (sizes.heads if sizes else 0.0)
+        self._tails = {first: self._tail(first, depth - middle) for first in range(1, n + 1)} if depth > middle else {}
+        self._heads = list(self._vectors(1, middle, 0))
+        self._running = list(accumulate(self._count(head) for head in self._heads))
+        self.total = self._running[-1]
+        ones = sizes.of_widths([1] * depth) if sizes else 0.0
+        self.smallest = ones if sizes else None
+
+    def _vectors(self, least: int, length: int, stage: int) -> Iterator[tuple[int, ...]]:
+        if length == 0:
+            yield ()
+            return
+        for width in range(least, (1 if stage < self._shared else self._n) + 1):
+            for rest in self._vectors(width, length - 1, stage + 1):
+                yield (width, *rest)
+
+    def _size(self, widths: Sequence[int], stage: int) -> float:
+        if self._sizes is None:
+            return 0.0
+        return math.fsum(float(self._sizes.table[stage + i, width]) for i, width in enumerate(widths))
+
+    def _tail(self, first: int, length: int) -> tuple[list[float], list[tuple[int, ...]], list[int]]:
+        """All last stages whose first width is `first`: sizes in order, their widths, running counts."""
+        stage = self._depth - length
+        if stage < self._shared and first > 1:
+            return [], [], []
+        vectors = [(first, *rest) for rest in self._vectors(first, length - 1, stage + 1)]
+        ordered = sorted((self._size(vector, stage), vector) for vector in vectors)
+        counts = [_links((*vector, self._n)) for _, vector in ordered]
+        return [size for size, _ in ordered], [vector for _, vector in ordered], list(accumulate(counts))
+
+    def _fitting(self, head: tuple[int, ...], first: int) -> int:
+        """Trees of the tail that fit after `head`."""
+        sizes, _, running = self._tails[first]
+        fitting = bisect_right(sizes, self._limit - self._size(head, 0))
+        return running[fitting - 1] if fitting else 0
+
+    def _count(self, head: tuple[int, ...]) -> int:
+        if not self._tails:
+            return _links((*head, self._n)) if self._size(head, 0) <= self._limit else 0
+        firsts = range(head[-1], self._n + 1)
+        return _links(head) * sum(stirling(first, head[-1]) * self._fitting(head, first) for first in firsts)
+
+    def pick(self, number: int) -> tuple[int, ...]:
+        """Widths of the tree with this number out of `total`."""
+        row = bisect_right(self._running, number)
+        head = self._heads[row]
+        if not self._tails:
+            return head
+        rest = (number - (self._running[row - 1] if row else 0)) // _links(head)
+        for first in range(head[-1], self._n + 1):
+            ways, fitting = stirling(first, head[-1]), self._fitting(head, first)
+            if rest < ways * fitting:
+                _, vectors, running = self._tails[first]
+                return head + vectors[bisect_right(running, rest // ways)]
+            rest -= ways * fitting
+        raise AssertionError("unreachable: counts and picks disagree")
+
+
+def _links(widths: Sequence[int]) -> int:
+    return math.prod(stirling(fine, coarse) for coarse, fine in pairwise(widths))
+
+
+def _random_partition(n: int, k: int, generator: random.Random) -> list[int]:
+    """A uniform partition of n things into k blocks, as block numbers."""
+    labels: list[int] = []
+    blocks = k
+    for things in range(n, 0, -1):
+        alone = stirling(things - 1, blocks - 1)
+        if generator.randrange(stirling(things, blocks)) < alone:
+            blocks -= 1
+            labels.append(blocks)
+        else:
+            labels.append(-blocks)
+    return _settle(labels, generator)
+
+
+def _settle(labels: list[int], generator: random.Random) -> list[int]:
+    """Give every thing that is not the founder of its block one of the blocks founded by later things."""
+    return [label if label >= 0 else generator.randrange(-label) for label in labels]

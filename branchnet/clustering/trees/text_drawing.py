@@ -1,0 +1,119 @@
+"""Trees as text for the terminal, as a networkx graph, as DOT text and as a matplotlib drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from matplotlib.axes import Axes
+
+    from branchnet.clustering.trees.tree import Tree
+
+Node = tuple[int, int]
+
+
+def tree_graph(tree: Tree) -> nx.DiGraph:
+    """Nodes `(stage, number)` with attributes `stage` and `tasks`; edges from each stage to the next."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    for stage, clusters in enumerate(tree.partitions):
+        for number, cluster in enumerate(clusters):
+            graph.add_node((stage, number), stage=stage, tasks=cluster)
+            if stage:
+                graph.add_edge((stage - 1, tree.parents[stage][number]), (stage, number))
+    return graph
+
+
+def tree_text(tree: Tree) -> str:
+    """One line for each run of stages that the same tasks share; what branches off is indented below it."""
+    lines = [f"{len(tree.tasks)} tasks, {tree.depth} stages, {sum(tree.widths)} nodes"]
+    for number in range(tree.widths[0]):
+        lines.extend(_subtree_lines(tree, (0, number)))
+    return "\n".join(lines)
+
+
+def _subtree_lines(tree: Tree, node: Node) -> Iterator[str]:
+    chain, children = _chain(tree, node)
+    stages = f"stage {chain[0][0]}" if len(chain) == 1 else f"stages {chain[0][0]}-{chain[-1][0]}"
+    yield f"{stages}: {', '.join(tree.partitions[node[0]][node[1]])}"
+    for position, child in enumerate(children):
+        last = position == len(children) - 1
+        for index, line in enumerate(_subtree_lines(tree, child)):
+            joint = ("└── " if last else "├── ") if index == 0 else ("    " if last else "│   ")
+            yield joint + line
+
+
+def _chain(tree: Tree, node: Node) -> tuple[list[Node], list[Node]]:
+    """The nodes from `node` on that serve the same tasks, and the nodes into which the last of them branches."""
+    chain = [node]
+    while True:
+        children = _children(tree, chain[-1])
+        if len(children) != 1:
+            return chain, children
+        chain.append(children[0])
+
+
+def _children(tree: Tree, node: Node) -> list[Node]:
+    stage = node[0] + 1
+    if stage == tree.depth:
+        return []
+    return [(stage, number) for number, parent in enumerate(tree.parents[stage]) if parent == node[1]]
+
+
+def tree_dot(tree: Tree) -> str:
+    """The tree in Graphviz's DOT language, input at the top, with one box for each node."""
+    lines = ["digraph tree {", "  node [shape=box];"]
+    for stage, clusters in enumerate(tree.partitions):
+        for number, cluster in enumerate(clusters):
+            label = _quoted(f"stage {stage}: {', '.join(cluster)}")
+            lines.append(f"  n{stage}_{number} [label={label}];")
+    for stage in range(1, tree.depth):
+        for number, parent in enumerate(tree.parents[stage]):
+            lines.append(f"  n{stage - 1}_{parent} -> n{stage}_{number};")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def node_positions(tree: Tree) -> dict[Node, tuple[float, float]]:
+    """Coordinates (stage, height) of every node, such that no two edges cross."""
+    height = {task: float(row) for row, task in enumerate(_leaf_order(tree))}
+    return {
+        (stage, number): (float(stage), sum(height[task] for task in cluster) / len(cluster))
+        for stage, clusters in enumerate(tree.partitions)
+        for number, cluster in enumerate(clusters)
+    }
+
+
+def _leaf_order(tree: Tree) -> list[str]:
+    return sorted(tree.tasks, key=lambda task: [tree.cluster_of(task, stage) for stage in range(tree.depth)])
+
+
+def tree_plot(tree: Tree, ax: Axes | None = None) -> Axes:
+    """Draw the tree, input on the left, task names on the right; a line is as wide as the tasks that it serves."""
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        ax = Figure(figsize=(2 + 1.2 * tree.depth, 1 + 0.35 * len(tree.tasks)), layout="constrained").add_subplot()
+    places = node_positions(tree)
+    for stage in range(1, tree.depth):
+        for number, parent in enumerate(tree.parents[stage]):
+            (x0, y0), (x1, y1) = places[stage - 1, parent], places[stage, number]
+            width = 1 + 3 * len(tree.partitions[stage][number]) / len(tree.tasks)
+            ax.plot([x0, x1], [y0, y1], color="0.6", linewidth=width, zorder=1)
+    ax.scatter(*zip(*places.values(), strict=True), zorder=2)
+    for row, task in enumerate(_leaf_order(tree)):
+        x, y = places[tree.depth - 1, tree.cluster_of(task, tree.depth - 1)]
+        ax.plot([x, x + 0.4], [y, row], color="0.8", linewidth=1, zorder=0)
+        ax.annotate(task, (x + 0.45, row), va="center")
+    ax.set_xlabel("stage")
+    ax.set_xticks(range(tree.depth))
+    ax.set_yticks([])
+    ax.set_xlim(-0.3, tree.depth + 0.6)
+    return ax

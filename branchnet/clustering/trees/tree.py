@@ -1,0 +1,242 @@
+"""The tree of shared stages: for every stage a partition of the tasks, each refining the one before.
+
+Conventions: stage 0 is nearest to the input and may already be split; a cluster of stage d is one node, one copy of
+stage d's weights. Tasks inside a cluster stand in task order, clusters in the order of their first task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from branchnet.errors import TreeError
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from matplotlib.axes import Axes
+
+Cluster = tuple[str, ...]
+Partition = tuple[Cluster, ...]
+Labels = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Which tasks share which stages; immutable and canonical.
+
+    Two trees are equal if they have the same tasks and the same clusters at every stage, in whatever order the tasks,
+    the clusters or the tasks of a cluster were given.
+
+    Attributes:
+        tasks: N distinct task names.
+        partitions: for each of D stages the clusters, each a tuple of task names.
+
+    Raises:
+        TreeError: tasks that repeat or are empty, no stage, a stage that does not hold every task exactly once, or a
+            stage that joins tasks which an earlier stage has separated.
+    """
+
+    tasks: tuple[str, ...]
+    partitions: tuple[Partition, ...]
+
+    def __init__(self, tasks: Iterable[str], partitions: Iterable[Iterable[Iterable[str]]]) -> None:
+        names = _checked_tasks(tasks)
+        order = {task: index for index, task in enumerate(names)}
+        stages = tuple(_canonical(stage, clusters, order) for stage, clusters in enumerate(partitions))
+        if not stages:
+            raise TreeError("a tree needs at least one stage")
+        _check_nesting(stages)
+        object.__setattr__(self, "tasks", names)
+        object.__setattr__(self, "partitions", stages)
+
+    @classmethod
+    def shared(cls, tasks: Iterable[str], depth: int) -> Tree:
+        """The tree in which all tasks share all `depth` stages."""
+        names = tuple(tasks)
+        return cls(names, [[names]] * depth)
+
+    @classmethod
+    def separate(cls, tasks: Iterable[str], depth: int) -> Tree:
+        """The tree of separate networks: no stage is shared."""
+        names = tuple(tasks)
+        return cls(names, [[[task] for task in names]] * depth)
+
+    @classmethod
+    def grouped(cls, groups: Iterable[Iterable[str]], depth: int) -> Tree:
+        """One whole network for each group of tasks; groups must not overlap."""
+        clusters = [tuple(group) for group in groups]
+        return cls([task for cluster in clusters for task in cluster], [clusters] * depth)
+
+    @classmethod
+    def from_labels(cls, tasks: Sequence[str], labels: Iterable[Sequence[int]]) -> Tree:
+        """Tree from cluster numbers: tasks i and j share stage d if `labels[d][i] == labels[d][j]`."""
+        partitions = []
+        for stage in labels:
+            clusters: dict[int, list[str]] = {}
+            for task, label in zip(tasks, stage, strict=True):
+                clusters.setdefault(int(label), []).append(task)
+            partitions.append(list(clusters.values()))
+        return cls(tasks, partitions)
+
+    @property
+    def depth(self) -> int:
+        """Number of stages D."""
+        return len(self.partitions)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Number of clusters of each stage; never decreasing."""
+        return tuple(len(clusters) for clusters in self.partitions)
+
+    @cached_property
+    def parents(self) -> tuple[tuple[int, ...], ...]:
+        """For each stage d and cluster k the number of the cluster of stage d - 1 that holds it; -1 at stage 0."""
+        above = [(-1,) * self.widths[0]]
+        for coarse, fine in pairwise(self.partitions):
+            home = {task: number for number, cluster in enumerate(coarse) for task in cluster}
+            above.append(tuple(home[cluster[0]] for cluster in fine))
+        return tuple(above)
+
+    def labels(self, tasks: Sequence[str] | None = None) -> Labels:
+        """For each stage the cluster number of each task, numbered by first appearance in `tasks` (default: own order).
+
+        Raises:
+            TreeError: `tasks` are not the tree's tasks.
+        """
+        names = self.tasks if tasks is None else tuple(tasks)
+        self.check_tasks(names)
+        return tuple(_stage_labels(clusters, names) for clusters in self.partitions)
+
+    def cluster_of(self, task: str, stage: int) -> int:
+        """Number of the cluster of `stage` that serves `task`."""
+        for number, cluster in enumerate(self.partitions[stage]):
+            if task in cluster:
+                return number
+        raise TreeError(f"the tree has no task {task!r}; its tasks are {', '.join(self.tasks)}")
+
+    def shared_depth(self, first: str, second: str) -> int:
+        """Number of stages that two tasks share, 0..D: their branch point."""
+        return sum(self.cluster_of(first, d) == self.cluster_of(second, d) for d in range(self.depth))
+
+    def distance(self, other: Tree) -> int:
+        """Number of stage-pairs (a stage and two tasks) that are shared in exactly one of the two trees.
+
+        Raises:
+            TreeError: other tasks or another depth.
+        """
+        other.check_tasks(self.tasks)
+        if other.depth != self.depth:
+            raise TreeError(f"trees of {self.depth} and {other.depth} stages cannot be compared")
+        return len(_shared_pairs(self) ^ _shared_pairs(other))
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Raise TreeError unless `tasks` are exactly the tree's tasks, in any order."""
+        if len(tasks) != len(self.tasks) or set(tasks) != set(self.tasks):
+            strange = sorted(set(tasks) ^ set(self.tasks)) or list(tasks)
+            raise TreeError(f"the tree has the tasks {', '.join(self.tasks)}; these differ: {', '.join(strange)}")
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Directed graph of the nodes `(stage, number)` with attributes `stage` and `tasks`."""
+        from branchnet.clustering.trees.text_drawing import tree_graph
+
+        return tree_graph(self)
+
+    def to_dot(self) -> str:
+        """The tree as text in Graphviz's DOT language."""
+        from branchnet.clustering.trees.text_drawing import tree_dot
+
+        return tree_dot(self)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the tree with matplotlib, input on the left; return the axes."""
+        from branchnet.clustering.trees.text_drawing import tree_plot
+
+        return tree_plot(self, ax)
+
+    @cached_property
+    def _key(self) -> tuple[frozenset[frozenset[str]], ...]:
+        return tuple(frozenset(frozenset(cluster) for cluster in clusters) for clusters in self.partitions)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Tree) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __str__(self) -> str:
+        from branchnet.clustering.trees.text_drawing import tree_text
+
+        return tree_text(self)
+
+
+def _checked_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(tasks, str):
+        raise TreeError(f"tasks are a sequence of names, not the text {tasks!r}")
+    names = tuple(tasks)
+    for task in names:
+        if not isinstance(task, str) or not task:
+            raise TreeError(f"a task name must be a non-empty string, not {task!r}")
+    repeated = sorted({task for task in names if names.count(task) > 1})
+    if repeated:
+        raise TreeError(f"task names must differ; given more than once: {', '.join(repeated)}")
+    if not names:
+        raise TreeError("a tree needs at least one task")
+    return names
+
+
+def _canonical(stage: int, clusters: Iterable[Iterable[str]], order: dict[str, int]) -> Partition:
+    given = [_cluster(stage, cluster) for cluster in clusters]
+    flat = [task for cluster in given for task in cluster]
+    for task in flat:
+        if task not in order:
+            raise TreeError(f"stage {stage} names the task {task!r}; the tasks are {', '.join(order)}")
+    missing = [task for task in order if task not in flat]
+    if missing:
+        raise TreeError(f"stage {stage} leaves out {', '.join(missing)}")
+    if len(flat) > len(order):
+        twice = sorted({task for task in flat if flat.count(task) > 1})
+        raise TreeError(f"stage {stage} names more than once: {', '.join(twice)}")
+    inner = [tuple(sorted(cluster, key=order.__getitem__)) for cluster in given]
+    return tuple(sorted(inner, key=lambda cluster: order[cluster[0]]))
+
+
+def _cluster(stage: int, cluster: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(cluster, str):
+        raise TreeError(
+            f"stage {stage} has the text {cluster!r} where a group of task names is expected: [{cluster!r}]"
+        )
+    tasks = tuple(cluster)
+    if not tasks:
+        raise TreeError(f"stage {stage} has an empty cluster")
+    return tasks
+
+
+def _check_nesting(stages: Sequence[Partition]) -> None:
+    for stage, (coarse, fine) in enumerate(pairwise(stages)):
+        home = {task: number for number, cluster in enumerate(coarse) for task in cluster}
+        for cluster in fine:
+            other = next((task for task in cluster if home[task] != home[cluster[0]]), None)
+            if other is not None:
+                raise TreeError(
+                    f"stage {stage + 1} joins {cluster[0]!r} and {other!r}, which stage {stage} has separated; "
+                    "a branch cannot grow together again"
+                )
+
+
+def _stage_labels(clusters: Partition, names: Sequence[str]) -> tuple[int, ...]:
+    home = {task: number for number, cluster in enumerate(clusters) for task in cluster}
+    seen: dict[int, int] = {}
+    return tuple(seen.setdefault(home[task], len(seen)) for task in names)
+
+
+def _shared_pairs(tree: Tree) -> set[tuple[int, frozenset[str]]]:
+    return {
+        (stage, frozenset((first, second)))
+        for stage, clusters in enumerate(tree.partitions)
+        for cluster in clusters
+        for position, first in enumerate(cluster)
+        for second in cluster[position + 1 :]
+    }

@@ -1,0 +1,120 @@
+"""What a weights file says beside its tensors: their checksum, frozen nodes, recomputed stages, the initial weights.
+
+The record is JSON in the metadata of the safetensors file, so it is written and replaced together with the weights. A
+file may come from anyone: unknown keys, other types, and nodes that the network does not have are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from branchnet.builder.building import Init
+from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.weights.initialisation import Initialisation, NodeStart
+from branchnet.errors import CheckpointError
+
+Match = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Start(_Section):
+    id: str
+    location: str
+    tasks: tuple[str, ...]
+    source: str
+    rsa: Match
+    cka: Match
+
+
+class _Initialisation(_Section):
+    init: Init
+    nodes: tuple[_Start, ...]
+
+
+class Record(_Section):
+    """What is kept of a branched network's state beside its tensors.
+
+    Attributes:
+        version: of this form.
+        frozen: ids of the frozen nodes and heads.
+        recomputed: locations whose stages are recomputed.
+        initialisation: how the initial weights were made; None where that is not known.
+        sha256: the checksum of the file's tensors, see `branchnet.utils.tensor_digest.checksum`; None in older files.
+    """
+
+    version: Literal[1] = 1
+    frozen: tuple[str, ...]
+    recomputed: tuple[str, ...]
+    initialisation: _Initialisation | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
+def write_record(branched: BranchedNetwork, *, sha256: str | None = None) -> str:
+    """The record of a network, and of the checksum of its tensors, as JSON."""
+    report = branched.initialisation
+    starts = [
+        {
+            "id": start.id,
+            "location": start.location,
+            "tasks": start.tasks,
+            "source": start.source,
+            "rsa": dict(start.rsa),
+            "cka": dict(start.cka),
+        }
+        for start in (report.nodes if report else ())
+    ]
+    return Record.model_validate(
+        {
+            "frozen": tuple(node.id for node in branched.members() if node.id in branched.frozen),
+            "recomputed": tuple(branched.locations[stage] for stage in sorted(branched.recomputed)),
+            "initialisation": {"init": report.init, "nodes": tuple(starts)} if report else None,
+            "sha256": sha256,
+        }
+    ).model_dump_json()
+
+
+def read_record(text: str, branched: BranchedNetwork) -> Record:
+    """Read a record and compare it with the network that it is meant for.
+
+    Raises:
+        CheckpointError: text that is no record of this form, or of another network; every problem is named.
+    """
+    try:
+        record = Record.model_validate_json(text)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()[:20]]
+        raise CheckpointError(
+            "the weights' metadata are no valid record of a network:\n  " + "\n  ".join(problems)
+        ) from error
+    if problems := _misfits(record, branched):
+        raise CheckpointError("the weights' metadata are of another network:\n  " + "\n  ".join(problems[:20]))
+    return record
+
+
+def restore(record: Record, branched: BranchedNetwork) -> None:
+    """Freeze nodes, recompute stages and give the network its report, as the record says."""
+    branched.freeze(*record.frozen)
+    branched.recompute(*record.recomputed)
+    if (report := record.initialisation) is not None:
+        branched.initialisation = Initialisation(report.init, tuple(NodeStart(**dict(node)) for node in report.nodes))
+
+
+def _misfits(record: Record, branched: BranchedNetwork) -> list[str]:
+    members = list(branched.members())
+    ids = {node.id for node in members}
+    problems = [f"frozen: there is no node {name!r}" for name in record.frozen if name not in ids]
+    problems += [f"recomputed: there is no location {n!r}" for n in record.recomputed if n not in branched.locations]
+    if record.initialisation is None:
+        return problems
+    starts = record.initialisation.nodes
+    if [(start.id, start.tasks) for start in starts] != [(node.id, node.tasks) for node in members]:
+        problems.append("initialisation: its nodes and their tasks are not those of the network")
+    for start in starts:
+        if unknown := [task for task in (*start.rsa, *start.cka) if task not in start.tasks]:
+            problems.append(f"initialisation: {start.id} does not serve {unknown[0]!r}")
+    return problems

@@ -1,0 +1,177 @@
+"""The model card that travels with an exported network: what it is, what it takes and gives, how to load it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from branchnet.clustering.budgets import tree_size
+from branchnet.clustering.trees.tree import Tree
+from branchnet.stages import Example, flat_example
+
+if TYPE_CHECKING:
+    from branchnet.builder.network.branched_network import BranchedNetwork
+
+_KINDS = {
+    "pt2": "a torch.export program",
+    "aoti": "an AOTInductor package",
+    "onnx": "an ONNX model",
+    "safetensors": "weights in safetensors",
+}
+
+
+def model_card(
+    network: BranchedNetwork,
+    example: Example,
+    *,
+    name: str,
+    format: str,
+    file: str,
+    dynamic: bool,
+    outputs: Mapping[str, Tensor],
+    difference: Mapping[str, float],
+    tolerance: float,
+    batches: Sequence[int],
+) -> str:
+    """Write the card as Markdown.
+
+    Args:
+        network: what was exported.
+        example: the inputs that it was exported with.
+        name: its title.
+        format: see `export`.
+        file: name of the exported file.
+        dynamic: whether the batch size may differ.
+        outputs: the network's own outputs by name.
+        difference: by output, the largest difference found, as a share of the output's largest value.
+        tolerance: how large it may be.
+        batches: the batch sizes at which it was looked for.
+    """
+    tree = network.tree
+    inputs = [
+        f"| {title} | {_form(tensor, dynamic)} |"
+        for title, tensor in zip(input_names(example), flat_example(example), strict=True)
+    ]
+    given = [
+        f"| {_cell(output)} | {_form(value, dynamic)} | {difference[output]:.1e} |" for output, value in outputs.items()
+    ]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"A branched network of {len(tree.tasks)} tasks, `{file}`: {_KINDS[format]}, written by branchnet.",
+            f"`{name}.yaml` is its specification.",
+            "",
+            "## Tree",
+            "",
+            "```",
+            str(tree),
+            "```",
+            "",
+            f"Stages end at: {', '.join(network.locations)}.",
+            "",
+            "## Inputs",
+            "",
+            "| input | shape | type |",
+            "|---|---|---|",
+            *inputs,
+            "",
+            "Preprocess as the single-task networks were; the file holds no resizing or normalisation but theirs.",
+            "",
+            "## Outputs",
+            "",
+            "| output | shape | type | largest difference |",
+            "|---|---|---|---|",
+            *given,
+            "",
+            f"Differences to the PyTorch network, as shares of each output's largest value, at batch sizes "
+            f"{', '.join(map(str, batches))}; allowed: {tolerance:.0e}.",
+            "",
+            "## Cost",
+            "",
+            *_costs(network),
+            "",
+            "## Loading",
+            "",
+            *_loading(format, file, name, example, alone=None not in network.constructors.values()),
+            "",
+            "Load such files from sources that you trust only.",
+            "",
+            f"Made with torch {torch.__version__} on {_device(network)}.",
+            "",
+        ]
+    )
+
+
+def _costs(network: BranchedNetwork) -> list[str]:
+    separate = Tree.separate(network.tree.tasks, network.tree.depth)
+    lines = ["| | this network | one network per task |", "|---|---|---|"]
+    for unit, title in (("params", "parameters"), ("flops", "multiply-adds at the example's size")):
+        sizes = [
+            tree_size(tree, network.costs, head_costs=network.head_costs, unit=unit)
+            for tree in (network.tree, separate)
+        ]
+        lines.append(f"| {title} | {sizes[0]:,.0f} | {sizes[1]:,.0f} |")
+    return lines
+
+
+def _loading(format: str, file: str, name: str, example: Example, *, alone: bool) -> list[str]:
+    named = isinstance(example, Mapping)
+    arguments = ", ".join(f"{title}={title}" if named else title for title in input_names(example))
+    feeds = ", ".join(f'"{title}": {title}.numpy()' for title in input_names(example))
+    code = {
+        "pt2": [
+            "import torch",
+            "",
+            f'network = torch.export.load("{file}").module()',
+            f"outputs = network({arguments})",
+        ],
+        "aoti": [
+            "import torch",
+            "",
+            f'network = torch._inductor.aoti_load_package("{file}")',
+            f"outputs = network({arguments})",
+        ],
+        "onnx": [
+            "import onnxruntime",
+            "",
+            f'session = onnxruntime.InferenceSession("{file}")',
+            f"values = session.run(None, {{{feeds}}})",
+            "outputs = dict(zip([output.name for output in session.get_outputs()], values))",
+        ],
+        "safetensors": [
+            "import branchnet",
+            "from branchnet.builder import load_weights",
+            "",
+            *([] if alone else ["# networks: the single-task networks by task; only their structure counts"]),
+            f'branched = branchnet.Architecture.load("{name}.yaml").build({"" if alone else "networks"}).eval()',
+            f'load_weights(branched, "{file}")',
+        ],
+    }
+    return ["```python", *code[format], "```"]
+
+
+def input_names(example: Example) -> list[str]:
+    """What the inputs are called in an ONNX file and on the card."""
+    if isinstance(example, Mapping):
+        return list(example)
+    count = len(flat_example(example))
+    return ["input"] if count == 1 else [f"input_{number}" for number in range(count)]
+
+
+def _form(tensor: Tensor, dynamic: bool) -> str:
+    shape = ("batch", *tensor.shape[1:]) if dynamic and tensor.dim() else tensor.shape
+    return f"{' x '.join(map(str, shape)) or 'scalar'} | {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _device(network: BranchedNetwork) -> str:
+    place = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else f"{platform.machine()} CPU"

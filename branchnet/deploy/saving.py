@@ -1,0 +1,95 @@
+"""A branched network as a folder: `architecture.yaml` says what it is, `weights.safetensors` holds its numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.deploy.checkpoint_metadata import read_record, restore, write_record
+from branchnet.deploy.weight_files import (
+    file_checksum,
+    load_weights,
+    read_metadata,
+    save_weights,
+    stored_tensors,
+)
+from branchnet.errors import CheckpointError
+from branchnet.utils.tensor_digest import checksum
+
+if TYPE_CHECKING:
+    from branchnet.specification.architecture import Architecture
+
+ARCHITECTURE = "architecture.yaml"
+WEIGHTS = "weights.safetensors"
+RECORD = "branchnet"
+"""The name in the weights' metadata under which the rest of the network's state stands."""
+
+
+def save(
+    branched: BranchedNetwork, directory: str | os.PathLike[str], *, architecture: Architecture | None = None
+) -> None:
+    """Write `branched` into `directory`, made where it is missing; files of these names are replaced.
+
+    Which nodes are frozen, which stages are recomputed, where `build` took the initial weights from, and a checksum of
+    the tensors, is kept in the metadata of the weights' file.
+
+    Args:
+        architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
+            found; by default the network is described as it is.
+
+    Raises:
+        CheckpointError: a specification of another tree, or with its tasks in another order.
+    """
+    from branchnet.specification.architecture import Architecture
+
+    architecture = architecture or Architecture.from_network(branched)
+    if architecture.tree != branched.tree:
+        raise CheckpointError(f"the architecture describes another tree:\n{architecture.tree}\nnot\n{branched.tree}")
+    if architecture.tree.tasks != branched.tree.tasks:
+        raise CheckpointError(
+            f"the architecture lists the tasks as {list(architecture.tree.tasks)}, the network as "
+            f"{list(branched.tasks)}: the weights of nodes and heads are in that order"
+        )
+    record = write_record(branched, sha256=checksum(sorted(stored_tensors(branched).items())))
+    save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: record})
+    architecture.save(Path(directory) / ARCHITECTURE)
+
+
+def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> BranchedNetwork:
+    """Read the branched network that `save` wrote, in eval mode on the CPU, with its frozen nodes frozen.
+
+    `initialisation` is that of the network that was saved; None where the file does not tell. Weights that were trained
+    elsewhere may take the file's place: without branchnet's metadata they have no checksum to keep to.
+
+    Args:
+        networks: single-task networks for the tasks without a named constructor; only their structure counts.
+
+    Raises:
+        SpecError: a specification that is not valid, or tasks whose networks must be passed.
+        CheckpointError: weights that are missing, damaged or do not fit, or whose metadata tells of other nodes or of
+            another checksum.
+    """
+    from branchnet.specification.architecture import Architecture
+
+    if not (Path(directory) / ARCHITECTURE).exists():
+        raise CheckpointError(f"{Path(directory)} holds no {ARCHITECTURE}; branchnet.save writes one")
+    branched = Architecture.load(Path(directory) / ARCHITECTURE).build(networks).eval()
+    weights = Path(directory) / WEIGHTS
+    stored = read_metadata(weights).get(RECORD)
+    load_weights(branched, weights)
+    branched.initialisation = None
+    if stored is not None:
+        record = read_record(stored, branched)
+        if record.sha256 is not None and file_checksum(weights) != record.sha256:
+            raise CheckpointError(
+                f"{weights} is damaged or was changed: its tensors do not have the checksum that was saved with them "
+                f"(if the change is meant, write the tensors without the metadata {RECORD!r}: "
+                "safetensors.torch.save_file(tensors, path))"
+            )
+        restore(record, branched)
+    return branched

@@ -1,0 +1,118 @@
+"""Weights in safetensors files: written atomically, checked against the module before a single value is copied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from branchnet.errors import CheckpointError
+from branchnet.utils.files import atomic_write
+from branchnet.utils.tensor_digest import checksum, described
+
+
+def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the parameters and buffers of `module`; a tensor that has several names is written under the first.
+
+    Args:
+        metadata: texts by name to keep in the file's header.
+    """
+    kept = stored_tensors(module)
+    with atomic_write(path) as temporary:
+        save_file(kept, temporary, metadata=None if metadata is None else dict(metadata))
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that `save_weights` writes, on the CPU."""
+    state = module.state_dict()
+    aliases = _aliases(state)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """The checksum of the tensors in a safetensors file, of which one at a time is in memory.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy the tensors of `path` into `module`, all or none; half precision is widened where needed.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a key, a shape or a type is not what the module expects;
+            every difference is named.
+    """
+    stored = read_weights(path)
+    state = module.state_dict(keep_vars=True)
+    aliases = _aliases(state)
+    found = {aliases[name] for name in stored if name in aliases}
+    problems = [f"{name}: not in the file" for name in state if aliases[name] == name and name not in found]
+    for name, tensor in stored.items():
+        if name not in state:
+            problems.append(f"{name}: the network has no such tensor")
+        elif tensor.shape != state[name].shape or not _fits_into(tensor.dtype, state[name].dtype):
+            problems.append(f"{name}: expected {described(state[name])}, found {described(tensor)}")
+    if problems:
+        raise CheckpointError(f"{Path(path)} does not fit the network:\n  " + "\n  ".join(problems))
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            state[name].copy_(tensor)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file onto the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+    with _reading(path):
+        return load_file(path)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the texts that `save_weights` was given; empty where there were none.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{Path(path)} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{Path(path)} is no complete safetensors file: {error}") from error
+
+
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every name to the first name of the same tensor."""
+    first: dict[tuple[object, ...], str] = {}
+    return {
+        name: first.setdefault(
+            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+            if tensor.numel()
+            else (name,),
+            name,
+        )
+        for name, tensor in state.items()
+    }
+
+
+def _fits_into(found: torch.dtype, expected: torch.dtype) -> bool:
+    widened = found.is_floating_point and torch.promote_types(found, expected) == expected
+    return found == expected or widened

@@ -1,0 +1,350 @@
+"""How long every stage takes on this device at every number of copies: the cost table that makes milliseconds a budget.
+
+`branchnet.search(affinity, table.costs, Budget.parse("4 ms"), head_costs=table.head_costs)` then finds the best tree
+that is predicted to run within 4 ms. The prediction adds the times of stages and heads that were measured alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from branchnet.builder.network.module_structure import structure
+from branchnet.clustering.budgets import tree_size
+from branchnet.errors import BuildError
+from branchnet.inference.fusion import FusedNodes, groups_of
+from branchnet.inference.fusion_choice import all_fused
+from branchnet.inference.latency import Latency, compare_latency, measure_latency
+from branchnet.inference.torch_compile import compiled_apart, compiler_problem, device_of, first_line, map_input
+from branchnet.stages import StagedNetwork, call, flat_example, split_all
+from branchnet.utils.progress import progress_bar
+
+if TYPE_CHECKING:
+    from branchnet.clustering import Tree
+    from branchnet.stages import Example
+
+_EVERY_WIDTH = 8
+_SAMPLE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured latencies of stages and heads.
+
+    Attributes:
+        tasks: the N task names.
+        locations: the D names of the stages' ends.
+        widths: the numbers of copies that were measured; between them costs are interpolated.
+        unfused: `unfused[stage][i]`, `widths[i]` copies run one after another.
+        fused: the same copies run as one batched computation; None where that was not measured or cannot be.
+        heads: the head of each task.
+        setting: how and on what it was measured, in words.
+    """
+
+    tasks: tuple[str, ...]
+    locations: tuple[str, ...]
+    widths: tuple[int, ...]
+    unfused: tuple[tuple[Latency, ...], ...]
+    fused: tuple[tuple[Latency | None, ...], ...]
+    heads: Mapping[str, Latency]
+    setting: str
+
+    @property
+    def costs(self) -> tuple[tuple[float, ...], ...]:
+        """Milliseconds `costs[stage][width]` for widths 0..N, the faster of unfused and fused: costs for `search`."""
+        rows = []
+        for apart, together in zip(self.unfused, self.fused, strict=True):
+            best = [min(a.median, math.inf if t is None else t.median) for a, t in zip(apart, together, strict=True)]
+            row = np.interp(range(len(self.tasks) + 1), (0, *self.widths), (0.0, *best))
+            rows.append(tuple(1e3 * float(value) for value in row))
+        return tuple(rows)
+
+    @property
+    def head_costs(self) -> dict[str, float]:
+        """Milliseconds of each head: head costs for `search`."""
+        return {task: 1e3 * latency.median for task, latency in self.heads.items()}
+
+    def predict(self, tree: Tree) -> float:
+        """Milliseconds that the branched network of `tree` should take for all tasks, heads included."""
+        return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency")
+
+    def __str__(self) -> str:
+        rows = [["stage", *map(str, self.widths)]]
+        for name, apart, together in zip(self.locations, self.unfused, self.fused, strict=True):
+            rows.append([name, *map(_spread, apart)])
+            if any(together):
+                rows.append(["  fused", *map(_spread, together)])
+        rows += [[f"head of {task}", _spread(latency)] for task, latency in self.heads.items()]
+        return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file; latencies as lists of seconds."""
+        return {
+            "tasks": list(self.tasks),
+            "locations": list(self.locations),
+            "widths": list(self.widths),
+            "unfused": [[list(latency.samples) for latency in row] for row in self.unfused],
+            "fused": [[None if latency is None else list(latency.samples) for latency in row] for row in self.fused],
+            "heads": {task: list(latency.samples) for task, latency in self.heads.items()},
+            "setting": self.setting,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> LatencyTable:
+        """Read back what `to_dict` wrote."""
+        return cls(
+            tuple(plain["tasks"]),
+            tuple(plain["locations"]),
+            tuple(plain["widths"]),
+            tuple(tuple(Latency(tuple(samples)) for samples in row) for row in plain["unfused"]),
+            tuple(tuple(None if s is None else Latency(tuple(s)) for s in row) for row in plain["fused"]),
+            {task: Latency(tuple(samples)) for task, samples in plain["heads"].items()},
+            plain["setting"],
+        )
+
+
+def latency_table(
+    networks: Mapping[str, nn.Module],
+    example: Example,
+    device: str | torch.device | None = None,
+    *,
+    locations: Sequence[str] | int | None = None,
+    compiled: bool = True,
+    mode: str | None = None,
+    fused: bool = False,
+    widths: Sequence[int] | None = None,
+    repeats: int = 15,
+    progress: bool = False,
+) -> LatencyTable:
+    """Measure every stage at widths 1..N and every head, in turns, after a warm-up, with the device synchronised.
+
+    Stages and heads of one structure share one compiled graph, so this takes a compilation for each stage and kind of
+    head, and with `fused` one more for each stage and width, and not one for each tree.
+
+    Args:
+        networks: the result of `split_all`, or plain networks, which are split first. They are not changed.
+        example: inputs of the size to expect; the batch size counts.
+        device: where to measure; by default where the networks are.
+        locations: where to split plain networks.
+        compiled: compile each stage, as `branchnet.compile` does; otherwise it runs eager.
+        mode: torch.compile's mode.
+        fused: also measure the copies as one batched computation; costs take the faster way.
+        widths: the numbers of copies to measure; by default all up to 8, then each half as large again.
+        repeats: calls of each kind.
+        progress: whether to draw a progress bar on stderr.
+
+    Raises:
+        BuildError: widths that do not lie between 1 and N, or a device on which torch.compile does not work.
+        SplitError: plain networks without a common structure.
+    """
+    return table_beside(
+        networks,
+        example,
+        {},
+        device=device,
+        locations=locations,
+        compiled=compiled,
+        mode=mode,
+        fused=fused,
+        widths=widths,
+        repeats=repeats,
+        progress=progress,
+    )[0]
+
+
+def table_beside(
+    networks: Mapping[str, nn.Module],
+    example: Example,
+    others: Mapping[str, Callable[[Any], Any]],
+    *,
+    device: str | torch.device | None = None,
+    locations: Sequence[str] | int | None = None,
+    compiled: bool = True,
+    mode: str | None = None,
+    fused: bool = False,
+    widths: Sequence[int] | None = None,
+    repeats: int = 15,
+    progress: bool = False,
+) -> tuple[LatencyTable, dict[str, Latency]]:
+    """The latency table, and the latencies of other functions of the example measured in turns with it.
+
+    Sample r of every entry and of every function is of the same round: what `predicted_rounds` needs to compare a
+    prediction with what it predicts. Arguments and errors are those of `latency_table`.
+    """
+    wanted = _checked_widths(widths, len(networks))
+    staged = _staged(networks, example, locations)
+    first = next(iter(staged.values()))
+    place = torch.device(device_of(first) if device is None else device)
+    if compiled and (problem := compiler_problem(place.type)):
+        raise BuildError(f"torch.compile does not work here: {problem}; measure with compiled=False")
+    x = map_input(lambda tensor: tensor.to(place), example)
+    as_graph = functools.partial(compiled_apart, mode=mode, dynamic=False, module_guards=False)
+    prepare: Callable[[Callable[..., Any]], Callable[..., Any]] = as_graph if compiled else lambda f: f
+    with torch.no_grad():
+        runs = _stage_runs(staged, x, wanted, place, prepare, fused)
+        runs |= {("other", name): functools.partial(other, x) for name, other in others.items()}
+        times = _measure(runs, x, repeats, progress, compiled)
+    rows = range(len(first.stages))
+    table = LatencyTable(
+        tasks=tuple(staged),
+        locations=first.locations,
+        widths=wanted,
+        unfused=tuple(tuple(times["apart", number, width] for width in wanted) for number in rows),
+        fused=tuple(tuple(times.get(("fused", number, width)) for width in wanted) for number in rows),
+        heads={task: times["head", task] for task in staged},
+        setting=_setting(x, place, compiled, mode),
+    )
+    return table, {name: times["other", name] for name in others}
+
+
+def predicted_rounds(table: LatencyTable, tree: Tree) -> Latency:
+    """What the unfused entries of each round add up to for `tree`, in seconds.
+
+    Raises:
+        BuildError: a width that was not measured.
+    """
+    if missing := set(tree.widths) - set(table.widths):
+        raise BuildError(f"widths {sorted(missing)} of the tree were not measured; the table has {list(table.widths)}")
+    entries = [row[table.widths.index(width)] for row, width in zip(table.unfused, tree.widths, strict=True)]
+    entries += [table.heads[task] for task in tree.tasks]
+    return Latency(tuple(sum(samples) for samples in zip(*(entry.samples for entry in entries), strict=True)))
+
+
+def _stage_runs(
+    staged: Mapping[str, StagedNetwork],
+    x: Any,
+    widths: Sequence[int],
+    place: torch.device,
+    prepare: Callable[[Callable[..., Any]], Callable[..., Any]],
+    fused: bool,
+) -> dict[Any, Callable[[], Any]]:
+    """What runs each stage at each width, and each head; modules of one structure share what was prepared once."""
+    first = next(iter(staged.values()))
+    runs: dict[Any, Callable[[], Any]] = {}
+    cut: Any = x
+    for number, original in enumerate(first.stages):
+        stage = copy.deepcopy(original).eval().to(place)
+        copies = [stage, *(copy.deepcopy(stage) for _ in range(widths[-1] - 1))]
+        one = prepare(_run)
+        fusible = fused and len(copies) > 1 and _can_be_fused(copies[:2], cut)
+        for width in widths:
+            runs["apart", number, width] = _one_by_one(one, copies[:width], cut)
+            if fusible and width > 1:
+                runs["fused", number, width] = _together(prepare(_run_fused), FusedNodes(copies[:width]), cut)
+        cut = call(stage, cut)
+    prepared: dict[Any, Callable[..., Any]] = {}
+    for task, network in staged.items():
+        head = copy.deepcopy(network.head).eval().to(place)
+        form = structure(head)
+        if form not in prepared:
+            prepared[form] = prepare(_run)
+        runs["head", task] = _one_by_one(prepared[form], [head], cut)
+    return runs
+
+
+def _checked_widths(widths: Sequence[int] | None, n_tasks: int) -> tuple[int, ...]:
+    if widths is None:
+        found = [*range(1, min(n_tasks, _EVERY_WIDTH) + 1)]
+        while found[-1] < n_tasks:
+            found.append(min(n_tasks, found[-1] * 3 // 2))
+        return tuple(found)
+    if not widths or min(widths) < 1 or max(widths) > n_tasks:
+        raise BuildError(f"widths must lie between 1 and the {n_tasks} tasks; {list(widths)} were given")
+    return tuple(sorted({1, *widths, n_tasks}))
+
+
+def _staged(
+    networks: Mapping[str, nn.Module], example: Example, locations: Sequence[str] | int | None
+) -> Mapping[str, StagedNetwork]:
+    staged = {task: network for task, network in networks.items() if isinstance(network, StagedNetwork)}
+    return staged if len(staged) == len(networks) else split_all(networks, example, locations=locations)
+
+
+def _can_be_fused(modules: Sequence[nn.Module], cut: Any) -> bool:
+    if len(groups_of(modules)) > 1:
+        return False
+    try:
+        all_fused(FusedNodes(modules), [cut])
+    except Exception as error:  # vmap has no rule for every operator, and its errors have no class of their own
+        warnings.warn(f"{modules[0]} cannot be fused ({type(error).__name__}: {first_line(error)})", stacklevel=3)
+        return False
+    return True
+
+
+def _run(module: nn.Module, cut: Any) -> Any:
+    return call(module, cut)
+
+
+def _run_fused(nodes: FusedNodes, cut: Any) -> Any:
+    return all_fused(nodes, [cut])
+
+
+def _one_by_one(run: Callable[..., Any], modules: Sequence[nn.Module], cut: Any) -> Callable[[], None]:
+    def run_all() -> None:
+        for module in modules:  # CUDA graphs are recorded anew for results that somebody still holds
+            run(module, cut)
+
+    return run_all
+
+
+def _together(run: Callable[..., Any], nodes: FusedNodes, cut: Any) -> Callable[[], Any]:
+    return lambda: run(nodes, cut)
+
+
+def _measure(
+    runs: Mapping[Any, Callable[[], Any]], x: Any, repeats: int, progress: bool, compiled: bool
+) -> dict[Any, Latency]:
+    """Latency of every run. An accelerator gets several calls in a row, so that waiting for it does not count."""
+
+    def repeated(run: Callable[[], Any], count: int) -> Callable[..., None]:
+        def run_all(*_: Any, **__: Any) -> None:
+            for _number in range(count):
+                run()
+
+        return run_all
+
+    calls = dict.fromkeys(runs, 1)
+    with progress_bar("compile and warm up" if compiled else "warm up", len(runs), shown=progress) as advance:
+        for key, run in runs.items():
+            run()
+            if any(tensor.device.type != "cpu" for tensor in flat_example(x)):
+                once = measure_latency(repeated(run, 1), x, repeats=3, warmup=2).median
+                calls[key] = max(1, math.ceil(_SAMPLE_SECONDS / once))
+            advance()
+
+    functions = {str(key): repeated(run, calls[key]) for key, run in runs.items()}
+    times = compare_latency(functions, x, repeats=repeats, warmup=1)
+    return {key: Latency(tuple(s / calls[key] for s in times[str(key)].samples)) for key in runs}
+
+
+def _setting(x: Any, place: torch.device, compiled: bool, mode: str | None) -> str:
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in flat_example(x))
+    how = f"compiled{f' in mode {mode}' if mode else ''}" if compiled else "eager"
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{place}, {torch.get_num_threads()} threads"
+    return f"{how} on {name}, inputs {shapes}"
+
+
+def _spread(latency: Latency | None) -> str:
+    if latency is None:
+        return "-"
+    return f"{1e3 * latency.median:.2f} ({1e3 * latency.low:.2f}-{1e3 * latency.high:.2f})"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right, two spaces apart."""
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    first, *others = [max(map(len, column)) for column in columns]
+    return [
+        row[0].ljust(first) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=False))
+        for row in rows
+    ]

@@ -1,0 +1,188 @@
+"""What `--dry-run` prints: the steps of a verb, with the memory and the time that each will take.
+
+Times are extrapolated from one call of each network on this machine, made now; nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from branchnet.builder import BranchedNetwork, SeparateNetworks
+from branchnet.cli.printing import print_json, print_tables, print_text
+from branchnet.reporting.tables import Column, Table
+from branchnet.reporting.units import binary
+from branchnet.stages import call
+from branchnet.utils.modes import evaluation_mode
+
+_OPTIMIZER_COPIES = 4  # weights, gradients, and the two moments of AdamW
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan.
+
+    Attributes:
+        name: what is done.
+        seconds: how long it takes, about; None where nothing is known.
+        memory: bytes that it holds at once, about; None where nothing is known.
+    """
+
+    name: str
+    seconds: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a verb."""
+
+    verb: str
+    steps: tuple[Step, ...] = ()
+
+    def step(self, name: str, *, seconds: float | None = None, memory: int | None = None) -> Plan:
+        """The plan with one more step."""
+        return replace(self, steps=(*self.steps, Step(name, seconds, memory)))
+
+    @property
+    def seconds(self) -> float:
+        """Sum of the times that are known."""
+        return math.fsum(step.seconds for step in self.steps if step.seconds is not None)
+
+    @property
+    def memory(self) -> int:
+        """Largest of the memories that are known."""
+        return max((step.memory for step in self.steps if step.memory is not None), default=0)
+
+    def show(self, *, as_json: bool, writes: Sequence[Path]) -> None:
+        """Print the plan on stdout."""
+        if as_json:
+            steps = [{"step": step.name, "seconds": step.seconds, "bytes": step.memory} for step in self.steps]
+            total = {"seconds": self.seconds, "bytes": self.memory}
+            print_json({"verb": self.verb, "steps": steps, **total, "writes": [str(path) for path in writes]})
+            return
+        columns = (Column("step"), Column("time, about", duration), Column("memory, about", binary))
+        rows = tuple((step.name, step.seconds, step.memory) for step in self.steps)
+        total_row = ("in all", self.seconds or None, self.memory or None)
+        table = Table(f"What `branchnet {self.verb}` would do", columns, (*rows, total_row), frozenset({len(rows)}))
+        print_tables([table])
+        print_text(f"would write: {', '.join(map(str, writes)) or 'nothing'}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def memory_of(networks: Mapping[str, nn.Module]) -> int:
+    """Bytes of all parameters and buffers, each counted once."""
+    tensors = {id(t): t for net in networks.values() for t in (*net.parameters(), *net.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def batch_of(example: Any, size: int) -> Any:
+    """The one input of `example` repeated `size` times."""
+    return pytree.tree_map_only(Tensor, lambda t: t[:1].expand(size, *t.shape[1:]).contiguous(), example)
+
+
+def forward_seconds(network: nn.Module, batch: Any) -> float:
+    """Seconds of one forward pass without gradients, after one to warm up."""
+    with torch.no_grad(), evaluation_mode(network):
+        _run(network, batch)
+        return _timed(lambda: _run(network, batch), _device_of(network))
+
+
+def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
+    """Seconds of one forward and backward pass of all networks."""
+
+    def run() -> None:
+        for network in networks:
+            outputs = pytree.tree_leaves(_run(network, batch))
+            floats = [leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.requires_grad]
+            torch.stack([leaf.float().square().mean() for leaf in floats]).sum().backward()
+
+    for network in networks:
+        network.eval().requires_grad_(True)
+    run()
+    seconds = _timed(run, _device_of(networks[0]))
+    for network in networks:
+        network.zero_grad(set_to_none=True)
+    return seconds
+
+
+def plan_comparison(
+    plan: Plan,
+    networks: Mapping[str, nn.Module],
+    example: Any,
+    *,
+    count: int,
+    batch_size: int,
+    cut_bytes: Sequence[int],
+) -> Plan:
+    """Add running all networks on the probe and comparing them; `cut_bytes` are those of one input at each location."""
+    from branchnet.affinity.features.memory_plan import default_limit
+
+    batch = batch_of(example, min(batch_size, count))
+    forwards = sum(forward_seconds(network, batch) for network in networks.values()) * math.ceil(count / batch_size)
+    device = next(next(iter(networks.values())).parameters()).device
+    kept = min(count * sum(cut_bytes), default_limit(device))
+    matrices = len(networks) * len(cut_bytes) * count * (count - 1) // 2 * 4
+    plan = plan.step(
+        f"run {len(networks)} networks on {count} inputs", seconds=forwards, memory=memory_of(networks) + kept
+    )
+    features = len(networks) * sum(cut_bytes) / 4
+    return plan.step(
+        f"compare them at {len(cut_bytes)} locations",
+        seconds=features * count**2 / _rate(device),
+        memory=kept + matrices,
+    )
+
+
+def plan_distillation(
+    plan: Plan, name: str, networks: Sequence[nn.Module], example: Any, *, steps: int, batch_size: int, activations: int
+) -> Plan:
+    """Add `steps` batches of training of what costs as much as `networks`; `activations`: bytes for one input."""
+    seconds = step_seconds(networks, batch_of(example, batch_size)) * steps
+    weights = memory_of({str(number): network for number, network in enumerate(networks)})
+    return plan.step(name, seconds=seconds, memory=_OPTIMIZER_COPIES * weights + batch_size * activations)
+
+
+def _run(network: nn.Module, batch: Any) -> Any:
+    # A branched network takes a dict or tuple as one argument.
+    return network(batch) if isinstance(network, BranchedNetwork | SeparateNetworks) else call(network, batch)
+
+
+def _timed(run: Any, device: torch.device) -> float:
+    _synchronise(device)
+    started = time.perf_counter()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - started
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def _rate(device: torch.device) -> float:
+    """Multiply-adds in a second of a matrix product."""
+    matrix = torch.rand(512, 512, device=device)
+    _timed(lambda: matrix @ matrix, device)
+    return float(512**3 / _timed(lambda: matrix @ matrix, device))

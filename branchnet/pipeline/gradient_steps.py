@@ -1,0 +1,151 @@
+"""Gradient affinities from the command: labels and losses of a config, and a network whose stages all tasks share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import branchnet
+from branchnet.affinity import Affinity
+from branchnet.affinity.measures.gradient import probing_cost
+from branchnet.builder import BranchedNetwork, choose_donors
+from branchnet.clustering import Tree
+from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.errors import DataError, SpecError
+from branchnet.pipeline.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
+from branchnet.pipeline.problem import divide
+from branchnet.pipeline.run_config import RunConfig, call_factory, find_function
+from branchnet.specification import Architecture
+
+METHODS: Mapping[str, Any] = {"lookahead": "lookahead", "first-order": "first-order", "gradient-cosine": "cosine"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Training images with their labels, and what each task is trained on.
+
+    Attributes:
+        images: K images.
+        labels: K labels by task.
+        losses: a function of (output, labels of a batch) by task.
+    """
+
+    images: Inputs
+    labels: dict[str, Tensor]
+    losses: dict[str, Callable[[Any, Any], Tensor]]
+
+
+def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
+    """Call the config's factory of labels and find its losses; leave out what is held out.
+
+    Raises:
+        SpecError: a config without labels or losses, or with functions that are not there.
+        DataError: labels of other tasks, or of another number of images.
+    """
+    missing = ["labels"] if config.labels is None else []
+    missing += [f"networks: {task}: loss" for task, network in config.networks.items() if network.loss is None]
+    if missing:
+        advice = '`labels: "module:function"`, which returns {task: labels}, and `loss: "torch.nn.functional:mse_loss"`'
+        raise SpecError(f"{path}: gradients need labels and losses; missing: {', '.join(missing)} (such as {advice})")
+    labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count_samples(images))
+    return Labelled(
+        images=divide(images, config)[0],
+        labels=cast(dict[str, Tensor], divide(labels, config)[0]),
+        losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
+    )
+
+
+def _loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
+    found: Callable[[Any, Any], Tensor] = find_function(name, folder)
+    if inspect.isclass(found):
+        raise SpecError(f"loss {name!r} is a class; a function of an output and the labels of a batch would be right")
+    try:
+        inspect.signature(found).bind(None, None)
+    except TypeError as error:
+        raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
+    except ValueError:  # compiled functions tell no signature
+        pass
+    return found
+
+
+def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tensor]:
+    if not isinstance(found, Mapping) or set(found) != set(config.networks):
+        given = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise DataError(f"labels: {config.labels} must return {{task: labels}} for every task; it returned {given}")
+    labels = {}
+    for task in config.networks:
+        labels[task] = torch.from_numpy(found[task]) if isinstance(found[task], np.ndarray) else found[task]
+        if not isinstance(labels[task], Tensor) or labels[task].shape[:1] != (count,):
+            raise DataError(f"labels: {config.labels} must return {count} labels of {task!r}, one for each image")
+    return labels
+
+
+def shared_network(
+    spec: Architecture, networks: Mapping[str, nn.Module], example: Any, donor: str | None
+) -> BranchedNetwork:
+    """The network in which all tasks share all stages of `spec`, with donors' weights."""
+    staged = branchnet.split_all(networks, example, locations=list(spec.locations))
+    tree = Tree.shared(spec.tasks, len(spec.locations))
+    return branchnet.build(tree, staged, donors=choose_donors(tree, preferred=donor))
+
+
+def train_shared(network: BranchedNetwork, data: Labelled, config: RunConfig) -> None:
+    """Train it on the labels for as many steps as the config says."""
+    if config.steps:
+        branchnet.fit(
+            network,
+            data.images,
+            data.labels,
+            data.losses,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            description="train the shared network",
+        )
+
+
+def measure_gradients(
+    network: BranchedNetwork, data: Labelled, config: RunConfig, *, measure: str, bootstrap: int, seed: int
+) -> Affinity:
+    """What each task's step does to the others' losses, over the probe in batches."""
+    device = next(network.parameters()).device
+    count = min(config.probe, count_samples(data.images))
+    found = [
+        (take(data.images, index, device), {task: take(labels, index, device) for task, labels in data.labels.items()})
+        for index in batches(count, config.batch_size)
+    ]
+    return branchnet.gradient_affinity(
+        network,
+        found,
+        data.losses,
+        method=METHODS[measure],
+        learning_rate=config.learning_rate,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+
+
+def plan_gradients(network: BranchedNetwork, data: Labelled, config: RunConfig, *, measure: str, train: bool) -> Plan:
+    """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it."""
+    device = next(network.parameters()).device
+    example = pytree.tree_map(lambda tensor: tensor.to(device), network.interface.random())
+    plan = Plan("affinity")
+    activations = sum(cost.activation_bytes for cost in (*network.costs, *network.head_costs.values()))
+    if train:
+        work = {"steps": config.steps, "batch_size": config.batch_size, "activations": activations}
+        name = f"train the shared network, {config.steps} batches"
+        plan = plan_distillation(plan, name, [network], example, **work)
+    count = -(-min(config.probe, count_samples(data.images)) // config.batch_size)
+    cost = probing_cost(len(network.tasks), network.tree.depth, method=METHODS[measure])
+    passes = (cost.backwards + cost.trunk_forwards / 2) * step_seconds([network], batch_of(example, config.batch_size))
+    memory = 2 * memory_of({"": network}) + config.batch_size * activations
+    return plan.step(f"probe gradients on {count} batches: {cost}", seconds=count * passes, memory=memory)

@@ -1,0 +1,185 @@
+"""The config of `branchnet run`: which networks, which images, which budget.
+
+A config names Python factories, which are imported and called: it is trusted code, unlike an architecture spec.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from branchnet.clustering import OBJECTIVES
+from branchnet.errors import DataError, SpecError
+from branchnet.specification.sections import NetworkSection
+from branchnet.specification.validation import RuleError
+from branchnet.utils.document_keys import Keys
+
+FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Strict):
+    """One single-task network, made by a factory or by a named constructor.
+
+    Attributes:
+        factory: `package.module:function`, called without arguments; returns the network.
+        constructor: a named constructor instead, e.g. `torchvision:resnet18`; the result can be loaded by anyone.
+        arguments: of the constructor.
+        weights: safetensors file; without it the factory's own weights count.
+        kind: `"classification"` adds the top-1 agreement and the KL divergence to what is measured.
+        loss: `package.module:function` of (output, labels of a batch); only affinities by gradients need it.
+    """
+
+    factory: FactoryName | None = None
+    constructor: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: Path | None = None
+    kind: Literal["classification", "regression"] = "regression"
+    loss: FactoryName | None = None
+
+    def problems(self) -> list[tuple[Keys, str]]:
+        """Not exactly one way to make the network, or a constructor that is none."""
+        if (self.factory is None) == (self.constructor is None):
+            return [((), "needs either a factory or a constructor")]
+        if self.constructor is None:
+            return [(("arguments",), "belong to a constructor")] if self.arguments else []
+        return NetworkSection(constructor=self.constructor, arguments=self.arguments).problems()
+
+
+class ImagesConfig(_Strict):
+    """Where the images come from: exactly one of `folder`, `npz` and `factory`.
+
+    Attributes:
+        folder: images of any format that Pillow reads, in the order of their names.
+        npz: a file with an array `images`.
+        factory: `package.module:function`, returns K inputs: images (a tensor or array), or a dict or tuple of tensors.
+        size: height and width to which folder images are resized and cropped.
+        mean: subtracted from each channel of an image in [0, 1].
+        std: divides each channel afterwards.
+    """
+
+    folder: Path | None = None
+    npz: Path | None = None
+    factory: FactoryName | None = None
+    size: Annotated[int, Field(ge=8)] = 224
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class RunConfig(_Strict):
+    """A whole run. The verbs that do one step read from it what they need.
+
+    Attributes:
+        networks: the single-task networks by task.
+        images: unlabelled images: the probe, the distillation set and the held-out set are taken from them.
+        budget: e.g. `60% params`, `25e6 params`, `4 GMACs`; `branchnet run` needs it.
+        objective: how trees are judged by the affinity.
+        locations: where to branch: a number of places, their names, or nothing for branchnet's choice.
+        probe: how many images the networks are compared on.
+        held_out: share of the images that the results are measured on and nothing is trained on.
+        steps: batches of distillation for each branched network; 0 leaves the donors' weights.
+        batch_size: images in a batch.
+        learning_rate: peak learning rate.
+        baselines: what the chosen tree is compared with, trained alike.
+        random_trees: how many random trees of about the chosen one's size, where they are among the baselines; fewer
+            where the budget admits fewer.
+        donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
+            default the medoid of the tasks that a node serves.
+        seed: decides the split of the images and the order of the batches.
+        labels: `package.module:function`, returns K labels for each task, in the order of the images; only affinities
+            by gradients need them.
+    """
+
+    networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
+    images: ImagesConfig
+    budget: str | None = None
+    objective: str = "mean-pair"
+    locations: Annotated[int, Field(ge=1)] | list[str] | None = None
+    probe: Annotated[int, Field(ge=3)] = 500
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    steps: Annotated[int, Field(ge=0)] = 1000
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    baselines: list[Literal["shared", "random"]] = ["shared", "random"]
+    random_trees: Annotated[int, Field(ge=1, le=100)] = 3
+    donor: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    labels: FactoryName | None = None
+
+    @model_validator(mode="after")
+    def _known_names(self) -> RunConfig:
+        problems: list[tuple[Keys, str]] = [
+            (("networks", task, *keys), text)
+            for task, network in self.networks.items()
+            for keys, text in network.problems()
+        ]
+        if self.donor is not None and self.donor not in self.networks:
+            problems.append((("donor",), f"{self.donor!r} is no task (one of {', '.join(self.networks)} would be)"))
+        if self.objective not in OBJECTIVES:
+            problems.append((("objective",), f"{self.objective!r} is none (one of {', '.join(OBJECTIVES)} would be)"))
+        if problems:
+            raise RuleError(problems)
+        return self
+
+
+def find_function(name: str, folder: Path) -> Any:
+    """The function that `package.module:function` names; modules beside the config are found too.
+
+    Raises:
+        SpecError: no such module or function.
+    """
+    module_name, function_name = name.split(":")
+    with _importable(folder):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise SpecError(f"{name!r}: {error} (looked beside the config and in the environment)") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
+    return function
+
+
+def call_factory(name: str, folder: Path) -> Any:
+    """Call the function that `package.module:function` names without arguments.
+
+    Raises:
+        SpecError: no such module or function, or one that needs arguments.
+    """
+    function = find_function(name, folder)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise SpecError(f"factory {name!r} is called without arguments: {error}") from error
+    return function()
+
+
+def one_source(images: ImagesConfig) -> str:
+    """Name the one source of images that the config gives.
+
+    Raises:
+        DataError: none, or more than one.
+    """
+    given = [name for name in ("folder", "npz", "factory") if getattr(images, name) is not None]
+    if len(given) != 1:
+        raise DataError(f"images: exactly one of folder, npz and factory is needed; given: {given or 'none'}")
+    return given[0]
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))

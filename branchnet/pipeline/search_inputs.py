@@ -1,0 +1,182 @@
+"""What `search`, `group` and `report` have in common: affinities beside the costs of a specification."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from branchnet.errors import BudgetError, DataError, SpecError
+
+if TYPE_CHECKING:
+    from branchnet.affinity import Affinity
+    from branchnet.clustering import Budget, SearchResult
+    from branchnet.clustering.budgets import Costs, HeadCosts
+    from branchnet.inference import LatencyTable
+    from branchnet.pipeline.dry_run import Plan
+    from branchnet.reporting import FrontPlot
+    from branchnet.specification import Architecture
+    from branchnet.stages.costs import StageCost, StageCosts
+
+REPLICATES = 50
+RANDOM_TREES = 100
+_COMPARED_PER_SECOND = 5e8
+
+
+def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) -> StageCosts:
+    """The costs of the specification's stages.
+
+    Raises:
+        SpecError: no costs, or tasks or locations that are not those of the affinity.
+    """
+    for what in ("tasks", "locations"):
+        mine, theirs = tuple(getattr(spec, what)), tuple(getattr(found, what))
+        if mine != theirs:
+            raise SpecError(f"{split}: {what} are {', '.join(mine)}; those of {affinity} are {', '.join(theirs)}")
+    if spec.stage_costs is None:
+        raise SpecError(f"{split} says nothing of costs (a file that `branchnet split` wrote would be right)")
+    return spec.stage_costs
+
+
+def costs_for(
+    unit: str, found: Affinity, spec: Architecture, latency: Path | None, affinity: Path, split: Path
+) -> tuple[Costs, HeadCosts | None]:
+    """Costs of stages and heads in the unit of a budget: the specification's, or measured milliseconds.
+
+    Raises:
+        SpecError: what `check_fit` refuses, or a latency table of other tasks or locations.
+        BudgetError: milliseconds without a latency table.
+    """
+    costs = check_fit(found, spec, affinity, split)
+    if unit != "latency":
+        return costs, spec.head_costs or None
+    if latency is None:
+        raise BudgetError("a budget in ms needs measured stages: --latency FILE, from `branchnet bench --stages`")
+    table = read_latency(latency)
+    if (table.tasks, table.locations) != (tuple(spec.tasks), tuple(spec.locations)):
+        raise SpecError(f"{latency} measures other tasks or locations than those of {split}")
+    return table.costs, table.head_costs
+
+
+def read_latency(path: Path) -> LatencyTable:
+    """Read what `branchnet bench --stages` wrote.
+
+    Raises:
+        DataError: no such file, or another one.
+    """
+    from branchnet.inference import LatencyTable
+    from branchnet.pipeline.workspace import load_json
+
+    try:
+        return LatencyTable.from_dict(load_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no latency table (`branchnet bench --stages` writes one): {error}") from error
+
+
+def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
+    """`found` with what `spec` says of the networks: how they are made, and what they take."""
+    known = spec.to_dict()
+    parts = {key: known[key] for key in ("input", "networks") if key in known}
+    versions = known.get("versions", {}) | found.to_dict().get("versions", {})
+    return type(found).create(**(found.to_dict() | parts | {"versions": versions}))
+
+
+def replicates_of(found: Affinity) -> list[Affinity]:
+    """The first bootstrap replicates of an affinity; none where it holds none."""
+    samples = () if found.samples is None else found.samples[:REPLICATES]
+    return [replace(found, values=values, samples=None, standard_errors=None) for values in samples]
+
+
+def plan_search(
+    found: Affinity, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
+) -> Plan:
+    """The plan of a search: how many trees there are, and what the method that fits compares and holds."""
+    from branchnet.clustering import count_trees
+    from branchnet.clustering.exact.dynamic_program import work
+    from branchnet.clustering.tree_search import choose_method, make_problem
+    from branchnet.pipeline.dry_run import Plan
+
+    problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages)
+    chosen, why = choose_method(problem, method)
+    trees = count_trees(len(found.tasks), len(found.locations))
+    plan = Plan("search").step(f"{trees:.3g} trees of {len(found.tasks)} tasks and {len(found.locations)} stages")
+    if chosen != "exact":
+        return plan.step(f"{chosen} search ({why}); ends at --time-limit, or when no move helps")
+    compared, held = work(len(found.tasks), len(found.locations) - shared_stages)
+    return plan.step(f"exact search ({why})", seconds=compared / _COMPARED_PER_SECOND, memory=held)
+
+
+def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
+    """The tree of a specification as the search result that it came from, as far as it is told."""
+    from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
+    from branchnet.clustering.budgets import size_model
+
+    told = spec.search
+    objective = (told and told.objective) or "mean-pair"
+    budget = Budget.parse(told.budget) if told and told.budget else None
+    unit = budget.unit if budget else "params"
+    costs, heads = spec.stage_costs, spec.head_costs or None
+    assert costs is not None
+    cost = clustering_cost(spec.tree, found, objective=objective)
+    bound = told.lower_bound if told and told.lower_bound is not None else float("-inf")
+    return SearchResult(
+        tree=spec.tree,
+        cost=cost,
+        size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
+        lower_bound=bound,
+        proven=bool(told and told.proven and bound >= cost - 1e-9 * abs(cost)),
+        method=(told and told.method) or "given",
+        why="",
+        objective=objective,
+        unit=unit,
+        limit=size_model(costs, spec.tasks, unit, heads).limit(budget) if budget else float("inf"),
+    )
+
+
+def front_of(
+    chosen: SearchResult, found: Affinity, costs: StageCosts, heads: Mapping[str, StageCost] | None
+) -> FrontPlot:
+    """The front around a chosen tree, with random trees of its budget."""
+    from branchnet.clustering import Budget, Tree, pareto_front, tree_size
+    from branchnet.reporting import front_plot_data
+
+    tree, unit = chosen.tree, chosen.unit
+    front = pareto_front(found, costs, unit=unit, head_costs=heads, objective=chosen.objective)
+    budget = Budget(chosen.limit, unit) if chosen.limit < float("inf") else None
+    return front_plot_data(
+        front,
+        tree_size(Tree.separate(tree.tasks, tree.depth), costs, head_costs=heads, unit=unit),
+        chosen=chosen,
+        random=random_points(found, costs, heads, unit=unit, objective=chosen.objective, budget=budget),
+        budget=chosen.limit if budget else None,
+        resource={"params": "parameters", "flops": "FLOPs"}.get(unit, unit),
+        objective=f"clustering cost ({chosen.objective})",
+    )
+
+
+def random_points(
+    found: Affinity,
+    costs: StageCosts,
+    heads: Mapping[str, StageCost] | None,
+    *,
+    unit: str,
+    objective: str,
+    budget: Budget | None,
+) -> list[tuple[float, float]]:
+    """Size and cost of trees drawn uniformly, among those within a budget if there is one, to compare a choice with."""
+    from branchnet.clustering import clustering_cost, random_tree, tree_size
+
+    draw = partial(random_tree, found.tasks, len(found.locations), seed=random.Random(0))
+    if budget is not None:
+        draw = partial(draw, costs=costs, budget=budget, head_costs=heads)
+    drawn = [draw() for _ in range(RANDOM_TREES)]
+    return [
+        (
+            tree_size(tree, costs, head_costs=heads, unit=unit),
+            clustering_cost(tree, found, objective=objective),
+        )
+        for tree in drawn
+    ]

@@ -1,0 +1,71 @@
+"""Latency bars: the median, the spread of the runs as a line, and the ratio to a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from branchnet.inference.latency import Latency
+from branchnet.reporting.plots.figures import bare, styled
+from branchnet.reporting.plots.palette import COLOURS, INK, MUTED, SHARED
+from branchnet.reporting.units import milliseconds
+
+
+@dataclass(frozen=True)
+class LatencyPlot:
+    """What the bars show, in seconds.
+
+    Attributes:
+        names: what was measured, from the top down.
+        medians: median latency of each.
+        low, high: 10th and 90th percentile of each.
+        baseline: the name that ratios are relative to, or None.
+        ratios: the baseline's median over each median (2 = twice as fast), empty without a baseline.
+    """
+
+    names: tuple[str, ...]
+    medians: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    baseline: str | None = None
+    ratios: tuple[float, ...] = ()
+
+
+def latency_plot_data(latencies: Mapping[str, Latency], *, baseline: str | None = None) -> LatencyPlot:
+    """What the bars of `latencies` show; `baseline` is one of the names."""
+    medians = tuple(latency.median for latency in latencies.values())
+    return LatencyPlot(
+        names=tuple(latencies),
+        medians=medians,
+        low=tuple(latency.low for latency in latencies.values()),
+        high=tuple(latency.high for latency in latencies.values()),
+        baseline=baseline,
+        ratios=() if baseline is None else tuple(latencies[baseline].median / median for median in medians),
+    )
+
+
+@styled
+def draw_latency(plot: LatencyPlot) -> Figure:
+    """One horizontal bar for each measurement."""
+    rows = len(plot.names)
+    figure = Figure(figsize=(6.4, 0.6 + 0.34 * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    values = [1e3 * median for median in plot.medians]
+    axes.barh(range(rows), values, 0.62, color=[SHARED if n == plot.baseline else COLOURS[0] for n in plot.names])
+    axes.hlines(range(rows), [1e3 * v for v in plot.low], [1e3 * v for v in plot.high], color=INK, linewidth=1.6)
+    for row, median in enumerate(plot.medians):
+        text = milliseconds(median)
+        if plot.ratios and plot.names[row] != plot.baseline:
+            text += f"  ({plot.ratios[row]:.2f} \N{MULTIPLICATION SIGN} as fast)"
+        end = 1e3 * max(median, plot.high[row])
+        axes.annotate(text, (end, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(rows), plot.names)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set_xlim(0, 1.45 * max((*values, *(1e3 * v for v in plot.high)), default=1.0))
+    bare(axes)
+    axes.grid(True, axis="x")
+    axes.set_xlabel("milliseconds for one call (median; line: 10th to 90th percentile)")
+    axes.tick_params(axis="x", colors=MUTED)
+    return figure

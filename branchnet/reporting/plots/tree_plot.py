@@ -1,0 +1,209 @@
+"""A tree drawn: stages from left to right, one pipe for each node, as thick as the node has parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from branchnet.reporting.plots.figures import bare, shorten, styled
+from branchnet.reporting.plots.palette import GRID, INK, MUTED, SHARED, task_marks
+from branchnet.reporting.units import si
+
+if TYPE_CHECKING:
+    from branchnet.clustering.trees.tree import Tree
+
+_BODY = 0.7
+_THICKEST, _THINNEST = 0.72, 0.07
+
+
+@dataclass(frozen=True)
+class TreeNode:
+    """One node: its stage, its tasks in leaf order, the row of its centre, its thickness in rows."""
+
+    stage: int
+    tasks: tuple[str, ...]
+    row: float
+    thickness: float
+
+
+@dataclass(frozen=True)
+class TreeLink:
+    """An edge between two nodes, as indices into `TreePlot.nodes`; `chain` where both serve the same tasks."""
+
+    parent: int
+    child: int
+    chain: bool
+
+
+@dataclass(frozen=True)
+class TreePlot:
+    """What a drawn tree shows.
+
+    Attributes:
+        tasks: task names from the top row down, each cluster's tasks together.
+        task_order: the same names in the order that decides their colours.
+        locations: one name per stage.
+        stage_params: parameters of one node of each stage, or None where unknown.
+        widths: nodes per stage.
+        nodes, links: as drawn; a row is one task high.
+    """
+
+    tasks: tuple[str, ...]
+    task_order: tuple[str, ...]
+    locations: tuple[str, ...]
+    stage_params: tuple[float, ...] | None
+    widths: tuple[int, ...]
+    nodes: tuple[TreeNode, ...]
+    links: tuple[TreeLink, ...]
+
+
+def leaf_order(tree: Tree) -> tuple[str, ...]:
+    """The tasks in an order that keeps every cluster of every stage together; earlier clusters first."""
+    position = {
+        task: tuple(k for part in tree.partitions for k, cluster in enumerate(part) if task in cluster)
+        for task in tree.tasks
+    }
+    return tuple(sorted(tree.tasks, key=lambda task: position[task]))
+
+
+def tree_plot_data(
+    tree: Tree, *, locations: Sequence[str] | None = None, stage_params: Sequence[float] | None = None
+) -> TreePlot:
+    """Where everything in the drawing of `tree` goes.
+
+    Args:
+        tree: the tree.
+        locations: one name per stage; by default their numbers.
+        stage_params: parameters of one node of each stage, which make its thickness; by default all are equal.
+    """
+    tasks = leaf_order(tree)
+    row = {task: float(i) for i, task in enumerate(tasks)}
+    largest = max(stage_params or (0,)) or 1.0
+    nodes: list[TreeNode] = []
+    links: list[TreeLink] = []
+    above: dict[str, int] = {}
+    for stage, part in enumerate(tree.partitions):
+        share = stage_params[stage] / largest if stage_params else 0.5
+        for cluster in part:
+            members = tuple(sorted(cluster, key=row.__getitem__))
+            centre = (row[members[0]] + row[members[-1]]) / 2
+            nodes.append(TreeNode(stage, members, centre, _THINNEST + (_THICKEST - _THINNEST) * share))
+            if stage:
+                parent = above[members[0]]
+                links.append(TreeLink(parent, len(nodes) - 1, chain=nodes[parent].tasks == members))
+            above.update(dict.fromkeys(members, len(nodes) - 1))
+    return TreePlot(
+        tasks=tasks,
+        task_order=tuple(tree.tasks),
+        locations=tuple(locations) if locations else tuple(str(d) for d in range(len(tree.partitions))),
+        stage_params=tuple(map(float, stage_params)) if stage_params else None,
+        widths=tuple(len(part) for part in tree.partitions),
+        nodes=tuple(nodes),
+        links=tuple(links),
+    )
+
+
+@styled
+def draw_tree(plot: TreePlot) -> Figure:
+    """The drawing: shared nodes grey, nodes of one task in its colour, the task's mark and name at the end."""
+    rows, depth = len(plot.tasks), len(plot.locations)
+    row_height = 0.5 if rows <= 8 else 0.36 if rows <= 16 else 0.25
+    figure = Figure(figsize=(1.5 + 1.05 * depth, 0.9 + row_height * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.75, depth + 0.2), ylim=(rows - 0.4, -1.0))
+    bare(axes)
+    _draw_stages(axes, plot)
+    _draw_links(axes, plot)
+    _draw_nodes(axes, plot)
+    _draw_tasks(axes, plot)
+    return figure
+
+
+def _draw_stages(axes: Axes, plot: TreePlot) -> None:
+    depth = len(plot.locations)
+    longest = 11 if plot.stage_params else 12
+    labels = [shorten(name, longest) for name in plot.locations]
+    if plot.stage_params:
+        labels = [
+            f"{label}\n{si(params)} \N{MULTIPLICATION SIGN} {width}"
+            for label, params, width in zip(labels, plot.stage_params, plot.widths, strict=True)
+        ]
+    axes.set_xticks([d + _BODY / 2 for d in range(depth)], labels)
+    axes.set_yticks([])
+    for d in range(depth):
+        axes.axvline(d + _BODY / 2, color=GRID, linewidth=0.6, linestyle=(0, (1, 3)), zorder=0)
+
+
+def _draw_links(axes: Axes, plot: TreePlot) -> None:
+    entry = (len(plot.tasks) - 1) / 2
+    for node in plot.nodes:
+        if node.stage == 0:
+            _curve(axes, (-0.3, entry), (0.0, node.row), GRID)
+    axes.plot(-0.3, entry, marker="s", markersize=5, color=MUTED)
+    axes.text(-0.36, entry, "input", ha="right", va="center", fontsize=7.5, color=MUTED)
+    for link in plot.links:
+        parent, child = plot.nodes[link.parent], plot.nodes[link.child]
+        colour = _colour(plot, child)
+        left, right = parent.stage + _BODY, float(child.stage)
+        if link.chain:
+            _band(axes, (left, parent.row, parent.thickness), (right, child.row, child.thickness), colour)
+        else:
+            _curve(axes, (left, parent.row), (right, child.row), colour)
+
+
+def _draw_nodes(axes: Axes, plot: TreePlot) -> None:
+    starts = {i for i, node in enumerate(plot.nodes) if node.stage == 0}
+    starts |= {link.child for link in plot.links if not link.chain}
+    for i, node in enumerate(plot.nodes):
+        end = node.stage + _BODY
+        _band(axes, (node.stage, node.row, node.thickness), (end, node.row, node.thickness), _colour(plot, node))
+        if i in starts and len(node.tasks) > 1:
+            axes.annotate(
+                f"{len(node.tasks)} tasks",
+                (node.stage + _BODY / 2, node.row - node.thickness / 2),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+                color=INK,
+            )
+
+
+def _draw_tasks(axes: Axes, plot: TreePlot) -> None:
+    depth = len(plot.locations)
+    marks = task_marks(plot.task_order)
+    last = {node.tasks: node for node in plot.nodes if node.stage == depth - 1}
+    leaf = {task: node for members, node in last.items() for task in members}
+    for row, task in enumerate(plot.tasks):
+        mark = marks[task]
+        _curve(axes, (depth - 1 + _BODY, leaf[task].row), (depth, row), mark.colour)
+        axes.plot(depth + 0.02, row, marker=mark.marker, markersize=8, color=mark.colour, markeredgewidth=0)
+        axes.annotate(task, (depth + 0.02, row), xytext=(9, 0), textcoords="offset points", va="center")
+
+
+def _curve(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    middle = (start[0] + end[0]) / 2
+    path = Path([start, (middle, start[1]), (middle, end[1]), end], [Path.MOVETO, *[Path.CURVE4] * 3])
+    axes.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=2, zorder=0.9, capstyle="butt"))
+
+
+def _band(axes: Axes, left: tuple[float, float, float], right: tuple[float, float, float], colour: str) -> None:
+    """Fill the smooth band between two vertical edges, each (x, row of its middle, thickness)."""
+    (x0, y0, h0), (x1, y1, h1) = left, right
+    middle = (x0 + x1) / 2
+    upper = [(x0, y0 - h0 / 2), (middle, y0 - h0 / 2), (middle, y1 - h1 / 2), (x1, y1 - h1 / 2)]
+    lower = [(x1, y1 + h1 / 2), (middle, y1 + h1 / 2), (middle, y0 + h0 / 2), (x0, y0 + h0 / 2)]
+    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
+    path = Path([*upper, *lower, upper[0]], codes)
+    axes.add_patch(PathPatch(path, facecolor=colour, edgecolor=colour, linewidth=0.3))
+
+
+def _colour(plot: TreePlot, node: TreeNode) -> str:
+    return task_marks(plot.task_order)[node.tasks[0]].colour if len(node.tasks) == 1 else SHARED

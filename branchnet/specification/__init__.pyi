@@ -1,0 +1,5 @@
+from .architecture import Architecture as Architecture
+
+__all__ = [
+    "Architecture",
+]

@@ -1,0 +1,383 @@
+"""The YAML specification of a branched network: readable, strict, versioned, and safe to load from anyone.
+
+A specification names the tasks, how each task's network is made, where the networks are cut, which tasks share which
+stages, what that costs, and how the tree was found. It holds no weights and no code: networks come from named
+constructors (see `branchnet.models.constructors`), or are passed when the branched network is built.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from branchnet.builder.weights.donors import Donors, choose_donors
+from branchnet.clustering.budgets import Budget
+from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import SpecError
+from branchnet.models.constructors import Constructor
+from branchnet.specification.describing import constructor, input_sections, search_section, staged_networks, versions
+from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
+from branchnet.specification.sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection
+from branchnet.specification.strict_yaml import MAX_DEPTH, Problem, read_document, spec_error
+from branchnet.specification.validation import RuleError, model_problems, validate_document
+from branchnet.specification.yaml_text import dump_yaml
+from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.utils.document_keys import Keys, show_keys
+from branchnet.utils.files import write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from branchnet.affinity import Affinity
+    from branchnet.builder import BranchedNetwork
+    from branchnet.clustering import SearchResult
+    from branchnet.stages import Interface
+
+SCHEMA_VERSION = 1
+MAX_NAMES = 1000
+SCHEMA_FILE = "branchnet.schema.json"
+_HEADER = f"""\
+# yaml-language-server: $schema={SCHEMA_FILE}
+# Read `tree` from the input down: a node runs until the end of a location and then splits into its branches;
+# a task's name stands for its head. Networks that are not listed under `networks` are passed when building.
+"""
+
+
+class Architecture(Section):
+    """The specification of a branched network.
+
+    Immutable. `==` compares content, and equal content is written as the same bytes.
+
+    Attributes:
+        schema_version: the version of the file format.
+        description: what this is and where it comes from, in words.
+        tasks: the N task names.
+        input: one tensor that the networks take, or several; None where it is not known.
+        networks: per task the named constructor of its network; tasks without one must be passed to `build`.
+        locations: the D locations at which the networks are cut.
+        roots: the tree as nodes inside nodes (`tree` in the file, `.tree` as a `Tree`).
+        costs: cost of one copy of every stage and of every head; None where they are not known.
+        search: how the tree was found; None where it was written by hand.
+        versions: package versions it was made with.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    description: str | None = None
+    tasks: tuple[str, ...] = Field(min_length=1, max_length=MAX_NAMES)
+    input: Inputs | None = None
+    networks: dict[str, NetworkSection] = Field(default_factory=dict)
+    locations: tuple[str, ...] = Field(min_length=1, max_length=MAX_NAMES)
+    roots: tuple[Node, ...] = Field(alias="tree", min_length=1)
+    costs: CostsSection | None = None
+    search: SearchSection | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Architecture:
+        problems = self._problems()
+        if problems:
+            raise RuleError(problems)
+        return self
+
+    def _problems(self) -> list[tuple[Keys, str]]:
+        problems: list[tuple[Keys, str]] = []
+        if self.schema_version < 1:
+            problems.append((("schema_version",), f"{self.schema_version} is no version ({SCHEMA_VERSION} is)"))
+        names = _name_problems("tasks", self.tasks) + _name_problems("locations", self.locations)
+        problems += names
+        if not names:
+            problems += _inside("tree", tree_problems(self.roots, self.tasks, self.locations))
+        problems += [
+            (("networks", task), "unknown key: no such task") for task in self.networks if task not in self.tasks
+        ]
+        for task, network in self.networks.items():
+            problems += [(("networks", task, *keys), text) for keys, text in network.problems()]
+        problems += _inside("costs", self.costs.problems(self.tasks, self.locations) if self.costs else [])
+        problems += _inside("search", self.search.problems() if self.search else [])
+        return problems + _input_problems(self.input)
+
+    @classmethod
+    def create(cls, **content: Any) -> Architecture:
+        """Make an architecture from the content that a file would hold.
+
+        Raises:
+            SpecError: content that breaks a rule; every problem is named.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise SpecError([f"{show_keys(keys)}: {text}" for keys, text in model_problems(error, cls)]) from error
+
+    @classmethod
+    def from_search(
+        cls,
+        result: SearchResult,
+        *,
+        networks: Mapping[str, nn.Module] | None = None,
+        affinity: Affinity | None = None,
+        locations: Sequence[str] | None = None,
+        costs: StageCosts | None = None,
+        head_costs: Mapping[str, StageCost] | None = None,
+        budget: Budget | str | None = None,
+        seed: int | None = None,
+        description: str | None = None,
+    ) -> Architecture:
+        """Describe what a search has found.
+
+        Args:
+            result: the search's result.
+            networks: the single-task networks, plain or staged. Staged ones also bring locations, costs and inputs.
+            affinity: what was searched on; it names the measure and the probe, and chooses the donors.
+            locations: the D locations, where neither networks nor affinity bring them.
+            costs: cost per stage, where the networks do not bring them.
+            head_costs: cost per head, where the networks do not bring them.
+            budget: the budget as it was asked for; by default the absolute one that the search used.
+            seed: the seed of the search.
+            description: what this is, in words.
+
+        Raises:
+            SpecError: locations that are not known, or content that does not fit together.
+        """
+        return cls.from_tree(
+            result.tree,
+            networks=networks,
+            affinity=affinity,
+            locations=locations,
+            costs=costs,
+            head_costs=head_costs,
+            search=search_section(result, affinity, budget, seed),
+            description=description,
+        )
+
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Tree,
+        *,
+        networks: Mapping[str, nn.Module] | None = None,
+        affinity: Affinity | None = None,
+        locations: Sequence[str] | None = None,
+        costs: StageCosts | None = None,
+        head_costs: Mapping[str, StageCost] | None = None,
+        search: SearchSection | None = None,
+        description: str | None = None,
+    ) -> Architecture:
+        """Describe a tree that was published, drawn by hand, or found in some other way.
+
+        Args are those of `from_search`, and `search`: how the tree was found. Donors are named where networks or an
+        affinity are given.
+
+        Raises:
+            SpecError: locations that are not known, or content that does not fit together.
+        """
+        networks = networks or {}
+        staged = staged_networks(networks, tree.tasks)
+        first = next(iter(staged.values()), None)
+        if first is not None:
+            locations, costs = locations or first.locations, costs or first.costs
+            head_costs = head_costs or {task: network.head_cost for task, network in staged.items()}
+        return cls._describe(
+            tree,
+            locations or (affinity.locations if affinity is not None else costs.names if costs else ()),
+            constructors={task: constructor(network) for task, network in networks.items()},
+            donors=choose_donors(tree, affinity) if networks or affinity is not None else None,
+            costs=costs,
+            head_costs=head_costs or {},
+            interface=first.interface if first is not None else None,
+            search=search,
+            description=description,
+        )
+
+    @classmethod
+    def from_network(
+        cls, branched: BranchedNetwork, *, search: SearchSection | None = None, description: str | None = None
+    ) -> Architecture:
+        """Describe a branched network.
+
+        Args:
+            branched: the network.
+            search: how its tree was found, e.g. the `search` of the architecture that it was built from.
+            description: what this is, in words.
+        """
+        return cls._describe(
+            branched.tree,
+            branched.locations,
+            constructors=branched.constructors,
+            donors=branched.donors,
+            costs=branched.costs,
+            head_costs=branched.head_costs,
+            interface=branched.interface,
+            search=search,
+            description=description,
+        )
+
+    @classmethod
+    def _describe(
+        cls,
+        tree: Tree,
+        locations: Sequence[str],
+        *,
+        constructors: Mapping[str, Constructor | None],
+        donors: Donors | None,
+        costs: StageCosts | None,
+        head_costs: Mapping[str, StageCost],
+        interface: Interface | None,
+        search: SearchSection | None,
+        description: str | None,
+    ) -> Architecture:
+        if len(locations) != tree.depth:
+            raise SpecError(f"the tree has {tree.depth} stages, but {len(locations)} locations are known: {locations}")
+        return cls.create(
+            description=description,
+            tasks=tree.tasks,
+            input=input_sections(interface),
+            networks={t: NetworkSection.of(c) for t in tree.tasks if (c := constructors.get(t)) is not None},
+            locations=tuple(locations),
+            tree=nest(tree, locations, donors),
+            costs=CostsSection.of(costs, head_costs, tree.tasks) if costs is not None else None,
+            search=search,
+            versions=versions(constructors),
+        )
+
+    @property
+    def tree(self) -> Tree:
+        """Which tasks share which stages."""
+        return flatten(self.roots, self.tasks, self.locations)
+
+    @property
+    def donors(self) -> Donors | None:
+        """For each stage the donor task of each node, in the order of `tree.partitions`; None where none is named."""
+        return donors_of(self.roots, self.tree, self.locations)
+
+    @property
+    def constructors(self) -> dict[str, Constructor | None]:
+        """For each task the constructor of its network, or None where the network must be passed."""
+        named = {task: Constructor(network.constructor, network.arguments) for task, network in self.networks.items()}
+        return {task: named.get(task) for task in self.tasks}
+
+    @property
+    def stage_costs(self) -> StageCosts | None:
+        """Cost of one copy of each stage."""
+        if self.costs is None:
+            return None
+        return StageCosts(tuple(self.costs.stages[name].cost(name) for name in self.locations))
+
+    @property
+    def head_costs(self) -> dict[str, StageCost]:
+        """Cost of each task's head, where it is known."""
+        return {task: cost.cost("head") for task, cost in self.costs.heads.items()} if self.costs else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content as plain data, e.g. for JSON, in the file's order."""
+        return _ordered(self)
+
+    def to_yaml(self) -> str:
+        """Return the text that `save` writes.
+
+        Raises:
+            SpecError: the tree branches so often on one path that the text would be nested too deeply to be read back.
+        """
+        levels = max(_levels(root) for root in self.roots)
+        if 2 * levels + 1 > MAX_DEPTH:
+            most = MAX_DEPTH // 2 - 1
+            raise SpecError(f"tree: {levels} nodes follow one another on a path (at most {most} would be right)")
+        return _HEADER + dump_yaml(self.to_dict())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the specification, atomically; equal content gives equal bytes.
+
+        Raises:
+            SpecError: a tree that would be nested too deeply.
+        """
+        write_text(path, self.to_yaml())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Architecture:
+        """Read a specification. Nothing is run, fetched or built.
+
+        Raises:
+            SpecError: every problem of the file, each as `file:line:column: path: problem (what would be right)`.
+        """
+        document = read_document(path)
+        version = document.data.get("schema_version") if isinstance(document.data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            advice = f"this one reads up to {SCHEMA_VERSION} (pip install --upgrade branchnet)"
+            keys: Keys = ("schema_version",)
+            problem = Problem(keys, document.values[keys], f"{version} was written by a newer branchnet; {advice}")
+            raise spec_error(path, [problem])
+        return validate_document(cls, document, path)
+
+    def build(self, networks: Mapping[str, nn.Module] | None = None, *, example: Any = None) -> BranchedNetwork:
+        """Build the branched network.
+
+        Args:
+            networks: the networks of the tasks without a named constructor; those of other tasks are taken, too. Either
+                all are plain, or all tasks' networks are given staged (e.g. with transforms) and taken as they are.
+            example: inputs to trace the networks with, where the file describes none.
+
+        Raises:
+            SpecError: a network that must be passed, a task that is not in the file, or inputs that are not known.
+            SplitError: networks that cannot be cut at the locations.
+            BuildError: networks whose stages do not have the parameters that the file says.
+        """
+        from branchnet.specification.realisation import build_architecture
+
+        return build_architecture(self, networks or {}, example)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a specification, for editors."""
+    schema = Architecture.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "branchnet architecture"}
+
+
+def _name_problems(section: str, names: Sequence[str]) -> list[tuple[Keys, str]]:
+    empty = [((section, i), "is empty") for i, name in enumerate(names) if not name]
+    twice = [((section, i), f"{name!r} stands here twice") for i, name in enumerate(names) if name in names[:i]]
+    return [*empty, *twice]
+
+
+def _input_problems(section: InputSection | Sequence[InputSection] | None) -> list[tuple[Keys, str]]:
+    if section is None:
+        return []
+    if isinstance(section, InputSection):
+        named = [(("input", "name"), "one tensor alone has no name (write a list of one)")] if section.name else []
+        return [*named, *_inside("input", section.problems())]
+    names = [tensor.name for tensor in section]
+    problems = [(("input", i, *keys), text) for i, tensor in enumerate(section) for keys, text in tensor.problems()]
+    if len({name is None for name in names}) == 2:
+        return [*problems, (("input",), "names some of its tensors (name all or none)")]
+    return problems + _name_problems("input", [name for name in names if name is not None])
+
+
+def _inside(section: str, problems: Sequence[tuple[Keys, str]]) -> list[tuple[Keys, str]]:
+    return [((section, *keys), text) for keys, text in problems]
+
+
+def _ordered(architecture: Architecture) -> dict[str, Any]:
+    """Return the plain content in the file's order, whatever order its mappings were given in."""
+    content = architecture.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+    content = {"schema_version": architecture.schema_version, **content}
+    for section, order in (("networks", architecture.tasks), ("versions", sorted(architecture.versions))):
+        if section in content:
+            content[section] = {key: content[section][key] for key in order if key in content[section]}
+    for network in content.get("networks", {}).values():
+        network.update(_sorted(network))
+    if "costs" in content:
+        stages, heads = content["costs"]["stages"], content["costs"].get("heads", {})
+        content["costs"] = {"stages": {name: stages[name] for name in architecture.locations}}
+        content["costs"] |= {"heads": {task: heads[task] for task in architecture.tasks}} if heads else {}
+    return content
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def _levels(node: Node) -> int:
+    return 1 + max((_levels(branch) for branch in node.branches if isinstance(branch, Node)), default=0)

@@ -1,0 +1,99 @@
+"""From a specification to a branched network: make or take the networks, cut them, check them, build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from branchnet.builder import BranchedNetwork, build
+from branchnet.errors import BuildError, SpecError
+from branchnet.specification.sections import InputSection
+from branchnet.stages import Interface, StagedNetwork, split_all
+
+if TYPE_CHECKING:
+    from branchnet.specification.architecture import Architecture
+
+
+def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Module], example: Any) -> BranchedNetwork:
+    """Build what `Architecture.build` describes, with the errors listed there."""
+    made = make_all(architecture, networks)
+    staged = {task: network for task, network in made.items() if isinstance(network, StagedNetwork)}
+    if len(staged) < len(made):
+        if staged:
+            raise SpecError(
+                f"the networks of {list(staged)} are staged, the others plain: pass all of them staged, or none"
+            )
+        interface = interface_of(architecture) if example is None else Interface.of(example)
+        staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
+    _check_stages(architecture, staged)
+    branched = build(architecture.tree, staged, donors=architecture.donors)
+    if architecture.input is not None:
+        branched.interface = interface_of(architecture)
+    return branched
+
+
+def interface_of(architecture: Architecture) -> Interface:
+    """Return the interface that the specification's `input` describes.
+
+    Raises:
+        SpecError: it describes none.
+    """
+    section = architecture.input
+    if section is None:
+        raise SpecError("the specification describes no input: pass example=")
+    tensors: Sequence[InputSection] = (section,) if isinstance(section, InputSection) else section
+    names = [tensor.name for tensor in tensors if tensor.name is not None]
+    form = "tensor" if isinstance(section, InputSection) else "dict" if names else "tuple"
+    plain = [tensor.model_dump(exclude={"name"}) for tensor in tensors]
+    return Interface.from_dict({"form": form, "tensors": plain, "names": names})
+
+
+def make_all(architecture: Architecture, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the networks that are passed, and make those of the other tasks.
+
+    Raises:
+        SpecError: a network that must be passed, or one of a task that is not in the file.
+    """
+    unknown = [task for task in networks if task not in architecture.tasks]
+    if unknown:
+        raise SpecError(f"networks are passed for {unknown}; the tasks are {list(architecture.tasks)}")
+    made: dict[str, nn.Module] = {}
+    missing = []
+    for task, constructor in architecture.constructors.items():
+        if task in networks:
+            made[task] = networks[task]
+        elif constructor is not None:
+            with torch.random.fork_rng(devices=[]):  # initial weights draw random numbers
+                made[task] = constructor.create()
+        else:
+            missing.append(task)
+    if missing:
+        names = ", ".join(map(repr, missing))
+        example = f"networks={{{missing[0]!r}: network, ...}}"
+        raise SpecError(f"no named constructor for {names}: pass the networks, {example}")
+    return made
+
+
+def _check_stages(architecture: Architecture, staged: Mapping[str, StagedNetwork]) -> None:
+    """Compare the stages with the specification's: their number, and their parameters where it tells them."""
+    depth = len(architecture.locations)
+    problems = [
+        f"{task}: {len(network.stages)} stages, the specification has {depth} locations"
+        for task, network in staged.items()
+        if len(network.stages) != depth
+    ]
+    if not problems and architecture.stage_costs is not None:
+        told_heads = architecture.head_costs
+        for task, network in staged.items():
+            pairs = [*zip(network.costs, architecture.stage_costs, strict=True)]
+            pairs += [(network.head_cost, told_heads[task])] if task in told_heads else []
+            problems += [
+                f"{task}: {cost.name} has {cost.params} parameters, the specification says {told.params}"
+                for cost, told in pairs
+                if cost.params != told.params
+            ]
+    if problems:
+        raise BuildError("the networks are not those that the specification describes:\n  " + "\n  ".join(problems))

@@ -1,0 +1,204 @@
+"""What the dataflows of several networks have in common.
+
+Two nodes are the same if they do the same thing (operator, or module of equal type, settings and parameter shapes) to
+the same earlier values and give a result of the same shape and type. Names do not count. What is common is closed under
+"what it was computed from", so it starts at the inputs; several networks may run it in different orders, with parts
+of their own in between.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from branchnet.stages.graph.dataflow import Dataflow, attribute
+from branchnet.stages.graph.propagation import NodeFacts, TensorForm
+from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING
+
+_IGNORED_SETTINGS = frozenset(
+    ("training", "p", "drop_prob", "drop_rate", "inplace", "momentum", "layer_idx", "layer_id", "layer_index")
+)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Nodes that all networks have in common, in the order in which the first network runs them.
+
+    Attributes:
+        flows: one dataflow per network.
+        common: for each common node its counterpart in every network.
+    """
+
+    flows: tuple[Dataflow, ...]
+    common: tuple[tuple[fx.Node, ...], ...]
+
+    def order(self, network: int) -> tuple[fx.Node, ...]:
+        """The common nodes of one network, in the common order."""
+        return tuple(nodes[network] for nodes in self.common)
+
+
+def align(flows: Sequence[Dataflow]) -> Alignment:
+    """Find the largest common structure."""
+    alignment = _align(flows)
+    if not _share_queries(alignment):
+        return alignment
+    return _align([Dataflow(flow.trace, flow.propagation) for flow in flows])
+
+
+def _share_queries(alignment: Alignment) -> bool:
+    """Let every network ask for the shape of a common value for which one of them asks: whether any had to be told.
+
+    A head that needs only the shape of an early tensor then does not keep that tensor alive.
+    """
+    added = False
+    for nodes in alignment.common:
+        if not any(map(shape_query, nodes)):
+            continue
+        for node, flow in zip(nodes, alignment.flows, strict=True):
+            if shape_query(node) is None:
+                query = add_shape_query(flow.trace.graph, node)
+                flow.propagation.facts[query] = NodeFacts(torch.Size(flow.facts[node].form.shape))
+                added = True
+    return added
+
+
+def _align(flows: Sequence[Dataflow]) -> Alignment:
+    if len(flows) == 1:
+        return Alignment(tuple(flows), tuple((node,) for node in flows[0].order))
+    keys = [node_keys(flow) for flow in flows]
+    shared = set.intersection(*(set(found.values()) for found in keys))
+    for flow, found in zip(flows, keys, strict=True):
+        shared -= _overwrites_too_early(flow, found, shared)
+    inverse = [{key: node for node, key in found.items()} for found in keys]
+    common = tuple(
+        tuple(nodes[keys[0][node]] for nodes in inverse) for node in flows[0].order if keys[0][node] in shared
+    )
+    return Alignment(tuple(flows), common)
+
+
+def node_keys(flow: Dataflow) -> dict[fx.Node, int]:
+    """A number per node that says what it computes; equal numbers in two networks mean the same computation.
+
+    A value that was overwritten in place since it was made counts as a different value.
+    """
+    keys: dict[fx.Node, int] = {}
+    seen: Counter[int] = Counter()
+    writers: dict[int, int] = {}
+    for node in flow.order:
+        facts = flow.facts[node]
+        key = hash((_signature(flow, node), _argument_keys(flow, node, keys, writers), _form_key(facts.form)))
+        seen[key] += 1
+        keys[node] = hash((key, seen[key]))
+        for block in facts.overwritten:
+            writers[block] = hash((writers.get(block), keys[node]))
+    return keys
+
+
+def _overwrites_too_early(flow: Dataflow, keys: dict[fx.Node, int], shared: set[int]) -> set[int]:
+    """Common nodes that may not run before the rest of this network, with all that depends on them.
+
+    They overwrite a value that a node outside the common part reads before.
+    """
+    read_outside: set[int] = set()
+    removed: set[fx.Node] = set()
+    blocked: set[int] = set()
+    for node in flow.order:
+        if keys[node] not in shared:
+            read_outside |= {block for source in node.all_input_nodes for block in flow.facts[source].storages}
+        elif (
+            flow.facts[node].overwritten & (read_outside | blocked)
+            or any(source in removed for source in node.all_input_nodes)
+            or any(flow.facts[source].storages & blocked for source in node.all_input_nodes)
+        ):
+            removed.add(node)
+            blocked |= flow.facts[node].overwritten
+    return {keys[node] for node in removed}
+
+
+def _argument_keys(flow: Dataflow, node: fx.Node, keys: dict[fx.Node, int], writers: dict[int, int]) -> Any:
+    def key(source: fx.Node) -> Any:
+        if source in flow.free:
+            return _free_key(flow, source)
+        state = tuple(sorted(writers[block] for block in flow.facts[source].storages if block in writers))
+        return (keys[source], state)
+
+    return _plain((node.args, node.kwargs), key)
+
+
+def _free_key(flow: Dataflow, node: fx.Node) -> Any:
+    if node.op == "get_attr":
+        return ("constant", _setting(attribute(flow.trace.root, str(node.target))))
+    return (str(node.target), _plain((node.args, node.kwargs), lambda source: _free_key(flow, source)))
+
+
+def _plain(value: Any, key: Any) -> Any:
+    """Arguments as something hashable, with nodes replaced by their keys."""
+    if isinstance(value, fx.Node):
+        return key(value)
+    if isinstance(value, tuple | list):
+        return tuple(_plain(part, key) for part in value)
+    if isinstance(value, dict):
+        return tuple((name, _plain(part, key)) for name, part in sorted(value.items()))
+    if isinstance(value, slice):
+        return ("slice", _plain((value.start, value.stop, value.step), key))
+    return repr(value)
+
+
+def _signature(flow: Dataflow, node: fx.Node) -> Any:
+    if node.op == "placeholder":
+        return ("input", flow.inputs.index(node))
+    if node.target == PREPROCESSING:
+        return ("transform",)
+    if node.op == "call_module":
+        return ("module", module_signature(flow.trace.root.get_submodule(str(node.target))))
+    target = node.target if isinstance(node.target, str) else _qualified_name(node.target)
+    return (node.op, target)
+
+
+def module_signature(module: nn.Module) -> Any:
+    """Type, settings and parameter shapes of a module and its children, as something hashable."""
+    return tuple(
+        (
+            name,
+            _qualified_name(type(part)),
+            tuple(sorted((key, repr(_setting(value))) for key, value in vars(part).items() if _is_setting(key, value))),
+            tuple((key, _setting(value)) for key, value in part.named_parameters(recurse=False)),
+            tuple((key, _setting(value)) for key, value in part.named_buffers(recurse=False)),
+        )
+        for name, part in module.named_modules()
+    )
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    if key.startswith("_") or key in _IGNORED_SETTINGS:
+        return False
+    simple = isinstance(value, bool | int | float | str | tuple | list | torch.dtype | Tensor)
+    return value is None or simple or (callable(value) and not isinstance(value, nn.Module))
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), str(value.dtype))
+    if isinstance(value, tuple | list):
+        return tuple(_setting(part) for part in value)
+    if hasattr(value, "__qualname__"):  # functions: different ones compute differently
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if isinstance(value, bool | int | float | str | torch.dtype | None) else type(value).__name__
+
+
+def _form_key(form: Any) -> Any:
+    if isinstance(form, TensorForm):
+        return (form.shape, str(form.dtype))
+    if isinstance(form, tuple | list):
+        return tuple(_form_key(part) for part in form)
+    return repr(form) if isinstance(form, bool | int | float | str | torch.dtype | None) else type(form).__name__
+
+
+def _qualified_name(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"

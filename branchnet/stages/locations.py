@@ -1,0 +1,153 @@
+"""Where networks can be cut: the places at which a module's call has just ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from branchnet.stages.graph.common_subgraph import Alignment
+from branchnet.stages.graph.dataflow import Dataflow, alive_after, carryable
+from branchnet.stages.graph.propagation import TensorForm
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place at which a network can be cut.
+
+    Attributes:
+        name: the outermost module whose call ends here, `name@2` for its second call.
+        aliases: all modules whose calls end here, outermost first.
+        shapes: shapes of the tensors of the cut, at the example's size.
+        cut_bytes: bytes of the tensors of the cut.
+        params: parameters used up to here, each counted once.
+        flops: multiply-adds up to here.
+        position: number of the place in the order of computation.
+        inside: the module calls that have begun and not ended here, outermost first.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    cut_bytes: int
+    params: int
+    flops: int
+    position: int
+    inside: tuple[str, ...] = ()
+
+
+def find_locations(alignment: Alignment) -> list[Location]:
+    """All places of the common structure at which every network can be cut, in order."""
+    flow = alignment.flows[0]
+    order = alignment.order(0)
+    ends = _call_ends(flow, order)
+    carried = carried_after(alignment)
+    good = _cuttable(alignment, carried)
+    params, flops = _cumulative(flow, order)
+    found = []
+    for position in sorted(set(ends.values())):
+        if position in good:
+            forms = [flow.facts[order[k]].form for k in carried[position]]
+            tensors = [form for form in forms if isinstance(form, TensorForm)]
+            calls = flow.calls(order[position])
+            aliases = tuple(name for name in calls if ends.get(name) == position)
+            found.append(
+                Location(
+                    aliases[0],
+                    aliases,
+                    tuple(form.shape for form in tensors),
+                    sum(form.bytes for form in tensors),
+                    params[position],
+                    flops[position],
+                    position,
+                    tuple(name for name in calls if name not in aliases),
+                )
+            )
+    return found
+
+
+def carried_after(alignment: Alignment) -> list[tuple[int, ...]]:
+    """For every common position, the common nodes whose values some network needs later.
+
+    The union over the networks: a value that only one network's head reads is carried by all of them, so that their
+    cuts are alike; the others ignore it. Tensors come first, in the order in which they are made, then sizes.
+
+    The rule is sound: a value carried at one place was either made by the stage before it, which all networks have in
+    common, or carried at the place before.
+    """
+    length = len(alignment.common)
+    union: list[set[int]] = [set() for _ in range(length)]
+    for network, flow in enumerate(alignment.flows):
+        order = alignment.order(network)
+        index = {node: k for k, node in enumerate(order)}
+        rest = [node for node in flow.order if node not in index]
+        alive = alive_after([*order, *rest], flow.output)
+        for position in range(length):
+            union[position] |= {index[node] for node in alive[position]}
+    forms = [alignment.flows[0].facts[nodes[0]].form for nodes in alignment.common]
+    return [tuple(sorted(nodes, key=lambda k: (not isinstance(forms[k], TensorForm), k))) for nodes in union]
+
+
+def _cuttable(alignment: Alignment, carried: Sequence[tuple[int, ...]]) -> set[int]:
+    """Positions with a sound cut: tensors in it, something to compute before it and parameters on both sides.
+
+    A cut with two views of one memory block that is overwritten later is not sound: a stage that copies one of them
+    before writing would no longer change the other.
+    """
+    good = set(range(len(alignment.common)))
+    for network, flow in enumerate(alignment.flows):
+        order = alignment.order(network)
+        index = {node: k for k, node in enumerate(order)}
+        everything = [*order, *(node for node in flow.order if node not in index)]
+        last_write = {block: k for k, node in enumerate(everything) for block in flow.facts[node].overwritten}
+        end = _last_parameter(flow, everything)
+        for position in tuple(good):
+            values = [order[k] for k in carried[position]]
+            forms = [flow.facts[node].form for node in values]
+            blocks = [b for node in values for b in flow.facts[node].storages if last_write.get(b, -1) > position]
+            sound = len(blocks) == len(set(blocks)) and all(map(carryable, forms))
+            if not sound or position >= end or not any(isinstance(form, TensorForm) for form in forms):
+                good.discard(position)
+    return good
+
+
+def _last_parameter(flow: Dataflow, nodes: Sequence[fx.Node]) -> int:
+    """Position of the last node that uses parameters; the end where none does."""
+    return max((k for k, node in enumerate(nodes) if flow.parameters([node])), default=len(nodes) - 1)
+
+
+def _call_ends(flow: Dataflow, order: Sequence[fx.Node]) -> dict[str, int]:
+    """Position at which each module call ends, for calls that lie wholly in the common structure."""
+    common = set(order)
+    broken = {name for node in flow.order if node not in common for name in flow.calls(node)}
+    ends: dict[str, int] = {}
+    for position, node in enumerate(order):
+        ends |= {name: position for name in flow.calls(node) if name not in broken}
+    return ends
+
+
+def _cumulative(flow: Dataflow, order: Sequence[fx.Node]) -> tuple[list[int], list[int]]:
+    seen: dict[int, nn.Parameter] = {}
+    params, flops, used, spent = [], [], 0, 0
+    for node in order:
+        for identity, parameter in flow.parameters([node]).items():
+            if identity not in seen:
+                seen[identity] = parameter
+                used += parameter.numel()
+        spent += flow.facts[node].flops
+        params.append(used)
+        flops.append(spent)
+    return params, flops
+
+
+def own_names(alignment: Alignment, network: int, positions: Sequence[int]) -> tuple[str, ...]:
+    """What the places are called in one network: the outermost module that ends there, else the innermost around it."""
+    flow, order = alignment.flows[network], alignment.order(network)
+    ends = _call_ends(flow, order)
+    names = []
+    for position in positions:
+        here = [name for name, end in ends.items() if end == position]
+        around = flow.calls(order[position]) or ("",)
+        names.append(min(here, key=lambda name: name.count(".")) if here else around[-1])
+    return tuple(names)

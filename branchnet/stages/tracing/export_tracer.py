@@ -1,0 +1,156 @@
+"""Follow a network's forward pass with torch.export, for networks whose code torch.fx cannot follow.
+
+The graph has operators instead of modules; parameters and buffers keep their names. What the code decided from values
+other than sizes is fixed as the example decided it, and so is the mode.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.functions import Mod, PythonMod
+
+from branchnet.errors import SplitError
+from branchnet.stages.interface import Example, call_arguments, flat_example
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed, where
+
+_CHECKS = frozenset(
+    {
+        torch.ops.aten._assert_tensor_metadata.default,
+        torch.ops.aten._assert_scalar.default,
+        torch.ops.aten._assert_async.msg,
+        torch.ops.aten.sym_constrain_range.default,
+        torch.ops.aten.sym_constrain_range_for_size.default,
+    }
+)
+
+
+def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace:
+    """Follow the network in the mode that it is in.
+
+    Args:
+        network: a borrowed structure.
+        example: what it takes; with a batch of at least two where the batch is to stay free.
+        dynamic: `"sizes"` keeps batch and lengths free, `"batch"` the batch alone, `"none"` neither.
+
+    Raises:
+        SplitError: torch.export cannot follow it; the cause is chained.
+    """
+    inner = transformed(network, example)
+    args, kwargs = call_arguments(inner)
+    shapes = _dynamic_shapes(inner, dynamic)
+    try:
+        with _without_dumps(), _SimpleSizes():
+            program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+        module = program.module(check_guards=False)
+    except Exception as error:
+        raise SplitError(f"torch.export cannot follow {type(network).__name__}: {where(error)}") from error
+    graph = _plain_graph(module, network)
+    if PREPROCESSING in network._modules:
+        _start_with_preprocessing(graph)
+    return Trace(network, graph, "export")
+
+
+_MOST_OPERATIONS = 24
+
+
+class _SimpleSizes(TorchFunctionMode):
+    """Ends an export whose free sizes become so involved (windows, padding to a multiple) that it would take minutes.
+
+    What it decides by does not depend on the machine's speed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function and look at the sizes of its results."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                shape: Sequence[Any] = tensor.shape
+                sizes = [size.node.expr for size in shape if isinstance(size, torch.SymInt)]
+                if any(size.has(Mod, PythonMod) for size in sizes) or _operations(sizes) > _MOST_OPERATIONS:
+                    raise SplitError(f"its sizes depend on the input's in too involved a way: {tuple(tensor.shape)}")
+        return result
+
+
+def _operations(sizes: Sequence[Any]) -> int:
+    return sum(int(size.count_ops()) for size in sizes)
+
+
+@contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Keep back the graphs that torch prints when it fails; what else was printed follows on success."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before, printed = logger.disabled, io.StringIO()
+    logger.disabled = True
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        logger.disabled = before
+    sys.stderr.write(printed.getvalue())
+
+
+def _dynamic_shapes(example: Example, dynamic: str) -> Any:
+    tensors = flat_example(example)
+    batch = tensors[0].shape[0] if tensors[0].dim() else None
+    shapes = [_dynamic_shape(tensor, batch, dynamic) for tensor in tensors]
+    if isinstance(example, Mapping):
+        return dict(zip(example, shapes, strict=True))
+    return tuple(shapes)
+
+
+def _dynamic_shape(tensor: Tensor, batch: int | None, dynamic: str) -> dict[int, Any] | None:
+    free = {0: Dim.AUTO} if tensor.dim() and tensor.shape[0] == batch and dynamic != "none" else {}
+    if dynamic == "sizes":
+        first = 2 if tensor.is_floating_point() else 1
+        free |= dict.fromkeys(range(first, tensor.dim()), Dim.AUTO)
+    return free or None
+
+
+def _plain_graph(module: fx.GraphModule, root: nn.Module) -> fx.Graph:
+    """The exported graph without its checks, with values that the root does not have put there."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    nodes = sorted(module.graph.nodes, key=lambda node: node.op != "placeholder")
+    for node in nodes:
+        if node.target in _CHECKS or (node.op == "call_module" and node.target == "_guards_fn"):
+            continue
+        if node.op == "output":
+            graph.output(fx.node.map_arg(node.args[0], values.__getitem__))
+            continue
+        if node.op == "get_attr":
+            _provide(root, module, str(node.target))
+        values[node] = graph.node_copy(node, values.__getitem__)
+        values[node].meta = {"nn_module_stack": node.meta.get("nn_module_stack")}
+    graph.lint()
+    return graph
+
+
+def _provide(root: nn.Module, module: fx.GraphModule, path: str) -> None:
+    """Give the root a constant that exporting made; its own parameters and buffers stay."""
+    owner: Any = root
+    source: Any = module
+    for part in path.split(".")[:-1]:
+        source = getattr(source, part)
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = getattr(owner, part)
+    name = path.rpartition(".")[2]
+    if not hasattr(owner, name):
+        setattr(owner, name, getattr(source, name))
+
+
+def _start_with_preprocessing(graph: fx.Graph) -> None:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        first = graph.call_module(PREPROCESSING, (inputs[0],))
+    inputs[0].replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)

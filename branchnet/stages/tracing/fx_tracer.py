@@ -1,0 +1,206 @@
+"""Follow a network's forward pass with torch.fx, keeping modules without children whole.
+
+A module without children is kept as one node, so dropout, drop-path and batch normalisation keep their behaviour in
+both modes and every parameter keeps its name. A module whose code fx cannot follow (it looks at values, say) is kept
+whole too, and the network is followed again around it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec
+
+from branchnet.errors import SplitError
+from branchnet.stages.codegen.in_place_ops import InPlaceProxy
+from branchnet.stages.graph.shape_queries import settle_queries
+from branchnet.stages.interface import Example, call_arguments
+
+PREPROCESSING = "preprocessing_of_branchnet"
+"""Name below which a network's root holds the transform that its first input passes first."""
+
+_MOST_RETRIES = 40
+_FOLLOWED = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)
+
+
+@dataclass
+class Trace:
+    """One mode of one network as a graph.
+
+    Attributes:
+        root: the module that the graph's names refer to.
+        graph: the dataflow; placeholders are the example's tensors in order.
+        method: `"fx"`, `"export"` or `"chain"`.
+        kept_whole: types of modules with children that had to be kept as one node.
+        output: form of what the network returns; None where the graph's output already has it.
+        difference: largest difference from the network's outputs that was seen, relative to the largest output.
+        dynamic: what an exported graph left free: `"sizes"`, `"batch"` or `"none"`.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    method: str
+    kept_whole: frozenset[type] = frozenset()
+    output: TreeSpec | None = None
+    difference: float = 0.0
+    dynamic: str = "sizes"
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(network, torch._dynamo.OptimizedModule):
+            network = network._orig_mod
+        else:
+            return network
+
+
+def borrow(network: nn.Module) -> nn.Module:
+    """A copy of the network's structure that holds the very same parameters, buffers and other tensors.
+
+    Modes and attributes of the copy can be changed without touching the network.
+    """
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    for module in network.modules():
+        tensors |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
+    return copy.deepcopy(network, dict(tensors))
+
+
+def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = ()) -> Trace:
+    """Follow the network in the mode that it is in. Its structure is used as it is: pass a borrowed copy.
+
+    Raises:
+        SplitError: the network's own forward cannot be followed; the cause is chained.
+    """
+    whole = set(kept_whole)
+    for _ in range(_MOST_RETRIES):
+        tracer = _Tracer(example, whole)
+        try:
+            graph = tracer.trace(network)
+        except Exception as error:
+            if tracer.culprit is None or tracer.culprit in whole:
+                raise SplitError(f"torch.fx cannot follow {type(network).__name__}: {where(error)}") from error
+            whole.add(tracer.culprit)
+            continue
+        settle_queries(graph)
+        return Trace(network, graph, "fx", frozenset(whole))
+    raise SplitError(f"torch.fx cannot follow {type(network).__name__}: too many modules that it cannot enter")
+
+
+def transformed(root: nn.Module, example: Example) -> Example:
+    """The example as the network gets it: its first tensor has passed the root's transform, if there is one."""
+    if PREPROCESSING not in root._modules:
+        return example
+    transform = root.get_submodule(PREPROCESSING)
+    if isinstance(example, Tensor):
+        return transform(example)  # type: ignore[no-any-return]
+    if isinstance(example, Mapping):
+        first = next(iter(example))
+        return {**example, first: transform(example[first])}
+    return (transform(example[0]), *example[1:])
+
+
+def module_calls(node: fx.Node) -> tuple[str, ...]:
+    """The module calls that a node lies in, outermost first: `path`, or `path@2` within the second call."""
+    names = []
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        name = str(path).partition("@")[0]
+        call = max(_call_number(str(key)), _call_number(str(path)))
+        if name and not name.startswith("_empty_nn_module_stack"):
+            names.append(f"{name}@{call + 1}" if call else name)
+    return tuple(names)
+
+
+def _call_number(key: str) -> int:
+    number = key.rpartition("@")[2]
+    return int(number) if "@" in key and number.isdigit() else 0
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer with childless modules as leaves, and arguments passed as the example passes them."""
+
+    def __init__(self, example: Example, whole: set[type]) -> None:
+        modules, functions, leaves = _library_lists()
+        super().__init__((math, *modules), functions, param_shapes_constant=True)
+        self._example = example
+        self._whole = whole | leaves
+        self.culprit: type | None = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A traced value that knows what was written in place."""
+        return InPlaceProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module stays one node."""
+        if module_qualified_name == PREPROCESSING:
+            return True
+        if type(m) in self._whole or isinstance(m, torch.jit.ScriptModule) or hasattr(m, "parametrizations"):
+            return True
+        if next(m.children(), None) is None:
+            return True
+        return type(m).__module__.startswith("torch.nn") and not isinstance(m, _FOLLOWED)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Follow or keep the module; remember the innermost one that could not be followed."""
+        if isinstance(m, torch._dynamo.OptimizedModule):
+            return m._orig_mod(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.culprit is None and m is not self.root:
+                self.culprit = type(m)
+            raise
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One placeholder per tensor of the example; every other argument keeps its default."""
+        args, kwargs = call_arguments(self._example)
+        names = [*(f"input_{k}" if k else "input" for k in range(len(args))), *kwargs]
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
+
+        def run(root: nn.Module, *values: Any) -> Any:
+            first, *others = values
+            values = (root.get_submodule(PREPROCESSING)(first), *others) if PREPROCESSING in root._modules else values
+            return root.forward(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+
+        return run, [self.root, *proxies]
+
+
+def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type]]:
+    """Modules and functions that torchvision and timm, where they are in use, declare as not to be entered."""
+    modules: tuple[Any, ...] = ()
+    functions: tuple[Any, ...] = ()
+    leaves: set[type] = set()
+    if "timm.models" in sys.modules:
+        from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+
+        leaves |= set(get_notrace_modules())  # type: ignore[no-untyped-call]
+        functions = tuple(get_notrace_functions())  # type: ignore[no-untyped-call]
+    if "torchvision.ops" in sys.modules:
+        from torchvision import ops
+        from torchvision.models.feature_extraction import _get_leaf_modules_for_ops
+
+        modules = (ops,)
+        leaves |= set(_get_leaf_modules_for_ops())
+    return modules, functions, leaves
+
+
+def where(error: BaseException) -> str:
+    """The first line of an error's message and the line of code outside torch that raised it."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if "/torch/" not in filename and "/branchnet/stages/" not in filename and not filename.startswith("<"):
+            frames.append(f"{filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{text} (at {frames[-1]})" if frames else text

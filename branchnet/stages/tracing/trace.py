@@ -1,0 +1,332 @@
+"""Follow a network in both modes by the most faithful way that works, and check the result against the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure
+
+from branchnet.errors import SplitError
+from branchnet.stages.graph.dataflow import Dataflow, attribute
+from branchnet.stages.graph.propagation import Propagation, TensorForm, dry_run, propagate
+from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
+from branchnet.stages.tracing.export_tracer import trace_export
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap, where
+from branchnet.stages.tracing.module_chain import trace_chain
+
+_WHOLE_SHARE = 0.25
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A network followed in evaluation mode and, where possible, in training mode.
+
+    Attributes:
+        network: the network as it was given, without wrappers.
+        root: its borrowed structure, to which the graphs refer.
+        evaluation: dataflow of evaluation mode.
+        training: dataflow of training mode, or None.
+        eval_only: why there is none, or None.
+    """
+
+    network: nn.Module
+    root: nn.Module
+    evaluation: Dataflow
+    training: Dataflow | None
+    eval_only: str | None
+
+
+def follow_all(
+    networks: Mapping[str, nn.Module], example: Example, transforms: Mapping[str, nn.Module]
+) -> list[Followed]:
+    """Follow every network by the same way, so that they can be compared."""
+    if not isinstance(networks, Mapping):
+        raise SplitError(f"networks must be a mapping of task names to networks; a {type(networks).__name__} was given")
+    if not networks:
+        raise SplitError("there are no networks to split")
+    if unknown := sorted(set(transforms) - set(networks)):
+        raise SplitError(f"transforms are given for {unknown}, which are no networks; there are {sorted(networks)}")
+    roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
+    _check_transforms(dict(zip(networks, roots, strict=True)), example)
+    for root in roots:
+        _check_example(root, example)
+    traces = _alike([_trace(root, example) for root in roots], example)
+    return [
+        _complete(unwrap(network), trace, example) for network, trace in zip(networks.values(), traces, strict=True)
+    ]
+
+
+def follow(network: nn.Module, example: Example) -> Followed:
+    """Follow one network."""
+    return follow_all({"network": network}, example, {})[0]
+
+
+def _check_example(root: nn.Module, example: Example) -> None:
+    if _without_values(root):
+        return
+    name = type(root).__name__
+    try:
+        with mode_of(root, training=False), torch.no_grad():
+            outputs = _outputs(root, example)
+            if PREPROCESSING not in root._modules:
+                return
+            inputs = transformed(root, tree_map(_copied, example))
+            transform = root._modules.pop(PREPROCESSING)
+            try:
+                expected = call(root, inputs)
+            finally:
+                root.add_module(PREPROCESSING, transform)
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
+        raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
+    if _apart(expected, outputs) > _ROUNDING:
+        raise SplitError(f"{name} runs all modules that it holds, a transform among them: hold it in another module")
+
+
+def _without_values(root: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*root.parameters(), *root.buffers()))
+
+
+def _alike(traces: list[Trace], example: Example) -> list[Trace]:
+    """The traces, all by the same way and with the same types of modules kept whole."""
+    methods = {trace.method for trace in traces}
+    if len(methods) > 1:
+        method, again = ("chain", _by_chain) if "chain" in methods else ("export", _by_export)
+        return [trace if trace.method == method else again(trace.root, example) for trace in traces]
+    whole = frozenset[type]().union(*(trace.kept_whole for trace in traces))
+    return [trace if trace.kept_whole == whole else _by_fx(trace.root, example, whole) for trace in traces]
+
+
+def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool) -> nn.Module:
+    root = borrow(unwrap(network))
+    if any_transforms:
+        if isinstance(root, nn.Sequential):
+            root.__class__ = _without_preprocessing(type(root))
+        root.add_module(PREPROCESSING, borrow(transform) if transform is not None else nn.Identity())
+    return root
+
+
+def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
+    """A class of sequences in which the transform that is added to them is no step."""
+
+    def steps(self: nn.Sequential) -> Iterator[nn.Module]:
+        transform = self._modules.get(PREPROCESSING)
+        return iter([module for module in kind.__iter__(self) if module is not transform])
+
+    names = {"__iter__": steps, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), names)
+
+
+def _outputs(root: nn.Module, example: Example) -> Any:
+    args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
+    return root(*args, **kwargs)
+
+
+def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for task, root in roots.items():
+        transform = root._modules.get(PREPROCESSING)
+        if transform is not None:
+            with torch.no_grad():
+                shapes[task] = tuple(transform(flat_example(example)[0].clone()).shape)
+    if len(set(shapes.values())) > 1:
+        text = ", ".join(f"{task}: {shape}" for task, shape in shapes.items())
+        raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text})")
+
+
+def _trace(root: nn.Module, example: Example) -> Trace:
+    """Trace in evaluation mode, by torch.fx unless it fails or leaves a large part of the network unopened.
+
+    A network whose own code decides by values is refused: a chain of its modules would fix what the example decided.
+
+    Raises:
+        SplitError: no way works; it says why each failed.
+    """
+    found = None
+    reasons = []
+    try:
+        found = _by_fx(root, example)
+        if _largest_share(root, found.kept_whole) <= _WHOLE_SHARE:
+            return found
+    except SplitError as error:
+        reasons.append(error)
+    try:
+        return _by_export(root, example)
+    except SplitError as error:
+        reasons.append(error)
+    if not _decides_by_values(reasons):
+        try:
+            chain = _by_chain(root, example)
+            return chain if found is None or _largest_node(chain) < _largest_node(found) else found
+        except SplitError as error:
+            reasons.append(error)
+    if found is not None:
+        return found
+    raise SplitError(
+        "\n".join(map(str, reasons))
+        + "\nmove decisions that depend on values out of forward, or into a module without "
+        "children, which is kept whole"
+    ) from reasons[0]
+
+
+def _by_fx(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
+    with mode_of(root, training=False):
+        return _verified(trace_fx(root, example, whole), example)
+
+
+def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
+    return any(isinstance(reason.__cause__, GuardOnDataDependentSymNode) for reason in reasons)
+
+
+def _by_chain(root: nn.Module, example: Example) -> Trace:
+    with mode_of(root, training=False):
+        return _verified(trace_chain(root, example), example)
+
+
+def _by_export(root: nn.Module, example: Example) -> Trace:
+    """Export with as much left free as works and is right at the example's own size."""
+    try:
+        return _exported(root, example, "sizes")
+    except SplitError as first:
+        with suppress(SplitError):
+            return _exported(root, example, "batch")
+        with suppress(SplitError):
+            return _exported(root, example, "none")
+        raise first
+
+
+def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
+    with mode_of(root, training=False):
+        trace = trace_export(root, example if dynamic == "none" else _at_least_two(example), dynamic=dynamic)
+        return replace(_verified(trace, example), dynamic=dynamic)
+
+
+def _largest_share(root: nn.Module, types: Iterable[type]) -> float:
+    """Share of the parameters that lies in the largest module of these types."""
+    total = sum(parameter.numel() for parameter in root.parameters())
+    sizes = [sum(p.numel() for p in module.parameters()) for module in root.modules() if type(module) in set(types)]
+    return max(sizes, default=0) / total if total else 0.0
+
+
+def _largest_node(trace: Trace) -> int:
+    """Parameters of the node that holds most of them."""
+    sizes = [0]
+    for node in trace.graph.nodes:
+        if node.op == "call_module":
+            sizes.append(sum(p.numel() for p in trace.root.get_submodule(str(node.target)).parameters()))
+        values = [attribute(trace.root, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+        sizes.append(sum(value.numel() for value in values if isinstance(value, nn.Parameter)))
+    return max(sizes)
+
+
+def _complete(network: nn.Module, trace: Trace, example: Example) -> Followed:
+    root = trace.root
+    with mode_of(root, training=False):
+        evaluation = Dataflow(trace, propagate(root, trace.graph, example))
+    try:
+        with mode_of(root, training=True):
+            training = _training_flow(trace, example)
+    except Exception as error:
+        return Followed(network, root, evaluation, None, f"its training mode cannot be followed: {error}")
+    return Followed(network, root, evaluation, training, None)
+
+
+def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
+    root, several = evaluation.root, _at_least_two(example)
+    if evaluation.method == "export":
+        trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
+    elif evaluation.method == "chain":
+        trace = trace_chain(root, several)
+    else:
+        trace = trace_fx(root, example, evaluation.kept_whole)
+    propagation = propagate(root, trace.graph, several)
+    plain = evaluation.output is None and isinstance(propagation.result, TensorForm)
+    form = None if plain or trace.method == "chain" else _output_form(trace, propagation, several)
+    return Dataflow(replace(trace, output=form), propagation)
+
+
+def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:
+    """The form of what the network returns in training mode, where its graph returns another one."""
+    graph_form = tree_structure(propagation.result)
+    expected = tree_structure(dry_run(trace.root, example))
+    return None if expected == graph_form else expected
+
+
+class mode_of:
+    """Context in which a module and all below it are in one mode; each gets its own back afterwards."""
+
+    def __init__(self, root: nn.Module, *, training: bool) -> None:
+        self._modes = [(module, module.training) for module in root.modules()]
+        self._training = training
+
+    def __enter__(self) -> None:
+        for module, _ in self._modes:
+            module.training = self._training
+
+    def __exit__(self, *error: object) -> None:
+        for module, mode in self._modes:
+            module.training = mode
+
+
+def _verified(trace: Trace, example: Example) -> Trace:
+    """The trace, if it gives what the network gives; with the network's own form of output.
+
+    Networks without values (on the meta device) cannot be checked. A graph of modules must agree exactly, a graph of
+    operators up to rounding.
+
+    Raises:
+        SplitError: the outputs differ.
+    """
+    if _without_values(trace.root):
+        return trace
+    with torch.no_grad():
+        expected = _outputs(trace.root, example)
+        got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
+    allowed = _ROUNDING if trace.method == "export" else 0.0
+    difference = _apart(expected, got)
+    if difference > allowed:
+        raise SplitError(f"following {type(trace.root).__name__} with {trace.method} changes its outputs")
+    spec = tree_structure(expected)
+    return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
+
+
+def _apart(expected: Any, got: Any) -> float:
+    """The largest difference between two outputs of any form."""
+    wanted, found = tree_leaves(expected), tree_leaves(got)
+    return max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
+
+
+def _difference(wanted: Any, found: Any) -> float:
+    """Largest difference relative to the largest value; infinite between things of different kind, shape or type."""
+    if not (isinstance(wanted, Tensor) and isinstance(found, Tensor)):
+        if type(wanted) is not type(found):
+            return math.inf
+        if is_dataclass(wanted):
+            return max((_apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
+        return 0.0 if wanted == found else math.inf
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return math.inf
+    if torch.allclose(wanted, found, 0.0, 0.0, equal_nan=True):
+        return 0.0
+    scale = float(wanted.abs().max())
+    difference = float((wanted - found).abs().max()) / scale if scale else math.inf
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _at_least_two(example: Example) -> Example:
+    """The example with its batch doubled where it is one: BatchNorm cannot be trained on a single value."""
+    if Interface.of(example).batch != 1:
+        return example
+    return tree_map(lambda t: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t, example)  # type: ignore[no-any-return]

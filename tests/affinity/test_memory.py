@@ -15,8 +15,7 @@ from branchnet.affinity import cka, compare_rdms, pwcca, rdm, rsa
 from branchnet.affinity.keeping import Keeper
 from branchnet.affinity.memory import Piece, plan_passes
 from branchnet.errors import AffinityError
-
-from .toys import Staged, given, images, rows, small_cnn
+from tests.affinity.toys import Staged, given, images, rows, small_cnn
 
 INPUTS = 40
 WIDTHS = (6 * 8 * 8, 12 * 3 * 3, 6)

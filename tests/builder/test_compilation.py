@@ -18,42 +18,9 @@ from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_proble
 from branchnet.builder.compilation import _copied
 from branchnet.builder.graphs import compiled_apart
 from branchnet.errors import BuildError
+from tests.builder.toys import KINDS, LETTERS, Unruly, images, linear_tree, networks, staged
 
-from .toys import KINDS, images, networks, staged
-
-TASKS = tuple("abcd")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-
-
-def branched() -> branchnet.BranchedNetwork:
-    def network(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
-
-    cut = branchnet.split_all({t: network(i) for i, t in enumerate(TASKS)}, torch.rand(3, 6), locations=["1", "3"])
-    return branchnet.build(Tree(TASKS, [[TASKS], [("a", "b"), ("c", "d")]]), cut)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Compile with a backend that runs each graph eagerly and counts them."""
-    counted: list[int] = []
-    compile_ = torch.compile
-
-    def counting(function: object, **options: object) -> object:
-        def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
-            counted.append(len(graph.graph.nodes))
-            return graph.forward
-
-        for given in ("mode", "backend"):
-            options.pop(given, None)
-        return compile_(function, backend=backend, **options)  # type: ignore[call-overload]
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", counting)
-    monkeypatch.setattr("branchnet.builder.compilation.compiler_problem", lambda device: "")
-    return counted
 
 
 def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNetwork:
@@ -63,7 +30,7 @@ def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNe
 
 
 def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: list[int]) -> None:
-    compiled = CompiledNetwork(branched())
+    compiled = CompiledNetwork(linear_tree())
     for batch in (2, 5, 9, 33, 2):
         assert compiled(torch.rand(batch, 6))["a"].shape == (batch, 2)
     assert len(graphs) == 1
@@ -72,9 +39,9 @@ def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: li
 
 
 def test_every_subset_of_tasks_has_its_own_single_graph(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
     compiled = CompiledNetwork(network)
-    subsets = [s for n in range(1, 5) for s in itertools.combinations(TASKS, n)]
+    subsets = [s for n in range(1, 5) for s in itertools.combinations(LETTERS, n)]
     x = torch.rand(4, 6)
     for _ in range(2):
         for subset in subsets:
@@ -101,18 +68,18 @@ def test_equal_stages_of_many_networks_share_one_graph(graphs: list[int]) -> Non
 
 def test_the_callers_tensor_is_not_marked(graphs: list[int]) -> None:
     x = torch.rand(4, 6)
-    CompiledNetwork(branched())(x)
+    CompiledNetwork(linear_tree())(x)
     assert not hasattr(x, "_dynamo_dynamic_indices")
 
 
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(BuildError, match="'z'"):
-        CompiledNetwork(branched())(torch.rand(2, 6), ["z"])
+        CompiledNetwork(linear_tree())(torch.rand(2, 6), ["z"])
 
 
 @pytest.mark.parametrize("fuse", [False, True])
 def test_wrong_inputs_are_compared_with_the_example(graphs: list[int], fuse: bool) -> None:
-    network = branched().eval()
+    network = linear_tree().eval()
     compiled = branchnet.compile(network, torch.rand(2, 6), fuse=fuse)
     with pytest.raises(
         BuildError, match=r"inputs of shape \(2, 7\) float32; the networks were split with \(3, 6\) float32"
@@ -212,7 +179,7 @@ def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatc
 )
 def test_options_that_make_no_sense_are_refused(graphs: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        branchnet.compile(branched(), torch.rand(2, 6), **options)
+        branchnet.compile(linear_tree(), torch.rand(2, 6), **options)
 
 
 def test_training_mode_is_compiled_with_a_warning_and_evaluation_mode_without(graphs: list[int]) -> None:
@@ -289,16 +256,8 @@ def test_folding_leaves_alone_what_it_must() -> None:
     assert torch.equal(folded(x)["a"], made["a"](x))
 
 
-class Unruly(nn.Module):
-    """Works eagerly and breaks every graph."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        torch._dynamo.graph_break()
-        return 2 * x
-
-
 def test_a_head_that_cannot_be_compiled_runs_eagerly_and_is_named(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
     network.heads[1] = Unruly()
     compiled = CompiledNetwork(network)
     x = torch.rand(3, 6)
@@ -310,13 +269,13 @@ def test_a_head_that_cannot_be_compiled_runs_eagerly_and_is_named(graphs: list[i
     compiled(x, ["a", "b", "d"])
     assert len(graphs) == graphs_before + 1  # the trunk and the heads of a and d
     expected = network(x)
-    assert list(found) == list(TASKS) and compiled.eager_heads == ("b",)
-    assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+    assert list(found) == list(LETTERS) and compiled.eager_heads == ("b",)
+    assert all(torch.equal(found[task], expected[task]) for task in LETTERS)
     assert list(compiled(x, ["a", "c"])) == ["a", "c"]
 
 
 def test_a_trunk_that_cannot_be_compiled_is_an_error(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
 
     class UnrulyNode(Unruly):
         def forward(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
@@ -345,20 +304,20 @@ def test_outputs_are_copied_out_of_memory_that_the_next_call_overwrites(
         return replay
 
     monkeypatch.setattr(torch, "compile", replaying)
-    compiled = CompiledNetwork(branched(), mode="reduce-overhead", copy_outputs=copy_outputs)
+    compiled = CompiledNetwork(linear_tree(), mode="reduce-overhead", copy_outputs=copy_outputs)
     assert not compiled._copies  # there are no CUDA graphs on a CPU
     compiled._copies = copy_outputs
     kept = compiled(torch.zeros(2, 6))
     before = {task: value.clone() for task, value in kept.items()}
     compiled(torch.ones(2, 6))
-    assert all(torch.equal(kept[task], before[task]) for task in TASKS) is safe
+    assert all(torch.equal(kept[task], before[task]) for task in LETTERS) is safe
 
 
 @pytest.mark.slow
 @needs_gpu
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_outputs_kept_by_the_caller_survive_the_next_call_on_a_gpu(mode: str) -> None:
-    network = branched().cuda()
+    network = linear_tree().cuda()
     x = torch.rand(2, 6, device="cuda")
     compiled = branchnet.compile(network, x, mode=mode)
     for _ in range(3):  # warm-up, recording, replay
@@ -367,10 +326,10 @@ def test_outputs_kept_by_the_caller_survive_the_next_call_on_a_gpu(mode: str) ->
     before = {task: value.clone() for task, value in kept.items()}
     for _ in range(3):
         compiled(torch.rand(2, 6, device="cuda"))
-    assert all(torch.equal(kept[task], before[task]) for task in TASKS)
+    assert all(torch.equal(kept[task], before[task]) for task in LETTERS)
     with torch.no_grad():
         expected = network(x)
-    for task in TASKS:
+    for task in LETTERS:
         torch.testing.assert_close(kept[task], expected[task], rtol=1e-3, atol=1e-3)
 
 
@@ -443,7 +402,7 @@ class PerImage(nn.Module):
 
 
 def test_a_head_that_fixes_the_batch_size_runs_eagerly_at_every_size(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
     network.heads[2] = PerImage()
     compiled = CompiledNetwork(network)
     with pytest.warns(UserWarning, match="the head of 'c' cannot be compiled"):
@@ -452,7 +411,7 @@ def test_a_head_that_fixes_the_batch_size_runs_eagerly_at_every_size(graphs: lis
     for size in (2, 5, 7):
         x = torch.rand(size, 6)
         found, expected = compiled(x), network(x)
-        assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+        assert all(torch.equal(found[task], expected[task]) for task in LETTERS)
     assert len(graphs) == before and compiled.eager_heads == ("c",)
     later = CompiledNetwork(network)
     later(torch.rand(1, 6))  # one sample has a graph of its own, in which nothing is dynamic
@@ -486,7 +445,7 @@ def test_a_head_that_the_backend_refuses_runs_eagerly(monkeypatch: pytest.Monkey
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compiling)
-    network = branched()
+    network = linear_tree()
     network.heads[0] = Peculiar()
     compiled = CompiledNetwork(network)
     x = torch.rand(3, 6)
@@ -512,7 +471,7 @@ def test_outputs_are_copied_wherever_cuda_graphs_are_recorded(
     places = ["cpu", device]
     monkeypatch.setattr("branchnet.builder.compilation.device_of", lambda network: places[0])
     with torch._inductor.config.patch({"triton.cudagraphs": everywhere}):
-        compiled = CompiledNetwork(branched(), mode=mode)
+        compiled = CompiledNetwork(linear_tree(), mode=mode)
         assert not compiled._copies
         del places[0]
         compiled._forget()  # as when the network was moved there
@@ -574,8 +533,8 @@ def test_backbones_have_one_graph_for_all_sizes_from_two_up_and_one_for_size_one
 
 
 def test_inputs_that_are_not_contiguous_and_empty_batches(graphs: list[int]) -> None:
-    network, compiled = branched(), CompiledNetwork(branched())
+    network, compiled = linear_tree(), CompiledNetwork(linear_tree())
     wide = torch.rand(3, 12)
     for x in (wide[:, ::2], torch.rand(6, 3).T, torch.rand(0, 6)):
         found, expected = compiled(x), network(x)
-        assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+        assert all(torch.equal(found[task], expected[task]) for task in LETTERS)

@@ -19,8 +19,7 @@ from branchnet import Architecture, BranchedNetwork, Tree
 from branchnet.builder import compiler_problem, load_weights
 from branchnet.builder import exporting as exporting_module
 from branchnet.errors import BuildError
-
-from .toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, images, networks, staged
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)

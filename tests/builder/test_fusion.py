@@ -26,8 +26,7 @@ from branchnet.builder import FusedNetwork, FusedNodes, Latency, fusion_choice
 from branchnet.builder.structure import structure
 from branchnet.errors import BuildError
 from branchnet.stages.flops import without_attention_fast_path
-
-from .toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, images, networks, staged
 
 TASKS = tuple(KINDS)
 DEPTH = 5

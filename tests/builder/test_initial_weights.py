@@ -17,8 +17,7 @@ from branchnet import Tree
 from branchnet.builder import estimate_batchnorm, weight_distance
 from branchnet.builder.averaging import average_nodes
 from branchnet.errors import BuildError
-
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, images, networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()

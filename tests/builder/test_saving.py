@@ -19,8 +19,7 @@ from branchnet.builder import save_weights
 from branchnet.builder.record import read_record, write_record
 from branchnet.builder.weights import checksum, file_checksum, read_metadata
 from branchnet.errors import CheckpointError, SpecError
-
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, images, networks, staged
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)

@@ -17,8 +17,7 @@ from branchnet import Affinity, Budget, LatencyTable, Tree
 from branchnet.builder import Latency, compiler_problem, measure_latency, ratio_interval
 from branchnet.builder.stage_latency import predicted_rounds, table_beside
 from branchnet.errors import BudgetError, BuildError
-
-from .test_modes import TwoInputs
+from tests.builder.toys import TwoInputs
 
 TASKS = ("a", "b", "c")
 SECONDS = {"fast": 0.002, "slow": 0.008, "head": 0.004}

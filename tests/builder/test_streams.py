@@ -27,9 +27,7 @@ from branchnet.builder.schedule import INPUTS, Schedule
 from branchnet.builder.streams import check_streams, run_schedule
 from branchnet.errors import BuildError
 from branchnet.stages import call
-
-from .test_compilation import Unruly, branched, graphs  # noqa: F401
-from .toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, Unruly, images, linear_tree, networks, staged
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a CUDA device, there is none")
 
@@ -196,8 +194,8 @@ def one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams_module, "open_streams", lambda device: lambda count: OneQueue())
 
 
-def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int], one_queue: None) -> None:  # noqa: F811
-    network = branched()
+def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int], one_queue: None) -> None:
+    network = linear_tree()
     compiled = branchnet.compile(network, torch.rand(2, 6), streams=True)
     assert isinstance(compiled, StreamedNetwork)
     for batch in (2, 7, 33):
@@ -211,8 +209,8 @@ def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int],
     assert len(graphs) == 6
 
 
-def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[int], one_queue: None) -> None:  # noqa: F811
-    network = branched()
+def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[int], one_queue: None) -> None:
+    network = linear_tree()
     network.heads[1] = Unruly()
     with pytest.warns(UserWarning, match="the head of 'b' cannot be compiled"):
         compiled = branchnet.compile(network, torch.rand(2, 6), streams=True)
@@ -232,7 +230,7 @@ def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[i
 )
 def test_what_cannot_run_on_streams_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        branchnet.compile(branched(), torch.rand(2, 6), streams=True, **options)
+        branchnet.compile(linear_tree(), torch.rand(2, 6), streams=True, **options)
     with pytest.raises(BuildError, match="'mps'"):
         check_streams("mps", None)
 

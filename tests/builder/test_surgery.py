@@ -16,9 +16,7 @@ from branchnet import BranchedNetwork, Tree
 from branchnet.builder import add_task
 from branchnet.clustering import tree_size
 from branchnet.errors import BranchnetError, BuildError
-
-from .test_assembly import TiedStages
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, TiedStages, images, networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()

@@ -18,8 +18,7 @@ from branchnet.builder.normalisation import estimate_batchnorm
 from branchnet.builder.permuting import permuted, tensors_of
 from branchnet.builder.symmetries import Symmetries, find_symmetries
 from branchnet.errors import BuildError
-
-from .toys import images, networks, staged
+from tests.builder.toys import images, networks, staged
 
 
 class Residual(nn.Module):

@@ -30,8 +30,8 @@ EXAMPLE = Path(__file__).parents[2] / "tools" / "example"
 COMMAND = [
     sys.executable,
     "-c",
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); import conftest, branchnet.cli; sys.exit(branchnet.cli.main())",
-    str(Path(__file__).parents[1]),
+    "import sys; sys.path += [sys.argv.pop(1)]; import tests.conftest; from branchnet import cli; sys.exit(cli.main())",
+    str(Path(__file__).parents[2]),
 ]
 SINGLE = {"OMP_NUM_THREADS": "1"}
 
@@ -174,7 +174,6 @@ def test_results_do_not_go_into_a_file(example: Path) -> None:
 
 
 def test_weights_that_do_not_fit_exit_4(example: Path) -> None:
-    import conftest  # noqa: F401  # torchvision needs it
     from safetensors.torch import save_file
     from torch import zeros
 

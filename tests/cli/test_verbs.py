@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from walking import SIZE, TASKS, Walker, make_folder
 
 import branchnet
 from branchnet import Affinity, Architecture
 from branchnet.cli import VERBS, main
 from branchnet.data import scenes
+from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 LINES = (
     "split run.yaml --locations 3",

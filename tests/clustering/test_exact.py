@@ -6,15 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from clustering_instances import (
-    affinities,
-    all_trees,
-    as_affinity,
-    brute_costs,
-    brute_sizes,
-    random_affinity,
-    rsa_like_affinity,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +24,15 @@ from branchnet.clustering import (
 )
 from branchnet.errors import AffinityError, BudgetError, TreeError
 from branchnet.stages.costs import StageCost, StageCosts
+from tests.clustering.toys import (
+    affinities,
+    all_trees,
+    as_affinity,
+    brute_costs,
+    brute_sizes,
+    random_affinity,
+    rsa_like_affinity,
+)
 
 NAMES = st.sampled_from(sorted(OBJECTIVES))
 

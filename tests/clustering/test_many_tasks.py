@@ -4,15 +4,6 @@ from itertools import islice, pairwise
 
 import numpy as np
 import pytest
-from clustering_instances import (
-    affinities,
-    as_affinity,
-    brute_costs,
-    brute_sizes,
-    names,
-    random_affinity,
-    rsa_like_affinity,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +14,15 @@ from branchnet.clustering.cliques import clique_diameters
 from branchnet.clustering.local import apply_move, price_moves
 from branchnet.clustering.searching import make_problem
 from branchnet.errors import BranchnetError, BudgetError
+from tests.clustering.toys import (
+    affinities,
+    as_affinity,
+    brute_costs,
+    brute_sizes,
+    names,
+    random_affinity,
+    rsa_like_affinity,
+)
 
 COSTS = [0.2, 1.2, 7.1, 14.9, 3.3, 5.0]
 NAMES = st.sampled_from(sorted(OBJECTIVES))

@@ -4,9 +4,8 @@ from hypothesis import strategies as st
 
 from branchnet.errors import SplitError
 from branchnet.stages import candidate_locations, split
-
-from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
-from .networks import RandomNetwork, random_networks
+from tests.stages.checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+from tests.stages.toys import RandomNetwork, random_networks
 
 EXAMPLE = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 

@@ -6,8 +6,7 @@ from torch import nn
 
 from branchnet.errors import SplitError
 from branchnet.stages import split, split_all
-
-from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+from tests.stages.checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 

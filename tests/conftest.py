@@ -1,9 +1,13 @@
-"""Defines the operators that torchvision's CUDA build registers, so that it imports beside a CPU build of torch."""
+"""Defines the operators that torchvision's CUDA build registers, so that it imports beside a CPU build of torch.
+
+And what tests of several rooms need.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 
+import pytest
 import torch
 
 _LIBRARIES: list[torch.library.Library] = []
@@ -22,3 +26,12 @@ def _define_torchvision_operators() -> None:
 _define_torchvision_operators()
 if torch.cuda.is_available():  # TF32 keeps three digits: what is compared would differ by more than tests allow
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips where torch.compile does not work. To ask is to compile something, so only what compiles asks."""
+    from branchnet.builder import compiler_problem
+
+    if problem := compiler_problem():
+        pytest.skip(f"torch.compile does not work here: {problem}")

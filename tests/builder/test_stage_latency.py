@@ -191,7 +191,7 @@ def test_stages_are_measured_on_a_gpu_fused_and_not() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(compiler_problem()), reason="torch.compile does not work here")
+@pytest.mark.usefixtures("compiler")
 def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {t: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval() for t in TASKS}
     compiler_problem("cpu")  # compiles a probe of its own, once

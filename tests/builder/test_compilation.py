@@ -18,14 +18,14 @@ from branchnet.builder import CompiledNetwork, SeparateNetworks, compiler_proble
 from branchnet.builder.compilation import _copied
 from branchnet.builder.graphs import compiled_apart
 from branchnet.errors import BuildError
-from tests.builder.toys import KINDS, LETTERS, Unruly, images, linear_tree, networks, staged
+from tests.builder.toys import KINDS, LETTERS, Unruly, images, linear_tree, split_networks
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 
 def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNetwork:
     tree = Tree(tasks, [[tasks]] * 3 + [[tasks[:2], tasks[2:]], [(task,) for task in tasks]])
-    return branchnet.build(tree, staged(networks(tasks))).eval()
+    return branchnet.build(tree, split_networks(tasks)).eval()
 
 
 def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: list[int]) -> None:

@@ -20,7 +20,7 @@ from branchnet import Architecture, BranchedNetwork, Tree
 from branchnet.builder import Exported, load_weights
 from branchnet.builder import exporting as exporting_module
 from branchnet.errors import BuildError
-from tests.builder.toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, images, networks, split_networks
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)
@@ -28,7 +28,7 @@ TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] 
 
 @pytest.fixture(scope="module")
 def branched() -> BranchedNetwork:
-    return branchnet.build(TREE, staged(networks())).eval()
+    return branchnet.build(TREE, split_networks()).eval()
 
 
 class Pair(nn.Module):
@@ -137,7 +137,7 @@ def test_safetensors_fill_the_network_that_the_specification_describes(
     branched: BranchedNetwork, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     x = images(2).to(dtype)
-    network = branchnet.build(TREE, staged(networks())).eval().to(dtype)
+    network = branchnet.build(TREE, split_networks()).eval().to(dtype)
     branchnet.export(network, x, tmp_path / "net.safetensors", tasks=["edges", "count"])
     architecture = Architecture.load(tmp_path / "net.yaml")
     assert architecture.tasks == ("edges", "count")

@@ -27,7 +27,7 @@ from branchnet.builder.schedule import INPUTS, Schedule
 from branchnet.builder.streams import check_streams, run_schedule
 from branchnet.errors import BuildError
 from branchnet.stages import call
-from tests.builder.toys import KINDS, Unruly, images, linear_tree, networks, staged
+from tests.builder.toys import KINDS, Unruly, images, linear_tree, split_networks
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a CUDA device, there is none")
 
@@ -177,7 +177,7 @@ class OneQueue:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_outputs_are_the_networks_to_the_bit(seed: int) -> None:
-    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=seed), staged(networks())).eval()
+    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=seed), split_networks()).eval()
     functions = {node.id: lambda cut, module=node.module: call(module, cut) for node in network.members()}
     x = images(2, seed=seed)
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_slow_branches_are_awaited_on_a_gpu() -> None:
 @needs_gpu
 @pytest.mark.slow
 def test_streams_equal_eager_on_a_gpu() -> None:
-    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=1), staged(networks())).eval().cuda()
+    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=1), split_networks()).eval().cuda()
     compiled: CompiledNetwork = branchnet.compile(network, images(2).cuda(), streams=True)
     for batch in (2, 5, 16):
         x = images(batch, seed=batch).cuda()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,16 @@ def networks(tasks: tuple[str, ...] = tuple(KINDS)) -> dict[str, nn.Module]:
 
 def staged(made: dict[str, nn.Module]) -> dict[str, StagedNetwork]:
     return branchnet.split_all(made, images(), locations=LOCATIONS)
+
+
+@functools.cache
+def _split_once(tasks: tuple[str, ...]) -> dict[str, StagedNetwork]:
+    return staged(networks(tasks))
+
+
+def split_networks(tasks: tuple[str, ...] = tuple(KINDS)) -> dict[str, StagedNetwork]:
+    """The networks, split: copies, as to split takes far longer than to copy."""
+    return copy.deepcopy(_split_once(tasks))
 
 
 def linear_tree() -> BranchedNetwork:

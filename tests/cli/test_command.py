@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ COMMAND = [
     str(Path(__file__).parents[2]),
 ]
 SINGLE = {"OMP_NUM_THREADS": "1"}
+EAGER = {"CXX": "no-compiler"}  # compiling takes minutes
 
 
 def branchnet_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -106,12 +108,60 @@ def test_checks_passes_its_self_test(capsys: pytest.CaptureFixture[str]) -> None
     assert all(word in table for word in ("passed", told["torch"], told["branchnet"]))
 
 
+@dataclass(frozen=True)
+class Demo:
+    """`branchnet demo --quick`, interrupted when its first network was trained, and then the same command again."""
+
+    folder: Path
+    interrupted: int
+    errors: str
+    files: list[str]
+    finished: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, **SINGLE, **EAGER}
+    command = [*COMMAND, "demo", "--quick"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    steps = folder / "branchnet-demo" / ".steps"
+    deadline = time.monotonic() + 300
+    while not (steps / "single-segmentation.safetensors.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    files = [path.name for path in steps.iterdir()]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    return Demo(folder, process.returncode, errors, files, finished)
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_exits_130_leaves_nothing_half_written_and_goes_on(demo: Demo) -> None:
+    assert demo.interrupted == 130, demo.errors
+    assert demo.files and not any(name.startswith(".") for name in demo.files)
+    assert demo.finished.returncode == 0, demo.finished.stderr
+    assert "reused single-segmentation.safetensors" in demo.finished.stderr
+    expected = {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"}
+    result = demo.folder / "branchnet-demo"
+    assert expected | {"samples.png"} <= {path.name for path in result.iterdir()}
+    assert "7 tasks" in demo.finished.stdout
+    loaded = branchnet.load(result)
+    assert set(loaded(scenes(1).images)) == set(loaded.tasks)
+    assert branchnet_command("show", "branchnet-demo", cwd=demo.folder).returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_examples_of_all_verbs_work_one_after_another_in_an_empty_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_examples_of_all_verbs_work_one_after_another(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", "no-compiler")  # everything eager: compiling takes minutes
+    """The first, `branchnet demo`, finds the demo finished."""
+    shutil.copytree(demo.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("CXX", EAGER["CXX"])
     for verb in VERBS:
         page = inspect.getdoc(getattr(importlib.import_module(f"branchnet.cli.{verb}"), verb))
         (example,) = re.findall(r"^Example: `branchnet (.*)`$", page, re.MULTILINE)
@@ -201,37 +251,6 @@ def test_weights_that_do_not_fit_exit_4(walker: Walker) -> None:
     change(walker.folder, networks=networks)
     assert walker("run run.yaml") == 4
     assert "fc.weight: expected (20, 512) float32, found (3, 3) float32" in walker.err
-
-
-@pytest.mark.slow
-def test_an_interrupted_demo_exits_130_leaves_nothing_half_written_and_goes_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "demo", "--quick", "--out", "result"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **SINGLE},
-    )
-    first = tmp_path / "result" / ".steps" / "single-segmentation.safetensors.json"
-    deadline = time.monotonic() + 300
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    names = [path.name for path in (tmp_path / "result" / ".steps").iterdir()]
-    assert not any(name.startswith(".") for name in names)
-    done = branchnet_command("demo", "--quick", "--out", "result", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "reused single-segmentation.safetensors" in done.stderr
-    expected = {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"}
-    assert expected | {"samples.png"} <= {path.name for path in (tmp_path / "result").iterdir()}
-    assert "7 tasks" in done.stdout
-    loaded = branchnet.load(tmp_path / "result")
-    assert set(loaded(scenes(1).images)) == set(loaded.tasks)
-    assert branchnet_command("show", "result", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.budgets import Costs, HeadCosts
@@ -13,9 +12,6 @@ from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.tree_search import make_problem, pareto_front
 from branchnet.clustering.trees.tree import Tree
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -60,26 +56,6 @@ class SharingComparison:
             for group in self.groups
         )
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw both fronts, cost against size.
-
-        Args:
-            ax: matplotlib axes to draw on; None makes a figure.
-
-        Returns:
-            The axes.
-        """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(figsize=(6, 4), layout="constrained").add_subplot()
-        for points, label in ((self.groups, "groups of whole networks"), (self.trees, "branched trees")):
-            ax.step([p.size for p in points], [p.cost for p in points], where="post", marker="o", ms=3, label=label)
-        ax.set_xlabel(self.unit)
-        ax.set_ylabel(f"clustering cost ({self.objective})")
-        ax.legend()
-        return ax
-
 
 def compare_sharing(
     affinity: Affinity | StageLosses,
@@ -87,7 +63,7 @@ def compare_sharing(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str = "mean-max",
+    objective: str = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
     """Compute both fronts exactly, for as many tasks as the exact method takes.

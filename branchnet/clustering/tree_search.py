@@ -57,7 +57,7 @@ def search(
     budget: Budget | float | str,
     *,
     head_costs: HeadCosts | None = None,
-    objective: str | Objective = "mean-max",
+    objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
@@ -77,7 +77,7 @@ def search(
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
-        objective: see `branchnet.clustering.objectives`.
+        objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`.
         stage_weights: D factors of the stages' terms, or `"params"` or `"flops"`: by what a stage costs (see
             `stage_shares`); None = 1.
         method: `"exact"` (dynamic programme over all partitions), `"local"` (starts and local search), `"beam"` (the
@@ -138,7 +138,7 @@ def pareto_front(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str | Objective = "mean-max",
+    objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
@@ -198,7 +198,7 @@ def make_problem(
     costs: Costs,
     unit: str,
     head_costs: HeadCosts | None = None,
-    objective: str | Objective = "mean-max",
+    objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     shared_stages: int = 0,
     constraints: Constraints | None = None,

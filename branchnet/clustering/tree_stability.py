@@ -75,7 +75,7 @@ def stability(
         costs: as given to `search`.
         budget: as given to `search`; None = the result's.
         head_costs: as given to `search`.
-        objective: None = the result's.
+        objective: None = the result's; for a tree `"mean-pair"`, the default of `search`.
         stage_weights: as given to `search`.
         method: as given to `search`.
         shared_stages: as given to `search`.
@@ -110,7 +110,7 @@ def stability(
             costs,
             budget,
             head_costs=head_costs,
-            objective=objective or "mean-max",
+            objective=objective or "mean-pair",
             stage_weights=stage_weights,
             method=method,
             shared_stages=shared_stages,

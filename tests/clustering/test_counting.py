@@ -4,11 +4,11 @@ import random
 from collections import Counter
 
 import pytest
-from clustering_instances import all_trees, facts_json, names
 from scipy.stats import chisquare
 
 from branchnet.clustering import Budget, count_trees, enumerate_trees, random_tree, tree_sampler, tree_size
 from branchnet.errors import BudgetError, TreeError
+from tests.clustering.toys import all_trees, facts_json, names
 
 COSTS = [1.3, 2.1, 3.7]
 
@@ -76,3 +76,9 @@ def test_random_trees_know_when_nothing_fits() -> None:
     assert caught.value.smallest == 3.0
     with pytest.raises(BudgetError, match="needs the costs"):
         random_tree(names(3), 2, seed=0, budget=2.5)
+
+
+def test_vectors_of_widths_beyond_two_million_a_half_are_refused() -> None:
+    """82 tasks, four stages: C(85, 4) = 2,024,785 vectors; one task fewer would be 1,929,501."""
+    with pytest.raises(TreeError, match="82 tasks with 7 stages have too many"):
+        tree_sampler(names(82), 7)

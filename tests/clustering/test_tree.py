@@ -4,12 +4,12 @@ import random
 
 import networkx as nx
 import pytest
-from clustering_instances import all_trees, facts_json
 from hypothesis import given
 from hypothesis import strategies as st
 
 from branchnet.clustering import Tree, count_trees
 from branchnet.errors import TreeError
+from tests.clustering.toys import all_trees, facts_json
 
 EXAMPLE = Tree(list("abcd"), [[list("abcd")], [list("ab"), list("cd")], [list("ab"), ["c"], ["d"]]])
 
@@ -103,12 +103,6 @@ def test_dot_text_escapes_names() -> None:
     assert r"a\"b" in text
     assert r"c\\" in text
     assert EXAMPLE.to_dot().count("->") == 5
-
-
-def test_plot_has_one_marker_per_node_and_all_names() -> None:
-    ax = EXAMPLE.plot()
-    assert len(ax.collections[0].get_offsets()) == 6
-    assert {text.get_text() for text in ax.texts} == set("abcd")
 
 
 def test_published_trees_are_trees() -> None:

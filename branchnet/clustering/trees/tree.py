@@ -16,7 +16,6 @@ from branchnet.errors import TreeError
 
 if TYPE_CHECKING:
     import networkx as nx
-    from matplotlib.axes import Axes
 
 Cluster = tuple[str, ...]
 Partition = tuple[Cluster, ...]
@@ -254,19 +253,6 @@ class Tree:
         from branchnet.clustering.trees.text_drawing import tree_dot
 
         return tree_dot(self)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the tree with matplotlib, input on the left.
-
-        Args:
-            ax: axes to draw on; None makes a figure.
-
-        Returns:
-            The axes.
-        """
-        from branchnet.clustering.trees.text_drawing import tree_plot
-
-        return tree_plot(self, ax)
 
     @cached_property
     def _key(self) -> tuple[frozenset[frozenset[str]], ...]:

@@ -34,6 +34,13 @@ class RunResult:
         trees: the trees that were built and trained, the chosen one (`"branched"`) first.
         further: further metrics, by label and network.
         threads: threads that the CPU used.
+
+    >>> made = branchnet.create("branchnet:scene_network", outputs=1, width=4)
+    >>> nets = {"depth": made, "edges": branchnet.create("branchnet:scene_network", outputs=1, width=4)}
+    >>> images = branchnet.data.scenes(30, size=32).images
+    >>> result = branchnet.run(nets, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
+    >>> isinstance(result, branchnet.RunResult), result.tree == result.search.tree, result.folder
+    (True, True, None)
     """
 
     tree: Tree

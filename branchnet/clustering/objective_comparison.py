@@ -16,7 +16,13 @@ from branchnet.clustering.trees.tree import Tree
 
 @dataclass(frozen=True)
 class Point:
-    """One tree's size and cost."""
+    """One tree's size and cost.
+
+    Attributes:
+        size: its size.
+        cost: its clustering cost.
+        tree: the tree.
+    """
 
     size: float
     cost: float
@@ -40,7 +46,11 @@ class SharingComparison:
     objective: str
 
     def saved(self) -> tuple[float, ...]:
-        """For each grouping by how much the best tree that is not larger costs less; never negative."""
+        """What branching saves.
+
+        Returns:
+            For each grouping by how much the best tree that is not larger costs less; never negative.
+        """
         return tuple(
             group.cost - min(tree.cost for tree in self.trees if tree.size <= group.size * (1 + 1e-12))
             for group in self.groups
@@ -53,10 +63,27 @@ def compare_sharing(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str = "mean-max",
+    objective: str = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
-    """Both fronts, exactly; arguments and errors as `pareto_front`, for as many tasks as the exact method takes."""
+    """Compute both fronts exactly, for as many tasks as the exact method takes.
+
+    Args:
+        affinity: as `search` takes it.
+        costs: as `search` takes them.
+        unit: the unit in which sizes are counted.
+        head_costs: as `search` takes them.
+        objective: as `search` takes it.
+        stage_weights: as `search` takes them.
+
+    Returns:
+        Both fronts.
+
+    Raises:
+        BranchnetError: too many tasks for the exact method.
+        BudgetError: costs that do not fit the affinities.
+        AffinityError: as `search`.
+    """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights)
     groups: list[Point] = []
     for _, labels in best_groupings(problem.losses, problem.rules):

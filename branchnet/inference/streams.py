@@ -29,9 +29,17 @@ from branchnet.builder.network.call_inputs import Input
 from branchnet.builder.network.module_structure import structure
 from branchnet.builder.network.node import Node
 from branchnet.errors import BuildError
-from branchnet.inference.compilation import CompiledNetwork, Outputs, records_cuda_graphs
 from branchnet.inference.schedule import INPUTS, Schedule, make_schedule
-from branchnet.inference.torch_compile import autocasting, compiled_apart, device_of, first_line, map_input
+from branchnet.inference.task_graphs import Outputs, prepared_input
+from branchnet.inference.torch_compile import (
+    CompileOptions,
+    autocasting,
+    compiled_apart,
+    device_of,
+    first_line,
+    map_input,
+    records_cuda_graphs,
+)
 from branchnet.stages import call
 
 Function = Callable[[Any], Any]
@@ -119,79 +127,52 @@ class CudaStreams:
                 tensor.record_stream(self._streams[stream])
 
 
-class StreamedNetwork(CompiledNetwork):
-    """A branched network whose tasks run on parallel streams; called like any compiled network.
+class StreamedNodes:
+    """Runs the tasks of a branched network on parallel streams of a GPU.
 
     Nodes and heads are compiled each on its own, as full graphs; those of one structure share a graph.
 
     Args:
         branched: the network, on a CUDA device.
-        mode, dynamic, autocast, cast, channels_last: see `branchnet.compile`.
+        options: how it is compiled.
+
+    Attributes:
+        eager_heads: tasks whose heads could not be compiled and are called eagerly.
 
     Raises:
         BuildError: a device without streams, or a mode that records CUDA graphs: those share one memory pool, which two
             that run at the same time would overwrite for each other.
     """
 
-    branched: BranchedNetwork
-
-    def __init__(
-        self,
-        branched: BranchedNetwork,
-        *,
-        mode: str | None = None,
-        dynamic: bool = True,
-        autocast: torch.dtype | None = None,
-        cast: torch.dtype | None = None,
-        channels_last: bool = False,
-    ) -> None:
-        check_streams(device_of(branched), mode)
-        super().__init__(
-            branched,
-            mode=mode,
-            dynamic=dynamic,
-            autocast=autocast,
-            cast=cast,
-            channels_last=channels_last,
-            copy_outputs=False,
-        )
-        self._streams = open_streams(next(branched.parameters()).device)
+    def __init__(self, branched: BranchedNetwork, options: CompileOptions) -> None:
+        self._branched = branched
+        self._options = options
         self._schedules: dict[tuple[str, ...], Schedule] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was compiled: the network is another one now, or on another device."""
+        self.eager_heads: tuple[str, ...] = ()
+        self._device = device_of(self._branched)
+        check_streams(self._device, self._options.mode)
+        self._streams = open_streams(next(self._branched.parameters()).device)
         self._shared: dict[Any, Callable[[nn.Module, Any], Any]] = {}
         self._made: dict[tuple[bool, ...], dict[str, Function]] = {}
 
-    def schedule(self, tasks: Sequence[str] | None = None) -> Schedule:
-        """Return which node runs on which stream, for `tasks`, all by default; print it to read it.
-
-        Args:
-            tasks: the tasks wanted.
-
-        Raises:
-            BuildError: an unknown task.
-        """
-        return make_schedule(self.branched.tree, tasks)
-
-    def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
+    def run(self, subset: tuple[str, ...], modes: tuple[bool, ...], x: Input) -> Outputs:
+        """Compute the outputs of the tasks in `subset`; `modes` are those that the network's modules are in."""
         if subset not in self._schedules:
-            self._schedules[subset] = self.schedule(subset)
-        inputs = map_input(self._as_prepared, x)
-        return run_schedule(self._schedules[subset], self._functions(), inputs, self._streams(len(subset))), {}
+            self._schedules[subset] = make_schedule(self._branched.tree, subset)
+        inputs = prepared_input(x, self._options)
+        return run_schedule(self._schedules[subset], self._functions(modes), inputs, self._streams(len(subset)))
 
-    def _functions(self) -> dict[str, Function]:
-        """What computes each node and each head, in the modes that they are in."""
-        modes = self._changes.modes()
+    def _functions(self, modes: tuple[bool, ...]) -> dict[str, Function]:
+        """What computes each node and each head, in these modes."""
         if modes not in self._made:
             self._made[modes] = {
-                node.id: (self._head if node.is_head else self._node)(node) for node in self.branched.members()
+                node.id: (self._head if node.is_head else self._node)(node) for node in self._branched.members()
             }
         return self._made[modes]
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._made.clear()
-        self._shared.clear()
-        check_streams(self._device, self.mode)
-        self._streams = open_streams(next(self.branched.parameters()).device)
 
     def _node(self, member: Node) -> Function:
         node = member.module
@@ -199,16 +180,16 @@ class StreamedNetwork(CompiledNetwork):
         if form not in self._shared:
             self._shared[form] = self._compiled_alone()
         compiled = self._shared[form]
-        return lambda cut: compiled(node, _with_dynamic_batch(cut) if self.dynamic else cut)
+        return lambda cut: compiled(node, _with_dynamic_batch(cut) if self._options.dynamic else cut)
 
     def _compiled_alone(self) -> Callable[[nn.Module, Any], Any]:
-        device, autocast = self._device, self.autocast
+        options, device = self._options, self._device
 
         def run(node: nn.Module, cut: Any) -> Any:
-            with autocasting(device, autocast):
+            with autocasting(device, options.autocast):
                 return call(node, cut)
 
-        return compiled_apart(run, mode=self.mode, dynamic=None if self.dynamic else False, module_guards=False)
+        return compiled_apart(run, mode=options.mode, dynamic=None if options.dynamic else False, module_guards=False)
 
     def _head(self, member: Node) -> Function:
         compiled, head, (task,) = self._node(member), member.module, member.tasks
@@ -223,7 +204,7 @@ class StreamedNetwork(CompiledNetwork):
                         f"the head of {task!r} cannot be compiled and is called eagerly: {first_line(error)}",
                         stacklevel=2,
                     )
-            with autocasting(self._device, self.autocast):
+            with autocasting(self._device, self._options.autocast):
                 return call(head, cut)
 
         return run

@@ -7,14 +7,47 @@ import functools
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.call_inputs import Input
 from branchnet.inference.change_detection import without_module_guards
+
+UNCOMPILED = (TorchDynamoException, ConstraintViolationError)
+"""What torch.compile raises for code that is no full graph, and for code that fixes a batch size."""
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How a network is compiled; `branchnet.compile` explains each.
+
+    Attributes:
+        mode: torch.compile's mode.
+        dynamic: one graph for every batch size from 2 up; otherwise one for each shape.
+        autocast: run under autocast to this type.
+        cast: convert floating-point inputs to this type.
+        channels_last: lay four-dimensional inputs out with the channels last.
+        regions: compile equal nodes of a stage once, as regions of the graph.
+    """
+
+    mode: str | None = None
+    dynamic: bool = True
+    autocast: torch.dtype | None = None
+    cast: torch.dtype | None = None
+    channels_last: bool = False
+    regions: bool = False
+
+
+def records_cuda_graphs(mode: str | None) -> bool:
+    """Whether torch.compile records CUDA graphs, in this mode or everywhere by inductor's own setting."""
+    return mode in CUDA_GRAPH_MODES or bool(torch._inductor.config.triton.cudagraphs)
 
 
 def compiled_apart(

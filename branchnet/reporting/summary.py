@@ -164,7 +164,7 @@ class Report:
             path: the file, written atomically.
             title: the page's heading.
         """
-        from branchnet.reporting.pages.page import Page
+        from branchnet.reporting.pages.page import Page  # here: tables need no matplotlib
 
         Page(title=title, report=self).save(path)
 

@@ -27,6 +27,15 @@ def milliseconds(seconds: float) -> str:
     return f"{_digits(seconds * 1e3, 3)} ms"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def percent(share: float) -> str:
     """Return `share` (1 = all) in percent with one decimal."""
     return f"{100 * share:.1f} %"

@@ -36,13 +36,13 @@ def test_frozen_through_and_through() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": ["a", "a"]}, r"tasks repeat \['a'\]"),
+        ({"tasks": ["a", "a"]}, r"tasks repeats \['a'\]"),
         ({"tasks": "ab"}, "a sequence of non-empty strings"),
         ({"tasks": ["a", ""]}, "non-empty"),
         ({"locations": ["x", "y"]}, r"\(2, 2, 2\)"),
         ({"values": np.full((1, 2, 2), np.nan)}, "affinity of 'a' and 'a' at 'x' is not finite"),
-        ({"standard_errors": np.zeros((1, 2))}, "standard_errors have shape"),
-        ({"samples": np.zeros((5, 2, 2))}, "samples have shape"),
+        ({"standard_errors": np.zeros((1, 2))}, "standard_errors has shape"),
+        ({"samples": np.zeros((5, 2, 2))}, "samples has shape"),
     ],
 )
 def test_refusals(change: dict, message: str) -> None:
@@ -67,19 +67,19 @@ def test_files_without_pickle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04broken"])
 def test_damaged_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(AffinityError, match=r"a\.npz is no affinity file"):
+    with pytest.raises(AffinityError, match=r"a\.npz is not an affinity file"):
         Affinity.load(tmp_path / "a.npz")
 
 
 def test_pickled_file_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", values=np.array([{}], dtype=object))
-    with pytest.raises(AffinityError, match="no affinity file"):
+    with pytest.raises(AffinityError, match="not an affinity file"):
         Affinity.load(tmp_path / "a.npz")
 
 
 def test_other_arrays_are_no_affinity(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", values=np.eye(3))
-    with pytest.raises(AffinityError, match="no affinity file"):
+    with pytest.raises(AffinityError, match="not an affinity file"):
         Affinity.load(tmp_path / "a.npz")
 
 
@@ -111,6 +111,12 @@ def test_dataframe() -> None:
     frame = random_affinity(4, 3).to_dataframe()
     assert list(frame.columns) == ["location", "task_i", "task_j", "affinity"]
     assert len(frame) == 3 * 6
+
+
+def test_dataframe_without_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(AffinityError, match=r"pip install 'branchnet\[tables\]', or use rows"):
+        random_affinity(2, 1).to_dataframe()
 
 
 def test_the_result_needs_no_torch() -> None:

@@ -161,7 +161,7 @@ def test_every_error_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
         ("    layer1: {params: 3, flops: 4}\n", "", "costs.stages: lacks 'layer1'"),
         ("flops: 6}", "flops: 6}\n  heads:\n    edges: {params: 1, flops: 1}", "costs.heads: lacks 'depth', 'shape'"),
         ("  edges:\n    constructor", "  edge:\n    constructor", "7:3: networks.edge: unknown key: not a task"),
-        ("branchnet:scene_network", "os:system", "networks.edges.constructor: 'os:system' is no named constructor"),
+        ("branchnet:scene_network", "os:system", "networks.edges.constructor: 'os:system' is not a named constructor"),
         ("cost: 1e-3", "cost: .nan", ".nan is not a finite number"),
         ("proven: true", "proven: 1", "search.proven: 1 is wrong"),
         ("proven: true", "proven: yes", '"yes" in quotes as text, true as a truth value'),

@@ -81,8 +81,8 @@ def test_the_new_branch_has_the_weights_of_its_own_network(walker: Walker) -> No
         (ADD.replace("layer2", "layer9") + " --dry-run", 2, "unknown location until='layer9'"),
         (ADD.replace("layer2", "layer9"), 2, "unknown location until='layer9'"),
         (ADD.replace("--add count", "--add pose"), 2, "pose is missing"),
-        (ADD.replace("deployed", "two-tasks.yaml"), 4, "is no saved network"),
-        ("distill deployed run.yaml --only pose", 2, "--only pose is no task"),
+        (ADD.replace("deployed", "two-tasks.yaml"), 4, "is not a saved network"),
+        ("distill deployed run.yaml --only pose", 2, "--only: unknown task 'pose'"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(walker: Walker, line: str, code: int, message: str) -> None:

@@ -68,6 +68,14 @@ def test_a_checkpoint_knows_which_nodes_are_frozen() -> None:
     assert content_hash(net, X, {"heads.0", "heads.1"}) == content_hash(net, X, ["heads.1", "heads.0"])
 
 
+def test_a_checkpoint_knows_the_weights_and_samples_that_it_was_started_from() -> None:
+    net, other = branched(), branched()
+    assert content_hash(net, X[:3]) == content_hash(net, X[:3].clone()) != content_hash(net, X[1:4])
+    assert content_hash(net, X[:3]) != content_hash(other, X[:3])
+    other.load_state_dict(net.state_dict())
+    assert content_hash(net, X[:3]) == content_hash(other, X[:3])
+
+
 @pytest.mark.parametrize("rate", [-1.0, math.nan])
 def test_a_rate_that_is_none_names_the_node(rate: float) -> None:
     with pytest.raises(TrainingError, match=r"learning rate of nodes\.0\.0"):

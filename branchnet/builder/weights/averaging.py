@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import combinations
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import node_id
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.staged import Stage
+
+if TYPE_CHECKING:
+    from branchnet.builder.network.branched_network import BranchedNetwork
 
 UNRELATED = 0.7
 """Donors further apart than this share no ancestor: networks trained from different random weights are at about 1."""

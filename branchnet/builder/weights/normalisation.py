@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.errors import BuildError
-from branchnet.stages.tracing.trace import mode_of
+from branchnet.utils.modes import mode_of
 
 
 def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], inputs: Iterable[Input]) -> int:

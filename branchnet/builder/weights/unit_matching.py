@@ -21,7 +21,7 @@ from branchnet.builder.weights.unit_spaces import Axes
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.staged import Stage
-from branchnet.stages.tracing.trace import mode_of
+from branchnet.utils.modes import mode_of
 
 MOST_ROWS = 4096
 """Positions (samples x pixels) that a correlation is taken over, at most, for one place and batch.

@@ -21,7 +21,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.stages import StagedNetwork, call
 from branchnet.stages.staged import Stage
-from branchnet.stages.tracing.trace import mode_of
+from branchnet.utils.modes import mode_of
 
 Inputs = Callable[[], Iterable[Input]]
 Order = Callable[[str, int, str, Tensor], Tensor]

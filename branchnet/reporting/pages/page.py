@@ -16,7 +16,6 @@ from branchnet.reporting.pages import page_sections as sections
 from branchnet.reporting.pages.markup import escaped
 from branchnet.reporting.plots.front_plot import FrontPlot
 from branchnet.reporting.plots.samples_plot import SamplesPlot
-from branchnet.reporting.summary import Report
 from branchnet.utils.files import write_text
 from branchnet.utils.version import __version__
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
     from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.tree_stability import Stability
+    from branchnet.reporting.summary import Report
 
 # Whatever a name of a task may hold, the browser runs and fetches nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

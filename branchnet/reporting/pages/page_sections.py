@@ -35,7 +35,6 @@ from branchnet.reporting.plots.latency_plot import draw_latency, latency_plot_da
 from branchnet.reporting.plots.metric_plot import draw_metrics
 from branchnet.reporting.plots.samples_plot import SamplesPlot, draw_samples
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
-from branchnet.reporting.summary import Report
 from branchnet.reporting.tables import Column, Table
 from branchnet.reporting.units import percent, si, signed
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.tree_stability import Stability
     from branchnet.clustering.trees.tree import Tree
+    from branchnet.reporting.summary import Report
 
 _PAIRS_LISTED = 2000
 _NORMAL_95 = 1.96

@@ -26,8 +26,7 @@ from branchnet.builder.network.module_structure import structure
 from branchnet.errors import BuildError
 from branchnet.inference import FusedNetwork, FusedNodes, Latency, fusion_choice
 from branchnet.stages.flops import without_attention_fast_path
-
-from .toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, images, split_networks
 
 TASKS = tuple(KINDS)
 DEPTH = 5
@@ -37,7 +36,7 @@ TREE = Tree(TASKS, [[TASKS], [TASKS], TWO_BY_TWO, TWO_BY_TWO, [(task,) for task 
 
 @pytest.fixture(scope="module")
 def cut() -> dict[str, branchnet.StagedNetwork]:
-    return staged(networks())
+    return split_networks()
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
@@ -240,18 +239,6 @@ def test_nodes_that_cannot_be_batched_stay_apart_and_are_named(monkeypatch: pyte
 @torch.fx.wrap
 def _decided(x: Tensor) -> Tensor:
     return x if x.sum().item() > 0 else -x
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("seed", range(3))
-def test_fused_equals_unfused_on_a_gpu(cut: dict[str, branchnet.StagedNetwork], seed: int) -> None:
-    branched = branchnet.build(branchnet.random_tree(TASKS, DEPTH, seed=seed), cut).eval().cuda()
-    fused = FusedNetwork(branched, range(DEPTH))
-    x = images(3, seed=seed).cuda()
-    with torch.no_grad():
-        assert_same(fused(x), branched(x), 1e-3)
-        assert_same(fused(x, ["edges", "scene"]), branched(x, ["edges", "scene"]), 1e-3)
-    assert all(parameter.is_cuda for parameter in fused.unfuse().parameters())
 
 
 def test_nodes_of_one_structure_have_one_layout_and_one_activation() -> None:

@@ -17,8 +17,7 @@ from branchnet import Affinity, Budget, LatencyTable, Tree
 from branchnet.errors import BudgetError, BuildError
 from branchnet.inference import Latency, compiler_problem, measure_latency, ratio_interval
 from branchnet.inference.latency_tables import predicted_rounds, table_and_others
-
-from .test_modes import TwoInputs
+from tests.builder.toys import TwoInputs
 
 TASKS = ("a", "b", "c")
 SECONDS = {"fast": 0.002, "slow": 0.008, "head": 0.004}
@@ -182,17 +181,7 @@ def test_networks_are_left_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_stages_are_measured_on_a_gpu_fused_and_not() -> None:
-    made = {t: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).eval() for t in TASKS}
-    table = branchnet.latency_table(made, torch.ones(2, 64), locations=["0"], device="cuda", fused=True, repeats=3)
-    assert "compiled on" in table.setting and all(latency is not None for latency in table.fused[0][1:])
-    assert all(cost > 0 for cost in table.costs[0][1:])
-    assert next(made["a"].parameters()).device.type == "cpu"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(compiler_problem()), reason="torch.compile does not work here")
+@pytest.mark.usefixtures("compiler")
 def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {t: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval() for t in TASKS}
     compiler_problem("cpu")  # compiles a probe of its own, once

@@ -1,4 +1,4 @@
-"""How fast a branched network runs beside N separate networks, all ways of running both measured in turns in one run.
+"""How fast a branched network runs compared with N separate networks: both, run in all ways, measured in turns.
 
     python benchmarks/inference.py                                     # the core: ResNet-50 and ViT-S, 5 tasks, 50%
     python benchmarks/inference.py --networks resnet18 mobilenet_v3_large --tasks 2 5 --shares 30 70 --batches 1 32
@@ -39,7 +39,7 @@ from branchnet.clustering import tree_sampler, tree_size
 from branchnet.errors import BudgetError
 from branchnet.inference import Latency, compare_latency, measure_latency
 from branchnet.inference.fusion_choice import faster_fused
-from branchnet.inference.latency_tables import table_beside
+from branchnet.inference.latency_tables import table_and_others
 from branchnet.inference.torch_compile import first_line
 from branchnet.utils.files import write_text
 
@@ -177,7 +177,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
         if set(pair) <= set(runs)
     }
     compiled = {"branched, compiled": runs["branched, compiled"]} if "branched, compiled" in runs else {}
-    table, beside = table_beside(
+    table, others = table_and_others(
         subject.staged,
         x,
         compiled,
@@ -186,7 +186,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
         widths=sorted({*subject.tree.widths, 1}),
         repeats=rounds,
     )
-    result["in turns with the table"] = {name: list(latency.samples) for name, latency in beside.items()}
+    result["in turns with the table"] = {name: list(latency.samples) for name, latency in others.items()}
     result["latency table"] = table.to_dict()
     if auto:
         branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)

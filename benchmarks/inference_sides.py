@@ -14,8 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import branchnet
 from branchnet import BranchedNetwork
 from branchnet.builder import SeparateNetworks
-from branchnet.inference.compilation import CUDA_GRAPH_MODES
-from branchnet.inference.torch_compile import compiled_apart
+from branchnet.inference.torch_compile import CUDA_GRAPH_MODES, compiled_apart
 
 if TYPE_CHECKING:
     from inference import Case, Subject

@@ -16,8 +16,8 @@ class OutOfTime(BranchnetError):
     """The time limit passed; searches catch it and return the best tree so far."""
 
 
-class Watch:
-    """Counts steps of a search, shows them if asked to, and raises OutOfTime after the limit.
+class Deadline:
+    """Counts steps of a search, shows them if asked to, and raises OutOfTime once its time has passed.
 
     Args:
         seconds: time limit; None = none.
@@ -30,7 +30,7 @@ class Watch:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Deadline:
         if self._show:
             from rich.console import Console
             from rich.progress import Progress

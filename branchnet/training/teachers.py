@@ -18,6 +18,7 @@ from branchnet.utils.progress import progress_bar
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256
+"""The variances scale the losses: one that is off by some percent changes nothing that matters."""
 
 
 class Teachers:
@@ -26,8 +27,24 @@ class Teachers:
     Their outputs are kept in memory where all of them together take at most `recorded_bytes`, and computed for each
     batch otherwise. The networks run where they are, in eval mode and without gradients; their modes are restored.
 
+    Args:
+        networks: the single-task networks by task, plain or staged.
+        images: K samples.
+        batch_size: samples run at once.
+        recorded_bytes: memory that the outputs may take.
+        progress: whether to draw a progress bar on stderr.
+
+    Attributes:
+        networks: the networks.
+        images: the samples.
+
     Raises:
         TrainingError: no network, or an output that is constant or not finite.
+
+    >>> import torch, branchnet
+    >>> teachers = branchnet.Teachers({"a": torch.nn.Linear(4, 2)}, torch.rand(8, 4), progress=False)
+    >>> teachers.outputs(torch.tensor([0, 5]), ["a"], torch.device("cpu"))["a"].shape
+    torch.Size([2, 2])
     """
 
     def __init__(
@@ -40,7 +57,7 @@ class Teachers:
         progress: bool = True,
     ) -> None:
         if not networks:
-            raise TrainingError("distillation needs at least one single-task network")
+            raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
         self.images = images
         self._recorded: dict[str, Any] = {}
@@ -56,11 +73,24 @@ class Teachers:
         return tuple(self.networks)
 
     def variances(self, task: str) -> tuple[float, ...]:
-        """Variance of each floating-point tensor of the task's output, around its mean for each channel."""
+        """Return the variance of each floating-point tensor of the task's output, around its mean for each channel.
+
+        Args:
+            task: one of `tasks`.
+        """
         return self._variances[task]
 
     def outputs(self, index: Tensor, tasks: Sequence[str], device: torch.device) -> dict[str, Any]:
-        """Outputs of `tasks` for the samples at `index`, on `device`."""
+        """Return the outputs of `tasks` for the samples at `index`.
+
+        Args:
+            index: numbers of samples, (B,).
+            tasks: the tasks wanted.
+            device: where the outputs shall be.
+
+        Returns:
+            outputs by task.
+        """
         if self._recorded:
             return {
                 task: pytree.tree_map_only(Tensor, lambda t: t[index].to(device), self._recorded[task])
@@ -75,36 +105,36 @@ class Teachers:
             output = call(network, take(self.images, index, own))
         return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), output)
 
-    def _measure_variances(self, pieces: Sequence[Tensor]) -> None:
+    def _measure_variances(self, indices: Sequence[Tensor]) -> None:
         self._bytes_per_sample = 0
-        count = sum(len(piece) for piece in pieces)
+        count = sum(map(len, indices))
         for task, network in self.networks.items():
             device = next(network.parameters()).device
-            outputs = [_float_leaves(self._run(task, piece, device)) for piece in pieces]
-            leaves = [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+            outputs = [_float_leaves(self._run(task, index, device)) for index in indices]
+            leaves = [torch.cat(batches_) for batches_ in zip(*outputs, strict=True)]
             spreads = tuple(float(channels_last_rows(leaf.double()).var(0, correction=0).mean()) for leaf in leaves)
             if not spreads or not all(0 < spread < float("inf") for spread in spreads):
                 raise TrainingError(
-                    f"the output of {task!r} has variance {spreads} over {count} samples; "
-                    "a constant or non-finite output teaches nothing"
+                    f"the output of {task!r} has variance {spreads} over {count} samples; expected one above 0 and "
+                    "finite: a constant output teaches nothing"
                 )
             self._variances[task] = spreads
             self._bytes_per_sample += sum(leaf.nbytes for leaf in leaves) // count
 
-    def _record(self, pieces: Sequence[Tensor], progress: bool) -> None:
-        parts: dict[str, list[Any]] = {task: [] for task in self.tasks}
-        with progress_bar("record the donors' outputs", len(pieces) * len(self.tasks), shown=progress) as advance:
+    def _record(self, indices: Sequence[Tensor], progress: bool) -> None:
+        recorded: dict[str, list[Any]] = {task: [] for task in self.tasks}
+        with progress_bar("record the donors' outputs", len(indices) * len(self.tasks), shown=progress) as advance:
             for task, network in self.networks.items():
                 device = next(network.parameters()).device
-                for piece in pieces:
-                    output = self._run(task, piece, device)
-                    parts[task].append(pytree.tree_map_only(Tensor, lambda t: t.cpu(), output))
+                for index in indices:
+                    output = self._run(task, index, device)
+                    recorded[task].append(pytree.tree_map_only(Tensor, lambda t: t.cpu(), output))
                     advance(task)
-        self._recorded = {task: pytree.tree_map(_concatenate, *batches_) for task, batches_ in parts.items()}
+        self._recorded = {task: pytree.tree_map(_concatenate, *outputs) for task, outputs in recorded.items()}
 
 
-def _concatenate(*parts: Any) -> Any:
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+def _concatenate(*leaves: Any) -> Any:
+    return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 def _float_leaves(output: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Running a network in eval mode for a while."""
+"""Running a network in one mode for a while: every module gets its own mode back afterwards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,45 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put `network` into eval mode inside; outside, every module has the mode that it had before."""
+    """Put a network into evaluation mode inside, by its own `eval()`.
+
+    Args:
+        network: any module.
+
+    Yields:
+        Nothing; afterwards every module has the mode that it had before.
+    """
+    with _restored_modes(network):
+        network.eval()
+        yield
+
+
+@contextmanager
+def mode_of(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Set the mode of a network and of all modules below it inside, past any `train()` of theirs.
+
+    A module may override `train()` to keep frozen BatchNorm in evaluation mode, or to refuse training; what is traced
+    or measured needs the mode that was asked for.
+
+    Args:
+        network: any module.
+        training: the mode.
+
+    Yields:
+        Nothing; afterwards every module has the mode that it had before.
+    """
+    with _restored_modes(network):
+        for module in network.modules():
+            module.training = training
+        yield
+
+
+@contextmanager
+def _restored_modes(network: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
         yield
     finally:
+        # Not by `train()`, which would set the children as well.
         for module, mode in modes:
             module.training = mode

@@ -19,7 +19,17 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(description: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
-    """Show a bar of `total` units, `done` of them finished already; yield the function that advances it by one."""
+    """Show a progress bar on stderr.
+
+    Args:
+        description: what is being done.
+        total: number of units.
+        shown: whether to draw it.
+        done: units that are finished already.
+
+    Yields:
+        The function that advances the bar by one unit.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

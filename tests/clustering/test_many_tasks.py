@@ -90,9 +90,9 @@ def test_affinities_above_one_are_bounded(name: str, seed: int) -> None:
 
 def test_an_affinity_above_one_by_rounding_costs_no_bound() -> None:
     values = rsa_like_affinity(15, 3, 0).values.copy()
-    whole = search(as_affinity(values), COSTS[:3], "40% params")
+    whole = search(as_affinity(values), COSTS[:3], "40% params", objective="mean-max")
     values[0, [0, 1], [1, 0]] = 1 + 4e-16
-    result = search(as_affinity(values), COSTS[:3], "40% params")
+    result = search(as_affinity(values), COSTS[:3], "40% params", objective="mean-max")
     assert result.lower_bound > 0.9 * whole.lower_bound > 0
 
 
@@ -220,8 +220,8 @@ def test_local_search_reaches_the_optimum_of_small_problems() -> None:
     gaps = []
     for seed in range(12):
         affinity = (rsa_like_affinity if seed % 2 else random_affinity)(7, 4, seed)
-        exact = search(affinity, COSTS[:4], "50% params")
-        found = search(affinity, COSTS[:4], "50% params", method="local")
+        exact = search(affinity, COSTS[:4], "50% params", objective="mean-max")
+        found = search(affinity, COSTS[:4], "50% params", objective="mean-max", method="local")
         assert found.cost >= exact.cost - 1e-12
         assert found.lower_bound <= exact.cost + 1e-12
         gaps.append(found.cost / exact.cost - 1)
@@ -283,11 +283,11 @@ def test_a_stopped_exact_search_returns_the_tree_of_the_local_search(monkeypatch
         raise KeyboardInterrupt
 
     affinity = rsa_like_affinity(8, 4, 0)
-    exact = search(affinity, COSTS[:4], "40% params", method="exact")
-    local = search(affinity, COSTS[:4], "40% params", method="local")
+    exact = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="exact")
+    local = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="local")
     monkeypatch.setattr("branchnet.clustering.tree_search.width_table", stopped)
     monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
-    result = search(affinity, COSTS[:4], "40% params", method="exact")
+    result = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="exact")
     assert "interrupted" in result.why
     assert (result.tree, result.cost, result.lower_bound) == (local.tree, local.cost, local.lower_bound)
     assert result.lower_bound <= exact.cost + 1e-12 <= result.cost + 2e-12
@@ -303,14 +303,14 @@ def test_a_bound_that_is_interrupted_is_kept(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     affinity = rsa_like_affinity(15, 3, 0)
-    whole = search(affinity, COSTS[:3], "40% params")
+    whole = search(affinity, COSTS[:3], "40% params", objective="mean-max")
     monkeypatch.setattr("branchnet.clustering.exact.chain_branch_and_bound._Search.children", interrupted)
-    result = search(affinity, COSTS[:3], "40% params")
+    result = search(affinity, COSTS[:3], "40% params", objective="mean-max")
     assert "its bound was interrupted" in result.why
     assert result.tree == whole.tree
     assert 0 < result.lower_bound < whole.lower_bound <= result.cost
     monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
-    before = search(rsa_like_affinity(9, 3, 0), COSTS[:3], "40% params", method="exact")
+    before = search(rsa_like_affinity(9, 3, 0), COSTS[:3], "40% params", objective="mean-max", method="exact")
     assert before.why == "its bound was interrupted before the exact method began"
 
 

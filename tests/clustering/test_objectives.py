@@ -32,7 +32,7 @@ def test_published_costs_and_optima(nodes: int) -> None:
     best = facts_json("cost_reading_sensitivity.json")["by_budget_nodes"][str(nodes)][READING]
     tree = Tree(TENSOR.tasks, [[[TENSOR.tasks[i] for i in c] for c in stage] for stage in best["layout"]])
     assert clustering_cost(tree, TENSOR) == pytest.approx(best["cost"], abs=1e-12)
-    result = search(TENSOR, [1.0] * 5, Budget(nodes), shared_stages=1)
+    result = search(TENSOR, [1.0] * 5, Budget(nodes), objective="mean-max", shared_stages=1)
     assert result.proven
     assert result.cost == pytest.approx(best["cost"], abs=1e-12)
     assert result.tree == tree
@@ -136,5 +136,5 @@ def test_refuses_directed_affinities_and_other_trees() -> None:
         clustering_cost(Tree.shared(["t0", "t1", "t2", "x"], 2), affinity)
     with pytest.raises(TreeError, match="3 stages"):
         clustering_cost(Tree.shared(affinity.tasks, 3), affinity)
-    with pytest.raises(AffinityError, match="no objective"):
+    with pytest.raises(AffinityError, match="unknown objective"):
         clustering_cost(Tree.shared(affinity.tasks, 2), affinity, objective="best")

@@ -1,4 +1,4 @@
-"""Reading features without a trace: a network leaves this room exactly as it came."""
+"""Side-effect free reading of features: a network leaves this room exactly as it came."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from branchnet.utils.modes import evaluation_mode
+
 
 @contextmanager
 def untouched(network: nn.Module, device: torch.device | None = None) -> Iterator[torch.device]:
     """In eval mode, without gradients, on `device` (its own by default) inside; as it was before, outside.
 
     Training flags, the content and place of parameters and buffers and the random state are put back, also after an
-    exception. Yields the device.
+    exception.
+
+    Args:
+        network: the network.
+        device: where to move it meanwhile.
+
+    Yields:
+        The device that it is on.
     """
     before = _State.of(network)
     place = device if device is not None else device_of(network)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with evaluation_mode(network), torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             torch.manual_seed(0)
-            network.eval()
             if device is not None:
                 network.to(device)
             yield place
@@ -41,27 +49,23 @@ def device_of(network: nn.Module) -> torch.device:
 
 @dataclass(frozen=True)
 class _State:
-    """What running a network could change. Buffers are copied; parameters only change place."""
+    """What running a network could change, its mode apart. Buffers are copied; parameters only change place."""
 
-    modes: list[tuple[nn.Module, bool]]
     parameters: list[tuple[nn.Parameter, Tensor]]
     buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
 
     @classmethod
     def of(cls, network: nn.Module) -> _State:
-        modules = list(network.modules())
         buffers = [
             (module, name, buffer, buffer.clone())
-            for module in modules
+            for module in network.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
         parameters = [(parameter, parameter.data) for parameter in network.parameters()]
-        return cls([(module, module.training) for module in modules], parameters, buffers)
+        return cls(parameters, buffers)
 
     def restore(self) -> None:
-        for module, mode in self.modes:
-            module.training = mode
         for parameter, data in self.parameters:
             parameter.data = data
         for module, name, buffer, content in self.buffers:

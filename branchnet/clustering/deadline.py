@@ -21,7 +21,7 @@ class Deadline:
 
     Args:
         seconds: time limit; None = none.
-        show: whether to draw a progress bar on stderr.
+        show: whether to draw a progress bar on stderr, where the package rich is installed.
     """
 
     def __init__(self, seconds: float | None = None, *, show: bool = False) -> None:
@@ -32,9 +32,11 @@ class Deadline:
 
     def __enter__(self) -> Deadline:
         if self._show:
-            from rich.console import Console
-            from rich.progress import Progress
-
+            try:
+                from rich.console import Console
+                from rich.progress import Progress
+            except ImportError:
+                return self
             self._bar = Progress(console=Console(stderr=True), transient=True)
             self._bar.start()
         return self

@@ -115,7 +115,7 @@ def export(
     specification, card = target.with_suffix(".yaml"), target.with_suffix(".md")
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-"))
     try:
-        outputs, difference, batches = _written(folder / target.name, network, example, chosen, dynamic)
+        written = write_model(folder / target.name, network, example, chosen, dynamic=dynamic)
         Architecture.from_network(network).save(folder / specification.name)
         text = model_card(
             network,
@@ -124,17 +124,17 @@ def export(
             format=chosen,
             file=target.name,
             dynamic=dynamic,
-            outputs=outputs,
-            difference=difference,
-            tolerance=max((TOLERANCES.get(value.dtype, 0.0) for value in outputs.values()), default=0.0),
-            batches=batches,
+            outputs=written.outputs,
+            difference=written.difference,
+            tolerance=max((TOLERANCES.get(value.dtype, 0.0) for value in written.outputs.values()), default=0.0),
+            batches=written.batches,
         )
         write_text(folder / card.name, text)
         for final in (specification, card, target):
             _put(folder / final.name, final)
     finally:
         shutil.rmtree(folder)
-    return Exported(target, specification, card, tuple(outputs), difference, batches)
+    return Exported(target, specification, card, tuple(written.outputs), written.difference, written.batches)
 
 
 def _check_order(example: Any, path: Any) -> None:
@@ -162,10 +162,17 @@ def _checked_format(format: str | None, target: Path) -> str:
     return chosen
 
 
-def _written(
-    path: Path, network: BranchedNetwork, example: Example, format: str, dynamic: bool
-) -> tuple[dict[str, Tensor], dict[str, float], tuple[int, ...]]:
-    """Write the model, load it and compare: the network's outputs, the differences by output, the batch sizes."""
+@dataclass(frozen=True)
+class Written:
+    """What `write_model` compared: the network's outputs at the last batch size, differences by output, batch sizes."""
+
+    outputs: Mapping[str, Tensor]
+    difference: Mapping[str, float]
+    batches: tuple[int, ...]
+
+
+def write_model(path: Path, network: BranchedNetwork, example: Example, format: str, *, dynamic: bool) -> Written:
+    """Write the model alone, load it and compare; `export` explains the arguments and the errors."""
     batch = batch_size(example)
     # Size 1, at which programs are specialised most easily, the size of the example, and one that none has seen.
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
@@ -183,7 +190,7 @@ def _written(
             raise
         except Exception as error:  # exporters raise errors of many kinds, none of them documented
             raise BuildError(f"{format} export failed: {type(error).__name__}: {first_line(error)}") from error
-    return expected[-1], _compared(expected, found), batches
+    return Written(expected[-1], _compared(expected, found), batches)
 
 
 @contextmanager

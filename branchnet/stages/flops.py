@@ -3,7 +3,7 @@
 fvcore traces a network with torch.jit, which needs real tensors and one trace per piece. Here its formulas are applied
 to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. One
 multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
-products.
+products. Where fvcore is not installed, as on a machine that only measures, the same formula stands here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn.jit_handles import conv_flop_count
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,8 +121,20 @@ def _new_bytes(args: Sequence[Any], out: Any) -> int:
 
 
 def _convolution(args: Sequence[Any], out: Any) -> float:
-    x, weight, transposed = args[0], args[1], args[6]
-    return float(conv_flop_count(list(x.shape), list(weight.shape), list(out.shape), transposed=transposed))
+    x, weight, transposed = list(args[0].shape), list(args[1].shape), args[6]
+    try:
+        from fvcore.nn.jit_handles import conv_flop_count
+    except ModuleNotFoundError:
+        return convolution_flops(x, weight, list(out.shape), transposed=transposed)
+    return float(conv_flop_count(x, weight, list(out.shape), transposed=transposed))
+
+
+def convolution_flops(x: Sequence[int], weight: Sequence[int], out: Sequence[int], *, transposed: bool) -> float:
+    """Multiply-adds of a convolution, by the shapes of input, weight and output.
+
+    Every weight is used once for each place of the output, or of the input where the convolution is transposed.
+    """
+    return float(x[0] * prod(weight) * prod((x if transposed else out)[2:]))
 
 
 def _matrix_product(left: int) -> Formula:

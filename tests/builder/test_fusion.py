@@ -242,18 +242,6 @@ def _decided(x: Tensor) -> Tensor:
     return x if x.sum().item() > 0 else -x
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("seed", range(3))
-def test_fused_equals_unfused_on_a_gpu(cut: dict[str, branchnet.StagedNetwork], seed: int) -> None:
-    branched = branchnet.build(branchnet.random_tree(TASKS, DEPTH, seed=seed), cut).eval().cuda()
-    fused = FusedNetwork(branched, range(DEPTH))
-    x = images(3, seed=seed).cuda()
-    with torch.no_grad():
-        assert_same(fused(x), branched(x), 1e-3)
-        assert_same(fused(x, ["edges", "scene"]), branched(x, ["edges", "scene"]), 1e-3)
-    assert all(parameter.is_cuda for parameter in fused.unfuse().parameters())
-
-
 def test_nodes_of_one_structure_have_one_layout_and_one_activation() -> None:
     """What code made for one of them would get wrong for another."""
 

@@ -182,16 +182,6 @@ def test_networks_are_left_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_stages_are_measured_on_a_gpu_fused_and_not() -> None:
-    made = {t: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).eval() for t in TASKS}
-    table = branchnet.latency_table(made, torch.ones(2, 64), locations=["0"], device="cuda", fused=True, repeats=3)
-    assert "compiled on" in table.setting and all(latency is not None for latency in table.fused[0][1:])
-    assert all(cost > 0 for cost in table.costs[0][1:])
-    assert next(made["a"].parameters()).device.type == "cpu"
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(bool(compiler_problem()), reason="torch.compile does not work here")
 def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {t: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval() for t in TASKS}

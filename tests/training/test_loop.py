@@ -197,24 +197,3 @@ def test_nothing_left_to_train_is_refused() -> None:
         optimize(
             network(), lambda index: {}, [Group([], 1.0)], samples=4, steps=1, batch_size=2, seed=0, description="test"
         )
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_generator_of_the_gpu_is_saved_too(tmp_path: Path) -> None:
-    def on_gpu(net: nn.Module, **options: object) -> History:
-        x, y, steps = X.cuda(), Y.cuda(), itertools.count()
-
-        def losses(index: Tensor) -> Mapping[str, Tensor]:
-            if next(steps) == options.get("interrupt_at"):
-                signal.raise_signal(signal.SIGINT)
-            return {"a": (net(x[index]) - y[index]).square().mean()}
-
-        return optimize(
-            net.train(), losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=12, batch_size=8, seed=3,
-            description="test", progress=False, checkpoint=options.get("checkpoint"),
-        )  # type: ignore[arg-type]  # fmt: skip
-
-    expected = on_gpu(network().cuda())
-    with pytest.raises(KeyboardInterrupt):
-        on_gpu(network().cuda(), interrupt_at=4, checkpoint=tmp_path / "run.pt")
-    assert on_gpu(network().cuda(), checkpoint=tmp_path / "run.pt").losses == expected.losses

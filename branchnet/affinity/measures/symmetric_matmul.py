@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_info
 from torch import Tensor
 
 # Wide enough that a product uses the vector units well, narrow enough that little is computed below the diagonal.
@@ -80,8 +79,15 @@ def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
 
 @cache
 def _onednn_is_wider() -> bool:
-    """Whether torch computes with AVX-512 and has oneDNN, while numpy's OpenBLAS computes with narrower vectors."""
+    """Whether torch computes with AVX-512 and has oneDNN, while numpy's OpenBLAS computes with narrower vectors.
+
+    Without the package threadpoolctl, which knows what OpenBLAS computes with, numpy multiplies.
+    """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
         return False
     libraries: list[dict[str, Any]] = threadpool_info()
     kernels = [one.get("architecture") for one in libraries if one["internal_api"] == "openblas"]

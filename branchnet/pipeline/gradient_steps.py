@@ -18,12 +18,14 @@ from branchnet.affinity import Affinity
 from branchnet.affinity.measures.gradient import probing_cost
 from branchnet.builder import BranchedNetwork, choose_donors
 from branchnet.clustering import Tree
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.collation import gather, placed
+from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
-from branchnet.pipeline.problem import divide
+from branchnet.pipeline.problem import divide, division
 from branchnet.pipeline.run_config import RunConfig, call_factory, find_function
 from branchnet.specification import Architecture
+from branchnet.stages.interface import call_form
 
 METHODS: Mapping[str, Any] = {"lookahead": "lookahead", "first-order": "first-order", "gradient-cosine": "cosine"}
 
@@ -38,12 +40,12 @@ class Labelled:
         losses: a function of (output, labels of a batch) by task.
     """
 
-    images: Inputs
+    images: Source
     labels: dict[str, Tensor]
     losses: dict[str, Callable[[Any, Any], Tensor]]
 
 
-def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
+def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
     """Call the config's factory of labels and find its losses; leave out what is held out.
 
     Raises:
@@ -58,7 +60,7 @@ def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
     labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count_samples(images))
     return Labelled(
         images=divide(images, config)[0],
-        labels=cast(dict[str, Tensor], divide(labels, config)[0]),
+        labels=gather(labels, torch.tensor(division(count_samples(images), config)[0])),
         losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
     )
 
@@ -120,8 +122,8 @@ def measure_gradients(
     device = next(network.parameters()).device
     count = min(config.probe, count_samples(data.images))
     found = [
-        (take(data.images, index, device), {task: take(labels, index, device) for task, labels in data.labels.items()})
-        for index in batches(count, config.batch_size)
+        (placed(batch.inputs, device), placed(gather(data.labels, cast(Tensor, batch.index)), device))
+        for batch in read_samples(data.images, call_form(network)).first(count, config.batch_size)
     ]
     return branchnet.gradient_affinity(
         network,

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import Subset
 
 from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, load_images, to_images
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.call_forms import described
+from branchnet.data.collation import leaves, placed
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.deploy import load_weights
 from branchnet.errors import BudgetError, DataError, SpecError
 from branchnet.models.constructors import create
 from branchnet.pipeline.run_config import NetworkConfig, RunConfig, call_factory, one_source
 from branchnet.pipeline.steps import Problem
 from branchnet.stages import call
+from branchnet.stages.interface import call_form
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 
 BYTES_IN_MEMORY = 2 * 2**30
@@ -89,22 +91,35 @@ def make_network(wanted: NetworkConfig, folder: Path) -> Any:
     return call_factory(str(wanted.factory), folder)
 
 
-def divide(images: Inputs, config: RunConfig) -> tuple[Inputs, Inputs]:
+def divide(images: Source, config: RunConfig) -> tuple[Samples, Samples]:
     """Divide the images, shuffled by the seed, into those that are trained on and those that are held out.
 
     Raises:
-        DataError: too few images.
+        DataError: too few images, or images that cannot be read by number.
     """
-    order = torch.randperm(count_samples(images), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    held_out = round(config.held_out * len(order))
-    if held_out < 1 or len(order) - held_out < 3:
-        raise DataError(f"{len(order)} images are too few for a held-out share of {config.held_out:g} and a probe of 3")
-    return _subset(images, order[held_out:]), _subset(images, order[:held_out])
+    samples = read_samples(images)
+    train, test = division(samples.known_count, config)
+    return samples.subset(train), samples.subset(test)
 
 
-def probe_of(train: Inputs, config: RunConfig) -> Any:
+def division(count: int, config: RunConfig) -> tuple[list[int], list[int]]:
+    """The numbers of the samples that are trained on, and of those that are held out.
+
+    Raises:
+        DataError: too few samples.
+    """
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)).tolist()
+    held_out = round(config.held_out * count)
+    if held_out < 1 or count - held_out < 3:
+        raise DataError(f"{count} images are too few for a held-out share of {config.held_out:g} and a probe of 3")
+    return order[held_out:], order[:held_out]
+
+
+def probe_of(train: Source, config: RunConfig) -> Any:
     """The images on which the networks are compared."""
-    return take(train, torch.arange(min(config.probe, count_samples(train))), torch.device("cpu"))
+    samples = read_samples(train)
+    chosen = samples.take(torch.arange(min(config.probe, samples.known_count)))
+    return placed(chosen.inputs, torch.device("cpu"))
 
 
 def metrics_of(config: RunConfig) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
@@ -121,7 +136,7 @@ def metrics_of(config: RunConfig) -> tuple[dict[str, Metric], dict[str, tuple[st
     return metrics, further
 
 
-def read_images(config: RunConfig, folder: Path) -> Inputs:
+def read_images(config: RunConfig, folder: Path) -> Source:
     """Read the images into memory, or leave a large folder on disk to be read batch by batch.
 
     Raises:
@@ -140,34 +155,33 @@ def read_images(config: RunConfig, folder: Path) -> Inputs:
     return load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
 
 
-def _checked_images(images: Any, factory: str) -> Inputs:
-    """What a factory returned, as the networks take it; arrays, uint8 and channels-last images are converted."""
-    named = isinstance(images, Mapping) or (isinstance(images, tuple) and images)
-    if named and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in pytree.tree_leaves(images)):
-        return cast(Inputs, images)
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images)
-    if not isinstance(images, Tensor) or images.dim() < 2:
-        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+def _checked_images(images: Any, factory: str) -> Samples:
+    """What a factory returned, as the networks take it; channels-last images, too, are converted."""
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        channels_last = images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
+        images = to_images(images) if channels_last else images
+    try:
+        samples = read_samples(images)
+        inputs = samples.take(torch.tensor([0])).inputs
+        if isinstance(inputs, Tensor) and inputs.dim() < 2:
+            raise DataError(f"the samples are {described(images)}; expected more than a number for each")
+    except DataError as error:
         raise DataError(
-            f"factory {factory!r} must return images (K, C, H, W), or a dict or tuple of tensors; it returned {found}"
-        )
-    channels_last = images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
-    return to_images(images) if images.dtype == torch.uint8 or channels_last else images
+            f"factory {factory!r} must return images (K, C, H, W), a dict or tuple of tensors, or a Dataset: {error}"
+        ) from error
+    return samples
 
 
-def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size: int) -> dict[str, Tensor]:
-    """First floating-point tensor of each network's output, for all images."""
+def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
+    """First floating-point tensor of each network's output, for all images, each of which is read once."""
+    samples = read_samples(images, call_form(next(iter(networks.values()))))
+    found: dict[str, list[Tensor]] = {task: [] for task in networks}
     with torch.no_grad():
-        return {
-            task: torch.cat(
-                [
-                    first_tensor(call(network, take(images, index, next(network.parameters()).device))).cpu()
-                    for index in batches(count_samples(images), batch_size)
-                ]
-            )
-            for task, network in networks.items()
-        }
+        for batch in samples.batches(batch_size):
+            for task, network in networks.items():
+                inputs = placed(batch.inputs, next(network.parameters()).device)
+                found[task].append(first_tensor(call(network, inputs)).cpu())
+    return {task: torch.cat(outputs) for task, outputs in found.items()}
 
 
 def on_first_tensor(metric: Metric) -> Metric:
@@ -196,23 +210,17 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def images_hash(images: Inputs) -> str:
-    """Content hash of images in memory; of names, sizes and times of files that are read on demand."""
+def images_hash(images: Source) -> str:
+    """Content hash of images, which are read once; of files the names, sizes and times instead."""
     digest = hashlib.sha256()
-    if isinstance(images, ImageFolder):
-        for path in images.paths:
+    samples = read_samples(images)
+    if isinstance(samples.source, ImageFolder):
+        for path in samples.source.paths:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(f"{images.size} {images.mean} {images.std}".encode())
-    else:
-        for leaf in pytree.tree_leaves(images):
+        digest.update(f"{samples.source.size} {samples.source.mean} {samples.source.std}".encode())
+        return digest.hexdigest()
+    for batch in [Batch(samples.source)] if samples.kind == "memory" else samples.batches(64):
+        for leaf in leaves(batch.inputs):
             digest.update(leaf.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _subset(images: Inputs, rows: list[int]) -> Inputs:
-    if isinstance(images, Tensor):
-        return images[rows]
-    if isinstance(images, Mapping | tuple):
-        return cast(Inputs, take(images, torch.tensor(rows), torch.device("cpu")))
-    return Subset(cast(Any, images), rows)  # type: ignore[return-value]

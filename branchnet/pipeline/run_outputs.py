@@ -14,7 +14,7 @@ import branchnet
 from branchnet.builder import BranchedNetwork
 from branchnet.cli.printing import print_json
 from branchnet.clustering import Tree, clustering_cost
-from branchnet.data.samples import take
+from branchnet.data.samples import read_samples
 from branchnet.pipeline.search_inputs import random_points
 from branchnet.pipeline.steps import Problem, Results, Trees, as_json
 from branchnet.pipeline.workspace import Workspace, save_json
@@ -100,8 +100,9 @@ def finish(
 def sample_grid(problem: Problem, samples: Sequence[TaskSamples]) -> SamplesPlot:
     """The first test images with truth and predictions below."""
     shown = len(next(iter(samples[0].predictions.values())))
-    images = take(problem.test, torch.arange(shown), torch.device("cpu"))
-    return samples_plot_data(images.movedim(1, -1).numpy(), samples)
+    images = read_samples(problem.test).take(torch.arange(shown)).inputs
+    assert isinstance(images, torch.Tensor)
+    return samples_plot_data(images.movedim(1, -1).cpu().numpy(), samples)
 
 
 def write_pictures(problem: Problem, trees: Trees, grid: SamplesPlot | None, directory: Path) -> None:

@@ -21,7 +21,8 @@ from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork, SeparateNetworks, choose_donors
 from branchnet.clustering import Budget, SearchResult, Stability, Tree, stability, tree_size
 from branchnet.clustering.budgets import Costs, HeadCosts
-from branchnet.data.samples import Inputs, count_samples, take
+from branchnet.data.collation import placed
+from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import CompiledNetwork, Latency, LatencyTable, compare_latency, compiler_problem
 from branchnet.inference.torch_compile import device_of
@@ -57,9 +58,9 @@ class Problem:
 
     networks: Mapping[str, nn.Module]
     identity: Any
-    train: Inputs
-    probe: Inputs
-    test: Inputs
+    train: Source
+    probe: Source
+    test: Source
     targets: Mapping[str, Tensor]
     metrics: Mapping[str, Metric]
     budget: Budget
@@ -78,7 +79,7 @@ class Problem:
     @property
     def example(self) -> Any:
         """One input, as the networks take it, where they are."""
-        return take(self.test, torch.tensor([0]), self.device)
+        return placed(read_samples(self.test).take(torch.tensor([0])).inputs, self.device)
 
     @property
     def device(self) -> torch.device:

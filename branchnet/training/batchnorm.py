@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, estimate_batchnorm
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.collation import placed
+from branchnet.data.samples import Source, read_samples
+from branchnet.stages.interface import call_form
 
 SAMPLES = 512
 
@@ -24,7 +27,7 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
     return foreign
 
 
-def reestimate_batchnorm(branched: BranchedNetwork, images: Inputs, *, batch_size: int = 64) -> int:
+def reestimate_batchnorm(branched: BranchedNetwork, images: Source, *, batch_size: int = 64) -> int:
     """Replace the running statistics below foreign features by the mean over batches of up to 512 samples.
 
     BatchNorm that tracing made a part of a stage's graph cannot be estimated apart; a warning counts those layers.
@@ -33,6 +36,7 @@ def reestimate_batchnorm(branched: BranchedNetwork, images: Inputs, *, batch_siz
         the number of BatchNorm layers that were estimated.
     """
     device = next(branched.parameters()).device
-    pieces = batches(min(count_samples(images), SAMPLES), batch_size)
-    inputs = (take(images, index, device) for index in pieces if len(index) > 1)
-    return estimate_batchnorm(branched, foreign_modules(branched), inputs)
+    batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size)
+    inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)
+    with torch.random.fork_rng(devices=[]):  # loaders draw random numbers whenever they are read
+        return estimate_batchnorm(branched, foreign_modules(branched), inputs)

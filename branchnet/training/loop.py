@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from branchnet.data.samples import Inputs, count_samples, take
+from branchnet.data.collation import leaves
+from branchnet.data.samples import Samples
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.utils.files import atomic_write
 from branchnet.utils.interrupt import deferred_interrupt
@@ -31,8 +32,8 @@ WEIGHT_DECAY = 1e-4
 LARGEST_GRADIENT = 5.0
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
-TaskLosses = Callable[[Tensor], Mapping[str, Tensor]]
-"""From the indices of a batch to the scalar loss of each task."""
+TaskLosses = Callable[[Any], Mapping[str, Tensor]]
+"""From what a step is given, the indices of a batch or the batch itself, to the scalar loss of each task."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,17 @@ def optimize(
     task_losses: TaskLosses,
     groups: Sequence[Group],
     *,
-    samples: int,
+    samples: int | None,
     steps: int,
     batch_size: int,
     seed: int,
     description: str,
+    draw: Callable[[int], Any] | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     content: str = "",
 ) -> History:
-    """Train `module` in place for `steps` batches drawn without replacement, epoch by epoch.
+    """Train `module` in place for `steps` batches, each `draw(step)`: by default the `sample_indices` of `samples`.
 
     A checkpoint is taken up only by a run of the same settings and `content`, see `content_hash`.
 
@@ -91,6 +93,7 @@ def optimize(
     optimized = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters]
     if not optimized:
         raise TrainingError("no parameter is left to train: all of them are frozen")
+    draw = draw or partial(sample_indices, samples=samples or 0, batch_size=batch_size, seed=seed)
     optimizer = torch.optim.AdamW(optimized, weight_decay=WEIGHT_DECAY)
     peaks = [group["lr"] for group in optimizer.param_groups]
     shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
@@ -106,7 +109,7 @@ def optimize(
             for step in range(state.step, steps):
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * schedule(step, steps)
-                losses = task_losses(sample_indices(step, samples, batch_size, seed))
+                losses = task_losses(draw(step))
                 optimizer.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
                 nn.utils.clip_grad_norm_(module.parameters(), LARGEST_GRADIENT)
@@ -122,11 +125,12 @@ def optimize(
     )
 
 
-def content_hash(module: nn.Module, inputs: Inputs, frozen: Iterable[str] = ()) -> str:
+def content_hash(module: nn.Module, samples: Samples, frozen: Iterable[str] = ()) -> str:
     """Hash of the initial weights, the first samples and the frozen nodes: what a checkpoint was started from."""
     digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
-    first = take(inputs, torch.arange(min(8, count_samples(inputs))), torch.device("cpu"))
-    for tensor in [*module.state_dict().values(), *pytree.tree_leaves(first)]:
+    with _seeded(0, torch.device("cpu")):  # random augmentation and shuffling are the same for each start
+        first = [leaf for batch in samples.first(8, 8) for leaf in leaves(batch.inputs)]
+    for tensor in [*module.state_dict().values(), *first]:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branchnet.affinity.probes import Probe, batch_length, on_device
+from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.weights.averaging import average_nodes
 from branchnet.builder.weights.normalisation import estimate_batchnorm
@@ -23,6 +23,7 @@ from branchnet.builder.weights.operator_permutations import permuted, tensors_of
 from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
 from branchnet.builder.weights.unit_matching import match_units
 from branchnet.builder.weights.variance_correction import restore_variance
+from branchnet.data.collation import length
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
 
@@ -58,7 +59,7 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
     device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
 
     def batches() -> Iterator[Any]:
-        return (on_device(batch, device) for batch in probe.batches("merging") if batch_length(batch) > 1)
+        return (on_device(batch, device) for batch in probe.batches("merging") if length(batch) > 1)
 
     changed = _changed(branched, equal)
     averaged = [node for node in changed if node.startswith("nodes.") and node not in equal]

@@ -83,7 +83,7 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
     """
     if batch_size < 1:
         raise AffinityError(f"batch_size is {batch_size}; at least 1 was expected")
-    samples = read_samples(source, form, lists=None)
+    samples = read_samples(source, form)
     if samples.shuffled:
         raise DataError(
             "the probe is a DataLoader that shuffles; expected the same inputs in the same order for every network: "

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
+from numbers import Number
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -201,7 +202,7 @@ def read_samples(
     form: CallForm | None = None,
     *,
     labels: bool = False,
-    lists: Literal["samples", "batches"] | None = "samples",
+    lists: Literal["samples", "batches"] | None = None,
     once: bool = False,
 ) -> Samples:
     """Look at what a user passes as data, and say how its samples are read; nothing but a first element is read here.
@@ -214,8 +215,8 @@ def read_samples(
             converted as `to_images` does.
         form: what the network takes.
         labels: read labels, too.
-        lists: what the elements of a list are where the network's form does not say: None for samples where they have
-            one or three dimensions, and batches otherwise.
+        lists: what the elements of a list are where the network's form does not say. None: samples if they have one
+            number as label, or at most one dimension, or three as images do; batches otherwise.
         once: the samples are read once only, so that an iterator will do.
 
     Raises:
@@ -273,9 +274,9 @@ def _in_memory(source: Any, form: CallForm, labels: bool) -> Samples:
 
 
 def _from_list(source: list[Any], form: CallForm, labels: bool, lists: Literal["samples", "batches"] | None) -> Samples:
-    if not source:
+    if not source and lists != "batches":
         raise DataError("the samples are an empty list; expected at least one sample")
-    if _are_batches(source[0], form, lists):
+    if not source or _are_batches(source[0], form, lists):
         sizes = [length(as_batch(separate(batch, form)[0], form)) for batch in source]
         return Samples(source, "batched", sum(sizes), form, labels, fixed=True)
     return Samples(source, "numbered", len(source), form, labels, fixed=True)
@@ -283,11 +284,14 @@ def _from_list(source: list[Any], form: CallForm, labels: bool, lists: Literal["
 
 def _are_batches(element: Any, form: CallForm, lists: Literal["samples", "batches"] | None) -> bool:
     """Whether an element is a batch: by the dimensions that the network takes, else as the caller says."""
-    found = leaves(as_batch(separate(element, form)[0], form))
+    inputs, labels = separate(element, form)
+    found = leaves(as_batch(inputs, form))
     dims = found[0].dim() if found else 0
     if form.dims is not None and dims in (form.dims, form.dims - 1):
         return dims == form.dims
-    return lists == "batches" if lists is not None else dims not in (0, 1, 3)
+    if lists is not None:
+        return lists == "batches"
+    return dims not in (0, 1, 3) and not isinstance(labels, Number)
 
 
 def _refuse_unreadable(source: Any, once: bool) -> None:
@@ -310,7 +314,7 @@ def _kind_of_loader(loader: DataLoader[Any], form: CallForm) -> Kind:
         return "batched"
     with torch.random.fork_rng(devices=[]):
         first = next(iter(loader), None)
-    return "batched" if first is None or _are_batches(first, form, "samples") else "streamed"
+    return "batched" if first is None or _are_batches(first, form, None) else "streamed"
 
 
 def _sampler(loader: DataLoader[Any]) -> Any:

@@ -21,7 +21,7 @@ from branchnet.cli.printing import print_json, print_tables, print_text
 from branchnet.reporting.tables import Column, Table
 from branchnet.reporting.units import binary
 from branchnet.stages import call
-from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.modes import mode_of
 
 _OPTIMIZER_COPIES = 4  # weights, gradients, and the two moments of AdamW
 
@@ -99,7 +99,7 @@ def batch_of(example: Any, size: int) -> Any:
 
 def forward_seconds(network: nn.Module, batch: Any) -> float:
     """Seconds of one forward pass without gradients, after one to warm up."""
-    with torch.no_grad(), evaluation_mode(network):
+    with torch.no_grad(), mode_of(network):
         _run(network, batch)
         return _timed(lambda: _run(network, batch), _device_of(network))
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
+from branchnet.utils.modes import mode_of
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork, Node
@@ -158,9 +159,9 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         example: what a single-task network takes.
     """
     members = list(branched.members())
-    with evaluating(branched), OperatorCounter() as counter:
+    with mode_of(branched), OperatorCounter() as counter:
         flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
-    with evaluating(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
+    with mode_of(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
         (counted,) = _measured(branched, members, example, reference.get_total_flops)
     return NetworkCosts(
         tasks=branched.tasks,
@@ -191,23 +192,9 @@ def capture_inputs(branched: BranchedNetwork, example: Example) -> dict[str, tup
     def keep(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured[node.id] = (args, kwargs)
 
-    with torch.no_grad(), evaluating(branched), _hooked(branched, keep):
+    with torch.no_grad(), mode_of(branched), _hooked(branched, keep):
         branched(example)
     return captured
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put `network` into eval mode, and every module back into its own mode afterwards."""
-    before = [(module, module.training) for module in network.modules()]
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
-        for module, training in before:
-            module.training = training
 
 
 def _measured(

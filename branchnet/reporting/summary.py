@@ -24,10 +24,11 @@ from branchnet.reporting.cost_tables import (
     summary_table,
     task_table,
 )
-from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, evaluating, network_costs
+from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, network_costs
 from branchnet.reporting.tables import Table
 from branchnet.reporting.units import milliseconds, percent, si
 from branchnet.utils.files import write_text
+from branchnet.utils.modes import mode_of
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
@@ -171,7 +172,7 @@ def report(
     measured["branched"] = branched
     with ExitStack() as modes:
         for network in measured.values():
-            modes.enter_context(evaluating(network))
+            modes.enter_context(mode_of(network))
         functions = {name: _bound(network, example) for name, network in measured.items()}
         whole = compare_latency(functions, example, repeats=repeats)
         nodes = node_latency(branched, example, repeats=repeats)

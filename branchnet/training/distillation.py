@@ -68,18 +68,23 @@ def distill(
     """
     if branched.eval_only:
         raise TrainingError(f"this network can only be evaluated: {branched.eval_only}")
-    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images, progress=progress)
+    samples = read_samples(images, call_form(branched))
+    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
     tasks = trained_tasks(branched)
     if missing := [task for task in tasks if task not in teachers.tasks]:
         raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
-    if teachers.images is not images:
+    if teachers is networks and teachers.images is not images:
         raise TrainingError("these teachers were made for other images; make Teachers(networks, images) for these")
+    if teachers.samples.kind != samples.kind:
+        raise TrainingError(
+            f"these teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
+            "expected Teachers of split networks, whose inputs are known"
+        )
     device = next(branched.parameters()).device
-    samples = read_samples(images, call_form(branched))
     content = content_hash(branched, samples, branched.frozen) if checkpoint is not None else ""
     scales = {task: teachers.variances(task) for task in tasks}
     if checkpoint is None or not Path(checkpoint).exists():
-        reestimate_batchnorm(branched, images)
+        reestimate_batchnorm(branched, samples)
 
     def task_losses(batch: Batch) -> dict[str, Tensor]:
         wanted = teachers.outputs(batch, tasks, device)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.data.collation import leaves
-from branchnet.data.samples import Samples
+from branchnet.data.samples import Source, read_samples
 from branchnet.errors import CheckpointError, TrainingError
+from branchnet.stages.interface import call_form
 from branchnet.utils.files import atomic_write
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
@@ -125,9 +126,10 @@ def optimize(
     )
 
 
-def content_hash(module: nn.Module, samples: Samples, frozen: Iterable[str] = ()) -> str:
+def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) -> str:
     """Hash of the initial weights, the first samples and the frozen nodes: what a checkpoint was started from."""
     digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
+    samples = read_samples(images, call_form(module))
     with _seeded(0, torch.device("cpu")):  # random augmentation and shuffling are the same for each start
         first = [leaf for batch in samples.first(8, 8) for leaf in leaves(batch.inputs)]
     for tensor in [*module.state_dict().values(), *first]:

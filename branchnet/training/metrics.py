@@ -17,7 +17,7 @@ from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
 from branchnet.training.labels import labels_of
-from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.modes import mode_of
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def evaluate(
     device = next(network.parameters()).device
     totals: dict[str, Tensor] = {}
     seen = 0
-    with torch.no_grad(), evaluation_mode(network):
+    with torch.no_grad(), mode_of(network):
         for batch in samples.batches(batch_size):
             wanted = labels_of(batch, targets, metrics)
             outputs = network(placed(batch.inputs, device), tasks=list(metrics))

@@ -56,7 +56,7 @@ def fit(
         TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
         DataError: samples that cannot be read, or cannot be matched with the labels.
     """
-    samples = read_samples(images, call_form(network), labels=labels is None)
+    samples = read_samples(images, call_form(network), labels=labels is None, lists="samples")
     by_task = isinstance(network, BranchedNetwork)
     if by_task != isinstance(losses, Mapping) or (labels is not None and by_task != isinstance(labels, Mapping)):
         raise TrainingError("a branched network takes labels and losses by task, a single network one of each")

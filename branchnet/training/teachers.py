@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.data.collation import leaves, placed
-from branchnet.data.samples import Batch, Source, read_samples
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training.metrics import channels_last_rows
-from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.modes import mode_of
 from branchnet.utils.progress import progress_bar
 
 RECORDED_BYTES = 2 * 2**30
@@ -56,7 +56,8 @@ class Teachers:
             raise TrainingError("distillation needs at least one single-task network")
         self.networks = dict(networks)
         self.images = images
-        self.samples = read_samples(images, call_form(next(iter(networks.values()))))
+        form = None if isinstance(images, Samples) else call_form(next(iter(networks.values())))
+        self.samples = read_samples(images, form)
         self._recorded: dict[str, Any] = {}
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
@@ -85,7 +86,7 @@ class Teachers:
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
         network = self.networks[task]
         own = next(network.parameters()).device
-        with torch.no_grad(), evaluation_mode(network):
+        with torch.no_grad(), mode_of(network):
             output = call(network, placed(batch.inputs, own))
         return _moved(output, device)
 

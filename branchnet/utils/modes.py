@@ -1,4 +1,4 @@
-"""Running a network in eval mode for a while."""
+"""Running a network in evaluation mode, or in training mode, for a while."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from torch import nn
 
 
 @contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put `network` into eval mode inside; outside, every module has the mode that it had before."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+def mode_of(network: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Switch `network` to evaluation (or training) inside; outside, every module has the mode that it had before.
+
+    Modes are switched by `train()`, as some layers do more then than set a flag: they merge weights, or stay frozen.
+    """
+    before = [(module, module.training) for module in network.modules()]
+    network.train(training)
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        try:
+            for module, mode in before:  # from the network inwards: most are back after its own call
+                if module.training != mode:
+                    module.train(mode)
+        finally:
+            for module, mode in before:
+                module.training = mode

@@ -10,6 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from branchnet.utils.modes import mode_of
+
 
 @contextmanager
 def untouched(network: nn.Module, device: torch.device | None = None) -> Iterator[torch.device]:
@@ -23,11 +25,11 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
-            torch.manual_seed(0)
-            network.eval()
-            if device is not None:
-                network.to(device)
-            yield place
+            with mode_of(network):
+                torch.manual_seed(0)
+                if device is not None:
+                    network.to(device)
+                yield place
         finally:
             before.restore()
 
@@ -43,25 +45,21 @@ def device_of(network: nn.Module) -> torch.device:
 class _State:
     """What running a network could change. Buffers are copied; parameters only change place."""
 
-    modes: list[tuple[nn.Module, bool]]
     parameters: list[tuple[nn.Parameter, Tensor]]
     buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
 
     @classmethod
     def of(cls, network: nn.Module) -> _State:
-        modules = list(network.modules())
         buffers = [
             (module, name, buffer, buffer.clone())
-            for module in modules
+            for module in network.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
         parameters = [(parameter, parameter.data) for parameter in network.parameters()]
-        return cls([(module, module.training) for module in modules], parameters, buffers)
+        return cls(parameters, buffers)
 
     def restore(self) -> None:
-        for module, mode in self.modes:
-            module.training = mode
         for parameter, data in self.parameters:
             parameter.data = data
         for module, name, buffer, content in self.buffers:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.errors import BuildError
-from branchnet.stages.tracing.trace import mode_of
+from branchnet.utils.modes import mode_of
 
 
 def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], inputs: Iterable[Input]) -> int:
@@ -39,7 +39,7 @@ def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], 
     if first is None:
         raise BuildError("BatchNorm statistics are estimated from batches of at least two samples; there is none")
     momenta = [layer.momentum for layer in layers]
-    with torch.no_grad(), mode_of(branched, training=False):
+    with torch.no_grad(), mode_of(branched):
         try:
             for layer in layers:
                 layer.reset_running_stats()

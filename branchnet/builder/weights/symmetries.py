@@ -33,7 +33,7 @@ from branchnet.errors import BuildError
 from branchnet.stages import Example, StagedNetwork, call
 from branchnet.stages.interface import flat_example
 from branchnet.stages.staged import Stage
-from branchnet.stages.tracing.trace import mode_of
+from branchnet.utils.modes import mode_of
 
 ALLOWED_CHANGE = 1e-6
 
@@ -126,7 +126,7 @@ def _check(task: str, network: StagedNetwork, found: Symmetries, example: Exampl
     network = network.double()
     moved = copy.deepcopy(network)
     inputs = tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, example)
-    with torch.no_grad(), mode_of(network, training=False), mode_of(moved, training=False):
+    with torch.no_grad(), mode_of(network), mode_of(moved):
         done: set[int] = set()
         for key, piece in _pieces({task: moved}, moved):
             for name, tensor in tensors_of(piece).items():
@@ -160,7 +160,7 @@ class _Run(fx.Interpreter):
 
     def follow(self, cut: Sequence[Any]) -> tuple[tuple[Any, ...], list[Axes]]:
         """What the piece returns for the tensors of a cut, flat, and the axes of each of those."""
-        with torch.no_grad(), mode_of(self.module, training=False):
+        with torch.no_grad(), mode_of(self.module):
             result = self.run(*cut)
         return tuple(tree_leaves(result)), self._results
 

@@ -19,7 +19,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.stages import StagedNetwork, call
 from branchnet.stages.staged import Stage
-from branchnet.stages.tracing.trace import mode_of
+from branchnet.utils.modes import mode_of
 
 Inputs = Callable[[], Iterable[Input]]
 Order = Callable[[str, int, str, Tensor], Tensor]
@@ -98,7 +98,7 @@ def _donor_moments(
         for name, layer in layers.items()
     ]
     try:
-        with torch.no_grad(), mode_of(network, training=False):
+        with torch.no_grad(), mode_of(network):
             for batch in inputs():
                 call(network, cast(Any, batch))
     finally:
@@ -126,7 +126,7 @@ def _correct(branched: BranchedNetwork, layers: Mapping[nn.Module, tuple[Tensor,
 
     hooks = [layer.register_forward_hook(corrected) for layer in layers]
     try:
-        with torch.no_grad(), mode_of(branched, training=False):
+        with torch.no_grad(), mode_of(branched):
             for batch in inputs():
                 branched(batch)
     finally:

@@ -20,6 +20,7 @@ from branchnet.stages.interface import Example, Interface, call, call_arguments,
 from branchnet.stages.tracing.export_tracer import trace_export
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap, where
 from branchnet.stages.tracing.module_chain import trace_chain
+from branchnet.utils.modes import mode_of
 
 _WHOLE_SHARE = 0.25
 _ROUNDING = 1e-5
@@ -74,7 +75,7 @@ def _check_example(root: nn.Module, example: Example) -> None:
         return
     name = type(root).__name__
     try:
-        with mode_of(root, training=False), torch.no_grad():
+        with mode_of(root), torch.no_grad():
             outputs = _outputs(root, example)
             if PREPROCESSING not in root._modules:
                 return
@@ -178,7 +179,7 @@ def _trace(root: nn.Module, example: Example) -> Trace:
 
 
 def _by_fx(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
-    with mode_of(root, training=False):
+    with mode_of(root):
         return _verified(trace_fx(root, example, whole), example)
 
 
@@ -187,7 +188,7 @@ def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
 
 
 def _by_chain(root: nn.Module, example: Example) -> Trace:
-    with mode_of(root, training=False):
+    with mode_of(root):
         return _verified(trace_chain(root, example), example)
 
 
@@ -204,7 +205,7 @@ def _by_export(root: nn.Module, example: Example) -> Trace:
 
 
 def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
-    with mode_of(root, training=False):
+    with mode_of(root):
         trace = trace_export(root, example if dynamic == "none" else _at_least_two(example), dynamic=dynamic)
         return replace(_verified(trace, example), dynamic=dynamic)
 
@@ -229,7 +230,7 @@ def _largest_node(trace: Trace) -> int:
 
 def _complete(network: nn.Module, trace: Trace, example: Example) -> Followed:
     root = trace.root
-    with mode_of(root, training=False):
+    with mode_of(root):
         evaluation = Dataflow(trace, propagate(root, trace.graph, example))
     try:
         with mode_of(root, training=True):
@@ -258,22 +259,6 @@ def _output_form(trace: Trace, propagation: Propagation, example: Example) -> Tr
     graph_form = tree_structure(propagation.result)
     expected = tree_structure(dry_run(trace.root, example))
     return None if expected == graph_form else expected
-
-
-class mode_of:
-    """Context in which a module and all below it are in one mode; each gets its own back afterwards."""
-
-    def __init__(self, root: nn.Module, *, training: bool) -> None:
-        self._modes = [(module, module.training) for module in root.modules()]
-        self._training = training
-
-    def __enter__(self) -> None:
-        for module, _ in self._modes:
-            module.training = self._training
-
-    def __exit__(self, *error: object) -> None:
-        for module, mode in self._modes:
-            module.training = mode
 
 
 def _verified(trace: Trace, example: Example) -> Trace:

@@ -21,6 +21,7 @@ from torch import nn
 
 from branchnet.builder.network.module_structure import structure
 from branchnet.clustering.budgets import tree_size
+from branchnet.data.samples import Source, as_example
 from branchnet.errors import BuildError
 from branchnet.inference.fusion import FusedNodes, groups_of
 from branchnet.inference.fusion_choice import all_fused
@@ -115,7 +116,7 @@ class LatencyTable:
 
 def latency_table(
     networks: Mapping[str, nn.Module],
-    example: Example,
+    example: Source,
     device: str | torch.device | None = None,
     *,
     locations: Sequence[str] | int | None = None,
@@ -164,7 +165,7 @@ def latency_table(
 
 def table_beside(
     networks: Mapping[str, nn.Module],
-    example: Example,
+    example: Source,
     others: Mapping[str, Callable[[Any], Any]],
     *,
     device: str | torch.device | None = None,
@@ -182,6 +183,7 @@ def table_beside(
     prediction with what it predicts. Arguments and errors are those of `latency_table`.
     """
     wanted = _checked_widths(widths, len(networks))
+    example = as_example(example)
     staged = _staged(networks, example, locations)
     first = next(iter(staged.values()))
     place = torch.device(device_of(first) if device is None else device)

@@ -1,6 +1,6 @@
 """The one reader of samples: whatever holds them, they come as batches of inputs and labels, with their numbers.
 
-`docs/howto/data.md` says what users can pass and how it is read.
+The documentation's page "What you can pass as data" says the same to users.
 """
 
 from __future__ import annotations
@@ -15,22 +15,12 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from branchnet.data.call_forms import CallForm, Inputs, described, is_tuple, separate
 from branchnet.data.collation import as_batch, as_labels, collate, gather, leaves, length, with_images
 from branchnet.data.images import ImageFolder
+from branchnet.data.loaders import count_in, in_order, shuffles
 from branchnet.errors import DataError
 
 Source: TypeAlias = (
@@ -42,7 +32,6 @@ Source: TypeAlias = (
 Kind: TypeAlias = Literal["memory", "numbered", "streamed", "batched"]
 
 _EXPECTED = "expected a tensor, an array, a tuple or dict of them, a list of samples, a Dataset or a DataLoader"
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 @dataclass(frozen=True)
@@ -108,8 +97,7 @@ class Samples:
     @property
     def shuffled(self) -> bool:
         """Whether a loader is seen to give another order each time."""
-        sampler = _sampler(self.source) if isinstance(self.source, DataLoader) else None
-        return isinstance(sampler, _SHUFFLING) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
+        return isinstance(self.source, DataLoader) and shuffles(self.source)
 
     def take(self, index: Tensor) -> Batch:
         """The samples of these numbers as one batch.
@@ -178,11 +166,11 @@ class Samples:
 
     def _in_their_order(self, batch_size: int) -> Iterator[Batch]:
         start = 0
-        in_order = not isinstance(self.source, DataLoader) or _in_order(self.source)
+        numbered = not isinstance(self.source, DataLoader) or in_order(self.source)
         contents = _pieces(self.source, batch_size) if self.kind == "streamed" else self.source
         for content in contents:
             batch = self._stacked(content, None) if self.kind == "streamed" else self._batch(content, None)
-            if in_order:
+            if numbered:
                 batch = replace(batch, index=torch.arange(start, start := start + len(batch)))
             yield batch
 
@@ -211,7 +199,7 @@ def read_samples(
         source: K samples. In memory: a tensor or array (K, ...), or a tuple or mapping of them. By number: a list of
             samples, a `Dataset`, or whatever has a length and numbered items. In order: an `IterableDataset`, a
             `DataLoader`, or another iterable of batches that can be read again. A sample is a tensor, an array, a
-            picture, (inputs, labels), or a mapping; see `branchnet.data.call_forms.separate`. Images of type uint8 are
+            picture, (inputs, labels), or a mapping; see the page "What you can pass as data". Images of type uint8 are
             converted as `to_images` does.
         form: what the network takes.
         labels: read labels, too.
@@ -222,7 +210,7 @@ def read_samples(
     Raises:
         DataError: what was given, and what to pass instead.
 
-    >>> samples = read_samples([(torch.zeros(3, 8, 8), 1), (torch.ones(3, 8, 8), 0)], labels=True)
+    >>> samples = branchnet.data.read_samples([(torch.zeros(3, 8, 8), 1), (torch.ones(3, 8, 8), 0)], labels=True)
     >>> batch = samples.take(torch.tensor([1, 0]))
     >>> batch.inputs.shape, batch.labels
     (torch.Size([2, 3, 8, 8]), tensor([0, 1]))
@@ -234,7 +222,7 @@ def read_samples(
     if isinstance(source, Tensor | np.ndarray | tuple | Mapping):
         return _in_memory(source, form, labels)
     if isinstance(source, DataLoader):
-        return Samples(source, _kind_of_loader(source, form), _count_of(source), form, labels)
+        return Samples(source, _kind_of_loader(source, form), count_in(source), form, labels)
     if isinstance(source, IterableDataset):
         return Samples(source, "streamed", None, form, labels)
     if isinstance(source, list):
@@ -315,27 +303,6 @@ def _kind_of_loader(loader: DataLoader[Any], form: CallForm) -> Kind:
     with torch.random.fork_rng(devices=[]):
         first = next(iter(loader), None)
     return "batched" if first is None or _are_batches(first, form, None) else "streamed"
-
-
-def _sampler(loader: DataLoader[Any]) -> Any:
-    return getattr(loader.batch_sampler, "sampler", loader.sampler)
-
-
-def _in_order(loader: DataLoader[Any]) -> bool:
-    """Whether a loader reads a data set from its first sample to its last, as far as can be seen."""
-    if isinstance(loader.dataset, IterableDataset):
-        return True
-    plain = loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
-    return plain and isinstance(_sampler(loader), SequentialSampler)
-
-
-def _count_of(loader: DataLoader[Any]) -> int | None:
-    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
-        return None
-    sampler, size = _sampler(loader), loader.batch_sampler.batch_size
-    if not isinstance(sampler, Sized):
-        return None
-    return len(sampler) // size * size if loader.batch_sampler.drop_last else len(sampler)
 
 
 def _holds_tensors(tree: Any) -> bool:

@@ -228,10 +228,9 @@ def test_a_shuffling_loader_is_distilled_on_in_another_order_each_epoch_decided_
     assert order(0) == order(0) != order(1)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_do_not_change_what_is_learnt(workers: int) -> None:
-    loader = DataLoader(Counting(with_labels), 8, shuffle=True, num_workers=workers)
-    assert same_weights(distilled(loader), distilled(DataLoader(TensorDataset(X), 8, shuffle=True)))
+def test_workers_do_not_change_what_is_learnt() -> None:
+    made = [distilled(DataLoader(Counting(with_labels), 8, shuffle=True, num_workers=n), steps=2) for n in (0, 1)]
+    assert same_weights(*made)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -313,11 +312,11 @@ def test_labels_in_the_data_set_train_as_labels_given_apart_do() -> None:
 
 
 def test_a_loader_trains_on_its_own_labels_whatever_its_order_or_workers() -> None:
-    made = [fitted(DataLoader(Counting(with_labels), 8, shuffle=True, num_workers=n), None) for n in (0, 2)]
+    made = [fitted(DataLoader(Counting(with_labels), 8, shuffle=True, num_workers=n), None) for n in (0, 1)]
     assert same_weights(*made)
     ordered = DataLoader(TensorDataset(X), 8)
     assert same_weights(fitted(ordered, Y), fitted(DataLoader(Counting(with_labels), 8), None))
-    with pytest.raises(DataError, match="the loader's order is not known.*expected labels from the loader itself"):
+    with pytest.raises(DataError, match=r"the loader's order is not known.*expected labels from the loader itself"):
         fitted(DataLoader(TensorDataset(X), 8, shuffle=True), Y)
 
 

@@ -110,8 +110,7 @@ def on_device(batch: Inputs, device: torch.device) -> Any:
 
 def _say_dropped(batch: Batch, form: CallForm | None) -> None:
     if batch.dropped:
-        known = form is not None and (form.complete or form.positional is not None)
-        level = logging.INFO if known else logging.WARNING  # a guess may be wrong
+        level = logging.INFO if form is not None and form.certain else logging.WARNING  # a guess may be wrong
         logger.log(level, "the samples of the probe hold more than inputs; the rest is taken for labels and dropped")
 
 

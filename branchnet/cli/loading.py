@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from branchnet.affinity import Affinity
     from branchnet.builder import BranchedNetwork
-    from branchnet.data.samples import Source as Images
+    from branchnet.data.samples import Samples
     from branchnet.pipeline.run_config import RunConfig
     from branchnet.specification import Architecture
 
@@ -32,7 +32,7 @@ class Source:
 
     networks: dict[str, nn.Module]
     example: Any
-    images: Images | None = None
+    images: Samples | None = None
     config: RunConfig | None = None
 
 
@@ -129,7 +129,6 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     import torch
 
     from branchnet.data.collation import placed as placed_copy
-    from branchnet.data.samples import read_samples
     from branchnet.pipeline.problem import make_networks, read_images
     from branchnet.specification.realisation import interface_of, make_all
 
@@ -140,8 +139,8 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
-    images = read_images(config, path.parent)
-    example = placed_copy(read_samples(images).take(torch.tensor([0])).inputs, torch.device("cpu"))
+    images = read_images(config, path.parent, networks)
+    example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
 
 

@@ -33,7 +33,8 @@ class CallForm:
     """What a network takes, as far as it is known before the network is called.
 
     Attributes:
-        positional: how many tensors it takes by position; None where that is unknown or it takes keywords.
+        positional: how many tensors it needs by position; None where that is unknown or it takes keywords.
+        most: how many it can take by position.
         names: the keywords that it knows.
         complete: whether it needs all of them.
         dims: dimensions of its first tensor, that of the batch included.
@@ -42,11 +43,17 @@ class CallForm:
     """
 
     positional: int | None = None
+    most: int | None = None
     names: tuple[str, ...] = ()
     complete: bool = False
     dims: int | None = None
     takes_bytes: bool = False
     floating: torch.dtype | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is known exactly which entries of a sample are inputs."""
+        return self.complete or (self.positional is not None and self.positional == self.most)
 
 
 def separate(sample: Any, form: CallForm, *, whole: bool = False) -> tuple[Inputs, Any]:
@@ -55,7 +62,7 @@ def separate(sample: Any, form: CallForm, *, whole: bool = False) -> tuple[Input
     Args:
         sample: a value, a tuple or a mapping of values.
         form: what the network takes.
-        whole: `sample` holds all samples; where it is a tuple and the network's form unknown, all of it are inputs.
+        whole: all entries of a tuple are inputs if the network may take as many.
 
     Raises:
         DataError: entries that the network needs are missing, or it is unclear which ones are the inputs.
@@ -95,7 +102,9 @@ def _from_tuple(items: tuple[Any, ...], form: CallForm, whole: bool) -> tuple[In
         return separate(items[0], form, whole=True)[0], _one_or_all(items[1:])
     if form.complete:
         raise DataError(f"a sample is {described(items)}; expected {_wanted(form)}")
-    count = form.positional if form.positional is not None else len(items) if whole else 1
+    count = 1 if form.positional is None else form.positional
+    if whole and len(items) <= (len(items) if form.most is None else form.most):
+        count = max(count, len(items))
     if len(items) < count:
         raise DataError(f"a sample is {described(items)}; expected {_wanted(form)}")
     return items[0] if count == 1 else items[:count], _one_or_all(items[count:])

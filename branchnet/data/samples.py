@@ -106,7 +106,7 @@ class Samples:
             DataError: samples without numbers, or of different form.
         """
         if self.kind == "memory":
-            return self._batch(gather(self.source, index), index, whole=True)
+            return self._batch(gather(self.source, index), index)
         if self.kind != "numbered":
             raise DataError(f"the samples are {described(self.source)}, read in its own order; {_BY_NUMBER}")
         numbers = index.tolist()
@@ -118,7 +118,7 @@ class Samples:
         if self.kind == "memory":
             for start in range(0, self.known_count, batch_size):
                 index = torch.arange(start, min(start + batch_size, self.known_count))
-                yield self._batch(gather(self.source, slice(start, start + batch_size)), index, whole=True)
+                yield self._batch(gather(self.source, slice(start, start + batch_size)), index)
         elif self.kind == "numbered":
             yield from map(self.take, torch.arange(self.known_count).split(batch_size))
         else:
@@ -149,7 +149,8 @@ class Samples:
             part = Subset(self.source, numbers)
         return replace(self, source=part, count=len(numbers))
 
-    def _batch(self, content: Any, index: Tensor | None, *, whole: bool = False) -> Batch:
+    def _batch(self, content: Any, index: Tensor | None) -> Batch:
+        whole = self.kind == "memory" and not self.with_labels  # tensors in memory are what a network is called with
         inputs, labels = separate(content, self.form, whole=whole)
         return self._finished(as_batch(inputs, self.form), as_labels(labels, self.form), index)
 

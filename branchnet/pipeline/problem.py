@@ -15,13 +15,13 @@ from torch.utils import _pytree as pytree
 
 from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, load_images, to_images
-from branchnet.data.call_forms import described
+from branchnet.data.call_forms import CallForm, described
 from branchnet.data.collation import leaves, placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.deploy import load_weights
 from branchnet.errors import BudgetError, DataError, SpecError
 from branchnet.models.constructors import create
-from branchnet.pipeline.run_config import NetworkConfig, RunConfig, call_factory, one_source
+from branchnet.pipeline.run_config import ImagesConfig, NetworkConfig, RunConfig, call_factory, one_source
 from branchnet.pipeline.steps import Problem
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
@@ -40,7 +40,7 @@ def problem_from_config(config: RunConfig, folder: Path, *, device: str | None =
         raise BudgetError("the config names no budget (a line such as `budget: 60% params` would be right)")
     budget = Budget.parse(config.budget)
     networks = make_networks(config, folder, device=device)
-    images = read_images(config, folder)
+    images = read_images(config, folder, networks)
     train, test = divide(images, config)
     metrics, further = metrics_of(config)
     return Problem(
@@ -136,32 +136,41 @@ def metrics_of(config: RunConfig) -> tuple[dict[str, Metric], dict[str, tuple[st
     return metrics, further
 
 
-def read_images(config: RunConfig, folder: Path) -> Source:
-    """Read the images into memory, or leave a large folder on disk to be read batch by batch.
+def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Samples:
+    """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
+
+    Args:
+        config: where they are.
+        folder: where the config is.
+        networks: what will be called with them.
 
     Raises:
         DataError: not exactly one source, or images that cannot be read.
     """
-    wanted = config.images
-    source = one_source(wanted)
-    if source == "factory":
-        return _checked_images(call_factory(str(wanted.factory), folder), str(wanted.factory))
+    form = call_form(next(iter(networks.values())))
+    if one_source(config.images) == "factory":
+        factory = str(config.images.factory)
+        return _checked_images(call_factory(factory, folder), factory, form)
+    return read_samples(_images_from_files(config.images, folder), form)
+
+
+def _images_from_files(wanted: ImagesConfig, folder: Path) -> Tensor | ImageFolder:
     scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
-    if source == "npz":
-        return load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale)
+    if wanted.npz is not None:
+        return load_images(folder / wanted.npz, size=wanted.size, **scale)
     files = ImageFolder(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
     if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
         return files
     return load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
 
 
-def _checked_images(images: Any, factory: str) -> Samples:
+def _checked_images(images: Any, factory: str, form: CallForm) -> Samples:
     """What a factory returned, as the networks take it; channels-last images, too, are converted."""
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
         channels_last = images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
         images = to_images(images) if channels_last else images
     try:
-        samples = read_samples(images)
+        samples = read_samples(images, form)
         inputs = samples.take(torch.tensor([0])).inputs
         if isinstance(inputs, Tensor) and inputs.dim() < 2:
             raise DataError(f"the samples are {described(images)}; expected more than a number for each")
@@ -174,7 +183,7 @@ def _checked_images(images: Any, factory: str) -> Samples:
 
 def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
     """First floating-point tensor of each network's output, for all images, each of which is read once."""
-    samples = read_samples(images, call_form(next(iter(networks.values()))))
+    samples = read_samples(images)
     found: dict[str, list[Tensor]] = {task: [] for task in networks}
     with torch.no_grad():
         for batch in samples.batches(batch_size):

@@ -125,9 +125,9 @@ def call_form(network: nn.Module) -> CallForm:
     interface = getattr(network, "interface", None)
     if isinstance(interface, Interface):
         return _form_of_interface(interface, _floating_type(network))
-    inner = getattr(network, "networks", None)
-    if isinstance(inner, nn.ModuleList) and len(inner):  # separate networks take what each of them takes
-        return call_form(inner[0])
+    if getattr(network, "takes_inputs_as_one", False):  # its forward passes tuples and mappings on
+        inner = getattr(network, "networks", None)
+        return call_form(inner[0]) if isinstance(inner, nn.ModuleList) else CallForm(floating=_floating_type(network))
     return _form_of_signature(network)
 
 
@@ -135,6 +135,7 @@ def _form_of_interface(interface: Interface, floating: torch.dtype | None) -> Ca
     first = interface.tensors[0]
     return CallForm(
         positional=None if interface.form == "dict" else len(interface.tensors),
+        most=None if interface.form == "dict" else len(interface.tensors),
         names=interface.names,
         complete=interface.form == "dict",
         dims=len(first.shape),
@@ -154,7 +155,8 @@ def _form_of_signature(network: nn.Module) -> CallForm:
     named = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in LABEL_NAMES]
     needed = [p for p in named if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
     names = tuple(p.name for p in named if p.kind is not p.POSITIONAL_ONLY)
-    return CallForm(positional=max(1, len(needed)), names=names, floating=floating)
+    most = sum(p.kind is not p.KEYWORD_ONLY for p in named)
+    return CallForm(max(1, len(needed)), max(1, most), names, floating=floating)
 
 
 def _floating_type(network: nn.Module) -> torch.dtype | None:

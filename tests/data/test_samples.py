@@ -33,7 +33,7 @@ from branchnet.data.collation import leaves, placed
 from branchnet.data.samples import Samples, as_example, count_samples, read_samples
 from branchnet.errors import DataError
 
-IMAGES = CallForm(positional=1, dims=4)
+IMAGES = CallForm(positional=1, most=1, dims=4)
 
 
 def images(count: int) -> Tensor:
@@ -149,9 +149,9 @@ def test_labels_by_task_and_numbers_are_stacked() -> None:
     assert next(floats.batches(3)).labels.dtype == torch.float32  # as outputs are; default_collate makes float64
 
 
-TWO = CallForm(positional=2, dims=2)
+TWO = CallForm(positional=2, most=2, dims=2)
 BERT = CallForm(names=("input_ids", "attention_mask"), complete=True, dims=2)
-FORWARD = CallForm(positional=1, names=("pixel_values", "input_ids", "output_attentions"))
+FORWARD = CallForm(positional=1, most=3, names=("pixel_values", "input_ids", "output_attentions"))
 A, B, C = (torch.full((2,), float(number)) for number in range(3))
 
 
@@ -185,8 +185,13 @@ def test_what_is_an_input_and_what_a_label(sample: Any, form: CallForm, inputs: 
         assert all(map(torch.equal, leaves(one), leaves(other))) and len(leaves(one)) == len(leaves(other))
 
 
-def test_a_whole_tuple_of_an_unknown_network_is_all_inputs() -> None:
-    assert len(next(read_samples((A, B)).batches(2)).inputs) == 2
+@pytest.mark.parametrize(("form", "inputs"), [(CallForm(), 2), (FORWARD, 2), (TWO, 2), (IMAGES, 1)])
+def test_a_whole_tuple_is_all_inputs_if_the_network_may_take_as_many_and_no_labels_are_read(
+    form: CallForm, inputs: int
+) -> None:
+    assert len(leaves(next(read_samples((A, B), form).batches(2)).inputs)) == inputs
+    read = next(read_samples((A, B), form, labels=True).batches(2))
+    assert len(leaves(read.inputs)) == (form.positional or 1) and (read.labels is None) is (form is TWO)
 
 
 BYTES = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

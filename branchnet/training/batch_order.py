@@ -10,6 +10,7 @@ import torch
 from branchnet.data.samples import Batch, Samples
 from branchnet.errors import DataError
 from branchnet.training.loop import sample_indices
+from branchnet.utils.random_state import seeded
 
 
 class BatchOrder:
@@ -39,8 +40,7 @@ class BatchOrder:
     def _read(self) -> Iterator[Batch]:
         for epoch in count():
             batches = self.samples.batches(self.batch_size)
-            with torch.random.fork_rng(devices=[]):  # a loader draws its order when its first batch is asked for
-                torch.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            with seeded((self.seed * 1_000_003 + epoch) % 2**63):  # a loader draws its order before its first batch
                 first = next(batches, None)
             if first is None:
                 raise DataError(f"no batch was read in epoch {epoch}; expected an iterable that starts again each time")

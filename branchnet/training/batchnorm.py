@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, estimate_batchnorm
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.stages.interface import call_form
+from branchnet.utils.random_state import seeded
 
 SAMPLES = 512
 
@@ -38,5 +38,5 @@ def reestimate_batchnorm(branched: BranchedNetwork, images: Source, *, batch_siz
     device = next(branched.parameters()).device
     batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size)
     inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)
-    with torch.random.fork_rng(devices=[]):  # loaders draw random numbers whenever they are read
+    with seeded(0):  # loaders draw random numbers whenever they are read
         return estimate_batchnorm(branched, foreign_modules(branched), inputs)

@@ -10,8 +10,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from branchnet.stages.interface import call_form
 from branchnet.utils.files import atomic_write
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
+from branchnet.utils.random_state import seeded
 
 WARM_UP = 0.05
 WEIGHT_DECAY = 1e-4
@@ -100,7 +100,7 @@ def optimize(
     shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
     saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes} {content}")
     started = time.monotonic()
-    with _seeded(seed, _device(module)):
+    with seeded(seed, _device(module)):
         state = saved.restore(module, optimizer)
         resumed_at = state.step
         with (
@@ -130,7 +130,7 @@ def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) 
     """Hash of the initial weights, the first samples and the frozen nodes: what a checkpoint was started from."""
     digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
     samples = read_samples(images, call_form(module))
-    with _seeded(0, torch.device("cpu")):  # random augmentation and shuffling are the same for each start
+    with seeded(0):  # random augmentation and shuffling are the same for each start
         first = [leaf for batch in samples.first(8, 8) for leaf in leaves(batch.inputs)]
     for tensor in [*module.state_dict().values(), *first]:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -163,13 +163,6 @@ def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
         state.losses.setdefault(task, []).append(value)
     state.step += 1
     return sum(values)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -19,6 +19,7 @@ from branchnet.stages.interface import call_form
 from branchnet.training.metrics import channels_last_rows
 from branchnet.utils.modes import mode_of
 from branchnet.utils.progress import progress_bar
+from branchnet.utils.random_state import seeded
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256
@@ -61,7 +62,7 @@ class Teachers:
         self._recorded: dict[str, Any] = {}
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
-        with torch.random.fork_rng(devices=[]):  # loaders draw random numbers whenever they are read
+        with seeded(0):  # loaders draw random numbers whenever they are read
             self._read(batch_size, recorded_bytes, progress)
 
     @property

@@ -228,6 +228,17 @@ def test_a_shuffling_loader_is_distilled_on_in_another_order_each_epoch_decided_
     assert order(0) == order(0) != order(1)
 
 
+def test_what_a_shuffling_loader_teaches_does_not_depend_on_the_global_random_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("branchnet.training.teachers.SAMPLES_FOR_VARIANCE", 8)
+    made = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        made.append(distilled(DataLoader(Counting(augmented), 8, shuffle=True), steps=2))
+    assert same_weights(*made)
+
+
 def test_workers_do_not_change_what_is_learnt() -> None:
     made = [distilled(DataLoader(Counting(with_labels), 8, shuffle=True, num_workers=n), steps=2) for n in (0, 1)]
     assert same_weights(*made)

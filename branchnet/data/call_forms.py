@@ -64,6 +64,9 @@ def separate(sample: Any, form: CallForm, *, whole: bool = False) -> tuple[Input
         form: what the network takes.
         whole: all entries of a tuple are inputs if the network may take as many.
 
+    Returns:
+        The inputs and the labels, whose values are not changed.
+
     Raises:
         DataError: entries that the network needs are missing, or it is unclear which ones are the inputs.
     """

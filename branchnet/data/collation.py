@@ -20,6 +20,13 @@ def collate(values: Sequence[Any], form: CallForm) -> Any:
 
     Python floats become float32, as the outputs of networks are, and not float64; texts stay a list.
 
+    Args:
+        values: one for each sample.
+        form: what the network takes.
+
+    Returns:
+        Tensors with the samples first, in the tuples and mappings of one value.
+
     Raises:
         DataError: values of different shape, form or kind.
     """

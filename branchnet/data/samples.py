@@ -102,6 +102,12 @@ class Samples:
     def take(self, index: Tensor) -> Batch:
         """The samples of these numbers as one batch.
 
+        Args:
+            index: numbers from 0 to K - 1, (B,).
+
+        Returns:
+            The batch, its samples in the order of `index`.
+
         Raises:
             DataError: samples without numbers, or of different form.
         """
@@ -114,7 +120,17 @@ class Samples:
         return self._stacked(fetch(numbers) if fetch else [self.source[number] for number in numbers], index)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All samples in order, each read once; a loader and a list of batches bring their own batch size."""
+        """All samples in order, each read once.
+
+        Args:
+            batch_size: samples in each batch but the last; a loader and a list of batches bring their own.
+
+        Yields:
+            The batches.
+
+        Raises:
+            DataError: samples of different form, or of one that the network does not take.
+        """
         if self.kind == "memory":
             for start in range(0, self.known_count, batch_size):
                 index = torch.arange(start, min(start + batch_size, self.known_count))
@@ -137,6 +153,12 @@ class Samples:
 
     def subset(self, numbers: Sequence[int]) -> Samples:
         """The samples of these numbers; those in memory are copied.
+
+        Args:
+            numbers: which ones, in which order.
+
+        Returns:
+            Their reader.
 
         Raises:
             DataError: samples without numbers.
@@ -194,7 +216,9 @@ def read_samples(
     lists: Literal["samples", "batches"] | None = None,
     once: bool = False,
 ) -> Samples:
-    """Look at what a user passes as data, and say how its samples are read; nothing but a first element is read here.
+    """Look at what a user passes as data, and say how its samples are read.
+
+    Nothing but the first element of a list, or of a loader without batches, is read here.
 
     Args:
         source: K samples. In memory: a tensor or array (K, ...), or a tuple or mapping of them. By number: a list of
@@ -207,6 +231,9 @@ def read_samples(
         lists: what the elements of a list are where the network's form does not say. None: samples if they have one
             number as label, or at most one dimension, or three as images do; batches otherwise.
         once: the samples are read once only, so that an iterator will do.
+
+    Returns:
+        The reader.
 
     Raises:
         DataError: what was given, and what to pass instead.
@@ -238,6 +265,12 @@ def read_samples(
 def count_samples(source: Source) -> int:
     """K, where it is known without reading.
 
+    Args:
+        source: as `read_samples` takes it.
+
+    Returns:
+        How many samples there are.
+
     Raises:
         DataError: it is not.
     """
@@ -245,7 +278,18 @@ def count_samples(source: Source) -> int:
 
 
 def as_example(source: Source) -> Inputs:
-    """What a network is called with once: tensors as they are, of a loader its first batch, of others one sample."""
+    """What a network is called with once.
+
+    Args:
+        source: as `read_samples` takes it.
+
+    Returns:
+        Tensors, and tuples and mappings of them, as they are; a whole array; of a loader its first batch; of what is
+        read one by one a batch of one sample.
+
+    Raises:
+        DataError: what cannot be read.
+    """
     if isinstance(source, Tensor) or (isinstance(source, tuple | Mapping) and _holds_tensors(source)):
         return cast(Inputs, source)
     samples = read_samples(source)

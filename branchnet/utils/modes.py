@@ -13,6 +13,13 @@ def mode_of(network: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Switch `network` to evaluation (or training) inside; outside, every module has the mode that it had before.
 
     Modes are switched by `train()`, as some layers do more then than set a flag: they merge weights, or stay frozen.
+
+    Args:
+        network: any module.
+        training: the mode inside.
+
+    Yields:
+        Nothing.
     """
     before = [(module, module.training) for module in network.modules()]
     network.train(training)

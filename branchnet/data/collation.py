@@ -120,6 +120,18 @@ def length(tree: Any) -> int:
     return lengths.pop()
 
 
+def first_size(tree: Any) -> int:
+    """How many samples the first tensor holds; in a user's own batches others may hold something else, as positions.
+
+    Raises:
+        DataError: there is no tensor.
+    """
+    sizes = [len(leaf) for leaf in leaves(tree) if leaf.dim()]
+    if not sizes:
+        raise DataError(f"a batch is {described(tree)}; expected tensors with the samples first")
+    return sizes[0]
+
+
 def placed(inputs: Any, device: torch.device) -> Any:
     """A copy on `device`, images (4 dimensions) in channels-last memory order.
 

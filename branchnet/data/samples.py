@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from branchnet.data.call_forms import CallForm, Inputs, described, is_tuple, separate
-from branchnet.data.collation import as_batch, as_labels, collate, gather, leaves, length, with_images
+from branchnet.data.collation import as_batch, as_labels, collate, first_size, gather, leaves, length, with_images
 from branchnet.data.images import ImageFolder
 from branchnet.data.loaders import count_in, in_order, shuffles
 from branchnet.errors import DataError
@@ -194,7 +194,7 @@ class Samples:
         for content in contents:
             batch = self._stacked(content, None) if self.kind == "streamed" else self._batch(content, None)
             if numbered:
-                batch = replace(batch, index=torch.arange(start, start := start + len(batch)))
+                batch = replace(batch, index=torch.arange(start, start := start + first_size(batch.inputs)))
             yield batch
 
 
@@ -310,7 +310,7 @@ def _from_list(source: list[Any], form: CallForm, labels: bool, lists: Literal["
     if not source and lists != "batches":
         raise DataError("the samples are an empty list; expected at least one sample")
     if not source or _are_batches(source[0], form, lists):
-        sizes = [length(as_batch(separate(batch, form)[0], form)) for batch in source]
+        sizes = [first_size(as_batch(separate(batch, form)[0], form)) for batch in source]
         return Samples(source, "batched", sum(sizes), form, labels, fixed=True)
     return Samples(source, "numbered", len(source), form, labels, fixed=True)
 

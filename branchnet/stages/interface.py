@@ -150,9 +150,9 @@ def _form_of_signature(network: nn.Module) -> CallForm:
         parameters = inspect.signature(network.forward).parameters.values()
     except (TypeError, ValueError):  # scripted modules have none
         return CallForm(floating=floating)
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        return CallForm(floating=floating)
     named = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in LABEL_NAMES]
+    if not named or any(p.kind is p.VAR_POSITIONAL for p in named):
+        return CallForm(floating=floating)
     needed = [p for p in named if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
     names = tuple(p.name for p in named if p.kind is not p.POSITIONAL_ONLY)
     most = sum(p.kind is not p.KEYWORD_ONLY for p in named)

@@ -29,6 +29,7 @@ from branchnet.clustering import (
     search,
     tree_size,
 )
+from branchnet.reporting.plots.sharing_plot import draw_sharing_on
 from branchnet.utils.files import atomic_write, write_text
 
 RESNET50 = {  # parameters between neighbouring locations: stem, layer1, layer2, layer3 (in two halves), layer4
@@ -94,7 +95,7 @@ def measured(function: Callable[..., Row], *arguments: Any) -> Row:
 def exact_front(n: int, depth: int, kind: str) -> Row:
     costs = RESNET50[depth] if kind == "resnet50" else adversarial(depth)
     start = time.process_time()
-    front = pareto_front(rsa_like(n, depth, 0), costs, method="exact")
+    front = pareto_front(rsa_like(n, depth, 0), costs, objective="mean-max", method="exact")
     front_seconds = time.process_time() - start
     return {
         "n": n,
@@ -107,7 +108,7 @@ def exact_front(n: int, depth: int, kind: str) -> Row:
 
 
 def exact_budget(n: int, depth: int) -> Row:
-    result = search(rsa_like(n, depth, 0), RESNET50[depth], "50% params", method="exact")
+    result = search(rsa_like(n, depth, 0), RESNET50[depth], "50% params", objective="mean-max", method="exact")
     return {"n": n, "d": depth, "cost": result.cost, "proven": result.proven, "trees": count_trees(n, depth)}
 
 
@@ -219,7 +220,7 @@ def plot_sharing(cases: dict[str, Case], path: Path) -> None:
 
     figure = Figure(figsize=(4.2 * len(cases), 3.6), layout="constrained")
     for ax, (name, (affinity, costs, unit)) in zip(figure.subplots(1, len(cases)), cases.items(), strict=True):
-        compare_sharing(affinity, costs, unit=unit, objective="mean-pair").plot(ax)
+        draw_sharing_on(ax, compare_sharing(affinity, costs, unit=unit, objective="mean-pair"))
         ax.set_title(name, fontsize=9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)

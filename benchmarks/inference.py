@@ -1,4 +1,4 @@
-"""How fast a branched network runs beside N separate networks, all ways of running both measured in turns in one run.
+"""How fast a branched network runs compared with N separate networks: both, run in all ways, measured in turns.
 
     python benchmarks/inference.py                                     # the core: ResNet-50 and ViT-S, 5 tasks, 50%
     python benchmarks/inference.py --networks resnet18 mobilenet_v3_large --tasks 2 5 --shares 30 70 --batches 1 32
@@ -22,7 +22,9 @@ import platform
 import random
 import tempfile
 import time
+import traceback
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from branchnet.clustering import tree_sampler, tree_size
 from branchnet.errors import BudgetError
 from branchnet.inference import Latency, compare_latency, measure_latency
 from branchnet.inference.fusion_choice import faster_fused
-from branchnet.inference.latency_tables import table_beside
+from branchnet.inference.latency_tables import table_and_others
 from branchnet.inference.torch_compile import first_line
 from branchnet.utils.files import write_text
 
@@ -51,8 +53,11 @@ LOCATIONS = {
     "mobilenet_v3_large": ["features.3", "features.6", "features.10", "avgpool"],
     "convnext_tiny": ["features.1", "features.3", "features.5", "avgpool"],
     "vit_small": ["blocks.2", "blocks.5", "blocks.8", "fc_norm"],
+    "tiny": ["stem", "layer1", "pool"],
 }
 """Ends of the stages. The last one pools, as the plain backbone does before its N heads."""
+SIZES = {"tiny": 16}
+"""Height and width of images, 224 by default."""
 DRAWS = 2000
 SLACK = 10
 LONGEST = 300
@@ -73,11 +78,14 @@ class Case:
     batch: int
     device: str
     mode: str | None
+    dtype: torch.dtype = torch.float32
 
     @property
     def key(self) -> str:
         """The case in words, its name in the results."""
         how = f"{self.device}{f' {self.mode}' if self.mode else ''}"
+        if self.dtype != torch.float32:
+            how += f" {str(self.dtype).removeprefix('torch.')}"
         return f"{self.network}, {self.tasks} tasks, {self.share}%, batch {self.batch}, {how}"
 
 
@@ -110,11 +118,19 @@ class Subject:
         return self.size(self.tree, unit) / self.size(self.separate, unit)
 
 
+def make_images(case: Case) -> Tensor:
+    """A batch of the case on its device, the same at every call."""
+    size = SIZES.get(case.network, 224)
+    x = torch.randn(case.batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return x.to(case.device, case.dtype)
+
+
 def make_subject(case: Case) -> Subject:
     tasks = tuple(f"task{i}" for i in range(case.tasks))
     networks = {task: make_network(case.network, i) for i, task in enumerate(tasks)}
     # All tasks' networks are alike but for their weights: one is split, and every node is a copy of its stages.
-    first = branchnet.split(networks[tasks[0]], torch.randn(case.batch, 3, 224, 224), locations=LOCATIONS[case.network])
+    example = make_images(replace(case, device="cpu", dtype=torch.float32))
+    first = branchnet.split(networks[tasks[0]], example, locations=LOCATIONS[case.network])
     subject = Subject(networks, dict.fromkeys(tasks, first), Tree.separate(tasks, len(first.costs)))
     heads = dict.fromkeys(tasks, first.head_cost)
     budget = f"{case.share + SLACK}% params"
@@ -132,7 +148,7 @@ def make_subject(case: Case) -> Subject:
 def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
     begun = time.perf_counter()
     subject = make_subject(case)
-    x = torch.randn(case.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(case.device)
+    x = make_images(case)
     result: dict[str, Any] = {
         "tree": [[list(cluster) for cluster in stage] for stage in subject.tree.partitions],
         "widths": list(subject.tree.widths),
@@ -146,24 +162,13 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
         "peak bytes": {},
     }
     print(f"  copies of the stages {result['widths']}: ready after {time.perf_counter() - begun:.1f} s", flush=True)
-    runs: dict[str, Run] = {}
-    once = 0.0
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for name, prepare, parameters in sides(case, subject, x, Path(folder)):
-            start = time.perf_counter()
-            try:
-                run = prepare()
-                run(x)
-            except Exception as error:  # one way that does not work here must not keep the others from being measured
-                result["errors"][name] = f"{type(error).__name__}: {first_line(error)}"
-                print(f"  {name}: {result['errors'][name]}", flush=True)
-                continue
+        runs: dict[str, Run] = {}
+        for name, run, parameters in prepared(sides(case, subject, x, Path(folder)), x, result):
             runs[name] = run
-            result["preparation"][name] = time.perf_counter() - start
-            once += measure_latency(run, x, repeats=1, warmup=1).median
-            print(f"  {name}: ready after {result['preparation'][name]:.1f} s", flush=True)
             if "ONNX" not in name:  # its memory is its own, and torch sees none of it
-                result["peak bytes"][name] = 4 * parameters + peak_activations(run, x)
+                result["peak bytes"][name] = x.itemsize * parameters + peak_activations(run, x)
+        once = sum(measure_latency(run, x, repeats=1, warmup=0).median for run in runs.values())
         rounds = max(min(repeats, FEWEST), min(repeats, int(LONGEST / once)))
         tops = ceilings(case.device)
         times = compare_latency(runs | {name: run for name, (run, _) in tops.items()}, x, repeats=rounds, warmup=2)
@@ -177,7 +182,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
         if set(pair) <= set(runs)
     }
     compiled = {"branched, compiled": runs["branched, compiled"]} if "branched, compiled" in runs else {}
-    table, beside = table_beside(
+    table, others = table_and_others(
         subject.staged,
         x,
         compiled,
@@ -186,7 +191,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
         widths=sorted({*subject.tree.widths, 1}),
         repeats=rounds,
     )
-    result["in turns with the table"] = {name: list(latency.samples) for name, latency in beside.items()}
+    result["in turns with the table"] = {name: list(latency.samples) for name, latency in others.items()}
     result["latency table"] = table.to_dict()
     if auto:
         branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)
@@ -194,9 +199,36 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
     return result | {"took": time.perf_counter() - begun}
 
 
-def close_look(runs: dict[str, Run], pair: tuple[str, str], times: dict[str, Latency], x: Tensor) -> dict[str, Latency]:
-    """Two sides once more, alone and as often as CLOSE_LOOK allows: their difference is small."""
-    repeats = max(FEWEST, min(MOST, int(CLOSE_LOOK / sum(times[name].median for name in pair))))
+def prepared(
+    ways: Iterable[tuple[str, Callable[[], Run], int]], x: Tensor, result: dict[str, Any]
+) -> Iterator[tuple[str, Run, int]]:
+    """The sides that run here, ready and warm; `result` gets their seconds to prepare, and others' errors."""
+    for name, prepare, parameters in ways:
+        start = time.perf_counter()
+        try:
+            run = prepare()
+            measure_latency(run, x, repeats=1, warmup=0)
+        except Exception as error:  # one way that does not work here must not keep the others from being measured
+            result["errors"][name] = f"{type(error).__name__}: {first_line(error)}"
+            result.get("tracebacks", {})[name] = traceback.format_exc()
+            print(f"  {name}: {result['errors'][name]}", flush=True)
+            continue
+        result["preparation"][name] = time.perf_counter() - start
+        print(f"  {name}: ready after {result['preparation'][name]:.1f} s", flush=True)
+        measure_latency(run, x, repeats=1, warmup=1)
+        yield name, run, parameters
+
+
+def close_look(
+    runs: Mapping[str, Run],
+    pair: tuple[str, str],
+    times: Mapping[str, Latency],
+    x: Tensor,
+    *,
+    seconds: float = CLOSE_LOOK,
+) -> dict[str, Latency]:
+    """Two sides once more, alone and as often as the seconds allow: their difference is small."""
+    repeats = max(FEWEST, min(MOST, int(seconds / sum(times[name].median for name in pair))))
     with torch.no_grad():
         return compare_latency({name: runs[name] for name in pair}, x, repeats=repeats, warmup=1)
 
@@ -242,11 +274,16 @@ def peak_activations(run: Run, x: Tensor) -> int:
     return most
 
 
-def ceilings(device: str) -> dict[str, tuple[Run, int]]:
-    """What this device does best: a large product with its multiply-adds, a large copy with the bytes that it moves."""
-    size = 4096 if device == "cuda" else 1024
-    a = torch.randn(size, size, device=device)
-    big = torch.empty(64 * 2**20, device=device)
+def ceilings(
+    device: str, dtype: torch.dtype = torch.float32, *, size: int | None = None, numbers: int = 64 * 2**20
+) -> dict[str, tuple[Run, int]]:
+    """What this device does best: a large product with its multiply-adds, a large copy with the bytes that it moves.
+
+    size: rows and columns of the matrices. numbers: those that are copied, 4 bytes each.
+    """
+    size = size or (8192 if device == "cuda" else 1024)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    big = torch.randn(numbers, device=device)
     copy = torch.empty_like(big)
     return {"product": (lambda x: a @ a, size**3), "copy": (lambda x: copy.copy_(big), 2 * big.numel() * 4)}
 

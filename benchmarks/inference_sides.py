@@ -14,8 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import branchnet
 from branchnet import BranchedNetwork
 from branchnet.builder import SeparateNetworks
-from branchnet.inference.compilation import CUDA_GRAPH_MODES
-from branchnet.inference.torch_compile import compiled_apart
+from branchnet.inference.torch_compile import CUDA_GRAPH_MODES, compiled_apart
 
 if TYPE_CHECKING:
     from inference import Case, Subject
@@ -28,6 +27,8 @@ Run = Callable[[Tensor], Any]
 
 def make_network(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
+    if name == "tiny":
+        return Tiny().eval()
     if name == "vit_small":
         import timm
 
@@ -40,10 +41,27 @@ def make_network(name: str, seed: int) -> nn.Module:
 def without_head(name: str) -> tuple[nn.Module, nn.Module]:
     """One plain backbone and what its network does after pooling, the head of each task."""
     network = make_network(name, 0)
-    attribute = "fc" if name.startswith("resnet") else "head" if name == "vit_small" else "classifier"
+    attribute = next(attribute for attribute in ("fc", "head", "classifier") if hasattr(network, attribute))
     head = getattr(network, attribute)
     setattr(network, attribute, nn.Identity())
     return network, head
+
+
+class Tiny(nn.Module):
+    """So small that its times say nothing: it shows that a benchmark runs."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.layer1 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (B, CLASSES)."""
+        logits: Tensor = self.fc(self.pool(self.layer2(self.layer1(self.stem(x)))))
+        return logits
 
 
 class OneBackbone(nn.Module):
@@ -62,10 +80,14 @@ class OneBackbone(nn.Module):
 
 def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tuple[str, Callable[[], Run], int]]:
     """Every way of running the case: its name, what prepares it, and the parameters that it holds."""
-    separate = SeparateNetworks(subject.networks).eval().to(case.device)
-    branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)
-    shared = branchnet.build(subject.shared, subject.staged).eval().to(case.device)
-    plain = OneBackbone(case.network, case.tasks).eval().to(case.device)
+
+    def placed(network: Any) -> Any:
+        return network.eval().to(case.device, case.dtype)
+
+    separate = placed(SeparateNetworks(copy.deepcopy(subject.networks)))
+    branched = placed(branchnet.build(subject.tree, subject.staged))
+    shared = placed(branchnet.build(subject.shared, subject.staged))
+    plain = placed(OneBackbone(case.network, case.tasks))
     sizes = {name: count(each) for name, each in (("s", separate), ("b", branched), ("h", shared), ("p", plain))}
 
     def compiled(network: BranchedNetwork, **options: Any) -> Callable[[], Run]:

@@ -1,4 +1,4 @@
-"""Three really trained MobileNetV2 merged by `branchnet run`, without labels, at several budgets.
+"""Three really trained MobileNetV2 merged by `branchnet.run`, without labels, at several budgets.
 
 DIR holds `mobilenetv2.py`, one safetensors file for each network and `photos/` (1,000 photos, one for each ImageNet
 class, in class order). Reports what each budget keeps: agreement with each donor on held-out photos, ImageNet accuracy,
@@ -9,81 +9,84 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import torch
-import yaml
+from torch import Tensor, nn
 
 import branchnet
-from branchnet.pipeline.problem import problem_from_config
-from branchnet.pipeline.run_config import RunConfig
-from branchnet.specification.validation import validate
+from branchnet import BudgetError, RunResult
+from branchnet.data import load_images
+from branchnet.deploy import load_weights
+from branchnet.pipeline import held_out_rows
 
 CLASSES = {"imagenet": 1001, "birds": 965, "insects": 1022}
+HELD_OUT = 0.2
 MIDDLE = 128 / 255  # the networks take (x - 128) / 128 of bytes
 
 
-def write_config(data: Path, work: Path, budget: str, arguments: argparse.Namespace) -> Path:
-    """Write the config and the factories that it names."""
-    factories = f"import sys\n\nsys.path.insert(0, {str(data)!r})\n\nfrom mobilenetv2 import MobileNetV2\n"
+def load_networks(data: Path) -> dict[str, nn.Module]:
+    """The three networks with their weights."""
+    sys.path.insert(0, str(data))
+    from mobilenetv2 import MobileNetV2
+
+    networks = {}
     for task, classes in CLASSES.items():
-        factories += f"\n\ndef {task}():\n    return MobileNetV2({classes})\n"
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "three_networks.py").write_text(factories)
-    networks = {
-        task: {
-            "factory": f"three_networks:{task}",
-            "weights": str((data / f"{task}.safetensors").resolve()),
-            "kind": "classification",
-        }
-        for task in CLASSES
-    }
-    config = {
-        "networks": networks,
-        "images": {"folder": str((data / "photos").resolve()), "size": 224, "mean": [MIDDLE] * 3, "std": [MIDDLE] * 3},
-        "budget": budget,
-        "objective": arguments.objective,
-        "locations": arguments.locations,
-        "probe": 500,
-        "held_out": 0.2,
-        "steps": arguments.steps,
-        "batch_size": arguments.batch_size,
-        "learning_rate": arguments.learning_rate,
-        "baselines": arguments.baselines,
-        "donor": arguments.donor,
-    }
-    path = work / f"budget-{budget.split('%')[0]}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path
+        networks[task] = MobileNetV2(classes).eval()
+        load_weights(networks[task], data / f"{task}.safetensors")
+    return networks
 
 
-def imagenet_accuracy(config: Path, result: Path) -> dict[str, float]:
+def imagenet_accuracy(networks: dict[str, nn.Module], photos: Tensor, result: RunResult) -> dict[str, float]:
     """Top-1 on the held-out photos of the ImageNet donor and of the branched network, in percent."""
-    sys.path.insert(0, str(config.parent))
-    problem = problem_from_config(validate(RunConfig, config), config.parent)
-    count = sum(1 for _ in (Path(config.parent / yaml.safe_load(config.read_text())["images"]["folder"])).iterdir())
-    assert count == 1000, f"one photo for each of 1,000 classes is expected; there are {count}"
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(problem.seed))[: len(problem.test)]
-    truth = order + 1  # class 0 is the background
-    branched = branchnet.load(result, networks=problem.networks)
-    with torch.no_grad():
-        found = torch.cat([branched(x, tasks=["imagenet"])["imagenet"].argmax(1) for x in problem.test.split(50)])
-    donor = problem.targets["imagenet"].argmax(1)
-    return {
-        "donor": 100 * float((donor == truth).float().mean()),
-        "branched": 100 * float((found == truth).float().mean()),
-    }
+    assert len(photos) == 1000, f"one photo for each of 1,000 classes is expected; there are {len(photos)}"
+    rows = torch.tensor(held_out_rows(len(photos), HELD_OUT)[1])
+    truth = rows + 1  # class 0 is the background
+    accuracy = {}
+    for name in ("donor", "branched"):
+        hits = 0
+        with torch.no_grad():
+            for part, wanted in zip(rows.split(50), truth.split(50), strict=True):
+                x = photos[part]
+                out = networks["imagenet"](x) if name == "donor" else result.network(x, tasks=["imagenet"])["imagenet"]
+                hits += int((out.argmax(1) == wanted).sum())
+        accuracy[name] = 100 * hits / len(rows)
+    return accuracy
 
 
-def summary(result: Path, config: Path) -> dict[str, object]:
-    metrics = json.loads((result / "metrics.json").read_text())
-    affinity = branchnet.Affinity.load(result / "affinity.npz")
+def merged(
+    networks: dict[str, nn.Module], photos: Tensor, budget: str, arguments: argparse.Namespace
+) -> dict[str, object] | str:
+    """What one budget keeps; the error's text where no tree fits it."""
+    try:
+        result = branchnet.run(
+            networks,
+            photos,
+            budget,
+            folder=arguments.work / f"budget-{budget.split('%')[0]}",
+            objective=arguments.objective,
+            locations=arguments.locations,
+            probe=500,
+            held_out=HELD_OUT,
+            steps=arguments.steps,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            baselines=arguments.baselines,
+            donor=arguments.donor,
+            kinds=dict.fromkeys(CLASSES, "classification"),
+        )
+    except BudgetError as error:
+        return textwrap.fill(f"branchnet: {error}", 110)
+    return summary(networks, photos, result)
+
+
+def summary(networks: dict[str, nn.Module], photos: Tensor, result: RunResult) -> dict[str, object]:
+    affinity = result.affinity
     return {
-        "run": metrics,
-        "imagenet_accuracy": imagenet_accuracy(config, result),
+        "run": result.to_dict(),
+        "imagenet_accuracy": imagenet_accuracy(networks, photos, result),
         "affinity": {
             name: {"tasks": list(affinity.tasks), "values": values.round(4).tolist()}
             for name, values in zip(affinity.locations, affinity.values, strict=True)
@@ -119,7 +122,7 @@ def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> st
             + " |",
             "|---" * (5 + len(CLASSES)) + "|",
         ]
-        for name in sorted(run["networks"], key=["separate", "branched", "shared", "random"].index):
+        for name in run["networks"]:
             network = run["networks"][name]
             times = [
                 f"{1000 * network['latency'][how]['median']:.1f}" if how in network["latency"] else ""
@@ -164,19 +167,11 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     arguments = parser.parse_args()
 
-    work = arguments.work.resolve()
+    networks = load_networks(arguments.data)
+    photos = load_images(arguments.data / "photos", size=224, mean=[MIDDLE] * 3, std=[MIDDLE] * 3)
     results: dict[str, dict[str, object] | str] = {}
     for budget in arguments.budgets:
-        config = write_config(arguments.data.resolve(), work, budget, arguments)
-        result = work / config.stem
-        command = [sys.executable, "-m", "branchnet", "run", str(config), "--out", str(result)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        if done.returncode == 3:
-            results[budget] = textwrap.fill(done.stderr.strip().splitlines()[-1], 110)
-        elif done.returncode:
-            sys.exit(done.stderr)
-        else:
-            results[budget] = summary(result, config)
+        results[budget] = merged(networks, photos, budget, arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/mobilenetv2_three.py --data DIR"
     (arguments.out / "mobilenetv2_three.json").write_text(json.dumps(results, indent=1) + "\n")

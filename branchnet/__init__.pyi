@@ -46,7 +46,10 @@ from .inference import compile as compile
 from .inference import latency_table as latency_table
 from .models import Constructor as Constructor
 from .models import create as create
+from .pipeline import RunResult as RunResult
+from .pipeline import run as run
 from .reporting import Report as Report
+from .reporting import plot as plot
 from .reporting import report as report
 from .specification import Architecture as Architecture
 from .stages import Interface as Interface

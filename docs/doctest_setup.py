@@ -2,7 +2,9 @@
 
 import warnings
 
+import numpy as np  # noqa: F401
 import torch
+from torch import nn  # noqa: F401
 
 import branchnet
 from branchnet.data import scenes

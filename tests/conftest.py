@@ -1,9 +1,11 @@
-"""Defines the operators that torchvision's CUDA build registers, so that it imports beside a CPU build of torch."""
+"""Lets torchvision's CUDA build be imported next to a CPU build of torch; skips tests of GPUs where there is none."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 
+import pytest
 import torch
 
 _LIBRARIES: list[torch.library.Library] = []
@@ -22,3 +24,12 @@ def _define_torchvision_operators() -> None:
 _define_torchvision_operators()
 if torch.cuda.is_available():  # TF32 keeps three digits: what is compared would differ by more than tests allow
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` without a CUDA device, unless BRANCHNET_GPU_TESTS=cpu rehearses it on the CPU."""
+    if torch.cuda.is_available() or os.environ.get("BRANCHNET_GPU_TESTS") == "cpu":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none"))

@@ -129,7 +129,7 @@ def taskonomy_spec() -> Architecture:
     facts = json.loads((FACTS / "treemtl_bmtn_rsa_head.json").read_text())
     locations = [f"block{stage}" for stage in range(1, facts["D"] + 1)]
     affinity = Affinity(facts["tasks"], locations, np.array(facts["affinity_DTT"]))
-    result = search(affinity, [1.0] * facts["D"], 15)
+    result = search(affinity, [1.0] * facts["D"], 15, objective="mean-max")
     found = SearchSection(
         objective=result.objective,
         measure="rsa",

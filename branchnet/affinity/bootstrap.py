@@ -1,7 +1,7 @@
 """Resampling probe inputs, from comparisons of inputs that were computed once.
 
 A bootstrap draw takes K inputs with replacement. Input a drawn w_a times makes the pair (a, b) count w_a * w_b times;
-pairs of copies of one input, which agree in every network, do not count. So a draw needs no new RDM and no new
+pairs of copies of one input, equal in every network, do not count. So a draw needs no new RDM and no new
 sorting: average ranks follow from the running sum of the weights in the order of the full RDM.
 """
 
@@ -21,6 +21,7 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 
 def draw_weights(inputs: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
     """How often every input is drawn: (draws, K). Draws with fewer than three distinct inputs are drawn again."""
+    # Three inputs make three pairs; two make one, which has no order and no correlation.
     random = np.random.default_rng(seed)
     weights = random.multinomial(inputs, np.full(inputs, 1 / inputs), size=draws)
     while (few := (weights > 0).sum(axis=1) < 3).any():
@@ -29,9 +30,16 @@ def draw_weights(inputs: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
 
 
 def resample_entries(entries: npt.NDArray[np.floating], comparison: Comparison, draws: int, seed: int) -> Matrix:
-    """`compare_entries` on every draw: (draws, M, M).
+    """`compare_entries` on every draw.
 
-    entries: (M, P), upper triangles of RDMs over K inputs, P = K (K - 1) / 2.
+    Args:
+        entries: (M, P), upper triangles of RDMs over K inputs, P = K (K - 1) / 2.
+        comparison: as `compare_rdms` takes it.
+        draws: number of resamplings.
+        seed: of the resampling.
+
+    Returns:
+        (draws, M, M).
     """
     inputs = inputs_of(entries.shape[1])
     if comparison == "kendall":
@@ -49,7 +57,7 @@ def resample_entries(entries: npt.NDArray[np.floating], comparison: Comparison, 
 
 
 def _small_integers(weights: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.integer]:
-    """In 32 bits where twice the rank of every pair fits."""
+    """In 32 bits where twice the rank of every pair fits: half the memory traffic, which is what a draw costs."""
     return weights if inputs * inputs > np.iinfo(np.int32).max else weights.astype(np.int32)
 
 
@@ -112,7 +120,7 @@ def half_samples(
 ) -> Matrix:
     """`compare` on random halves of the inputs, (draws, M, M), moved to have their mean at the full comparison.
 
-    For measures in which copies of one input would pass for agreement. A half drawn without replacement spreads as a
+    For measures in which copies of one input would pass for similarity. A half drawn without replacement spreads as a
     bootstrap draw does: its variance given the data is (1 / (K/2)) (1 - 1/2) = 1/K of that of one input.
     """
     random = np.random.default_rng(seed)
@@ -122,5 +130,6 @@ def half_samples(
         half = np.sort(random.permutation(inputs)[: (inputs + 1) // 2])
         result.append(compare([gram[np.ix_(half, half)].astype(np.float64) for gram in grams]))
     samples: Matrix = np.stack(result)
+    # These measures depend on the number of inputs, so halves are biased; only their spread is wanted.
     samples += compare([gram.astype(np.float64) for gram in grams]) - samples.mean(axis=0)
     return samples

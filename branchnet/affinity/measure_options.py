@@ -46,6 +46,9 @@ class Options:
             tensors of at least 4,096 features are kept as bfloat16, which changes affinities by less than 0.001, and
             then features are read in several passes, which changes nothing.
         cache: folder in which the comparisons of inputs are kept by content, so that only new networks are run.
+
+    Raises:
+        AffinityError: an option outside its range.
     """
 
     locations: int | Sequence[str] | None = None
@@ -60,11 +63,11 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.tensors not in get_args(Tensors):
-            raise AffinityError(f"tensors is {self.tensors!r}; one of {get_args(Tensors)} was expected")
+            raise AffinityError(f"tensors is {self.tensors!r}; expected one of {get_args(Tensors)}")
         if self.bootstrap < 0 or self.bootstrap == 1:
-            raise AffinityError(f"bootstrap is {self.bootstrap}; 0 (none) or at least 2 was expected")
+            raise AffinityError(f"bootstrap is {self.bootstrap}; expected 0 (none) or at least 2")
         if self.memory_limit is not None and self.memory_limit < 1:
-            raise AffinityError(f"memory_limit is {self.memory_limit}; a positive number of bytes was expected")
+            raise AffinityError(f"memory_limit is {self.memory_limit}; expected a positive number of bytes")
 
     @property
     def place(self) -> torch.device | None:

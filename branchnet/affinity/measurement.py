@@ -1,4 +1,4 @@
-"""From networks and a probe to an Affinity of tasks: read, compare at every location, resample, put together."""
+"""From networks and a probe to an Affinity of tasks: read, compare at every location, resample, assemble."""
 
 from __future__ import annotations
 
@@ -34,8 +34,14 @@ def measure_pairs(
 ) -> Affinity:
     """The whole way, for measures that compare one signature per network and location.
 
-    compare: signatures of M networks, and how errors name them -> (M, M), ones on the diagonal.
-    resample: the same on resampled inputs -> (draws, M, M).
+    Args:
+        measure: name of the result's measure.
+        networks: as `rsa` takes them.
+        probe: as `rsa` takes it.
+        options: how features are read.
+        kind: the signature.
+        compare: signatures of M networks, and how errors name them -> (M, M), ones on the diagonal.
+        resample: the same on resampled inputs -> (draws, M, M).
     """
     family, fixed = prepare(networks, probe, options)
     signatures = read_signatures(family, fixed, kind, options)
@@ -62,7 +68,13 @@ def assemble(
 ) -> Affinity:
     """Average over the networks of each task, attach what the resampling says, and report unreliable locations.
 
-    between: (M, M) per location; samples: (draws, M, M) per location, or none.
+    Args:
+        measure: name of the result's measure.
+        family: the M networks.
+        probe: the inputs.
+        between: (M, M) per location.
+        samples: (draws, M, M) per location, or none.
+        options: how features were read.
     """
     matrices = np.stack(between)
     reliability = measure_reliability(matrices, family)
@@ -83,6 +95,7 @@ def assemble(
 
 def _task_samples(samples: Matrix, family: Family, options: Options) -> Matrix:
     """(draws, D, M, M) -> (draws, D, N, N), also resampling the networks of every task."""
+    # A stream of its own: the same seed already drew the inputs.
     random = np.random.default_rng([options.seed, 1])
     counts = [sum(member.task == task for member in family.members) for task in family.tasks]
     result = []

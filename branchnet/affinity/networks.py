@@ -68,13 +68,17 @@ def gather_networks(networks: Networks, example: Inputs, locations: int | Sequen
         SplitError: plain networks that cannot be cut.
     """
     flat = _flatten(networks)
-    staged = [_is_staged(network) for _, _, network, _ in flat]
+    staged = [is_staged(network) for _, _, network, _ in flat]
     if not all(staged) and any(staged):
         plain = flat[staged.index(False)][3]
-        raise AffinityError(f"{plain} is not split while others are; pass plain networks only, or split all of them")
+        raise AffinityError(
+            f"{plain} is not split while others are; expected plain networks only, or all of them split"
+        )
     if all(staged):
         if locations is not None:
-            raise AffinityError("locations were given for networks that are split already; they have their own")
+            raise AffinityError(
+                f"locations is {locations!r} for networks that are split already; expected None: they have their own"
+            )
         cut = [network for _, _, network, _ in flat]
     else:
         cut = _split(flat, example, locations)
@@ -82,25 +86,34 @@ def gather_networks(networks: Networks, example: Inputs, locations: int | Sequen
     names = tuple(members[0].network.locations)
     for member in members:
         if len(member.stages) != len(names):
-            raise AffinityError(f"{member.label} has {len(member.stages)} stages, {members[0].label} {len(names)}")
+            raise AffinityError(
+                f"{member.label} has {len(member.stages)} stages, {members[0].label} {len(names)}; expected the same "
+                "cuts: split them together with split_all"
+            )
     return Family(tuple(members), names)
 
 
 def _flatten(networks: Networks) -> list[tuple[str, int, nn.Module, str]]:
     if not isinstance(networks, Mapping) or not networks:
-        raise AffinityError("networks must be a mapping of at least one task name to its network, or networks")
+        raise AffinityError(
+            f"networks is a {type(networks).__name__}; expected a mapping of at least one task name to its network, or "
+            "to a list of networks of different seeds"
+        )
     flat = []
     for task, entry in networks.items():
         several = [entry] if isinstance(entry, nn.Module) else list(entry)
         if not several or not all(isinstance(network, nn.Module) for network in several):
-            raise AffinityError(f"task {task!r}: an nn.Module, or a non-empty sequence of them, was expected")
+            raise AffinityError(
+                f"task {task!r} has a {type(entry).__name__}; expected an nn.Module, or a non-empty sequence of them"
+            )
         for seed, network in enumerate(several):
             label = f"task {task!r}" if len(several) == 1 else f"task {task!r}, network {seed}"
             flat.append((task, seed, network, label))
     return flat
 
 
-def _is_staged(network: nn.Module) -> bool:
+def is_staged(network: nn.Module) -> bool:
+    """Whether a network has stages and locations: a StagedNetwork, or one written by hand in the same form."""
     return isinstance(getattr(network, "stages", None), nn.ModuleList) and hasattr(network, "locations")
 
 

@@ -15,9 +15,15 @@ Matrix = npt.NDArray[np.float64]
 
 
 def task_values(between: Matrix, family: Family, weights: Matrix | None = None) -> Matrix:
-    """Mean affinity of the networks of two tasks: (D, M, M) -> (D, N, N), ones on the diagonal.
+    """Mean affinity of the networks of two tasks.
 
-    weights: (M,), how often every network counts; once by default.
+    Args:
+        between: (D, M, M), affinities of M networks.
+        family: the networks.
+        weights: (M,), how often every network counts; once by default.
+
+    Returns:
+        (D, N, N), affinities of N tasks, ones on the diagonal.
     """
     share = _membership(family) * (1.0 if weights is None else weights)
     share = share / share.sum(axis=1, keepdims=True)
@@ -28,7 +34,7 @@ def task_values(between: Matrix, family: Family, weights: Matrix | None = None) 
 
 
 def measure_reliability(between: Matrix, family: Family) -> Reliability | None:
-    """Agreement between seeds, from affinities (D, M, M) between networks; None where each task has one network."""
+    """How similar seeds are, from affinities (D, M, M) between networks; None where each task has one network."""
     groups = [np.flatnonzero(row) for row in _membership(family)]
     if all(len(group) == 1 for group in groups):
         return None

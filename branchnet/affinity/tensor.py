@@ -39,11 +39,18 @@ class Affinity:
         standard_errors: float64, (D, N, N), or None.
         probe_hash: content hash of the probe inputs, or None.
         samples: float64, (B, D, N, N): values recomputed on resampled probe inputs (and networks), or None.
-        reliability: agreement between networks of different seeds, or None where each task has one network.
+        reliability: how similar networks of different seeds are, or None where each task has one network.
         directed: whether `[i, j]` (effect of i on j) and `[j, i]` are different things.
 
     Raises:
         AffinityError: shapes that do not fit, names that repeat, or values that are not finite.
+
+    >>> values = np.array([[[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]])
+    >>> affinity = branchnet.Affinity(["depth", "normals", "scene"], ["layer4"], values)
+    >>> affinity.values.shape, affinity.directed
+    ((1, 3, 3), False)
+    >>> [(row["task_i"], row["task_j"], row["affinity"]) for row in affinity.rows()]
+    [('depth', 'normals', 0.9), ('depth', 'scene', 0.2), ('normals', 'scene', 0.4)]
     """
 
     tasks: Sequence[str]
@@ -71,17 +78,24 @@ class Affinity:
         """A read-only float64 copy of `array`, which must be finite and of the given shape."""
         checked = np.array(array, dtype=np.float64)
         if checked.shape != shape:
-            raise AffinityError(f"{field} have shape {checked.shape}; {shape} (locations, tasks, tasks) was expected")
+            raise AffinityError(f"{field} has shape {checked.shape}; expected {shape}, (locations, tasks, tasks)")
         if not np.isfinite(checked).all():
             *_, d, i, j = (int(index) for index in np.argwhere(~np.isfinite(checked))[0])
             raise AffinityError(
-                f"{field}: affinity of {self.tasks[i]!r} and {self.tasks[j]!r} at {self.locations[d]!r} is not finite"
+                f"{field}: affinity of {self.tasks[i]!r} and {self.tasks[j]!r} at {self.locations[d]!r} is not finite; "
+                "expected finite numbers"
             )
         checked.setflags(write=False)
         return checked
 
     def replicates(self, n: int | None = None) -> npt.NDArray[np.float64]:
-        """The first `n` bootstrap samples of the values, float64, (n, D, N, N); all of them by default.
+        """The values recomputed on resampled probe inputs.
+
+        Args:
+            n: how many; None = all that are held.
+
+        Returns:
+            The first `n` bootstrap samples, float64, (n, D, N, N).
 
         Raises:
             AffinityError: the affinity holds fewer than `n` samples.
@@ -89,24 +103,35 @@ class Affinity:
         held = 0 if self.samples is None else len(self.samples)
         wanted = held if n is None else n
         if self.samples is None or wanted > held:
-            raise AffinityError(f"{wanted} replicates asked for, {held} held; measure again with bootstrap={n or 100}")
+            raise AffinityError(
+                f"{wanted} replicates asked for, {held} held; expected at most {held}: measure again with "
+                f"bootstrap={n or 100}"
+            )
         return self.samples[:wanted]
 
     def interval(self, level: float = 0.95) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Lower and upper bound of the bootstrap percentile interval of every value, each (D, N, N).
+        """The bootstrap percentile interval of every value.
+
+        Args:
+            level: the share of resamplings that lie inside, between 0 and 1.
+
+        Returns:
+            Lower and upper bounds, float64, each (D, N, N).
 
         Raises:
             AffinityError: no samples are held, or `level` is not between 0 and 1.
         """
         if not 0 < level < 1:
-            raise AffinityError(f"level is {level}; a number between 0 and 1 was expected")
+            raise AffinityError(f"level is {level}; expected a number between 0 and 1")
         low, high = np.quantile(self.replicates(), [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
-    def check_locations(self, names: Sequence[str], owner: str) -> None:
+    def check_locations(self, names: Sequence[str], holder: str) -> None:
         """Refuse to be read at other places than those it was measured at; stages numbered by default fit any name.
 
-        names: the D locations of `owner`, which the error names.
+        Args:
+            names: the D locations of `holder`.
+            holder: what has these locations, for the message.
 
         Raises:
             AffinityError: a location has another name.
@@ -114,11 +139,16 @@ class Affinity:
         for stage, (own, other) in enumerate(zip(self.locations, names, strict=False)):
             if own not in (other, f"stage {stage}"):
                 raise AffinityError(
-                    f"stage {stage} ends at {own!r} in the affinity, at {other!r} in {owner}; both need the same cuts"
+                    f"stage {stage} ends at {own!r} in the affinity, at {other!r} in {holder}; expected the same cuts: "
+                    f"split with locations={list(self.locations)}, or measure again"
                 )
 
     def symmetric(self) -> Affinity:
-        """The mean of both directions, as an undirected affinity; itself where it is undirected already."""
+        """Make the affinity undirected, as trees are searched on undirected ones.
+
+        Returns:
+            The mean of both directions; itself where it is undirected already.
+        """
         if not self.directed:
             return self
         samples = None if self.samples is None else _both_ways(self.samples)
@@ -135,7 +165,11 @@ class Affinity:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that holds no pickled object; `path` ends in `.npz`."""
+        """Write a file that holds no pickled object, atomically.
+
+        Args:
+            path: where; it ends in `.npz`.
+        """
         arrays: dict[str, npt.NDArray[Any]] = {"values": self.values}
         for name in ("standard_errors", "samples"):
             if getattr(self, name) is not None:
@@ -159,9 +193,15 @@ class Affinity:
     def load(cls, path: str | os.PathLike[str]) -> Affinity:
         """Read what `save` wrote.
 
+        Args:
+            path: the file.
+
+        Returns:
+            An equal affinity.
+
         Raises:
-            AffinityError: the file is no affinity, is damaged, or was written by a later version.
-            FileNotFoundError: there is no such file.
+            AffinityError: not an affinity file, a damaged one, or one written by a later version.
+            FileNotFoundError: no such file.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -169,20 +209,39 @@ class Affinity:
             text = json.loads(arrays.pop("description").tobytes().decode())
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
             why = "no arrays in it" if "pickle" in str(error) else error  # numpy's advice is to load it unsafely
-            raise AffinityError(f"{os.fspath(path)} is no affinity file, or it is damaged: {why}") from error
-        if text.pop("format", None) != _FORMAT:
-            raise AffinityError(f"{os.fspath(path)} was written in another format; {_FORMAT} was expected")
+            raise AffinityError(
+                f"{os.fspath(path)} is not an affinity file, or it is damaged: {why}; expected a file of Affinity.save"
+            ) from error
+        if (found := text.pop("format", None)) != _FORMAT:
+            raise AffinityError(f"{os.fspath(path)} was written in format {found}; expected {_FORMAT}")
         reliability = text.pop("reliability")
         return cls(**text, **arrays, reliability=None if reliability is None else Reliability.from_dict(reliability))
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per location and pair of tasks (ordered pairs where directed); needs pandas."""
-        import pandas as pd
+        """The affinity as a pandas table.
 
+        Returns:
+            One row per location and pair of tasks (ordered pairs where directed), with the columns of `rows`.
+
+        Raises:
+            AffinityError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise AffinityError(
+                "pandas is not installed; expected it for to_dataframe(): pip install 'branchnet[tables]', or use "
+                "rows()"
+            ) from error
         return pd.DataFrame(self.rows())
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record per location and pair: location, task_i, task_j, affinity and, where known, standard_error."""
+        """The affinity as plain records.
+
+        Returns:
+            One record per location and pair (ordered pairs where directed): location, task_i, task_j, affinity and,
+            where known, standard_error.
+        """
         records = []
         for d, i, j in np.ndindex(*self.values.shape):
             if i < j or (self.directed and i != j):
@@ -201,15 +260,15 @@ class Affinity:
 def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
     checked = tuple(names)
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in checked):
-        raise AffinityError(f"{field} are {names!r}; a sequence of non-empty strings was expected")
+        raise AffinityError(f"{field} is {names!r}; expected a sequence of non-empty strings")
     repeated = {name for name in checked if checked.count(name) > 1}
     if repeated:
-        raise AffinityError(f"{field} repeat {sorted(repeated)}; distinct names were expected")
+        raise AffinityError(f"{field} repeats {sorted(repeated)}; expected distinct names")
     return checked
 
 
 def _both_ways(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return (values + np.swapaxes(values, -1, -2)) / 2
+    return (values + np.swapaxes(values, -1, -2)) / 2  # samples have one more dimension in front
 
 
 def _symmetric_errors(

@@ -3,6 +3,6 @@
 `network` has the network itself and its surgery, `weights` what its nodes start from.
 """
 
-import lazy_loader as lazy
+from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

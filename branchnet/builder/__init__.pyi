@@ -1,7 +1,6 @@
 from .building import build as build
 from .network.branched_network import BranchedNetwork as BranchedNetwork
-from .network.branched_network import Node as Node
-from .network.branched_network import Path as Path
+from .network.node import Node as Node
 from .network.parallel import replicate as replicate
 from .network.parallel import shard as shard
 from .network.separate_networks import SeparateNetworks as SeparateNetworks
@@ -9,6 +8,7 @@ from .network.surgery import add_task as add_task
 from .network.surgery import merge_nodes as merge_nodes
 from .network.surgery import remove_task as remove_task
 from .network.surgery import split_node as split_node
+from .network.task_path import TaskPath as TaskPath
 from .weights.averaging import weight_distance as weight_distance
 from .weights.donors import choose_donors as choose_donors
 from .weights.initialisation import Initialisation as Initialisation
@@ -20,8 +20,8 @@ __all__ = [
     "Initialisation",
     "Node",
     "NodeStart",
-    "Path",
     "SeparateNetworks",
+    "TaskPath",
     "add_task",
     "build",
     "choose_donors",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Init: TypeAlias = Literal["donor", "mean", "merge", "pretrained", "random"]
 
 PROBE_BATCH = 64
+"""Inputs of a probe that are run at once: enough for BatchNorm's statistics, little memory."""
 
 
 def build(
@@ -50,7 +51,7 @@ def build(
         init: where the weights come from. `"donor"`: each node copies its donor. `"mean"`: the mean of the donors of
             all the node's tasks, for networks fine-tuned from the same weights (others are refused). `"merge"`: that
             mean after the units of all donors were put into one order by their activations on the probe, with BatchNorm
-            estimated anew. `"pretrained"`: `state`. `"random"`: fresh random numbers.
+            estimated again. `"pretrained"`: `state`. `"random"`: fresh random numbers.
         affinity: chooses the medoids.
         donors: the donor task of every node, stage by stage in the order of `tree.partitions`, instead of that rule;
             `choose_donors` with a preferred task makes some.
@@ -69,6 +70,18 @@ def build(
         BuildError: tasks or depth of tree, networks and affinity that do not agree; an `init` that lacks its probe or
             state, or does not suit the donors.
         SplitError: plain networks that cannot be split.
+
+    >>> import torch, branchnet
+    >>> networks = {
+    ...     task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in ("depth", "edges")
+    ... }
+    >>> tree = branchnet.Tree(["depth", "edges"], [[["depth", "edges"]], [["depth"], ["edges"]]])
+    >>> images = torch.rand(2, 3, 16, 16)
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"]).eval()
+    >>> branched.donors
+    (('depth',), ('depth', 'edges'))
+    >>> torch.equal(branched(images)["depth"], networks["depth"].eval()(images))
+    True
     """
     _check_options(init, probe, state, networks)
     staged = _staged(networks, example, locations, affinity)
@@ -84,6 +97,8 @@ def build(
 
 def _copied(tree: Tree, staged: Mapping[str, StagedNetwork], donors: Donors) -> BranchedNetwork:
     """Every node as a copy of its donor's stage."""
+    # One memo of deepcopy for each donor and cluster: a tensor tied between stages of a donor is copied once, and so
+    # stays tied, exactly where the same tasks go through both stages.
     memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
 
     def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
@@ -148,13 +163,14 @@ def _check_options(
     init: str, probe: Any, state: Mapping[str, Tensor] | None, networks: Mapping[str, nn.Module]
 ) -> None:
     if not isinstance(networks, Mapping):
-        raise BuildError(f"networks must be a mapping of task names to networks; a {type(networks).__name__} was given")
+        raise BuildError(f"networks is a {type(networks).__name__}; expected a mapping of task names to networks")
     if init not in get_args(Init):
-        raise BuildError(f"init must be one of {list(get_args(Init))}; {init!r} was given")
+        raise BuildError(f"init={init!r} is not a rule; expected one of {list(get_args(Init))}")
     if init == "merge" and probe is None:
-        raise BuildError("init='merge' aligns the donors by their activations: pass probe=, inputs of all tasks")
+        raise BuildError("init='merge' aligns the donors by their activations; expected probe=, inputs of all tasks")
     if (init == "pretrained") != (state is not None):
-        raise BuildError("state= is what init='pretrained' loads: pass both or none")
+        given = "none was given" if state is None else f"init={init!r} was given with one"
+        raise BuildError(f"init='pretrained' loads state=, and {given}; expected both or neither")
 
 
 def _staged(
@@ -166,12 +182,16 @@ def _staged(
     staged = {task: net for task, net in networks.items() if isinstance(net, StagedNetwork)}
     if len(staged) == len(networks):
         if locations is not None:
-            raise BuildError("locations= says where to split plain networks; these are staged already")
+            raise BuildError(
+                f"locations={locations!r} says where to split plain networks, and these are staged already; expected "
+                "locations=None"
+            )
         return staged
     if staged:
-        raise BuildError(f"{sorted(set(networks) - set(staged))} are plain networks and the others staged: mix neither")
+        plain = sorted(set(networks) - set(staged))
+        raise BuildError(f"{plain} are plain networks and the others staged; expected all of one kind")
     if example is None:
-        raise BuildError("plain networks need `example=` to be split with; or pass the result of branchnet.split_all")
+        raise BuildError("expected example= to split plain networks with, or the result of branchnet.split_all")
     if locations is None and affinity is not None:
         locations = affinity.locations
     return split_all(networks, example, locations=locations)
@@ -180,48 +200,53 @@ def _staged(
 def _checked_donors(donors: Donors, tree: Tree) -> Donors:
     shapes = [len(stage) for stage in donors], list(tree.widths)
     if shapes[0] != shapes[1]:
-        raise BuildError(f"donors name {shapes[0]} nodes in the stages; the tree has {shapes[1]}")
+        raise BuildError(f"donors name {shapes[0]} nodes in the stages; expected {shapes[1]}, as the tree has")
     for stage, clusters in zip(donors, tree.partitions, strict=True):
         for donor, cluster in zip(stage, clusters, strict=True):
             if donor not in cluster:
-                raise BuildError(f"donor {donor!r} is not among the tasks {list(cluster)} that its node serves")
+                raise BuildError(f"donor {donor!r} is not a task of its node; expected one of {list(cluster)}")
     return donors
 
 
 def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:
     missing = [task for task in tree.tasks if task not in staged]
     if missing:
-        raise BuildError(f"the tree has tasks {missing} that no network is given for; networks: {sorted(staged)}")
+        raise BuildError(
+            f"the tree has tasks {missing} without a network; expected one for each, found {sorted(staged)}"
+        )
     for task in tree.tasks:
         network = staged[task]
         if len(network.stages) != tree.depth:
-            raise BuildError(f"the tree has {tree.depth} stages, the network of {task!r} has {len(network.stages)}")
+            raise BuildError(
+                f"the network of {task!r} has {len(network.stages)} stages; expected {tree.depth}, as the tree has"
+            )
     for stage, clusters in enumerate(tree.partitions):
         for first, *others in clusters:
             for task in others:
                 if problem := _mismatch(staged[first], staged[task], stage):
                     raise BuildError(
                         f"the networks of {first!r} and {task!r} cannot share stage {stage}: {problem}; split them "
-                        "together, by branchnet.split_all"
+                        "together with branchnet.split_all(networks, example)"
                     )
     first = tree.tasks[0]
     if affinity is not None:
         unknown = [task for task in tree.tasks if task not in affinity.tasks]
         if unknown or len(affinity.locations) != tree.depth:
             raise BuildError(
-                f"the affinity knows tasks {list(affinity.tasks)} at {len(affinity.locations)} locations; "
-                f"the tree has tasks {list(tree.tasks)} and {tree.depth} stages"
+                f"the affinity has the tasks {list(affinity.tasks)} at {len(affinity.locations)} locations; "
+                f"expected {list(tree.tasks)} at {tree.depth}, as the tree has"
             )
         if not any(tuple(network.locations) == tuple(affinity.locations) for network in staged.values()):
             affinity.check_locations(staged[first].locations, f"the network of {first!r}")
 
 
 def _mismatch(one: StagedNetwork, other: StagedNetwork, stage: int) -> str:
-    """What keeps a stage of one network from taking the place of the other's; empty where nothing is seen to."""
+    """Say why a stage of one network cannot take the place of the other's; empty where no reason is seen."""
     if one.locations[stage] != other.locations[stage]:
         return f"it ends at {one.locations[stage]!r} in one and at {other.locations[stage]!r} in the other"
+    # The batch size, dimension 0, may differ: the networks may have been split with different numbers of inputs.
     forms = [[(len(t.shape), t.shape[1:], t.dtype) for t in network.cuts[stage]] for network in (one, other)]
     if forms[0] == forms[1]:
         return ""
     shown = [", ".join(f"{t.shape} {t.dtype}" for t in network.cuts[stage]) for network in (one, other)]
-    return f"at {one.locations[stage]!r} one hands on {shown[0]} and the other {shown[1]}"
+    return f"at {one.locations[stage]!r} one returns {shown[0]} and the other {shown[1]}"

@@ -21,7 +21,7 @@ VERBS = {
     "group": "Divide tasks into groups, each with a network of its own.",
     "build": "Make the branched network, with donors' weights.",
     "distill": "Train it to give the single-task networks' outputs.",
-    "bench": "Time it beside the single-task networks.",
+    "bench": "Time it against the single-task networks.",
     "report": "Costs and latencies as tables or as one page.",
     "export": "Write it for deployment.",
     "show": "Print the tree and costs of a saved network.",
@@ -32,7 +32,14 @@ VERBS = {
 
 
 def make_app(*, listing: bool = False) -> App:
-    """The command. Verbs are imported when they are used; `listing` says a line about each without importing any."""
+    """The command. Verbs are imported when they are used; `listing` says a line about each without importing any.
+
+    Args:
+        listing: say a line about each verb without importing any.
+
+    Returns:
+        The command.
+    """
     app = App(
         name="branchnet",
         version=__version__,
@@ -48,7 +55,14 @@ def make_app(*, listing: bool = False) -> App:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: the words after `branchnet`; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     app = make_app(listing=not words or words[0] not in VERBS)
     try:
@@ -68,7 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def exit_code(error: BranchnetError) -> int:
-    """Exit code for a failure."""
+    """Exit code for a failure.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        3 where no tree fits, 4 for a bad checkpoint, else 2.
+    """
     if isinstance(error, BudgetError) and error.smallest is not None:
         return 3
     if isinstance(error, CheckpointError):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from branchnet.errors import CheckpointError, DataError, SpecError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from branchnet.affinity import Affinity
     from branchnet.builder import BranchedNetwork
     from branchnet.data.samples import Samples
-    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.specification import Architecture
 
 
@@ -39,19 +40,32 @@ class Source:
 def read_config(path: Path) -> RunConfig:
     """Read the config of a run.
 
+    Args:
+        path: the YAML file.
+
+    Returns:
+        The config.
+
     Raises:
         SpecError: every problem of the file, or a folder instead of one.
     """
-    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.specification.validation import validate
 
     if path.is_dir():
-        raise SpecError(f"{path} is a folder (a config in it, such as {path / 'run.yaml'}, would be right)")
+        raise SpecError(f"{path} is a folder (expected a config, such as {path / 'run.yaml'})")
     return validate(RunConfig, path)
 
 
 def changed(config: RunConfig, **options: Any) -> RunConfig:
     """The config with the options that were given on the command line, None for one that was not.
+
+    Args:
+        config: the config.
+        **options: values by name.
+
+    Returns:
+        The changed config.
 
     Raises:
         SpecError: a value that the config could not hold.
@@ -87,6 +101,12 @@ def _is_config(path: Path) -> bool:
 def read_spec(path: Path) -> Architecture:
     """Read a specification, or the one of a saved network's folder.
 
+    Args:
+        path: a YAML file, or a folder that holds one.
+
+    Returns:
+        The specification.
+
     Raises:
         SpecError: every problem of the file, a config, or a folder without a specification.
     """
@@ -95,33 +115,47 @@ def read_spec(path: Path) -> Architecture:
 
     if path.is_dir():
         if not (path / ARCHITECTURE).exists():
-            raise SpecError(f"{path} holds no {ARCHITECTURE} (a folder that `branchnet build` wrote would be right)")
+            raise SpecError(f"{path} holds no {ARCHITECTURE} (expected a folder that `branchnet build` wrote)")
         path = path / ARCHITECTURE
     try:
         return Architecture.load(path)
     except SpecError as error:
         if path.is_file() and _is_config(path):
-            right = "a file that `branchnet split` or `branchnet search` wrote would be right"
-            raise SpecError(f"{path} is a config, no architecture ({right})") from error
+            expected = "expected an architecture, as `branchnet split` and `branchnet search` write it"
+            raise SpecError(f"{path} is a config ({expected})") from error
         raise
 
 
 def read_affinity(path: Path) -> Affinity:
     """Read an affinity file.
 
+    Args:
+        path: the .npz file.
+
+    Returns:
+        The affinities.
+
     Raises:
         DataError: there is no such file.
-        AffinityError: it is no affinity, or damaged.
+        AffinityError: it is not an affinity, or damaged.
     """
     from branchnet.affinity import Affinity
 
     if not path.is_file():
-        raise DataError(f"{path} is no file (one that `branchnet affinity` wrote would be right)")
+        raise DataError(f"{path} is not a file (expected one that `branchnet affinity` wrote)")
     return Affinity.load(path)
 
 
 def read_source(path: Path, *, device: str | None = None, dtype: str | None = None) -> Source:
     """Make the networks of a config or of a specification (with fresh weights), and an input for them.
+
+    Args:
+        path: a config or a specification.
+        device: where the networks shall be.
+        dtype: the type of weights and inputs.
+
+    Returns:
+        The networks and inputs.
 
     Raises:
         SpecError, DataError, CheckpointError: what is wrong with the file, or with what it names.
@@ -129,8 +163,10 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     import torch
 
     from branchnet.data.collation import placed as placed_copy
-    from branchnet.pipeline.problem import make_networks, read_images
+    from branchnet.data.samples import read_samples
+    from branchnet.pipeline.config.config_sources import make_networks, read_images
     from branchnet.specification.realisation import interface_of, make_all
+    from branchnet.stages.interface import call_form
 
     if not path.is_dir() and is_specification(path):
         spec = read_spec(path)
@@ -139,7 +175,7 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
-    images = read_images(config, path.parent, networks)
+    images = read_samples(read_images(config, path.parent), call_form(next(iter(networks.values()))))
     example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
 
@@ -147,10 +183,17 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
 def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
     """The networks of a config with their weights, in the order of `tasks`; none without a config.
 
+    Args:
+        config: the config, or None.
+        tasks: which ones; None for all.
+
+    Returns:
+        The networks by task.
+
     Raises:
         SpecError: tasks that the config does not name.
     """
-    from branchnet.pipeline.problem import make_networks
+    from branchnet.pipeline.config.config_sources import make_networks
 
     if config is None:
         return {}
@@ -167,31 +210,50 @@ def read_branched(
 ) -> BranchedNetwork:
     """Load a saved branched network; networks without a named constructor come from `config`.
 
+    Args:
+        folder: what `branchnet build` wrote.
+        config: the config with the networks that have no constructor.
+        device: where the network shall be.
+        dtype: the type of its weights.
+
+    Returns:
+        The network, in eval mode.
+
     Raises:
         SpecError: a folder without a specification, or networks that must be passed: the option is named.
         CheckpointError: weights that are missing, damaged or do not fit.
     """
-    import branchnet
+    from branchnet.deploy import load
     from branchnet.deploy.saving import WEIGHTS
 
     spec = read_spec(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no saved network (a folder with {WEIGHTS} would be right)")
+        raise CheckpointError(f"{folder} is not a saved network (expected a folder with {WEIGHTS})")
     if not (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder} holds no {WEIGHTS} (a folder that `branchnet build` wrote would be right)")
+        raise CheckpointError(f"{folder} holds no {WEIGHTS} (expected a folder that `branchnet build` wrote)")
     unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
     if unnamed and config is None:
         raise SpecError(
             f"{folder} does not say how the networks of {', '.join(unnamed)} are made: pass the config, --config"
         )
-    branched: BranchedNetwork = branchnet.load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
+    branched: BranchedNetwork = load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
     return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
 
 
 def built_or_saved(
     path: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> BranchedNetwork:
-    """Load a saved network, or build that of an architecture, with the config's weights or random ones."""
+    """Load a saved network, or build that of an architecture, with the config's weights or random ones.
+
+    Args:
+        path: a folder, or an architecture.
+        config: the config with the networks, or None.
+        device: where the network shall be.
+        dtype: the type of its weights.
+
+    Returns:
+        The network, in eval mode.
+    """
     if path.is_dir():
         return read_branched(path, config, device=device, dtype=dtype)
     spec = read_spec(path)
@@ -201,7 +263,15 @@ def built_or_saved(
 
 
 def separate_networks(branched: BranchedNetwork, config: Path | None) -> dict[str, nn.Module]:
-    """The single-task networks beside a branched one: the config's, or new ones of the same constructors."""
+    """The single-task networks of a branched one: the config's, or new ones of the same constructors.
+
+    Args:
+        branched: the branched network.
+        config: the config with the networks, or None.
+
+    Returns:
+        The networks by task; none where one of them cannot be made.
+    """
     if config is not None:
         return read_networks(config, branched.tasks)
     made = {task: constructor.create() for task, constructor in branched.constructors.items() if constructor}
@@ -214,7 +284,7 @@ def placed_networks(networks: Mapping[str, nn.Module], device: str | None, dtype
     Raises:
         DataError: a device that this machine does not have.
     """
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = checked_device(device), _dtype(dtype)
     return {task: network.eval().to(device=place, dtype=kind) for task, network in networks.items()}
 
 
@@ -223,7 +293,7 @@ def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     from torch import Tensor
     from torch.utils import _pytree as pytree
 
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = checked_device(device), _dtype(dtype)
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device=place, dtype=kind if tensor.is_floating_point() else None)
@@ -231,7 +301,12 @@ def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     return pytree.tree_map_only(Tensor, move, inputs)
 
 
-def _device(name: str | None) -> Any:
+def checked_device(name: str | None) -> torch.device | None:
+    """The device of that name; None for none.
+
+    Raises:
+        DataError: a device that this machine does not have.
+    """
     import torch
 
     if name is None:
@@ -247,3 +322,8 @@ def _dtype(name: str | None) -> Any:
     import torch
 
     return None if name is None else getattr(torch, name)
+
+
+def not_a_config(path: Path) -> SpecError:
+    """What is raised where a file has no images and a config is needed."""
+    return SpecError(f"{path} holds no images (expected a config, as `branchnet run` takes it)")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from branchnet.pipeline import RunResult
+    from branchnet.pipeline.dry_run import Plan
     from branchnet.reporting.tables import Table
 
 
@@ -35,3 +38,57 @@ def say(text: str, *, quiet: bool) -> None:
     """Tell on stderr what was done, unless the user wants silence."""
     if not quiet:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def print_plan(plan: Plan, writes: Sequence[Path], *, as_json: bool) -> None:
+    """Print the plan of a verb, and which files it would write.
+
+    Args:
+        plan: the plan.
+        writes: the files.
+        as_json: JSON instead of a table.
+    """
+    from branchnet.reporting.tables import Column, Table
+    from branchnet.reporting.units import binary, duration
+
+    if as_json:
+        steps = [{"step": step.name, "seconds": step.seconds, "bytes": step.memory} for step in plan.steps]
+        total = {"seconds": plan.seconds, "bytes": plan.memory}
+        print_json({"verb": plan.verb, "steps": steps, **total, "writes": [str(path) for path in writes]})
+        return
+    columns = (Column("step"), Column("time, about", duration), Column("memory, about", binary))
+    rows = tuple((step.name, step.seconds, step.memory) for step in plan.steps)
+    total_row = ("in all", plan.seconds or None, plan.memory or None)
+    table = Table(f"What `branchnet {plan.verb}` would do", columns, (*rows, total_row), frozenset({len(rows)}))
+    print_tables([table])
+    print_text(f"would write: {', '.join(map(str, writes)) or 'nothing'}")
+
+
+def print_run(result: RunResult, *, as_json: bool) -> None:
+    """Print what a run found and measured, and how its network is loaded again.
+
+    Args:
+        result: the result.
+        as_json: all measurements as JSON instead of tables and sentences.
+    """
+    from branchnet.pipeline.run_outputs import ways_to_load
+    from branchnet.reporting.conclusion import verdict
+
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_text(result.tree, result.certainty)
+    console = Console()
+    sizes = "one multiply-add counts as one FLOP; latency: median for one input"
+    console.print(result.comparison.size_table().to_rich(sizes))
+    console.print(result.comparison.task_table().to_rich())
+    for label, values in result.further.items():
+        console.print(f"{label}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()), markup=False)
+    print_text(verdict(result.comparison))
+    if result.folder is not None:
+        shell, python = ways_to_load(result.network, result.folder)
+        print_text(
+            f"results, with report.html: {result.folder}",
+            f"load it again:  {python}",
+            f"           or:  {shell}",
+        )

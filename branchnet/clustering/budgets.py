@@ -55,6 +55,11 @@ class Budget:
 
     Raises:
         BudgetError: an amount that is not a positive number, or an unknown unit.
+
+    >>> branchnet.Budget.parse("60% params")
+    Budget(amount=0.6, unit='params', relative=True)
+    >>> branchnet.Budget.parse("8 GFLOPs") == branchnet.Budget.parse("4 GMACs")       # a multiply-add is two FLOPs
+    True
     """
 
     amount: float
@@ -63,15 +68,21 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.amount, (int, float, np.number)) and math.isfinite(self.amount) and self.amount > 0):
-            raise BudgetError(f"a budget must be a positive number, not {self.amount!r}")
+            raise BudgetError(f"the budget is {self.amount!r}; expected a positive number")
         if self.unit not in UNITS:
-            raise BudgetError(f"{self.unit!r} is no unit of a budget; choose from {', '.join(UNITS)}")
+            raise BudgetError(f"unknown unit {self.unit!r} of a budget; expected one of {', '.join(UNITS)}")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`.
+        """Read a budget.
 
         MACs are multiply-adds; a FLOP written out counts half of one. Percentages are of the separate networks.
+
+        Args:
+            text: such as `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`.
+
+        Returns:
+            The budget.
 
         Raises:
             BudgetError: text of another form.
@@ -106,7 +117,7 @@ def _unit_of(word: str, text: str) -> tuple[str, float]:
 
 def _unreadable(text: str) -> BudgetError:
     return BudgetError(
-        f"cannot read the budget {text!r}; write for example '60% params', '25e6 params', '4 GMACs', '8 GFLOPs' "
+        f"cannot read the budget {text!r}; expected for example '60% params', '25e6 params', '4 GMACs', '8 GFLOPs' "
         "(two per multiply-add) or '4 ms'"
     )
 
@@ -138,12 +149,12 @@ class SizeModel:
     def limit(self, budget: Budget) -> float:
         """The budget as an absolute number."""
         if budget.unit != self.unit:
-            raise BudgetError(f"the budget is in {budget.unit} but the costs are in {self.unit}")
+            raise BudgetError(f"the budget is in {budget.unit}; expected {self.unit}, as the costs are in it")
         return budget.amount * self.separate if budget.relative else float(budget.amount)
 
 
 def fits(size: float | Floats, limit: float) -> bool | npt.NDArray[np.bool_]:
-    """Whether a size is within a limit, up to a relative 1e-12 of rounding."""
+    """Whether a size is within a limit, up to a relative 1e-12 of rounding: 60% of N networks may be 0.6 N exactly."""
     return size <= limit + _TOLERANCE * abs(limit)
 
 
@@ -169,14 +180,17 @@ def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCo
     """
     table = _table(costs, len(tasks), unit)
     if not (np.isfinite(table).all() and (table >= 0).all()):
-        raise BudgetError(f"stage costs must be finite and not negative; they are {np.array(costs, dtype=object)}")
+        raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
     return SizeModel(table, _heads(head_costs, tasks, unit), unit)
 
 
 def _table(costs: Costs, n_tasks: int, unit: str) -> Floats:
     if isinstance(costs, StageCosts):
         if unit == "latency":
-            raise BudgetError("stage costs know no latency; pass a table costs[stage][width] in milliseconds")
+            raise BudgetError(
+                "costs is a StageCosts, which knows no latency; expected a table costs[stage][width] in milliseconds: "
+                "see latency_table()"
+            )
         numbers = np.array(getattr(costs, unit), dtype=np.float64)
     else:
         numbers = np.array(costs, dtype=np.float64)
@@ -184,11 +198,13 @@ def _table(costs: Costs, n_tasks: int, unit: str) -> Floats:
         return numbers[:, None] * np.arange(n_tasks + 1)
     if numbers.ndim != 2 or numbers.shape[1] != n_tasks + 1:
         raise BudgetError(
-            f"a cost table has the shape (stages, {n_tasks + 1}), for 0..{n_tasks} copies of a stage; "
-            f"this one has {numbers.shape}"
+            f"the cost table has shape {numbers.shape}; expected (stages, {n_tasks + 1}), for 0..{n_tasks} copies of a "
+            "stage"
         )
     if numbers[:, 0].any():
-        raise BudgetError("the first column of a cost table is for no copy of the stage and must be 0")
+        raise BudgetError(
+            f"the first column of the cost table, for no copy of the stage, is {numbers[:, 0].tolist()}; expected zeros"
+        )
     return numbers
 
 
@@ -197,10 +213,12 @@ def _heads(head_costs: HeadCosts | None, tasks: Sequence[str], unit: str) -> flo
         return 0.0
     if set(head_costs) != set(tasks):
         strange = sorted(set(head_costs) ^ set(tasks))
-        raise BudgetError(f"head costs must name exactly the tasks; these differ: {', '.join(strange)}")
+        raise BudgetError(
+            f"head_costs has other tasks, these differ: {', '.join(strange)}; expected {', '.join(tasks)}"
+        )
     total = math.fsum(_head_cost(head_costs[task], task, unit) for task in tasks)
     if not math.isfinite(total) or total < 0:
-        raise BudgetError(f"head costs must be finite and not negative; their sum is {total}")
+        raise BudgetError(f"the sum of head_costs is {total}; expected finite numbers, not negative")
     return total
 
 
@@ -208,7 +226,7 @@ def _head_cost(cost: float | StageCost, task: str, unit: str) -> float:
     if not isinstance(cost, StageCost):
         return float(cost)
     if unit == "latency":
-        raise BudgetError(f"the head of {task!r} has no known latency; pass milliseconds")
+        raise BudgetError(f"the head of {task!r} has no known latency; expected milliseconds")
     return float(getattr(cost, unit))
 
 
@@ -220,27 +238,39 @@ def stage_shares(costs: Costs, by: str = "params", unit: str = "params") -> list
         by: `"params"` or `"flops"`.
         unit: what plain numbers and tables are in.
 
+    Returns:
+        D weights.
+
     Raises:
         BudgetError: another word, or plain numbers that are in another unit.
     """
     if by not in ("params", "flops"):
-        raise BudgetError(f"stage weights are numbers, 'params' or 'flops', not {by!r}")
+        raise BudgetError(f"stage_weights is {by!r}; expected numbers, 'params' or 'flops'")
     if not isinstance(costs, StageCosts) and by != unit:
-        raise BudgetError(f"stage weights by {by} need StageCosts; these costs are plain numbers of {unit}")
+        raise BudgetError(f"stage_weights is {by!r}, and costs are plain numbers of {unit}; expected StageCosts")
     single = np.array(getattr(costs, by), np.float64) if isinstance(costs, StageCosts) else np.array(costs, np.float64)
     single = single if single.ndim == 1 else single[:, 1]
     if not (np.isfinite(single).all() and (single >= 0).all() and single.sum() > 0):
-        raise BudgetError(f"stage costs must be finite and not negative, and not all 0; they are {single.tolist()}")
+        raise BudgetError(f"costs is {single.tolist()}; expected finite numbers, not negative and not all 0")
     return [float(share) for share in single / single.mean()]
 
 
 def tree_size(tree: Tree, costs: Costs, *, head_costs: HeadCosts | None = None, unit: str = "params") -> float:
     """Size of a tree: the sum over stages of the cost of its nodes, plus the heads where they are given.
 
+    Args:
+        tree: any tree.
+        costs: StageCosts, one number per stage, or a table `costs[stage][width]` for widths 0..N.
+        head_costs: `{task: number or StageCost}`; None = heads are not counted.
+        unit: what to count; plain numbers and tables are taken to be in it.
+
+    Returns:
+        The size in `unit`.
+
     Raises:
         BudgetError: costs that do not fit the tree.
     """
     model = size_model(costs, tree.tasks, unit, head_costs)
     if len(model.table) != tree.depth:
-        raise BudgetError(f"the tree has {tree.depth} stages, the costs {len(model.table)}")
+        raise BudgetError(f"the tree has {tree.depth} stages; expected {len(model.table)}, as the costs have")
     return model.of_widths(tree.widths)

@@ -29,6 +29,13 @@ class Constraints:
         together: groups of tasks that share every stage before the separate ones.
         apart: groups of tasks of which no two share any stage after the shared ones.
         extend: a tree of some of the tasks that stays as it is; the other tasks are attached to it.
+
+    >>> values = np.array([[[1.0, 0.9, 0.8], [0.9, 1.0, 0.8], [0.8, 0.8, 1.0]],
+    ...                    [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]])
+    >>> affinity = branchnet.Affinity(["depth", "normals", "scene"], ["layer1", "layer2"], values)
+    >>> apart = branchnet.Constraints(apart=[["depth", "normals"]], shared_stages=1)
+    >>> branchnet.search(affinity, [1.0, 1.0], "60% params", constraints=apart).tree.partitions[1]
+    (('depth',), ('normals', 'scene'))
     """
 
     shared_stages: int = 0
@@ -88,7 +95,10 @@ def rules_of(constraints: Constraints, tasks: Sequence[str], depth: int) -> Rule
     n = len(tasks)
     shared, separate = constraints.shared_stages, constraints.separate_stages
     if shared < 0 or separate < 0 or shared + separate > depth:
-        raise TreeError(f"{shared} shared and {separate} separate stages do not fit in {depth} stages")
+        raise TreeError(
+            f"{shared} shared and {separate} separate stages do not fit in {depth} stages; expected a sum of at most "
+            f"{depth}"
+        )
     together, apart = np.zeros((depth, n, n), np.bool_), np.zeros((depth, n, n), np.bool_)
     together[:shared] = True
     apart[depth - separate :] = ~np.eye(n, dtype=np.bool_)
@@ -109,16 +119,16 @@ def rules_of(constraints: Constraints, tasks: Sequence[str], depth: int) -> Rule
 
 def _indices(group: Sequence[str], tasks: Sequence[str]) -> npt.NDArray[np.intp]:
     if isinstance(group, str):
-        raise TreeError(f"constraints take groups of task names, not the text {group!r}")
+        raise TreeError(f"a constraint has the text {group!r}; expected a group of task names, such as [{group!r}]")
     for task in group:
         if task not in tasks:
-            raise TreeError(f"a constraint names the task {task!r}; the tasks are {', '.join(tasks)}")
+            raise TreeError(f"a constraint names the unknown task {task!r}; expected some of {', '.join(tasks)}")
     return np.array([list(tasks).index(task) for task in group], dtype=np.intp)
 
 
 def _extend(tree: Tree, tasks: Sequence[str], together: Pairs, apart: Pairs) -> None:
     if tree.depth != len(together):
-        raise TreeError(f"the tree to extend has {tree.depth} stages, the affinities have {len(together)}")
+        raise TreeError(f"the tree to extend has {tree.depth} stages; expected {len(together)}, as the affinities have")
     index = _indices(tree.tasks, tasks)
     for stage, labels in enumerate(tree.labels()):
         numbers = np.array(labels)
@@ -134,6 +144,7 @@ def _spread(together: Pairs, apart: Pairs) -> None:
     for stage in range(1, len(apart)):
         apart[stage] |= apart[stage - 1]
     for stage in range(len(together)):
+        # Warshall's transitive closure: sharing is an equivalence.
         for middle in range(together.shape[1]):
             together[stage] |= together[stage, :, middle, None] & together[stage, None, middle, :]
         linked = together[stage].astype(np.intp)
@@ -146,7 +157,7 @@ def _check(together: Pairs, apart: Pairs, tasks: Sequence[str]) -> None:
         stage, i, j = max(clash.tolist(), key=lambda place: place[1] != place[2])
         raise TreeError(
             f"the constraints contradict each other: {tasks[i]!r} and {tasks[j]!r} must and must not share "
-            f"stage {stage}"
+            f"stage {stage}; expected at most one of both"
         )
 
 
@@ -157,9 +168,10 @@ def _width_limits(
     given = constraints.max_clusters
     limits = [given] * depth if isinstance(given, int) else [n] * depth if given is None else list(given)
     if len(limits) != depth or any(limit < 1 for limit in limits):
-        raise TreeError(f"max_clusters must be a positive number, or {depth} of them; it is {given!r}")
+        raise TreeError(f"max_clusters is {given!r}; expected a positive number, or {depth} of them")
     groups = [len({tuple(row) for row in stage.tolist()}) for stage in together]
     largest = [min(limit, group) for limit, group in zip(limits, groups, strict=True)]
+    # Partitions only get finer, so an early stage has no more clusters than a later one may have.
     for stage in range(depth - 2, -1, -1):
         largest[stage] = min(largest[stage], largest[stage + 1])
     return (1,) * depth, tuple(largest)

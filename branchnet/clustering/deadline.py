@@ -16,12 +16,12 @@ class OutOfTime(BranchnetError):
     """The time limit passed; searches catch it and return the best tree so far."""
 
 
-class Watch:
-    """Counts steps of a search, shows them if asked to, and raises OutOfTime after the limit.
+class Deadline:
+    """Counts steps of a search, shows them if asked to, and raises OutOfTime once its time has passed.
 
     Args:
         seconds: time limit; None = none.
-        show: whether to draw a progress bar on stderr.
+        show: whether to draw a progress bar on stderr, where the package rich is installed.
     """
 
     def __init__(self, seconds: float | None = None, *, show: bool = False) -> None:
@@ -30,11 +30,13 @@ class Watch:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Deadline:
         if self._show:
-            from rich.console import Console
-            from rich.progress import Progress
-
+            try:
+                from rich.console import Console
+                from rich.progress import Progress
+            except ImportError:
+                return self
             self._bar = Progress(console=Console(stderr=True), transient=True)
             self._bar.start()
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.budgets import Costs, HeadCosts
@@ -14,13 +13,16 @@ from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.tree_search import make_problem, pareto_front
 from branchnet.clustering.trees.tree import Tree
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 
 @dataclass(frozen=True)
 class Point:
-    """One tree's size and cost."""
+    """One tree's size and cost.
+
+    Attributes:
+        size: its size.
+        cost: its clustering cost.
+        tree: the tree.
+    """
 
     size: float
     cost: float
@@ -44,24 +46,15 @@ class SharingComparison:
     objective: str
 
     def saved(self) -> tuple[float, ...]:
-        """For each grouping by how much the best tree that is not larger costs less; never negative."""
+        """What branching saves.
+
+        Returns:
+            For each grouping by how much the best tree that is not larger costs less; never negative.
+        """
         return tuple(
             group.cost - min(tree.cost for tree in self.trees if tree.size <= group.size * (1 + 1e-12))
             for group in self.groups
         )
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Cost against size of both fronts; return the axes."""
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(figsize=(6, 4), layout="constrained").add_subplot()
-        for points, label in ((self.groups, "groups of whole networks"), (self.trees, "branched trees")):
-            ax.step([p.size for p in points], [p.cost for p in points], where="post", marker="o", ms=3, label=label)
-        ax.set_xlabel(self.unit)
-        ax.set_ylabel(f"clustering cost ({self.objective})")
-        ax.legend()
-        return ax
 
 
 def compare_sharing(
@@ -70,10 +63,27 @@ def compare_sharing(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str = "mean-max",
+    objective: str = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
-    """Both fronts, exactly; arguments and errors as `pareto_front`, for as many tasks as the exact method takes."""
+    """Compute both fronts exactly, for as many tasks as the exact method takes.
+
+    Args:
+        affinity: as `search` takes it.
+        costs: as `search` takes them.
+        unit: the unit in which sizes are counted.
+        head_costs: as `search` takes them.
+        objective: as `search` takes it.
+        stage_weights: as `search` takes them.
+
+    Returns:
+        Both fronts.
+
+    Raises:
+        BranchnetError: too many tasks for the exact method.
+        BudgetError: costs that do not fit the affinities.
+        AffinityError: as `search`.
+    """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights)
     groups: list[Point] = []
     for _, labels in best_groupings(problem.losses, problem.rules):

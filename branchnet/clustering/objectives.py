@@ -9,7 +9,7 @@ on nothing else; bounds also use whether values are monotone. With dissimilarity
 - `diameter-sum`: the sum instead of the mean: a new singleton is worth only what it removes.
 - `mean-pair`: the mean over tasks of the mean s to the other tasks of their cluster: block sizes count. Rewards
   balanced, compact clusters.
-- `sum-pair`: the sum of s over all pairs that share: one large block is dear.
+- `sum-pair`: the sum of s over all pairs that share: one large block is expensive.
 - `medoid`: the sum over tasks of s to the best representative of their cluster, as k-medoids has it.
 - `gain`: the sum over pairs that share of (mean affinity of the tensor - affinity): sharing a pair that is better than
   the average gains, a worse pair loses; so it is not trivial without a budget.
@@ -55,12 +55,23 @@ class Objective:
     centred: bool = False
 
     def pair_losses(self, affinity: Affinity) -> Floats:
-        """Loss of each pair at each stage, (D, N, N), symmetric with zeros on the diagonal."""
+        """Loss of each pair at each stage.
+
+        Args:
+            affinity: values (D, N, N), symmetric, larger = better shared.
+
+        Returns:
+            (D, N, N), symmetric with zeros on the diagonal.
+
+        Raises:
+            AffinityError: values that are directed or not finite.
+        """
         values = symmetric_values(affinity)
         reference = 1.0
         if self.centred and len(affinity.tasks) > 1:
             upper = np.triu_indices(len(affinity.tasks), 1)
             pairs = values[:, upper[0], upper[1]]
+            # fsum is exactly rounded, so costs do not depend on the order of tasks.
             reference = math.fsum(pairs.ravel()) / pairs.size
         losses = reference - values
         diagonal = np.arange(len(affinity.tasks))
@@ -109,25 +120,58 @@ class StageLosses:
         return len(self.pairs)
 
     def scale(self, width: int) -> float:
-        """Factor of the sum of cluster values of a stage with `width` clusters."""
+        """Factor of the sum of cluster values of a stage.
+
+        Args:
+            width: its number of clusters.
+
+        Returns:
+            The factor.
+        """
         return 1.0 / (self.divisor * width) if self.averaged else 1.0 / self.divisor
 
     def cluster_value(self, stage: int, members: Members) -> float:
-        """Value of one cluster; exactly rounded, so it does not depend on the order of the tasks."""
+        """Value of one cluster; exactly rounded, so it does not depend on the order of the tasks.
+
+        Args:
+            stage: number of the stage.
+            members: numbers of its tasks.
+
+        Returns:
+            The value; 0 for a single task.
+        """
         index = np.fromiter(members, dtype=np.intp)
         return _VALUES[self.kind](self.pairs[stage][np.ix_(index, index)]) if len(index) > 1 else 0.0
 
     def stage_cost(self, stage: int, clusters: Iterable[Members]) -> float:
-        """Cost of one stage's partition."""
+        """Cost of one stage's partition.
+
+        Args:
+            stage: number of the stage.
+            clusters: numbers of the tasks of each cluster.
+
+        Returns:
+            The stage's term of a tree's cost.
+        """
         values = [self.cluster_value(stage, cluster) for cluster in clusters]
         total = math.fsum(values) / self.divisor
         return total / len(values) if self.averaged else total
 
     def tree_cost(self, tree: Tree) -> float:
-        """Cost of a tree of the same tasks and depth."""
+        """Cost of a tree.
+
+        Args:
+            tree: a tree of the same tasks and depth.
+
+        Returns:
+            The sum over stages, and the offset.
+
+        Raises:
+            TreeError: other tasks or another depth.
+        """
         tree.check_tasks(self.tasks)
         if tree.depth != self.depth:
-            raise TreeError(f"the tree has {tree.depth} stages, the affinities {self.depth}")
+            raise TreeError(f"the tree has {tree.depth} stages; expected {self.depth}, as the affinities have")
         index = {task: number for number, task in enumerate(self.tasks)}
         stages = [
             self.stage_cost(stage, [[index[task] for task in cluster] for cluster in clusters])
@@ -163,14 +207,15 @@ def symmetric_values(affinity: Affinity) -> Floats:
     """
     values = np.asarray(affinity.values, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise AffinityError("affinities must be finite")
+        raise AffinityError("the affinities are not all finite; expected no NaN and no infinity")
+    # 1e-9 of the largest value: files and other libraries may round the two halves apart.
     gap = np.abs(values - values.transpose(0, 2, 1))
     if gap.max(initial=0.0) > 1e-9 * max(1.0, float(np.abs(values).max(initial=0.0))):
         d, i, j = (int(place) for place in np.unravel_index(int(gap.argmax()), gap.shape))
         raise AffinityError(
             f"the affinities of {affinity.tasks[i]!r} and {affinity.tasks[j]!r} at {affinity.locations[d]!r} differ by "
-            f"direction ({values[d, i, j]:g} and {values[d, j, i]:g}); this objective needs symmetric ones: "
-            "symmetrise them first, for example by the mean of both directions"
+            f"direction ({values[d, i, j]:g} and {values[d, j, i]:g}); expected symmetric ones: pass "
+            "affinity.symmetric(), the mean of both directions"
         )
     return (values + values.transpose(0, 2, 1)) / 2
 
@@ -184,7 +229,7 @@ def objective_named(objective: str | Objective) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if objective not in OBJECTIVES:
-        raise AffinityError(f"{objective!r} is no objective; choose from {', '.join(OBJECTIVES)}")
+        raise AffinityError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[objective]
 
 
@@ -193,7 +238,15 @@ def stage_losses(
     objective: str | Objective = "mean-max",
     stage_weights: Sequence[float] | None = None,
 ) -> StageLosses:
-    """The objective applied to the tensor; a StageLosses passes unchanged.
+    """Apply an objective to a tensor.
+
+    Args:
+        affinity: values (D, N, N), larger = better shared; a StageLosses is returned unchanged.
+        objective: a name in `OBJECTIVES`, or an Objective.
+        stage_weights: D factors of the stages' terms; None = 1.
+
+    Returns:
+        What the solvers work on.
 
     Raises:
         AffinityError: directed or non-finite affinities, an unknown objective, weights that do not fit.
@@ -210,10 +263,13 @@ def stage_losses(
 
 def _checked_weights(weights: Sequence[float], depth: int) -> Floats:
     if isinstance(weights, str):
-        raise AffinityError(f"an objective knows no costs; give stage_weights=stage_shares(costs, {weights!r})")
+        raise AffinityError(
+            f"stage_weights is {weights!r}, but an objective knows no costs; expected numbers: "
+            f"stage_weights=stage_shares(costs, {weights!r})"
+        )
     numbers = np.array(weights, dtype=np.float64)
     if numbers.shape != (depth,) or not np.isfinite(numbers).all() or (numbers < 0).any():
-        raise AffinityError(f"stage weights must be {depth} finite numbers, none negative; they are {list(weights)}")
+        raise AffinityError(f"stage_weights is {list(weights)}; expected {depth} finite numbers, none negative")
     return numbers
 
 
@@ -232,8 +288,19 @@ def clustering_cost(
         objective: see this module.
         stage_weights: D factors of the stages' terms; None = 1.
 
+    Returns:
+        The cost; smaller is better, and 0 for separate networks (not for `"gain"`).
+
     Raises:
         AffinityError: directed affinities where symmetric ones are needed, an unknown objective.
         TreeError: other tasks or another depth.
+
+    >>> values = np.array([[[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]])
+    >>> affinity = branchnet.Affinity(["a", "b", "c"], ["only"], values)
+    >>> shared = branchnet.Tree.shared(["a", "b", "c"], 1)
+    >>> round(branchnet.clustering_cost(shared, affinity), 6)                         # the largest of 0.1, 0.8, 0.6
+    0.8
+    >>> round(branchnet.clustering_cost(shared, affinity, objective="sum-pair"), 6)   # 0.1 + 0.8 + 0.6
+    1.5
     """
     return stage_losses(affinity, objective, stage_weights).tree_cost(tree)

@@ -1,7 +1,7 @@
 """Select, measure, select again: spend few measurements where the best selection rests on estimates.
 
-Estimates are corrected by what was measured: the error of a task's estimate is a Gaussian process over task sets, alike
-for sets that have many tasks in common. The incumbent is the best selection among measured networks. Every step
+Estimates are corrected by what was measured: the error of a task's estimate is a Gaussian process over task sets,
+similar for sets that have many tasks in common. The incumbent is the best selection among measured networks. Every step
 measures an estimated network of the best selection; when that holds none, of the best selection if estimates were
 better by a growing margin.
 """
@@ -17,8 +17,12 @@ import numpy as np
 from branchnet.clustering.grouping.network_selection import Losses, Selection, select_networks
 from branchnet.errors import AffinityError, BudgetError
 
+# By how many standard deviations estimates are taken to be better than they look, until an unmeasured network is
+# chosen.
 _MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
+# Usual error of an estimate before anything is measured, relative to it.
 _PRIOR = 0.05
+# On the diagonal of the covariance: keeps it invertible where two candidates have the same tasks.
 _NOISE = 0.05
 
 
@@ -58,12 +62,22 @@ def refine(
         measurements: how many calls of `measure` may be spent.
         weights: `{task: weight}` of the losses.
 
+    Returns:
+        The best selection among measured networks, and what was measured.
+
     Raises:
         BudgetError: nothing fits the budget, or no selection of measured networks does after all measurements.
         AffinityError: inputs that do not fit together, or a measurement without the network's tasks.
+
+    >>> estimated = [{"depth": 1.0}, {"edges": 1.0}, {"depth": 0.7, "edges": 0.9}]
+    >>> found = branchnet.refine(
+    ...     estimated, [1, 1, 1], 2, lambda m: {"depth": 1.2, "edges": 1.4}, known=[True, True, False]
+    ... )
+    >>> found.measured, found.selection.networks              # the pair was measured, and is worse than estimated
+    ((2,), (0, 1))
     """
     if len(known) != len(losses):
-        raise AffinityError(f"{len(losses)} candidates need as many entries in known; there are {len(known)}")
+        raise AffinityError(f"known has {len(known)} entries; expected {len(losses)}, one per candidate")
     state = _State([dict(row) for row in losses], list(known), list(costs), budget, weights)
     spent: list[int] = []
     while len(spent) < measurements:
@@ -74,7 +88,10 @@ def refine(
         spent.append(candidate)
     incumbent = state.incumbent()
     if incumbent is None:
-        raise BudgetError(f"no selection of measured networks fits the budget of {budget:g}; allow more measurements")
+        raise BudgetError(
+            f"no selection of measured networks fits the budget of {budget:g}; expected more than "
+            f"measurements={measurements}"
+        )
     return Refinement(incumbent, tuple(spent), tuple(state.losses))
 
 
@@ -94,7 +111,10 @@ class _State:
         """Put a measurement in place of the estimate."""
         missing = set(self.losses[candidate]) - set(measured)
         if missing:
-            raise AffinityError(f"the measurement of network {candidate} lacks {', '.join(sorted(missing))}")
+            raise AffinityError(
+                f"the measurement of network {candidate} lacks {', '.join(sorted(missing))}; expected a loss of each "
+                "of its tasks"
+            )
         for task, estimate in self.estimates[candidate].items():
             tasks = frozenset(self.estimates[candidate])
             self.errors.setdefault(task, []).append((tasks, float(measured[task]) - estimate))
@@ -128,8 +148,8 @@ class _State:
             return estimate - margin * prior
         sets = [group for group, _ in seen]
         errors = np.array([error for _, error in seen])
-        inner = np.array([[_alike(a, b) for b in sets] for a in sets]) + _NOISE * np.eye(len(sets))
-        across = np.array([_alike(tasks, b) for b in sets])
+        inner = np.array([[_similarity(a, b) for b in sets] for a in sets]) + _NOISE * np.eye(len(sets))
+        across = np.array([_similarity(tasks, b) for b in sets])
         scale = max(prior, float(np.sqrt(np.mean(errors**2))))
         mean = float(across @ np.linalg.solve(inner, errors))
         variance = max(1.0 - float(across @ np.linalg.solve(inner, across)), 0.0)
@@ -155,6 +175,6 @@ class _State:
         )
 
 
-def _alike(a: frozenset[str], b: frozenset[str]) -> float:
+def _similarity(a: frozenset[str], b: frozenset[str]) -> float:
     """Correlation of the estimates' errors in two task sets: their common share of tasks."""
     return len(a & b) / len(a | b)

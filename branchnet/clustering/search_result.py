@@ -22,6 +22,13 @@ class SearchResult:
         objective: name of the objective.
         unit: `"params"`, `"flops"` or `"latency"`.
         limit: the budget as an absolute number; infinite for a point of a front.
+
+    >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
+    >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
+    >>> isinstance(result, branchnet.SearchResult), result.tree.widths, result.size, result.limit
+    (True, (1,), 1000.0, 1500.0)
+    >>> round(result.cost, 6), result.gap
+    (0.2, 0.0)
     """
 
     tree: Tree

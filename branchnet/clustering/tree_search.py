@@ -14,7 +14,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
 from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model, stage_shares
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
-from branchnet.clustering.deadline import OutOfTime, Watch
+from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
 from branchnet.clustering.heuristics.beam_search import beam_search
 from branchnet.clustering.heuristics.heuristic import heuristic_search
@@ -27,9 +27,11 @@ from branchnet.errors import BranchnetError, BudgetError
 from branchnet.stages.costs import StageCosts
 
 METHODS = ("auto", "exact", "local", "beam")
+# Up to where `auto` takes the exact method: tasks, numbers compared, bytes held.
 _EXACT_TASKS = 12
 _EXACT_WORK = 6_000_000_000
 _EXACT_BYTES = 6_000_000_000
+# From here on a local search comes first, so that an interrupted exact search has a tree to return.
 _LONG_WORK = 200_000_000
 _MOST_BYTES = 32_000_000_000
 _FRONT_BUDGETS = 24
@@ -45,7 +47,7 @@ class Problem:
     objective: str
 
     def landscape(self, limit: float) -> Landscape:
-        """The problem under a budget, for the heuristics; heads are taken off the limit."""
+        """The problem under a budget, for the heuristics; heads are subtracted from the limit."""
         return Landscape(self.losses, self.rules, self.sizes.table, limit - self.sizes.heads)
 
 
@@ -55,7 +57,7 @@ def search(
     budget: Budget | float | str,
     *,
     head_costs: HeadCosts | None = None,
-    objective: str | Objective = "mean-max",
+    objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
@@ -75,7 +77,7 @@ def search(
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
-        objective: see `branchnet.clustering.objectives`.
+        objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`.
         stage_weights: D factors of the stages' terms, or `"params"` or `"flops"`: by what a stage costs (see
             `stage_shares`); None = 1.
         method: `"exact"` (dynamic programme over all partitions), `"local"` (starts and local search), `"beam"` (the
@@ -86,9 +88,25 @@ def search(
         time_limit: seconds; None = no limit.
         progress: whether to draw a progress bar on stderr.
 
+    Returns:
+        The tree, its cost and size, and a lower bound on the cost of every tree within the budget.
+
     Raises:
         BudgetError: nothing fits; the error names the smallest feasible size.
-        AffinityError, TreeError: inputs that do not fit together.
+        AffinityError: affinities that are directed or not finite, an unknown objective, stage weights that do not fit.
+        TreeError: constraints that contradict each other or name unknown tasks.
+
+    >>> values = np.array([[[1.0, 0.9, 0.8], [0.9, 1.0, 0.8], [0.8, 0.8, 1.0]],
+    ...                    [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]])
+    >>> affinity = branchnet.Affinity(["depth", "normals", "scene"], ["layer1", "layer2"], values)
+    >>> result = branchnet.search(affinity, [1e6, 3e6], "60% params", objective="mean-pair")
+    >>> print(result.tree)
+    3 tasks, 2 stages, 3 nodes
+    stage 0: depth, normals, scene
+    ├── stage 1: depth, normals
+    └── stage 1: scene
+    >>> result.size, result.proven, result.method
+    (7000000.0, True, 'exact')
     """
     wanted = as_budget(budget)
     problem = make_problem(
@@ -96,20 +114,20 @@ def search(
     )
     limit = problem.sizes.limit(wanted)
     chosen, why = choose_method(problem, method)
-    with Watch(time_limit, show=progress) as watch:
+    with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":
-            return _searched(problem, limit, str(wanted), chosen, why, seed, watch)
+            return _searched(problem, limit, str(wanted), chosen, why, seed, deadline)
         known: SearchResult | None = None
         try:
             if _takes_long(problem):
-                known = _searched(problem, limit, str(wanted), "local", "", seed, watch)
+                known = _searched(problem, limit, str(wanted), "local", "", seed, deadline)
                 if known.why:
                     return dataclasses.replace(known, why=f"{known.why} before the exact method began")
-            table = width_table(problem.losses, problem.rules, watch)
+            table = width_table(problem.losses, problem.rules, deadline)
         except (OutOfTime, KeyboardInterrupt) as stop:
             reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped at the time limit"
             why = f"the exact method was {reason}; this is the best tree of the local search before it"
-            known = known or _searched(problem, limit, str(wanted), "local", "", seed, Watch(0.0))
+            known = known or _searched(problem, limit, str(wanted), "local", "", seed, Deadline(0.0))
             return dataclasses.replace(known, why=why)
     return _best(problem, table, limit, str(wanted), why)
 
@@ -120,7 +138,7 @@ def pareto_front(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str | Objective = "mean-max",
+    objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
@@ -131,15 +149,46 @@ def pareto_front(
     """Every trade between size and cost, smallest tree first: no tree is as small and cheaper, or as cheap and smaller.
 
     By the exact method the front is complete and proven. For many tasks it is searched at 24 budgets, each point with
-    its own bound; interrupted, it ends there. The arguments and errors are those of `search`; `unit` is the unit in
-    which sizes are counted.
+    its own bound; interrupted, it ends there.
+
+    Args:
+        affinity: as `search` takes it.
+        costs: as `search` takes them.
+        unit: the unit in which sizes are counted: `"params"`, `"flops"` or `"latency"`.
+        head_costs: as `search` takes them.
+        objective: as `search` takes it.
+        stage_weights: as `search` takes them.
+        method: as `search` takes it.
+        shared_stages: as `search` takes it.
+        constraints: as `search` takes them.
+        seed: as `search` takes it.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        The points of the front, sizes rising and costs falling.
+
+    Raises:
+        BudgetError: no tree meets the constraints, or costs do not fit the affinities.
+        AffinityError: as `search`.
+        TreeError: as `search`.
+
+    >>> values = np.array([[[1.0, 0.9, 0.8], [0.9, 1.0, 0.8], [0.8, 0.8, 1.0]],
+    ...                    [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]])
+    >>> affinity = branchnet.Affinity(["depth", "normals", "scene"], ["layer1", "layer2"], values)
+    >>> for point in branchnet.pareto_front(affinity, [1e6, 3e6], objective="mean-pair"):
+    ...     print(f"{point.size / 1e6:.0f} million parameters, cost {point.cost:.3f}, widths {point.tree.widths}")
+    4 million parameters, cost 0.767, widths (1, 1)
+    7 million parameters, cost 0.233, widths (1, 2)
+    8 million parameters, cost 0.133, widths (2, 2)
+    11 million parameters, cost 0.067, widths (2, 3)
+    12 million parameters, cost 0.000, widths (3, 3)
     """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
     chosen, why = choose_method(problem, method)
-    with Watch(show=progress) as watch:
+    with Deadline(show=progress) as deadline:
         if chosen != "exact":
-            return _searched_front(problem, chosen, why, seed, watch)
-        table = width_table(problem.losses, problem.rules, watch)
+            return _searched_front(problem, chosen, why, seed, deadline)
+        table = width_table(problem.losses, problem.rules, deadline)
     rows = _front_rows(table, _table_sizes(problem.sizes, table))
     return [_proven(problem, table, row, math.inf, why) for row in rows]
 
@@ -149,7 +198,7 @@ def make_problem(
     costs: Costs,
     unit: str,
     head_costs: HeadCosts | None = None,
-    objective: str | Objective = "mean-max",
+    objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     shared_stages: int = 0,
     constraints: Constraints | None = None,
@@ -160,7 +209,9 @@ def make_problem(
     losses = stage_losses(affinity, objective, stage_weights)
     sizes = size_model(costs, losses.tasks, unit, head_costs)
     if len(sizes.table) != losses.depth:
-        raise BudgetError(f"there are costs of {len(sizes.table)} stages but affinities of {losses.depth}")
+        raise BudgetError(
+            f"costs has {len(sizes.table)} stages, the affinities {losses.depth}; expected one cost per location"
+        )
     if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
         affinity.check_locations(costs.names, "the costs")
     given = constraints or Constraints()
@@ -177,12 +228,12 @@ def _name(objective: str | Objective) -> str:
 def choose_method(problem: Problem, method: str) -> tuple[str, str]:
     """The method that runs, and why."""
     if method not in METHODS:
-        raise BranchnetError(f"{method!r} is no search method; choose from {', '.join(METHODS)}")
+        raise BranchnetError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     n, depth = len(problem.losses.tasks), problem.losses.depth
     if method == "exact" and work(n, depth - forced_stages(problem.rules))[1] > _MOST_BYTES:
         raise BranchnetError(
-            f"{n} tasks and {depth} stages have too many partitions for the exact method; use method='local', which "
-            "reports a lower bound"
+            f"{n} tasks and {depth} stages have too many partitions for the exact method; expected method='local', "
+            "which reports a lower bound"
         )
     if method != "auto":
         return method, "asked for"
@@ -221,7 +272,7 @@ def _table_sizes(sizes: SizeModel, table: WidthTable) -> npt.NDArray[np.float64]
 def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeModel) -> BudgetError:
     """The error for a budget that nothing fits."""
     if smallest is None:
-        return BudgetError("no tree meets the constraints")
+        return BudgetError("no tree meets the constraints; expected some that leave a tree: drop one of them")
     unit = "ms" if sizes.unit == "latency" else sizes.unit
     share = f", {100 * smallest / sizes.separate:.4g}% of separate networks" if sizes.separate else ""
     hint = f"; for a share of separate networks write '{100 * limit:g}% {sizes.unit}'" if _may_be_share(budget) else ""
@@ -280,7 +331,7 @@ def _searched(
     method: str,
     why: str,
     seed: int,
-    watch: Watch,
+    deadline: Deadline,
     *,
     effort: int = EFFORT,
 ) -> SearchResult:
@@ -290,28 +341,28 @@ def _searched(
     if least > land.limit * (1 + 1e-12):
         raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
     if method == "beam":
-        labels, stopped = beam_search(land, watch, seed=seed), ""
+        labels, stopped = beam_search(land, deadline, seed=seed), ""
         if labels is None:
             raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
     else:
-        found = heuristic_search(land, watch, seed=seed)
+        found = heuristic_search(land, deadline, seed=seed)
         if found is None:
             raise infeasible(budget, limit, least + problem.sizes.heads, problem.sizes)
         labels, stopped = found.labels, found.stopped
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
     known = None if stopped else result.cost
     bounds = rising_bounds(problem.losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
-    return _with_bound(result, bounds, watch, effort)
+    return _with_bound(result, bounds, deadline, effort)
 
 
-def _with_bound(result: SearchResult, bounds: Iterator[float], watch: Watch, effort: int) -> SearchResult:
+def _with_bound(result: SearchResult, bounds: Iterator[float], deadline: Deadline, effort: int) -> SearchResult:
     """The result with the best of the bounds that time allows; the first is always taken."""
     bound, stopped = next(bounds), ""
     try:
-        watch.begin("bounding", effort)
+        deadline.begin("bounding", effort)
         for value in bounds:
             bound = max(bound, value)
-            watch.step()
+            deadline.step()
     except OutOfTime:
         stopped = "its bound was cut short by the time limit"
     except KeyboardInterrupt:
@@ -321,14 +372,14 @@ def _with_bound(result: SearchResult, bounds: Iterator[float], watch: Watch, eff
     return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached, why=why)
 
 
-def _searched_front(problem: Problem, method: str, why: str, seed: int, watch: Watch) -> list[SearchResult]:
+def _searched_front(problem: Problem, method: str, why: str, seed: int, deadline: Deadline) -> list[SearchResult]:
     land = problem.landscape(math.inf)
     least = land.size(smallest_tree(problem.rules, land.sizes)) + problem.sizes.heads
     limits = np.geomspace(max(least, 1e-300), max(problem.sizes.separate, least), _FRONT_BUDGETS)
     effort = EFFORT // 4
     points: list[SearchResult] = []
     for limit in limits.tolist():
-        points.append(_searched(problem, limit, "", method, why, seed, watch, effort=effort))
+        points.append(_searched(problem, limit, "", method, why, seed, deadline, effort=effort))
         if "interrupted" in points[-1].why:
             break
     front: list[SearchResult] = []

@@ -28,6 +28,12 @@ class Stability:
         nodes: for each stage the share of replicates in which each of the tree's clusters is a cluster again.
         together: (D, N, N), share of replicates in which each pair of tasks shares each stage.
         distances: for each replicate the number of stage-pairs in which its tree differs.
+
+    >>> tree = branchnet.Tree.shared(["depth", "edges"], 1)
+    >>> other = branchnet.Tree.separate(["depth", "edges"], 1)
+    >>> found = branchnet.clustering.compare_trees(tree, [tree, tree, tree, other])
+    >>> isinstance(found, branchnet.Stability), found.same_tree, found.together[0, 0, 1].item(), found.distances
+    (True, 0.75, 0.75, (0, 0, 0, 1))
     """
 
     tree: Tree
@@ -66,21 +72,37 @@ def stability(
         result: the result of `search`, or a tree.
         replicates: bootstrap replicates or other seeds of the affinity; or one affinity with standard errors, from
             which `samples` replicates are drawn with independent normal errors.
-        costs, budget, head_costs, stage_weights, method, shared_stages, constraints: as given to `search`; budget
-            None = the result's.
-        objective: None = the result's.
+        costs: as given to `search`.
+        budget: as given to `search`; None = the result's.
+        head_costs: as given to `search`.
+        objective: None = the result's; for a tree `"mean-pair"`, the default of `search`.
+        stage_weights: as given to `search`.
+        method: as given to `search`.
+        shared_stages: as given to `search`.
+        constraints: as given to `search`.
         samples: number of replicates drawn from standard errors.
         seed: for drawing and searching.
 
+    Returns:
+        How often the tree, its nodes and its pairs came back.
+
     Raises:
-        AffinityError: no replicates, or one affinity without standard errors.
+        AffinityError: no replicates, one affinity without standard errors, or a tree without a budget.
+
+    >>> values = np.array([[[1.0, 0.9, 0.2], [0.9, 1.0, 0.3], [0.2, 0.3, 1.0]]])
+    >>> errors = np.full((1, 3, 3), 0.01)
+    >>> affinity = branchnet.Affinity(["a", "b", "c"], ["only"], values, standard_errors=errors)
+    >>> result = branchnet.search(affinity, [1.0], "70% params")
+    >>> print(branchnet.stability(result, affinity, [1.0], samples=10))
+    the same tree in 100% of 10 replicates
+    stage 0: a, b (100%); c (100%)
     """
     tree = result if isinstance(result, Tree) else result.tree
     if isinstance(result, SearchResult):
         budget = Budget(result.limit, result.unit) if budget is None else budget
         objective = result.objective if objective is None else objective
     if budget is None:
-        raise AffinityError("a tree alone does not say under which budget it was the best; pass the budget")
+        raise AffinityError("a tree alone does not say under which budget it was the best; expected budget=")
     drawn = drawn_replicates(replicates, samples, seed) if isinstance(replicates, Affinity) else replicates
     trees = [
         search(
@@ -88,7 +110,7 @@ def stability(
             costs,
             budget,
             head_costs=head_costs,
-            objective=objective or "mean-max",
+            objective=objective or "mean-pair",
             stage_weights=stage_weights,
             method=method,
             shared_stages=shared_stages,
@@ -98,12 +120,23 @@ def stability(
         for replicate in drawn
     ]
     if not trees:
-        raise AffinityError("there are no replicates to solve")
+        raise AffinityError("replicates is empty; expected at least one affinity")
     return compare_trees(tree, trees)
 
 
 def compare_trees(tree: Tree, others: list[Tree]) -> Stability:
-    """Count how often `others` have the tree's nodes and pairs."""
+    """Count how often other trees have a tree's nodes and pairs.
+
+    Args:
+        tree: the tree in question.
+        others: trees of the same tasks and depth, at least one.
+
+    Returns:
+        The counts as shares.
+
+    Raises:
+        TreeError: other tasks or another depth.
+    """
     labels = np.array([other.labels(tree.tasks) for other in others])
     together = (labels[:, :, :, None] == labels[:, :, None, :]).mean(axis=0)
     found = [[{frozenset(c) for c in other.partitions[d]} for other in others] for d in range(tree.depth)]
@@ -119,7 +152,9 @@ def drawn_replicates(affinity: Affinity, samples: int, seed: int) -> list[Affini
     """Replicates with independent normal errors of the affinity's standard errors; symmetric if the affinity is."""
     errors = affinity.standard_errors
     if errors is None:
-        raise AffinityError("the affinity has no standard errors; pass bootstrap replicates instead")
+        raise AffinityError(
+            "the affinity has no standard errors; expected some (bootstrap= when it is measured), or replicates"
+        )
     generator = np.random.default_rng(seed)
     values = affinity.values
     symmetric = bool(np.allclose(values, values.transpose(0, 2, 1)))

@@ -3,6 +3,6 @@
 No network is run here.
 """
 
-import lazy_loader as lazy
+from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -32,7 +32,12 @@ class ImageFolder(Sequence[Tensor]):
 
     An image is turned as its EXIF orientation says, its shorter side is resized to `size` (bilinear, antialiased), and
     the centre is cut out, as torchvision's `resize` and `center_crop` do. Other files than images, and hidden ones, are
-    passed over. A slice is an `ImageFolder` of fewer files.
+    ignored. A slice is an `ImageFolder` of fewer files.
+
+    Args:
+        folder: the folder.
+        size: height and width.
+        mean, std: of each channel.
 
     Attributes:
         paths: the files.
@@ -58,21 +63,29 @@ class ImageFolder(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> ImageFolder: ...
     def __getitem__(self, index: int | slice) -> Tensor | ImageFolder:
         if isinstance(index, slice):
-            part = copy.copy(self)
-            part.paths = self.paths[index]
-            return part
+            chosen = copy.copy(self)
+            chosen.paths = self.paths[index]
+            return chosen
         pixels = np.moveaxis(_read(self.paths[index], self.size), -1, 0)
         return torch.from_numpy(_scaled(np.divide(pixels, 255, dtype=np.float32, order="C"), self.mean, self.std))
 
 
 def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZERO, std: Channels = _ONE) -> Tensor:
-    """All images of a folder, or of the array `images` in an .npz file, as one float32 tensor (K, C, H, W).
+    """Read all images of a folder, or of the array `images` in an .npz file.
 
     The array is (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3: uint8 is divided by 255, floats are taken as
     they are. Without a size, an array keeps its own, and a folder's images become 224 x 224.
 
+    Args:
+        source: the folder or file.
+        size: height and width to resize and crop to.
+        mean, std: of each channel: `(value - mean) / std`.
+
+    Returns:
+        float32, (K, C, H, W), on the CPU.
+
     Raises:
-        DataError: as `ImageFolder`; a file that is no .npz, is damaged, or has no array `images` of such a form.
+        DataError: as `ImageFolder`; a file that is not an .npz, is damaged, or has no array `images` of such a form.
     """
     path = Path(source)
     if path.is_dir():
@@ -85,12 +98,15 @@ def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZE
 
 
 def to_images(values: Tensor | np.ndarray, *, mean: Channels = _ZERO, std: Channels = _ONE) -> Tensor:
-    """Images in memory as networks take them: float32, (K, C, H, W), on the CPU.
+    """Convert images in memory to what networks take.
 
     Args:
         values: (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3: uint8 is divided by 255, floats are taken as
             they are.
         mean, std: of each channel: `(value - mean) / std`.
+
+    Returns:
+        float32, (K, C, H, W), on the CPU.
 
     Raises:
         DataError: another form or type, or values that are not finite.
@@ -111,17 +127,17 @@ def _load_folder(folder: ImageFolder) -> Tensor:
 
 def _image_paths(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder of images" if folder.exists() else f"{folder} does not exist")
+        raise DataError(f"{folder} is a file; expected a folder" if folder.exists() else f"{folder} does not exist")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     found = sorted(file for file in files if file.suffix.lower() in suffixes and not _hidden(file))
     if not found:
-        raise DataError(f"{folder} holds no images (files that end in .jpg, .png and so on)")
+        raise DataError(f"{folder} holds no images; expected files that end in .jpg, .png and so on")
     return tuple(folder / file for file in found)
 
 
 def _hidden(file: Path) -> bool:
-    return any(part.startswith(".") for part in file.parts)
+    return any(name.startswith(".") for name in file.parts)
 
 
 def _read(path: Path, size: int) -> np.ndarray:
@@ -129,7 +145,7 @@ def _read(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path} has {image.mode} pixels; only images of 8 bits a channel are read")
+                raise DataError(f"{path} has {image.mode} pixels; expected 8 bits a channel")
             turned = ImageOps.exif_transpose(image).convert("RGB")
             (height, width), top, left = _fit(turned.height, turned.width, size)
             fitted = turned.resize((width, height), Image.Resampling.BILINEAR)
@@ -151,20 +167,20 @@ def _load_array(path: Path) -> Tensor:
     except Exception as error:  # numpy and zipfile raise many kinds for damaged files
         raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
     if array is None:
-        raise DataError(f"{path} has no array 'images'; its arrays: {', '.join(names) or 'none'}")
+        raise DataError(f"{path} has the arrays {', '.join(names) or 'none'}; expected one named 'images'")
     return _as_images(array, f"{path}: 'images'")
 
 
 def _as_images(array: np.ndarray, name: str) -> Tensor:
     if not len(array.shape) or not len(array):
-        raise DataError(f"{name} is empty")
+        raise DataError(f"{name} has shape {array.shape}; expected at least one image")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"{name} is {array.dtype}; it has to be uint8, or floating point")
+        raise DataError(f"{name} is {array.dtype}; expected uint8 or floating point")
     images = torch.from_numpy(np.ascontiguousarray(_channels_first(array, name), np.float32))
     if array.dtype == np.uint8:
         return images.div_(255)
     if not images.isfinite().all():
-        raise DataError(f"{name} holds NaN or infinite values")
+        raise DataError(f"{name} has NaN or infinite values; expected finite ones")
     return images
 
 
@@ -173,8 +189,10 @@ def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
         return array[:, None]
     first, last = array.ndim == 4 and array.shape[1] in (1, 3), array.ndim == 4 and array.shape[3] in (1, 3)
     if first == last:
-        which = "could be (K, H, W, C) as well as (K, C, H, W)" if first else "is no (K, H, W[, C]) or (K, C, H, W)"
-        raise DataError(f"{name} has shape {array.shape}, which {which} with C = 1 or 3")
+        which = ", which could be either" if first else ""
+        raise DataError(
+            f"{name} has shape {array.shape}{which}; expected (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3"
+        )
     return array if first else np.moveaxis(array, 3, 1)
 
 
@@ -197,18 +215,18 @@ def _scaled(images: np.ndarray, mean: Channels, std: Channels) -> np.ndarray:
     if (mean, std) == (_ZERO, _ONE):
         return images
     if images.shape[-3] != len(mean):
-        raise DataError(f"mean and std have {len(mean)} numbers, but the images {images.shape[-3]} channels")
+        raise DataError(f"mean and std have {len(mean)} numbers; expected {images.shape[-3]}, one for each channel")
     middle, spread = (np.asarray(values, np.float32)[:, None, None] for values in (mean, std))
     return np.asarray((images - middle) / spread)
 
 
 def _checked_size(size: int) -> int:
     if size < 1:
-        raise DataError(f"the size of images is {size}; it has to be at least 1")
+        raise DataError(f"the size of images is {size}; expected 1 or more")
     return size
 
 
 def _checked_scale(mean: Channels, std: Channels) -> tuple[Channels, Channels]:
     if len(mean) != len(std) or not all(value > 0 for value in std):
-        raise DataError(f"mean {tuple(mean)} and std {tuple(std)} need one number a channel each, and std above 0")
+        raise DataError(f"mean={tuple(mean)}, std={tuple(std)}; expected one number a channel each, and std above 0")
     return tuple(mean), tuple(std)

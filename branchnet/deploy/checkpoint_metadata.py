@@ -1,4 +1,4 @@
-"""What a weights file says beside its tensors: their checksum, frozen nodes, recomputed stages, the initial weights.
+"""What a weights file says next to its tensors: their checksum, frozen nodes, recomputed stages, the initial weights.
 
 The record is JSON in the metadata of the safetensors file, so it is written and replaced together with the weights. A
 file may come from anyone: unknown keys, other types, and nodes that the network does not have are refused.
@@ -37,7 +37,7 @@ class _Initialisation(_Section):
 
 
 class Record(_Section):
-    """What is kept of a branched network's state beside its tensors.
+    """What is kept of a branched network's state next to its tensors.
 
     Attributes:
         version: of this form.
@@ -55,7 +55,12 @@ class Record(_Section):
 
 
 def write_record(branched: BranchedNetwork, *, sha256: str | None = None) -> str:
-    """The record of a network, and of the checksum of its tensors, as JSON."""
+    """Return the record of a network, and of the checksum of its tensors, as JSON.
+
+    Args:
+        branched: the network.
+        sha256: the checksum of its tensors, see `branchnet.utils.tensor_digest.checksum`.
+    """
     report = branched.initialisation
     starts = [
         {
@@ -81,15 +86,22 @@ def write_record(branched: BranchedNetwork, *, sha256: str | None = None) -> str
 def read_record(text: str, branched: BranchedNetwork) -> Record:
     """Read a record and compare it with the network that it is meant for.
 
+    Args:
+        text: what `write_record` returned; untrusted.
+        branched: the network.
+
+    Returns:
+        the record.
+
     Raises:
-        CheckpointError: text that is no record of this form, or of another network; every problem is named.
+        CheckpointError: text that is not a record of this form, or of another network; up to 20 problems are named.
     """
     try:
         record = Record.model_validate_json(text)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()[:20]]
         raise CheckpointError(
-            "the weights' metadata are no valid record of a network:\n  " + "\n  ".join(problems)
+            "the weights' metadata are not a valid record of a network:\n  " + "\n  ".join(problems)
         ) from error
     if problems := _misfits(record, branched):
         raise CheckpointError("the weights' metadata are of another network:\n  " + "\n  ".join(problems[:20]))
@@ -97,7 +109,12 @@ def read_record(text: str, branched: BranchedNetwork) -> Record:
 
 
 def restore(record: Record, branched: BranchedNetwork) -> None:
-    """Freeze nodes, recompute stages and give the network its report, as the record says."""
+    """Freeze nodes, recompute stages and give the network its report, as the record says.
+
+    Args:
+        record: of this network, see `read_record`.
+        branched: the network, changed in place.
+    """
     branched.freeze(*record.frozen)
     branched.recompute(*record.recomputed)
     if (report := record.initialisation) is not None:
@@ -107,8 +124,8 @@ def restore(record: Record, branched: BranchedNetwork) -> None:
 def _misfits(record: Record, branched: BranchedNetwork) -> list[str]:
     members = list(branched.members())
     ids = {node.id for node in members}
-    problems = [f"frozen: there is no node {name!r}" for name in record.frozen if name not in ids]
-    problems += [f"recomputed: there is no location {n!r}" for n in record.recomputed if n not in branched.locations]
+    problems = [f"frozen: unknown node {name!r}" for name in record.frozen if name not in ids]
+    problems += [f"recomputed: unknown location {n!r}" for n in record.recomputed if n not in branched.locations]
     if record.initialisation is None:
         return problems
     starts = record.initialisation.nodes

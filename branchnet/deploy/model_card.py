@@ -145,7 +145,7 @@ def _loading(format: str, file: str, name: str, example: Example, *, alone: bool
         ],
         "safetensors": [
             "import branchnet",
-            "from branchnet.builder import load_weights",
+            "from branchnet.deploy import load_weights",
             "",
             *([] if alone else ["# networks: the single-task networks by task; only their structure counts"]),
             f'branched = branchnet.Architecture.load("{name}.yaml").build({"" if alone else "networks"}).eval()',

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,10 +18,8 @@ from branchnet.deploy.weight_files import (
     stored_tensors,
 )
 from branchnet.errors import CheckpointError
+from branchnet.specification.architecture import Architecture
 from branchnet.utils.tensor_digest import checksum
-
-if TYPE_CHECKING:
-    from branchnet.specification.architecture import Architecture
 
 ARCHITECTURE = "architecture.yaml"
 WEIGHTS = "weights.safetensors"
@@ -39,21 +36,32 @@ def save(
     the tensors, is kept in the metadata of the weights' file.
 
     Args:
+        branched: the network.
+        directory: the folder.
         architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
             found; by default the network is described as it is.
 
     Raises:
         CheckpointError: a specification of another tree, or with its tasks in another order.
-    """
-    from branchnet.specification.architecture import Architecture
 
+    >>> import os, tempfile, torch, branchnet
+    >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)
+    >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in tree.tasks}
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer2"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     branchnet.save(branched, folder)
+    ...     sorted(os.listdir(folder))
+    ['architecture.yaml', 'weights.safetensors']
+    """
     architecture = architecture or Architecture.from_network(branched)
     if architecture.tree != branched.tree:
-        raise CheckpointError(f"the architecture describes another tree:\n{architecture.tree}\nnot\n{branched.tree}")
+        raise CheckpointError(
+            f"the architecture describes another tree:\n{architecture.tree}\nexpected the network's:\n{branched.tree}"
+        )
     if architecture.tree.tasks != branched.tree.tasks:
         raise CheckpointError(
-            f"the architecture lists the tasks as {list(architecture.tree.tasks)}, the network as "
-            f"{list(branched.tasks)}: the weights of nodes and heads are in that order"
+            f"the architecture lists the tasks as {list(architecture.tree.tasks)}; expected {list(branched.tasks)}, "
+            "the network's order: the weights of nodes and heads are in that order"
         )
     record = write_record(branched, sha256=checksum(sorted(stored_tensors(branched).items())))
     save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: record})
@@ -67,17 +75,29 @@ def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | 
     elsewhere may take the file's place: without branchnet's metadata they have no checksum to keep to.
 
     Args:
+        directory: the folder.
         networks: single-task networks for the tasks without a named constructor; only their structure counts.
+
+    Returns:
+        the network.
 
     Raises:
         SpecError: a specification that is not valid, or tasks whose networks must be passed.
         CheckpointError: weights that are missing, damaged or do not fit, or whose metadata tells of other nodes or of
             another checksum.
-    """
-    from branchnet.specification.architecture import Architecture
 
+    >>> import tempfile, torch, branchnet
+    >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)
+    >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in tree.tasks}
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer2"]).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     branchnet.save(branched, folder)
+    ...     loaded = branchnet.load(folder)
+    >>> torch.equal(loaded(images)["edges"], branched(images)["edges"])
+    True
+    """
     if not (Path(directory) / ARCHITECTURE).exists():
-        raise CheckpointError(f"{Path(directory)} holds no {ARCHITECTURE}; branchnet.save writes one")
+        raise CheckpointError(f"{Path(directory)} has no {ARCHITECTURE}; expected a folder that branchnet.save wrote")
     branched = Architecture.load(Path(directory) / ARCHITECTURE).build(networks).eval()
     weights = Path(directory) / WEIGHTS
     stored = read_metadata(weights).get(RECORD)

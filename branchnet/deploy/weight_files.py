@@ -21,6 +21,8 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
     """Write the parameters and buffers of `module`; a tensor that has several names is written under the first.
 
     Args:
+        module: any module.
+        path: the file to write, atomically.
         metadata: texts by name to keep in the file's header.
     """
     kept = stored_tensors(module)
@@ -29,14 +31,17 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors that `save_weights` writes, on the CPU."""
+    """Return the tensors that `save_weights` writes, on the CPU."""
     state = module.state_dict()
     aliases = _aliases(state)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
 
 
 def file_checksum(path: str | os.PathLike[str]) -> str:
-    """The checksum of the tensors in a safetensors file, of which one at a time is in memory.
+    """Return the checksum of the tensors in a safetensors file, of which one at a time is in memory.
+
+    Args:
+        path: the file.
 
     Raises:
         CheckpointError: the file is missing, truncated or of another format.
@@ -47,6 +52,10 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copy the tensors of `path` into `module`, all or none; half precision is widened where needed.
+
+    Args:
+        module: the module, changed in place.
+        path: a safetensors file.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a key, a shape or a type is not what the module expects;
@@ -59,7 +68,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     problems = [f"{name}: not in the file" for name in state if aliases[name] == name and name not in found]
     for name, tensor in stored.items():
         if name not in state:
-            problems.append(f"{name}: the network has no such tensor")
+            problems.append(f"{name}: unknown tensor; expected those of the network")
         elif tensor.shape != state[name].shape or not _fits_into(tensor.dtype, state[name].dtype):
             problems.append(f"{name}: expected {described(state[name])}, found {described(tensor)}")
     if problems:
@@ -72,6 +81,12 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file onto the CPU.
 
+    Args:
+        path: the file.
+
+    Returns:
+        tensors by name.
+
     Raises:
         CheckpointError: the file is missing, truncated or of another format.
     """
@@ -81,6 +96,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the texts that `save_weights` was given; empty where there were none.
+
+    Args:
+        path: a safetensors file.
 
     Raises:
         CheckpointError: the file is missing, truncated or of another format.
@@ -96,11 +114,15 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{Path(path)} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{Path(path)} is no complete safetensors file: {error}") from error
+        raise CheckpointError(f"{Path(path)} is not a complete safetensors file: {error}") from error
 
 
 def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map every name to the first name of the same tensor."""
+    """Map every name to the first name of the same tensor.
+
+    The same tensor is the same memory read in the same way: a slice, or a transpose, is a tensor of its own. Empty
+    tensors all lie at address 0 and are never tied.
+    """
     first: dict[tuple[object, ...], str] = {}
     return {
         name: first.setdefault(

@@ -12,10 +12,11 @@ from .latency_tables import latency_table as latency_table
 from .schedule import Schedule as Schedule
 from .schedule import Step as Step
 from .schedule import make_schedule as make_schedule
-from .streams import StreamedNetwork as StreamedNetwork
+from .torch_compile import CompileOptions as CompileOptions
 from .torch_compile import compiler_problem as compiler_problem
 
 __all__ = [
+    "CompileOptions",
     "CompiledNetwork",
     "FusedNetwork",
     "FusedNodes",
@@ -23,7 +24,6 @@ __all__ = [
     "LatencyTable",
     "Schedule",
     "Step",
-    "StreamedNetwork",
     "compare_latency",
     "compile",
     "compiler_problem",

@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from branchnet.builder.network.branched_network import BranchedNetwork, wanted_tasks
 from branchnet.builder.network.call_inputs import Input
 from branchnet.builder.network.module_structure import copied_with, on_meta, state_of, structure
+from branchnet.builder.network.node import head_id, node_id
 from branchnet.errors import BuildError
 from branchnet.stages import call
 
@@ -32,7 +33,14 @@ Cut = tuple[Any, ...]
 class FusedNodes(nn.Module):
     """G structurally equal modules whose weights are stacked along a new first dimension and that run together.
 
-    Parameters and buffers keep their names with `/` for `.`, and have the shape `(G, *shape)`.
+    Parameters and buffers keep their names with `/` for `.`, which names of parameters must not hold, and have the
+    shape `(G, *shape)`.
+
+    Args:
+        modules: the G modules; their weights are copied.
+
+    Attributes:
+        count: G.
 
     Raises:
         BuildError: modules that differ in structure.
@@ -41,7 +49,7 @@ class FusedNodes(nn.Module):
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
         if len({structure(module) for module in modules}) != 1:
-            raise BuildError("only modules of the same structure can be fused; these differ in layers, shapes or types")
+            raise BuildError("modules to fuse differ in layers, shapes or types; expected modules of one structure")
         self.count = len(modules)
         states = [state_of(module) for module in modules]
         for name, first in states[0].items():
@@ -54,32 +62,58 @@ class FusedNodes(nn.Module):
         self._templates = [on_meta(modules[0])]  # in a list: its empty tensors are no state of ours
 
     def forward(self, x: Input) -> Cut:
-        """What all members return for the same input: each tensor with a first dimension G."""
+        """Return what all members return for the same input: each tensor with a first dimension G.
+
+        Args:
+            x: the input of every member.
+
+        Raises:
+            BuildError: members that return other values than tensors.
+        """
         return vmap(lambda state: _results(functional_call(self._templates[0], state, *_arguments(x))))(self._state())
 
     def on_stacked(self, cut: Cut) -> Cut:
-        """What member g returns for `cut[:, g]`: tensors of the cut have a first dimension G, other values none."""
+        """Return what each member returns for its own input.
+
+        Args:
+            cut: each tensor (G, ...), of which member g takes `tensor[g]`; other values are given to every member.
+
+        Returns:
+            each tensor with a first dimension G.
+
+        Raises:
+            BuildError: members that return other values than tensors.
+        """
         tensors = [value for value in cut if isinstance(value, Tensor)]
 
-        def one(state: Mapping[str, Tensor], parts: list[Tensor]) -> Cut:
-            rest = iter(parts)
+        def one(state: Mapping[str, Tensor], own_tensors: list[Tensor]) -> Cut:
+            rest = iter(own_tensors)
             own = tuple(next(rest) if isinstance(value, Tensor) else value for value in cut)
             return _results(functional_call(self._templates[0], dict(state), own))
 
         return vmap(one)(self._state(), tensors)
 
     def member(self, index: int, x: Input) -> Any:
-        """What one member alone returns."""
+        """Return what one member alone returns.
+
+        Args:
+            index: number of the member.
+            x: its input.
+        """
         state = {name: tensor[index] for name, tensor in self._state().items()}
         return functional_call(self._templates[0], state, *_arguments(x))
 
     def unstack(self) -> list[nn.Module]:
-        """The members as modules of their own again, with copies of their weights."""
+        """Return the members as modules of their own again, with copies of their weights."""
         states = [self.member_state(index) for index in range(self.count)]
         return [copied_with(self._templates[0], {n: t.clone() for n, t in state.items()}) for state in states]
 
     def member_state(self, index: int) -> dict[str, Tensor]:
-        """One member's parameters and buffers by their names, as views of the stacked ones."""
+        """Return one member's parameters and buffers by their names, as views of the stacked ones.
+
+        Args:
+            index: number of the member.
+        """
         return {name: stacked[index].detach() for name, stacked in self._state().items()}
 
     def _state(self) -> dict[str, Tensor]:
@@ -90,6 +124,10 @@ class FusedNetwork(nn.Module):
     """A branched network in which the equal nodes of some stages are fused; called like the network itself.
 
     It holds copies of the weights. Where only some tasks of fused nodes are asked for, their nodes run one by one.
+
+    Args:
+        branched: the network, in evaluation mode: BatchNorm under `vmap` cannot update its running statistics.
+        stages: the numbers of the stages whose equal nodes are fused.
 
     Attributes:
         tree: which tasks share which stage.
@@ -104,7 +142,9 @@ class FusedNetwork(nn.Module):
     def __init__(self, branched: BranchedNetwork, stages: Iterable[int]) -> None:
         super().__init__()
         if branched.training:
-            raise BuildError("nodes are fused for inference only; call branched.eval() first")
+            raise BuildError(
+                "the network is in training mode; expected evaluation mode to fuse nodes; call branched.eval() first"
+            )
         self.tree = branched.tree
         chosen = set(stages)
         rows = [list(branched.nodes[stage]) for stage in range(self.tree.depth)]  # type: ignore[call-overload]
@@ -118,7 +158,7 @@ class FusedNetwork(nn.Module):
         )
         self.heads = nn.ModuleList(copy.deepcopy(head) for head in branched.heads)
         self._clusters = branched.tree.labels()
-        self._skeletons = [on_meta(branched)]
+        self._skeletons = [on_meta(branched)]  # in a list, so that it is not registered as a module
         self.eval()
 
     @property
@@ -132,12 +172,31 @@ class FusedNetwork(nn.Module):
         return self._skeletons[0].interface
 
     def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward`."""
+        """Compute the outputs of `tasks`, see `BranchedNetwork.forward`.
+
+        Args:
+            x: what a single-task network takes.
+            tasks: the tasks wanted, all by default.
+
+        Returns:
+            a dictionary of outputs by task, in task order.
+
+        Raises:
+            BuildError: an unknown task, or none.
+        """
         last = self.trunk(x, tasks)
         return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
 
     def trunk(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Cut]:
-        """Compute what the heads of `tasks` take, in task order."""
+        """Compute what the heads of `tasks` take, see `BranchedNetwork.trunk`.
+
+        Args:
+            x: what a single-task network takes.
+            tasks: the tasks wanted, all by default.
+
+        Returns:
+            for each task, in task order, the values that cross the last location.
+        """
         wanted = [self.tasks.index(task) for task in wanted_tasks(tasks, self.tasks)]
         before: dict[int, _Result] = {}
         for stage, labels in enumerate(self._clusters):
@@ -149,15 +208,15 @@ class FusedNetwork(nn.Module):
         return {self.tasks[task]: before[self._clusters[-1][task]].cut() for task in wanted}
 
     def unfuse(self) -> BranchedNetwork:
-        """The branched network with every node a module of its own again, with copies of these weights."""
+        """Return the branched network with every node a module of its own again, with copies of these weights."""
         state: dict[str, Tensor] = {}
         for stage in range(self.tree.depth):
             for group, module in self._units(stage):
                 for row, k in enumerate(group):
                     own = module.member_state(row) if isinstance(module, FusedNodes) else state_of(module)
-                    state |= {f"nodes.{stage}.{k}.{name}": tensor for name, tensor in own.items()}
+                    state |= {f"{node_id(stage, k)}.{name}": tensor for name, tensor in own.items()}
         for i, head in enumerate(self.heads):
-            state |= {f"heads.{i}.{name}": tensor for name, tensor in state_of(head).items()}
+            state |= {f"{head_id(i)}.{name}": tensor for name, tensor in state_of(head).items()}
         return copied_with(self._skeletons[0], {name: t.detach().clone() for name, t in state.items()}).eval()
 
     def _units(self, stage: int) -> Iterator[tuple[tuple[int, ...], nn.Module]]:
@@ -197,7 +256,11 @@ class _Result:
 
 
 def groups_of(nodes: Iterable[nn.Module]) -> tuple[tuple[int, ...], ...]:
-    """The numbers of the nodes, those with the same structure and weights to stack together."""
+    """Group the numbers of the nodes: those with the same structure, and weights to stack, are together.
+
+    Args:
+        nodes: the nodes of one stage.
+    """
     groups: dict[Any, list[int]] = {}
     for k, node in enumerate(nodes):
         stateless = next(node.parameters(), None) is None
@@ -226,7 +289,8 @@ def _arguments(x: Input) -> tuple[Any, ...]:
 
 def _results(cut: Cut) -> Cut:
     if not all(isinstance(value, Tensor) for value in cut):
-        raise BuildError("nodes whose cut holds values that are no tensors cannot be fused")
+        kinds = sorted({type(value).__name__ for value in cut if not isinstance(value, Tensor)})
+        raise BuildError(f"nodes to fuse return {kinds}; expected tensors alone, which can be stacked; use fuse=False")
     return cut
 
 

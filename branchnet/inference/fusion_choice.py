@@ -32,13 +32,16 @@ def faster_fused(
     channels_last: bool = False,
     repeats: int = 20,
 ) -> tuple[int, ...]:
-    """The stages whose equal nodes run at least 1.03 times as fast fused as one after another.
+    """Find the stages whose equal nodes run at least 1.03 times as fast fused as one after another.
 
     Args:
         branched: a prepared network in evaluation mode.
         example: inputs of the size to expect.
         mode, autocast, cast, channels_last: how the network will be compiled.
         repeats: calls of each kind that are timed.
+
+    Returns:
+        numbers of stages.
     """
     device = device_of(branched)
     x = map_input(functools.partial(as_prepared, cast=cast, channels_last=channels_last), example)
@@ -75,12 +78,12 @@ def _gains(nodes: Sequence[nn.Module], inputs: Sequence[Any], mode: str | None, 
 
 
 def each_alone(nodes: Sequence[nn.Module], inputs: Sequence[Any]) -> list[Any]:
-    """What each node returns for its input."""
+    """Return what each node returns for its input."""
     return [call(node, source) for node, source in zip(nodes, inputs, strict=True)]
 
 
 def all_fused(fused: FusedNodes, inputs: Sequence[Any]) -> Any:
-    """What fused nodes return for one input of all, or for one input of each."""
+    """Return what fused nodes return for one input of all, or for one input of each."""
     if len(inputs) == 1:
         return fused(inputs[0])
     return fused.on_stacked(

@@ -24,24 +24,31 @@ def prepare(
     cast: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> BranchedNetwork:
-    """A copy of `branched` for inference, or `branched` itself where nothing is asked for.
+    """Return a copy of `branched` for inference, or `branched` itself where nothing is asked for.
 
     Args:
+        branched: the network; it is not changed.
         fold_batchnorm: multiply every BatchNorm layer that follows a convolution of the same node into its weights.
             In float32 no output moves by more than 1e-4 of the largest one. A BatchNorm that is first in its node, or
             that a network computes without a layer of its own, stays.
         cast: the floating-point type of all weights.
-        channels_last: lay the weights of convolutions out with the channels last.
+        channels_last: lay the weights of convolutions out with the channels last, the order in which cuDNN on tensor
+            cores and oneDNN on CPUs compute: otherwise they may convert at every call.
+
+    Returns:
+        the prepared network.
 
     Raises:
         BuildError: a network in training mode, which folding would break, or a type that is not floating.
     """
     if cast is not None and not cast.is_floating_point:
-        raise BuildError(f"weights can be cast to a floating-point type, not to {cast}")
+        raise BuildError(f"cast={cast}; expected a floating-point type, e.g. torch.bfloat16")
     if not (fold_batchnorm or cast is not None or channels_last):
         return branched
     if branched.training and fold_batchnorm:
-        raise BuildError("BatchNorm can be folded in evaluation mode only; call branched.eval() first")
+        raise BuildError(
+            "the network is in training mode; expected evaluation mode to fold BatchNorm; call branched.eval() first"
+        )
     prepared = copy.deepcopy(branched)
     if fold_batchnorm:
         for member in prepared.members():
@@ -58,6 +65,8 @@ def _fold(stage: nn.Module) -> None:
     graph = stage.graph if isinstance(stage, Stage) else None
     if graph is None:
         return
+    # Folding changes the convolution's weights and replaces the norm for everyone: so neither may be called twice, nor
+    # read in any other way, and the convolution's result may go to the norm alone.
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -81,7 +90,13 @@ def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def as_prepared(value: Any, *, cast: torch.dtype | None, channels_last: bool) -> Any:
-    """An input as a prepared network takes it: floats in its type, four-dimensional tensors with the channels last."""
+    """Return an input as a prepared network takes it: floats in its type, four-dimensional tensors channels last.
+
+    Args:
+        value: a tensor; other values are returned as they are.
+        cast: see `prepare`.
+        channels_last: see `prepare`.
+    """
     if not isinstance(value, Tensor):
         return value
     if cast is not None and value.is_floating_point():

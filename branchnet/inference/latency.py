@@ -54,6 +54,9 @@ def measure_latency(function: Callable[..., Any], example: Source, *, repeats: i
         repeats: calls measured.
         warmup: calls before them, which are not (compilation, caches, clocks).
 
+    Returns:
+        the times of the calls, in seconds.
+
     Raises:
         BranchnetError: fewer than one repeat, or a negative warm-up.
     """
@@ -68,11 +71,20 @@ def compare_latency(
     Every round calls each function once, and starts with another one, so that a machine that slows down or speeds up
     meanwhile does so for all of them. The samples of one round belong together: `ratio_interval` pairs them.
 
+    Args:
+        functions: networks or other callables by name.
+        example: what each is called with.
+        repeats: rounds that are measured.
+        warmup: calls of each before them.
+
+    Returns:
+        latencies by name, each with one sample for each round.
+
     Raises:
         BranchnetError: as `measure_latency`.
     """
     if repeats < 1 or warmup < 0:
-        raise BranchnetError(f"repeats={repeats}, warmup={warmup}: at least one repeat and no negative warm-up, please")
+        raise BranchnetError(f"repeats={repeats}, warmup={warmup}; expected repeats >= 1 and warmup >= 0")
     example = as_example(example)
     names = list(functions)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -90,10 +102,20 @@ def compare_latency(
 def ratio_interval(
     baseline: Latency, other: Latency, *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """How many times as fast as the baseline: (median over the rounds of the ratio, lower, upper), by bootstrap.
+    """Return how many times as fast as the baseline another function is, with a bootstrap interval.
 
     The two times of one round lie close together, so a machine that is slower for some rounds is so for both, and
-    rounds that were disturbed in between count no more than others.
+    rounds that were disturbed in between count no more than others. The interval is the percentile bootstrap (Efron
+    and Tibshirani 1993, chapter 13) over rounds, with 2,000 resamples.
+
+    Args:
+        baseline: of the same `compare_latency` as `other`.
+        other: what is compared with it.
+        confidence: of the interval.
+        seed: of the resampling.
+
+    Returns:
+        the median over the rounds of the ratio, and the lower and upper end of its interval.
 
     Raises:
         BranchnetError: numbers of samples that differ.
@@ -101,7 +123,7 @@ def ratio_interval(
     before, after = np.asarray(baseline.samples), np.asarray(other.samples)
     if before.shape != after.shape:
         raise BranchnetError(
-            f"{len(before)} and {len(after)} samples: only measurements of one comparison can be paired"
+            f"{len(before)} and {len(after)} samples cannot be paired; expected latencies of one compare_latency(...)"
         )
     ratios = before / after
     rounds = np.random.default_rng(seed).integers(len(ratios), size=(2000, len(ratios)))
@@ -113,7 +135,7 @@ def ratio_interval(
 def _timed(function: Callable[..., Any], example: Example) -> float:
     whole = getattr(function, "takes_inputs_as_one", False)  # networks of several tasks
     args, kwargs = ((example,), {}) if whole else call_arguments(example)
-    _synchronise(example)
+    _synchronise(example)  # kernels run asynchronously: without it, the time of issuing them would be measured
     start = time.perf_counter()
     function(*args, **kwargs)
     _synchronise(example)

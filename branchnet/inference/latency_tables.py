@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from branchnet.stages import Example
 
 _EVERY_WIDTH = 8
+"""Every width is measured up to here, then each half as large again: 14 in all for 64 tasks."""
 _SAMPLE_SECONDS = 0.002
+"""A sample on an accelerator lasts so long at least: waiting for it takes some microseconds, below 1% of that."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class LatencyTable:
         fused: the same copies run as one batched computation; None where that was not measured or cannot be.
         heads: the head of each task.
         setting: how and on what it was measured, in words.
+
+    >>> import torch, branchnet
+    >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
+    >>> table = branchnet.latency_table(networks, torch.rand(2, 4), locations=["0"], compiled=False, repeats=3)
+    >>> isinstance(table, branchnet.LatencyTable)
+    True
+    >>> table.widths
+    (1, 2)
+    >>> table.predict(branchnet.Tree(["a", "b"], [[["a", "b"]]])) > 0  # milliseconds
+    True
     """
 
     tasks: tuple[str, ...]
@@ -76,7 +88,11 @@ class LatencyTable:
         return {task: 1e3 * latency.median for task, latency in self.heads.items()}
 
     def predict(self, tree: Tree) -> float:
-        """Milliseconds that the branched network of `tree` should take for all tasks, heads included."""
+        """Return the milliseconds that the branched network of `tree` should take for all tasks, heads included.
+
+        Args:
+            tree: a tree over these tasks and stages.
+        """
         return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency")
 
     def __str__(self) -> str:
@@ -89,7 +105,7 @@ class LatencyTable:
         return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file; latencies as lists of seconds."""
+        """Return plain values for a JSON file; latencies are lists of seconds."""
         return {
             "tasks": list(self.tasks),
             "locations": list(self.locations),
@@ -102,7 +118,11 @@ class LatencyTable:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> LatencyTable:
-        """Read back what `to_dict` wrote."""
+        """Return the table that `to_dict` wrote.
+
+        Args:
+            plain: what it wrote.
+        """
         return cls(
             tuple(plain["tasks"]),
             tuple(plain["locations"]),
@@ -144,11 +164,20 @@ def latency_table(
         repeats: calls of each kind.
         progress: whether to draw a progress bar on stderr.
 
+    Returns:
+        the latencies, whose `costs` and `head_costs` are milliseconds for `branchnet.search`.
+
     Raises:
         BuildError: widths that do not lie between 1 and N, or a device on which torch.compile does not work.
         SplitError: plain networks without a common structure.
+
+    >>> import torch, branchnet
+    >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
+    >>> table = branchnet.latency_table(networks, torch.rand(2, 4), locations=["0"], compiled=False, repeats=3)
+    >>> [len(row) for row in table.costs]  # milliseconds at widths 0, 1 and 2
+    [3]
     """
-    return table_beside(
+    return table_and_others(
         networks,
         example,
         {},
@@ -163,7 +192,7 @@ def latency_table(
     )[0]
 
 
-def table_beside(
+def table_and_others(
     networks: Mapping[str, nn.Module],
     example: Source,
     others: Mapping[str, Callable[[Any], Any]],
@@ -177,10 +206,16 @@ def table_beside(
     repeats: int = 15,
     progress: bool = False,
 ) -> tuple[LatencyTable, dict[str, Latency]]:
-    """The latency table, and the latencies of other functions of the example measured in turns with it.
+    """Measure the latency table, and other functions of the example in turns with it.
 
     Sample r of every entry and of every function is of the same round: what `predicted_rounds` needs to compare a
-    prediction with what it predicts. Arguments and errors are those of `latency_table`.
+    prediction with what it predicts. The other arguments and errors are those of `latency_table`.
+
+    Args:
+        others: functions of the example, by name.
+
+    Returns:
+        the table, and the latencies of `others` by name.
     """
     wanted = _checked_widths(widths, len(networks))
     example = as_example(example)
@@ -188,7 +223,7 @@ def table_beside(
     first = next(iter(staged.values()))
     place = torch.device(device_of(first) if device is None else device)
     if compiled and (problem := compiler_problem(place.type)):
-        raise BuildError(f"torch.compile does not work here: {problem}; measure with compiled=False")
+        raise BuildError(f"torch.compile does not work here: {problem}; use compiled=False to measure without it")
     x = map_input(lambda tensor: tensor.to(place), example)
     as_graph = functools.partial(compiled_apart, mode=mode, dynamic=False, module_guards=False)
     prepare: Callable[[Callable[..., Any]], Callable[..., Any]] = as_graph if compiled else lambda f: f
@@ -210,13 +245,23 @@ def table_beside(
 
 
 def predicted_rounds(table: LatencyTable, tree: Tree) -> Latency:
-    """What the unfused entries of each round add up to for `tree`, in seconds.
+    """Add up the unfused entries of each round for `tree`.
+
+    Args:
+        table: measured with its entries in turns.
+        tree: a tree over its tasks and stages.
+
+    Returns:
+        seconds, one sample for each round.
 
     Raises:
         BuildError: a width that was not measured.
     """
     if missing := set(tree.widths) - set(table.widths):
-        raise BuildError(f"widths {sorted(missing)} of the tree were not measured; the table has {list(table.widths)}")
+        raise BuildError(
+            f"widths {sorted(missing)} of the tree were not measured; expected some of {list(table.widths)}; "
+            "measure them with widths="
+        )
     entries = [row[table.widths.index(width)] for row, width in zip(table.unfused, tree.widths, strict=True)]
     entries += [table.heads[task] for task in tree.tasks]
     return Latency(tuple(sum(samples) for samples in zip(*(entry.samples for entry in entries), strict=True)))
@@ -261,7 +306,8 @@ def _checked_widths(widths: Sequence[int] | None, n_tasks: int) -> tuple[int, ..
             found.append(min(n_tasks, found[-1] * 3 // 2))
         return tuple(found)
     if not widths or min(widths) < 1 or max(widths) > n_tasks:
-        raise BuildError(f"widths must lie between 1 and the {n_tasks} tasks; {list(widths)} were given")
+        raise BuildError(f"widths={list(widths)}; expected numbers from 1 to {n_tasks}, the number of tasks")
+    # 1 and N are the ends of every interpolation.
     return tuple(sorted({1, *widths, n_tasks}))
 
 
@@ -293,7 +339,7 @@ def _run_fused(nodes: FusedNodes, cut: Any) -> Any:
 
 def _one_by_one(run: Callable[..., Any], modules: Sequence[nn.Module], cut: Any) -> Callable[[], None]:
     def run_all() -> None:
-        for module in modules:  # CUDA graphs are recorded anew for results that somebody still holds
+        for module in modules:  # results are let go: CUDA graphs are recorded again for those that somebody still holds
             run(module, cut)
 
     return run_all

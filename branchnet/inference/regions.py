@@ -15,21 +15,28 @@ from branchnet.stages import Stage
 
 
 def with_regions(branched: BranchedNetwork) -> BranchedNetwork:
-    """The network whose equal nodes of a stage are regions that torch.compile compiles once; weights are not copied."""
+    """Mark the equal nodes of each stage as regions that torch.compile compiles once.
+
+    Args:
+        branched: the network; it is not changed, and its weights are not copied.
+
+    Returns:
+        a network with the same outputs, to be compiled in place of `branched`.
+    """
     marked = copy.copy(branched)
     marked._modules = dict(branched._modules)
     rows: list[list[nn.Module]] = [list(row) for row in branched.nodes]  # type: ignore[call-overload]
     for row in rows:
         for group in groups_of(row):
-            if len(group) > 1 and not _hands_on(row[group[0]]):
+            if len(group) > 1 and not _returns_aliases(row[group[0]]):
                 for k in group:
                     row[k] = _Region(row[k])
     marked.nodes = nn.ModuleList(nn.ModuleList(row) for row in rows)
     return marked
 
 
-def _hands_on(node: nn.Module) -> bool:
-    """Whether a node returns one of its inputs, or a tensor twice, which a region must not."""
+def _returns_aliases(node: nn.Module) -> bool:
+    """Whether a node returns one of its inputs, or a tensor twice: `nested_compile_region` refuses such aliases."""
     if not isinstance(node, Stage):
         return True
     (output,) = (n for n in node.graph.nodes if n.op == "output")

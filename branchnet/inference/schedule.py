@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from branchnet.builder.network.branched_network import wanted_tasks
+from branchnet.builder.network.node import head_id, node_id
 
 if TYPE_CHECKING:
     from branchnet.clustering import Tree
@@ -30,12 +31,14 @@ class Step:
         reads: the id whose result it takes, or `inputs`.
         stream: the number of the stream that it is issued to.
         waits: whether the stream waits for `reads`, which ran on another stream, first.
+        is_head: whether it is a head.
     """
 
     id: str
     reads: str
     stream: int
     waits: bool
+    is_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Schedule:
 
     @property
     def awaited(self) -> frozenset[str]:
-        """What another stream waits for: an event is recorded behind each of these."""
-        ends = {step.id for step in self.steps if step.id.startswith("heads.") and step.stream}
+        """The ids of what another stream waits for: an event is recorded after each of these."""
+        ends = {step.id for step in self.steps if step.is_head and step.stream}
         return frozenset(ends | {step.reads for step in self.steps if step.waits})
 
     def __str__(self) -> str:
@@ -68,7 +71,14 @@ class Schedule:
 
 
 def make_schedule(tree: Tree, tasks: Sequence[str] | None = None) -> Schedule:
-    """Plan the nodes and heads that `tasks` need, all by default.
+    """Plan the nodes and heads that `tasks` need.
+
+    Args:
+        tree: which tasks share which stage.
+        tasks: the tasks wanted, all by default.
+
+    Returns:
+        the plan; print it to read it.
 
     Raises:
         BuildError: a task that the tree does not have.
@@ -78,10 +88,10 @@ def make_schedule(tree: Tree, tasks: Sequence[str] | None = None) -> Schedule:
     on = dict.fromkeys(wanted, 0)
     steps: list[Step] = []
 
-    def issue(name: str, members: Sequence[str]) -> None:
+    def issue(name: str, members: Sequence[str], *, is_head: bool = False) -> None:
         first = members[0]
         stream = wanted.index(first)
-        steps.append(Step(name, above[first], stream, waits=stream != on[first]))
+        steps.append(Step(name, above[first], stream, waits=stream != on[first], is_head=is_head))
         for task in members:
             above[task], on[task] = name, stream
 
@@ -90,7 +100,7 @@ def make_schedule(tree: Tree, tasks: Sequence[str] | None = None) -> Schedule:
         for task in wanted:
             served.setdefault(tree.cluster_of(task, stage), []).append(task)
         for cluster, members in served.items():
-            issue(f"nodes.{stage}.{cluster}", members)
+            issue(node_id(stage, cluster), members)
     for task in wanted:
-        issue(f"heads.{tree.tasks.index(task)}", [task])
+        issue(head_id(tree.tasks.index(task)), [task], is_head=True)
     return Schedule(wanted, tuple(steps))

@@ -1,9 +1,9 @@
 """The branches of a network on parallel streams of a GPU: every node and head compiled alone, issued as a plan says.
 
-The alternative to fusing equal nodes, for branches that leave parts of the GPU idle. What may run beside what is
+The alternative to fusing equal nodes, for branches that leave parts of the GPU idle. What may run at the same time is
 decided in `schedule`, which can be read and checked without a GPU; this module only issues it. **Neither run nor
 measured on a GPU yet**: whether it gains anything there, and over which of the other ways, is not known. Each node is a
-call of its own, which one graph of the whole network spares.
+call of its own, which one graph of the whole network saves.
 
 Three rules keep it correct. A stream waits for an event behind what it reads, where that was computed on another
 stream. A tensor is marked as used by each stream that reads it, so that PyTorch's caching allocator, which reuses the
@@ -24,13 +24,22 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Node
+from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
 from branchnet.builder.network.module_structure import structure
+from branchnet.builder.network.node import Node
 from branchnet.errors import BuildError
-from branchnet.inference.compilation import CompiledNetwork, Outputs, records_cuda_graphs
 from branchnet.inference.schedule import INPUTS, Schedule, make_schedule
-from branchnet.inference.torch_compile import autocasting, compiled_apart, device_of, first_line, map_input
+from branchnet.inference.task_graphs import Outputs, prepared_input
+from branchnet.inference.torch_compile import (
+    CompileOptions,
+    autocasting,
+    compiled_apart,
+    device_of,
+    first_line,
+    map_input,
+    records_cuda_graphs,
+)
 from branchnet.stages import call
 
 Function = Callable[[Any], Any]
@@ -53,7 +62,17 @@ class Streams(Protocol):
 
 
 def run_schedule(schedule: Schedule, functions: Mapping[str, Function], x: Any, streams: Streams) -> Outputs:
-    """Issue every step to its stream; give the outputs by task, ready for the caller's stream."""
+    """Issue every step to its stream.
+
+    Args:
+        schedule: what runs where, in which order.
+        functions: by id what computes a node or head from what it reads.
+        x: the inputs.
+        streams: the streams to issue to.
+
+    Returns:
+        the outputs by task, ready for the caller's stream.
+    """
     results: dict[str, Any] = {INPUTS: x}
     events: dict[str, Any] = {}
     awaited = schedule.awaited
@@ -68,7 +87,7 @@ def run_schedule(schedule: Schedule, functions: Mapping[str, Function], x: Any, 
             streams.uses(step.stream, results[step.reads])
         if step.id in awaited:
             events[step.id] = streams.event_behind(step.stream)
-    heads = [step for step in schedule.steps if step.id.startswith("heads.")]
+    heads = [step for step in schedule.steps if step.is_head]
     for head in heads:
         if head.stream:
             streams.wait(0, events[head.id])
@@ -77,7 +96,12 @@ def run_schedule(schedule: Schedule, functions: Mapping[str, Function], x: Any, 
 
 
 class CudaStreams:
-    """The current stream of a CUDA device, and others."""
+    """The current stream of a CUDA device, and others.
+
+    Args:
+        current: the stream that is current when the call begins: number 0.
+        others: streams 1, 2, ...
+    """
 
     def __init__(self, current: torch.cuda.Stream, others: Sequence[torch.cuda.Stream]) -> None:
         self._streams = (current, *others)
@@ -103,69 +127,52 @@ class CudaStreams:
                 tensor.record_stream(self._streams[stream])
 
 
-class StreamedNetwork(CompiledNetwork):
-    """A branched network whose tasks run on parallel streams; called like any compiled network.
+class StreamedNodes:
+    """Runs the tasks of a branched network on parallel streams of a GPU.
 
     Nodes and heads are compiled each on its own, as full graphs; those of one structure share a graph.
 
+    Args:
+        branched: the network, on a CUDA device.
+        options: how it is compiled.
+
+    Attributes:
+        eager_heads: tasks whose heads could not be compiled and are called eagerly.
+
     Raises:
-        BuildError: a device without streams, or a mode that records CUDA graphs: those share one piece of memory, which
-            two that run at the same time would overwrite for each other.
+        BuildError: a device without streams, or a mode that records CUDA graphs: those share one memory pool, which two
+            that run at the same time would overwrite for each other.
     """
 
-    branched: BranchedNetwork
-
-    def __init__(
-        self,
-        branched: BranchedNetwork,
-        *,
-        mode: str | None = None,
-        dynamic: bool = True,
-        autocast: torch.dtype | None = None,
-        cast: torch.dtype | None = None,
-        channels_last: bool = False,
-    ) -> None:
-        check_streams(device_of(branched), mode)
-        super().__init__(
-            branched,
-            mode=mode,
-            dynamic=dynamic,
-            autocast=autocast,
-            cast=cast,
-            channels_last=channels_last,
-            copy_outputs=False,
-        )
-        self._streams = open_streams(next(branched.parameters()).device)
+    def __init__(self, branched: BranchedNetwork, options: CompileOptions) -> None:
+        self._branched = branched
+        self._options = options
         self._schedules: dict[tuple[str, ...], Schedule] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what was compiled: the network is another one now, or on another device."""
+        self.eager_heads: tuple[str, ...] = ()
+        self._device = device_of(self._branched)
+        check_streams(self._device, self._options.mode)
+        self._streams = open_streams(next(self._branched.parameters()).device)
         self._shared: dict[Any, Callable[[nn.Module, Any], Any]] = {}
         self._made: dict[tuple[bool, ...], dict[str, Function]] = {}
 
-    def schedule(self, tasks: Sequence[str] | None = None) -> Schedule:
-        """Which node runs on which stream, for `tasks`, all by default; print it to read it."""
-        return make_schedule(self.branched.tree, tasks)
-
-    def _run(self, subset: tuple[str, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
+    def run(self, subset: tuple[str, ...], modes: tuple[bool, ...], x: Input) -> Outputs:
+        """Compute the outputs of the tasks in `subset`; `modes` are those that the network's modules are in."""
         if subset not in self._schedules:
-            self._schedules[subset] = self.schedule(subset)
-        inputs = map_input(self._as_prepared, x)
-        return run_schedule(self._schedules[subset], self._functions(), inputs, self._streams(len(subset))), {}
+            self._schedules[subset] = make_schedule(self._branched.tree, subset)
+        inputs = prepared_input(x, self._options)
+        return run_schedule(self._schedules[subset], self._functions(modes), inputs, self._streams(len(subset)))
 
-    def _functions(self) -> dict[str, Function]:
-        """What computes each node and each head, in the modes that they are in."""
-        modes = self._watch.modes()
+    def _functions(self, modes: tuple[bool, ...]) -> dict[str, Function]:
+        """What computes each node and each head, in these modes."""
         if modes not in self._made:
             self._made[modes] = {
-                node.id: (self._head if node.id.startswith("heads.") else self._node)(node)
-                for node in self.branched.members()
+                node.id: (self._head if node.is_head else self._node)(node) for node in self._branched.members()
             }
         return self._made[modes]
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._made.clear()
-        self._shared.clear()
-        check_streams(self._device, self.mode)
-        self._streams = open_streams(next(self.branched.parameters()).device)
 
     def _node(self, member: Node) -> Function:
         node = member.module
@@ -173,16 +180,16 @@ class StreamedNetwork(CompiledNetwork):
         if form not in self._shared:
             self._shared[form] = self._compiled_alone()
         compiled = self._shared[form]
-        return lambda cut: compiled(node, _with_dynamic_batch(cut) if self.dynamic else cut)
+        return lambda cut: compiled(node, _with_dynamic_batch(cut) if self._options.dynamic else cut)
 
     def _compiled_alone(self) -> Callable[[nn.Module, Any], Any]:
-        device, autocast = self._device, self.autocast
+        options, device = self._options, self._device
 
         def run(node: nn.Module, cut: Any) -> Any:
-            with autocasting(device, autocast):
+            with autocasting(device, options.autocast):
                 return call(node, cut)
 
-        return compiled_apart(run, mode=self.mode, dynamic=None if self.dynamic else False, module_guards=False)
+        return compiled_apart(run, mode=options.mode, dynamic=None if options.dynamic else False, module_guards=False)
 
     def _head(self, member: Node) -> Function:
         compiled, head, (task,) = self._node(member), member.module, member.tasks
@@ -197,7 +204,7 @@ class StreamedNetwork(CompiledNetwork):
                         f"the head of {task!r} cannot be compiled and is called eagerly: {first_line(error)}",
                         stacklevel=2,
                     )
-            with autocasting(self._device, self.autocast):
+            with autocasting(self._device, self._options.autocast):
                 return call(head, cut)
 
         return run
@@ -206,17 +213,23 @@ class StreamedNetwork(CompiledNetwork):
 def check_streams(device: str, mode: str | None) -> None:
     """Refuse what cannot run on parallel streams.
 
+    Args:
+        device: the kind of device that the network is on.
+        mode: torch.compile's mode.
+
     Raises:
         BuildError: a device without streams, or a mode that records CUDA graphs.
     """
     if records_cuda_graphs(mode):
-        raise BuildError(f"streams=True and mode={mode!r}, which records CUDA graphs: leave one of them out")
+        raise BuildError(
+            f"streams=True and mode={mode!r}, which records CUDA graphs, exclude each other; expected one of them"
+        )
     if device != "cuda":
-        raise BuildError(f"streams=True runs branches on streams of a CUDA device; the network is on {device!r}")
+        raise BuildError(f"streams=True, and the network is on {device!r}; expected one on a CUDA device")
 
 
 def open_streams(device: torch.device) -> Callable[[int], Streams]:
-    """A function that gives a device's current stream and others, so many in all; it opens them when needed."""
+    """Return a function that gives so many streams of a device, the current one first; it opens them when needed."""
     others: list[torch.cuda.Stream] = []
 
     def opened(count: int) -> Streams:

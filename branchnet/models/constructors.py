@@ -44,6 +44,7 @@ AUTO_CLASSES = (
 )
 """The auto classes of transformers that `auto_class` may name."""
 
+# Whole words of argument names: `checkpoint_path`, `cache_dir`, `hub_kwargs`, `pretrained_cfg`, but not `directional`.
 _REFUSED_WORDS = re.compile(
     r"(^|_)(auth|cache|checkpoints?|dir|directory|download|file|filename|files|folder|hub|kernels|paths?|pretrained|"
     r"remote|repo|repository|revision|ur[il]s?|weights)(_|$)"
@@ -51,8 +52,11 @@ _REFUSED_WORDS = re.compile(
 _REFUSED_NAMES = frozenset(
     ["auto_map", "backbone", "custom_pipelines", "kernel_config", "quantization_config", "token", "use_timm_backbone"]
 )
+# Arguments that a refused word occurs in although they only set numbers.
 _HARMLESS_NAMES = frozenset(["drop_path", "drop_path_rate", "init_weights"])
+# Neither a slash nor a colon: no path, no address, no `package:function`.
 _PLAIN_STRING = re.compile(r"[\w .+-]*")
+# Their configuration names a network of timm freely, `hf-hub:` included.
 _FETCHING_MODEL_TYPES = frozenset(["timm_backbone", "timm_wrapper"])
 _RECORD = "_branchnet_constructor"
 
@@ -66,7 +70,11 @@ class Constructor:
         arguments: plain values only: None, booleans, finite numbers, strings, lists and mappings with string keys.
 
     Raises:
-        SpecError: a name that is no named constructor's, or an argument that is refused.
+        SpecError: an unknown name, or an argument that is refused.
+
+    >>> constructor = branchnet.Constructor("branchnet:scene_network", {"outputs": 4, "kind": "image", "width": 4})
+    >>> constructor.create()(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 4])
     """
 
     name: str
@@ -81,32 +89,67 @@ class Constructor:
         object.__setattr__(self, "arguments", _plain(self.arguments))
 
     def create(self) -> nn.Module:
-        """Make the network, with fresh random weights. Raises what `create` raises."""
+        """Make the network, with fresh random weights.
+
+        Returns:
+            The network, in training mode.
+
+        Raises:
+            SpecError: as the function `create`.
+        """
         return create(self.name, **self.arguments)
 
 
 def create(name: str, /, **arguments: Any) -> nn.Module:
     """Make the network that a named constructor describes, with fresh random weights, and remember how.
 
+    Args:
+        name: `FAMILY:NAME`, with the families `torchvision`, `timm`, `transformers` and `branchnet`.
+        **arguments: of the constructor: numbers, strings, booleans, lists and mappings.
+
+    Returns:
+        The network, in training mode; files that are written of it hold its constructor.
+
     Raises:
         SpecError: an unknown name (with the nearest known ones), an argument that is refused, arguments that the
             constructor cannot use, or a package that is not installed (with the extra that brings it).
+
+    >>> network = branchnet.create("branchnet:scene_network", outputs=1, width=4)
+    >>> network(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 1, 32, 32])
+    >>> branchnet.create("branchnet:scene_netwrk", outputs=1)
+    Traceback (most recent call last):
+    branchnet.errors.SpecError: 'branchnet:scene_netwrk': branchnet has no network 'scene_netwrk', did you mean ...
     """
     constructor = Constructor(name, arguments)
     family, model = split_name(name)
     network = _FAMILIES[family](model, copy.deepcopy(dict(constructor.arguments)))
+    # Past `nn.Module.__setattr__`, and not in the state: `state_dict()` stays that of the plain network.
     network.__dict__[_RECORD] = (constructor, _fingerprint(network))
     return network
 
 
 def constructor_of(module: nn.Module) -> Constructor | None:
-    """Return the constructor that made `module`, or None where none did or the structure has been changed since."""
+    """Find out how a network was made.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The constructor that made it; None where none did or the structure has been changed since.
+    """
     constructor, fingerprint = module.__dict__.get(_RECORD, (None, None))
     return constructor if constructor is not None and fingerprint == _fingerprint(module) else None
 
 
 def split_name(name: str) -> tuple[str, str]:
     """Split `FAMILY:NAME`.
+
+    Args:
+        name: name of a constructor.
+
+    Returns:
+        Family and name.
 
     Raises:
         SpecError: a name of another form, or an unknown family.
@@ -115,7 +158,7 @@ def split_name(name: str) -> tuple[str, str]:
     if family not in _FAMILIES or not re.fullmatch(r"[A-Za-z0-9_.-]+", model):
         families = ", ".join(f"{known}:NAME" for known in _FAMILIES)
         hint = _did_you_mean(family, _FAMILIES) if colon else ""
-        raise SpecError(f"{name!r} is no named constructor{hint} (one of {families})")
+        raise SpecError(f"{name!r} is not a named constructor{hint} (expected one of {families})")
     return family, model
 
 
@@ -132,7 +175,7 @@ def _check_mapping(mapping: Mapping[Any, Any], keys: Keys) -> Iterator[tuple[Key
     for key, value in mapping.items():
         inside = (*keys, str(key))
         if not isinstance(key, str):
-            yield inside, f"the name {key!r} is no string (quote it)"
+            yield inside, f"the name {key!r} is not a string (quote it)"
         elif problem := _refused_name(key, value):
             yield inside, problem
         else:
@@ -144,7 +187,7 @@ def _refused_name(name: str, value: Any) -> str | None:
     if lowered in _HARMLESS_NAMES:
         return None
     if lowered.endswith("implementation") and value not in (None, "eager", "sdpa"):
-        return f"{value!r} may be fetched as code from a repository ('eager' or 'sdpa' would be right)"
+        return f"{value!r} may be fetched as code from a repository (expected 'eager' or 'sdpa')"
     if name.startswith("_") or lowered in _REFUSED_NAMES or _REFUSED_WORDS.search(lowered):
         return "refused: a specification names no weights, files, addresses or code (load weights separately)"
     return None
@@ -158,11 +201,17 @@ def _check_value(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
             yield from _check_value(item, (*keys, index))
     elif isinstance(value, str):
         if not _PLAIN_STRING.fullmatch(value) or ".." in value:
-            yield keys, f"{value!r} could name a file, an address or code (letters, digits, spaces and _ . + - only)"
+            yield (
+                keys,
+                f"{value!r} could name a file, an address or code (expected letters, digits, spaces and _ . + - only)",
+            )
     elif isinstance(value, float) and not math.isfinite(value):
-        yield keys, f"{value} is not a finite number"
+        yield keys, f"{value} is not finite (expected a finite number)"
     elif value is not None and not isinstance(value, bool | int | float):
-        yield keys, f"{type(value).__name__} is no plain value (numbers, strings, booleans, lists and mappings are)"
+        yield (
+            keys,
+            f"{type(value).__name__} is not a plain value (expected numbers, strings, booleans, lists, mappings)",
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -195,11 +244,13 @@ def _from_transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
     auto_class = arguments.pop("auto_class", "AutoModel")
     if auto_class not in AUTO_CLASSES:
         hint = _did_you_mean(str(auto_class), AUTO_CLASSES)
-        raise SpecError(f"transformers:{name}: auto_class {auto_class!r} is not known{hint} (one of {AUTO_CLASSES})")
+        raise SpecError(
+            f"transformers:{name}: unknown auto_class {auto_class!r}{hint} (expected one of {AUTO_CLASSES})"
+        )
 
     def make() -> nn.Module:
         config = transformers.AutoConfig.for_model(name, **arguments)
-        _refuse_fetching_parts(f"transformers:{name}", config)
+        _refuse_fetching_modules(f"transformers:{name}", config)
         network: nn.Module = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
         return network
 
@@ -221,15 +272,15 @@ _FAMILIES: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
 }
 
 
-def _refuse_fetching_parts(name: str, config: Any) -> None:
-    """Refuse a configuration that holds one whose model looks its parts up elsewhere."""
-    for attribute, part in vars(config).items():
-        if hasattr(part, "model_type"):
-            if part.model_type in _FETCHING_MODEL_TYPES:
+def _refuse_fetching_modules(name: str, config: Any) -> None:
+    """Refuse a configuration that holds one whose model looks its modules up elsewhere."""
+    for attribute, inner in vars(config).items():
+        if hasattr(inner, "model_type"):
+            if inner.model_type in _FETCHING_MODEL_TYPES:
                 raise SpecError(
-                    f"{name}: {attribute} is a {part.model_type!r}, whose parts are named freely (not allowed)"
+                    f"{name}: {attribute} is a {inner.model_type!r}, whose modules are named freely (not allowed)"
                 )
-            _refuse_fetching_parts(name, part)
+            _refuse_fetching_modules(name, inner)
 
 
 def _import(package: str, extra: str) -> Any:
@@ -244,7 +295,7 @@ def _import(package: str, extra: str) -> Any:
         hint = ""
         if "torchvision::" in str(error):
             hint = " (take it from the index that torch is from, for CPUs https://download.pytorch.org/whl/cpu)"
-        raise SpecError(f"{top} cannot be imported beside this build of torch: {error}{hint}") from error
+        raise SpecError(f"{top} cannot be imported with this build of torch: {error}{hint}") from error
 
 
 def _require_known(full_name: str, name: str, known: Iterable[str]) -> None:
@@ -271,7 +322,7 @@ def _call(name: str, make: Callable[[], nn.Module], arguments: Mapping[str, Any]
 
 def _fingerprint(module: nn.Module) -> str:
     """Digest of the module types and the names and shapes of parameters and buffers."""
-    lines = [f"{name} {type(part).__module__}.{type(part).__qualname__}" for name, part in module.named_modules()]
+    lines = [f"{name} {type(child).__module__}.{type(child).__qualname__}" for name, child in module.named_modules()]
     lines += [f"{name} {tuple(value.shape)}" for name, value in module.named_parameters(remove_duplicate=False)]
     lines += [f"{name} {tuple(value.shape)}" for name, value in module.named_buffers(remove_duplicate=False)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -30,13 +30,16 @@ def scene_network(
         blocks: basic blocks of `layer1` .. `layer4`.
         channels: channels of the input image.
 
+    Returns:
+        The network, with random weights.
+
     Raises:
         ValueError: an unknown kind, or not four layers.
     """
     if kind not in ("dense", "image"):
-        raise ValueError(f"kind is {kind!r} ('dense' or 'image' would be right)")
+        raise ValueError(f"kind is {kind!r}; expected 'dense' or 'image'")
     if len(blocks) != 4:
-        raise ValueError(f"blocks has {len(blocks)} entries (one for each of the four layers would be right)")
+        raise ValueError(f"blocks has {len(blocks)} entries; expected one for each of the four layers")
     widths = [width, 2 * width, 4 * width, 8 * width]
     head = DenseHead(widths, outputs) if kind == "dense" else ImageHead(widths[-1], outputs)
     return SceneNetwork(channels, widths, blocks, head)
@@ -46,6 +49,12 @@ class SceneNetwork(nn.Module):
     """A residual backbone and a head that reads the feature maps of all four layers.
 
     Input (B, channels, H, W) with H and W divisible by 16; output (B, outputs, H, W) or (B, outputs).
+
+    Args:
+        channels: channels of the input image.
+        widths: channels of `layer1` .. `layer4`.
+        blocks: basic blocks of each layer.
+        head: takes the four layers' maps.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int], head: nn.Module) -> None:
@@ -62,7 +71,14 @@ class SceneNetwork(nn.Module):
         self.head = head
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the head's output for `image`, (B, channels, H, W)."""
+        """Run the backbone and the head.
+
+        Args:
+            image: (B, channels, H, W).
+
+        Returns:
+            The head's output, (B, outputs, H, W) or (B, outputs).
+        """
         first = self.layer1(self.stem(image))
         second = self.layer2(first)
         third = self.layer3(second)
@@ -71,7 +87,13 @@ class SceneNetwork(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with a residual connection, (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+    """Two 3 x 3 convolutions with a residual connection, (B, inputs, H, W) to (B, outputs, H / stride, W / stride).
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: of the first convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -83,7 +105,14 @@ class BasicBlock(nn.Module):
         self.downsample = nn.Identity() if stride == 1 and inputs == outputs else _projection(inputs, outputs, stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the block's output."""
+        """Run the block.
+
+        Args:
+            features: (B, inputs, H, W).
+
+        Returns:
+            (B, outputs, H / stride, W / stride).
+        """
         residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
         output: Tensor = self.relu(residual + self.downsample(features))
         return output
@@ -92,7 +121,7 @@ class BasicBlock(nn.Module):
 class DenseHead(nn.Module):
     """A light decoder: from the deepest map to the shallowest, project, upsample twofold, add; then one 3 x 3.
 
-    Lateral 1 x 1 convolutions and top-down sums follow feature pyramids (Lin et al. 2017, section 3).
+    Lateral 1 x 1 convolutions and top-down sums are those of feature pyramids (Lin et al. 2017, section 3).
     """
 
     def __init__(self, widths: Sequence[int], outputs: int, width: int = 16) -> None:

@@ -17,12 +17,21 @@ def unet(outputs: int, width: int = 64, channels: int = 3) -> UNet:
         outputs: channels of the output.
         width: channels at full resolution; each of the four levels below has twice as many.
         channels: channels of the input image.
+
+    Returns:
+        The network, with random weights.
     """
     return UNet(outputs, width, channels)
 
 
 class UNet(nn.Module):
-    """Input (B, channels, H, W) with H and W divisible by 16; output (B, outputs, H, W)."""
+    """The U-Net. Input (B, channels, H, W) with H and W divisible by 16; output (B, outputs, H, W).
+
+    Args:
+        outputs: channels of the output.
+        width: channels at full resolution.
+        channels: channels of the input image.
+    """
 
     def __init__(self, outputs: int, width: int, channels: int) -> None:
         super().__init__()
@@ -38,7 +47,14 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return (B, outputs, H, W)."""
+        """Run the network.
+
+        Args:
+            image: (B, channels, H, W).
+
+        Returns:
+            (B, outputs, H, W).
+        """
         full = self.enter(image)
         half = self.down1(full)
         quarter = self.down2(half)

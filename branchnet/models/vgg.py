@@ -17,12 +17,21 @@ def thin_vgg16(outputs: int = 1, width: int = 64, size: int = 224) -> ThinVgg16:
         outputs: length of the output vector.
         width: channels of every convolution; the hidden linear layers have twice as many units.
         size: height and width of the image, a multiple of 32.
+
+    Returns:
+        The network, with random weights.
     """
     return ThinVgg16(outputs, width, size)
 
 
 class ThinVgg16(nn.Module):
-    """Input (B, 3, size, size), output (B, outputs)."""
+    """The thin VGG-16. Input (B, 3, size, size), output (B, outputs).
+
+    Args:
+        outputs: length of the output vector.
+        width: channels of every convolution.
+        size: height and width of the image.
+    """
 
     def __init__(self, outputs: int, width: int, size: int) -> None:
         super().__init__()
@@ -40,7 +49,14 @@ class ThinVgg16(nn.Module):
         self.head = nn.Linear(2 * width, outputs)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return (B, outputs)."""
+        """Run the network.
+
+        Args:
+            image: (B, 3, size, size).
+
+        Returns:
+            (B, outputs).
+        """
         features = self.conv13(self.conv12(self.conv7_11(self.conv1_6(image))))
         output: Tensor = self.head(self.fc15(self.fc14(features)))
         return output

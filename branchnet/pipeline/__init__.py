@@ -1,4 +1,9 @@
-"""The whole way from trained networks to one branched network, as `branchnet run` goes it.
+"""The whole way from trained networks to one branched network: `branchnet.run`, its steps, its config and its plan.
 
-Reading arguments and printing belong to the command.
+What `branchnet run` and `branchnet demo` do is here and can be called from Python. Reading a command line and printing
+are not: they belong to the command.
 """
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

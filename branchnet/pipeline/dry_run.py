@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the steps of a verb, with the memory and the time that each will take.
+"""The plan of a verb, which `--dry-run` prints: its steps, with the memory and the time that each will take.
 
 Times are extrapolated from one call of each network on this machine, made now; nothing is written.
 """
@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
-from branchnet.cli.printing import print_json, print_tables, print_text
-from branchnet.reporting.tables import Column, Table
-from branchnet.reporting.units import binary
 from branchnet.stages import call
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode
 
 _OPTIMIZER_COPIES = 4  # weights, gradients, and the two moments of AdamW
 
@@ -62,29 +58,6 @@ class Plan:
         """Largest of the memories that are known."""
         return max((step.memory for step in self.steps if step.memory is not None), default=0)
 
-    def show(self, *, as_json: bool, writes: Sequence[Path]) -> None:
-        """Print the plan on stdout."""
-        if as_json:
-            steps = [{"step": step.name, "seconds": step.seconds, "bytes": step.memory} for step in self.steps]
-            total = {"seconds": self.seconds, "bytes": self.memory}
-            print_json({"verb": self.verb, "steps": steps, **total, "writes": [str(path) for path in writes]})
-            return
-        columns = (Column("step"), Column("time, about", duration), Column("memory, about", binary))
-        rows = tuple((step.name, step.seconds, step.memory) for step in self.steps)
-        total_row = ("in all", self.seconds or None, self.memory or None)
-        table = Table(f"What `branchnet {self.verb}` would do", columns, (*rows, total_row), frozenset({len(rows)}))
-        print_tables([table])
-        print_text(f"would write: {', '.join(map(str, writes)) or 'nothing'}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
 
 def memory_of(networks: Mapping[str, nn.Module]) -> int:
     """Bytes of all parameters and buffers, each counted once."""
@@ -98,14 +71,30 @@ def batch_of(example: Any, size: int) -> Any:
 
 
 def forward_seconds(network: nn.Module, batch: Any) -> float:
-    """Seconds of one forward pass without gradients, after one to warm up."""
-    with torch.no_grad(), mode_of(network):
+    """Seconds of one forward pass without gradients, after one to warm up.
+
+    Args:
+        network: the network.
+        batch: what it is called with.
+
+    Returns:
+        Seconds.
+    """
+    with torch.no_grad(), evaluation_mode(network):
         _run(network, batch)
         return _timed(lambda: _run(network, batch), _device_of(network))
 
 
 def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
-    """Seconds of one forward and backward pass of all networks."""
+    """Seconds of one forward and backward pass of all networks.
+
+    Args:
+        networks: the networks; they are left in eval mode, and all their parameters trainable.
+        batch: what each is called with.
+
+    Returns:
+        Seconds.
+    """
 
     def run() -> None:
         for network in networks:
@@ -131,7 +120,19 @@ def plan_comparison(
     batch_size: int,
     cut_bytes: Sequence[int],
 ) -> Plan:
-    """Add running all networks on the probe and comparing them; `cut_bytes` are those of one input at each location."""
+    """Add running all networks on the probe and comparing them; `cut_bytes` are those of one input at each location.
+
+    Args:
+        plan: what comes before.
+        networks: the networks by task.
+        example: one input.
+        count: how many inputs the probe has.
+        batch_size: inputs in a batch.
+        cut_bytes: bytes of one input at each location.
+
+    Returns:
+        The longer plan.
+    """
     from branchnet.affinity.features.memory_plan import default_limit
 
     batch = batch_of(example, min(batch_size, count))
@@ -153,7 +154,20 @@ def plan_comparison(
 def plan_distillation(
     plan: Plan, name: str, networks: Sequence[nn.Module], example: Any, *, steps: int, batch_size: int, activations: int
 ) -> Plan:
-    """Add `steps` batches of training of what costs as much as `networks`; `activations`: bytes for one input."""
+    """Add `steps` batches of training of what costs as much as `networks`; `activations`: bytes for one input.
+
+    Args:
+        plan: what comes before.
+        name: what the plan calls the training.
+        networks: what one step costs as much as.
+        example: one input.
+        steps: how many batches.
+        batch_size: inputs in a batch.
+        activations: bytes that are kept for one input.
+
+    Returns:
+        The longer plan.
+    """
     seconds = step_seconds(networks, batch_of(example, batch_size)) * steps
     weights = memory_of({str(number): network for number, network in enumerate(networks)})
     return plan.step(name, seconds=seconds, memory=_OPTIMIZER_COPIES * weights + batch_size * activations)

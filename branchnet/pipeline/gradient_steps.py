@@ -1,4 +1,4 @@
-"""Gradient affinities from the command: labels and losses of a config, and a network whose stages all tasks share."""
+"""Gradient affinities from a config: its labels and losses, and a network whose stages all tasks share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import branchnet
-from branchnet.affinity import Affinity
+from branchnet.affinity import Affinity, gradient_affinity
 from branchnet.affinity.measures.gradient import probing_cost
-from branchnet.builder import BranchedNetwork, choose_donors
+from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.clustering import Tree
 from branchnet.data.collation import gather, placed
 from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.errors import DataError, SpecError
+from branchnet.pipeline.config.config_sources import call_factory, find_function
+from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
-from branchnet.pipeline.problem import divide, division
-from branchnet.pipeline.run_config import RunConfig, call_factory, find_function
+from branchnet.pipeline.problem import divide, held_out_rows
 from branchnet.specification import Architecture
+from branchnet.stages import split_all
 from branchnet.stages.interface import call_form
+from branchnet.training import fit
 
 METHODS: Mapping[str, Any] = {"lookahead": "lookahead", "first-order": "first-order", "gradient-cosine": "cosine"}
 
@@ -48,6 +50,14 @@ class Labelled:
 def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
     """Call the config's factory of labels and find its losses; leave out what is held out.
 
+    Args:
+        config: the config.
+        path: its file.
+        images: K images.
+
+    Returns:
+        What is trained on.
+
     Raises:
         SpecError: a config without labels or losses, or with functions that are not there.
         DataError: labels of other tasks, or of another number of images.
@@ -57,10 +67,11 @@ def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
     if missing:
         advice = '`labels: "module:function"`, which returns {task: labels}, and `loss: "torch.nn.functional:mse_loss"`'
         raise SpecError(f"{path}: gradients need labels and losses; missing: {', '.join(missing)} (such as {advice})")
-    labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count_samples(images))
+    count = count_samples(images)
+    labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count)
     return Labelled(
         images=divide(images, config)[0],
-        labels=gather(labels, torch.tensor(division(count_samples(images), config)[0])),
+        labels=gather(labels, torch.tensor(held_out_rows(count, config.held_out, config.seed)[0])),
         losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
     )
 
@@ -68,12 +79,12 @@ def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
 def _loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
     found: Callable[[Any, Any], Tensor] = find_function(name, folder)
     if inspect.isclass(found):
-        raise SpecError(f"loss {name!r} is a class; a function of an output and the labels of a batch would be right")
+        raise SpecError(f"loss {name!r} is a class (expected a function of an output and the labels of a batch)")
     try:
         inspect.signature(found).bind(None, None)
     except TypeError as error:
         raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
-    except ValueError:  # compiled functions tell no signature
+    except ValueError:  # compiled functions have no signature
         pass
     return found
 
@@ -93,61 +104,94 @@ def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tens
 def shared_network(
     spec: Architecture, networks: Mapping[str, nn.Module], example: Any, donor: str | None
 ) -> BranchedNetwork:
-    """The network in which all tasks share all stages of `spec`, with donors' weights."""
-    staged = branchnet.split_all(networks, example, locations=list(spec.locations))
+    """The network in which all tasks share all stages of `spec`, with donors' weights.
+
+    Args:
+        spec: tasks and locations.
+        networks: the single-task networks by task.
+        example: one input.
+        donor: the task whose weights are taken; None for medoids.
+
+    Returns:
+        The network.
+    """
+    staged = split_all(networks, example, locations=list(spec.locations))
     tree = Tree.shared(spec.tasks, len(spec.locations))
-    return branchnet.build(tree, staged, donors=choose_donors(tree, preferred=donor))
+    return build(tree, staged, donors=choose_donors(tree, preferred=donor))
 
 
-def train_shared(network: BranchedNetwork, data: Labelled, config: RunConfig) -> None:
-    """Train it on the labels for as many steps as the config says."""
-    if config.steps:
-        branchnet.fit(
+def train_shared(network: BranchedNetwork, data: Labelled, options: RunOptions) -> None:
+    """Train it on the labels for as many steps as the options say."""
+    if options.steps:
+        fit(
             network,
             data.images,
             data.labels,
             data.losses,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
             description="train the shared network",
         )
 
 
 def measure_gradients(
-    network: BranchedNetwork, data: Labelled, config: RunConfig, *, measure: str, bootstrap: int, seed: int
+    network: BranchedNetwork, data: Labelled, options: RunOptions, *, measure: str, bootstrap: int, seed: int
 ) -> Affinity:
-    """What each task's step does to the others' losses, over the probe in batches."""
+    """What each task's step does to the others' losses, over the probe in batches.
+
+    Args:
+        network: the network that is probed.
+        data: images and labels.
+        options: size of the probe and of batches, learning rate.
+        measure: one of `METHODS`.
+        bootstrap: resamplings of the batches.
+        seed: of the resampling.
+
+    Returns:
+        A directed affinity.
+    """
     device = next(network.parameters()).device
-    count = min(config.probe, count_samples(data.images))
+    count = min(options.probe, count_samples(data.images))
     found = [
         (placed(batch.inputs, device), placed(gather(data.labels, cast(Tensor, batch.index)), device))
-        for batch in read_samples(data.images, call_form(network)).first(count, config.batch_size)
+        for batch in read_samples(data.images, call_form(network)).first(count, options.batch_size)
     ]
-    return branchnet.gradient_affinity(
+    return gradient_affinity(
         network,
         found,
         data.losses,
         method=METHODS[measure],
-        learning_rate=config.learning_rate,
+        learning_rate=options.learning_rate,
         bootstrap=bootstrap,
         seed=seed,
     )
 
 
-def plan_gradients(network: BranchedNetwork, data: Labelled, config: RunConfig, *, measure: str, train: bool) -> Plan:
-    """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it."""
+def plan_gradients(network: BranchedNetwork, data: Labelled, options: RunOptions, *, measure: str, train: bool) -> Plan:
+    """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it.
+
+    Args:
+        network: the network that is probed.
+        data: images and labels.
+        options: sizes and steps.
+        measure: one of `METHODS`.
+        train: whether the network is trained first.
+
+    Returns:
+        The plan.
+    """
     device = next(network.parameters()).device
     example = pytree.tree_map(lambda tensor: tensor.to(device), network.interface.random())
     plan = Plan("affinity")
     activations = sum(cost.activation_bytes for cost in (*network.costs, *network.head_costs.values()))
     if train:
-        work = {"steps": config.steps, "batch_size": config.batch_size, "activations": activations}
-        name = f"train the shared network, {config.steps} batches"
+        work = {"steps": options.steps, "batch_size": options.batch_size, "activations": activations}
+        name = f"train the shared network, {options.steps} batches"
         plan = plan_distillation(plan, name, [network], example, **work)
-    count = -(-min(config.probe, count_samples(data.images)) // config.batch_size)
+    count = -(-min(options.probe, count_samples(data.images)) // options.batch_size)
     cost = probing_cost(len(network.tasks), network.tree.depth, method=METHODS[measure])
-    passes = (cost.backwards + cost.trunk_forwards / 2) * step_seconds([network], batch_of(example, config.batch_size))
-    memory = 2 * memory_of({"": network}) + config.batch_size * activations
+    passes = (cost.backwards + cost.trunk_forwards / 2) * step_seconds([network], batch_of(example, options.batch_size))
+    memory = 2 * memory_of({"": network}) + options.batch_size * activations
     return plan.step(f"probe gradients on {count} batches: {cost}", seconds=count * passes, memory=memory)

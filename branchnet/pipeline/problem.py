@@ -1,12 +1,11 @@
-"""From a run config to a problem: networks with weights, images split three ways, the donors' outputs as targets."""
+"""A problem: networks, images divided three ways, and what the answer is judged by."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,158 +13,150 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.clustering import Budget
-from branchnet.data import ImageFolder, load_images, to_images
+from branchnet.data import ImageFolder, to_images
 from branchnet.data.call_forms import CallForm, described
-from branchnet.data.collation import leaves, placed
-from branchnet.data.samples import Batch, Samples, Source, read_samples
-from branchnet.deploy import load_weights
-from branchnet.errors import BudgetError, DataError, SpecError
-from branchnet.models.constructors import create
-from branchnet.pipeline.run_config import ImagesConfig, NetworkConfig, RunConfig, call_factory, one_source
-from branchnet.pipeline.steps import Problem
+from branchnet.data.collation import placed
+from branchnet.data.samples import Samples, Source, read_samples
+from branchnet.errors import DataError, SpecError
+from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 
-BYTES_IN_MEMORY = 2 * 2**30
+_HASHED_AT_ONCE = 64
 
 
-def problem_from_config(config: RunConfig, folder: Path, *, device: str | None = None) -> Problem:
-    """Make networks and images; paths in the config are relative to `folder`, where the config lies.
+@dataclass(frozen=True)
+class Problem:
+    """What is asked: networks, images, and how the answer is judged.
+
+    Attributes:
+        networks: trained single-task networks by task.
+        train: images to distil on.
+        probe: images on which the networks are compared.
+        test: images that the results are measured on.
+        targets: labels of the test images by task, or the donors' outputs.
+        metrics: the metric of each task.
+        budget: the size that the branched network may have.
+        options: how the run goes.
+        identity: JSON values that decide the networks' weights and the images; finished steps of another identity are
+            not reused.
+        compiled: whether latencies are measured compiled, too.
+        further: more metrics, by the label they are reported under: the task and the metric.
+    """
+
+    networks: Mapping[str, nn.Module]
+    train: Source
+    probe: Source
+    test: Source
+    targets: Mapping[str, Tensor]
+    metrics: Mapping[str, Metric]
+    budget: Budget
+    options: RunOptions
+    identity: Any = None
+    compiled: bool = True
+    further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
+
+    @property
+    def example(self) -> Any:
+        """One input, as the networks take it, where they are."""
+        return placed(read_samples(self.test).take(torch.tensor([0])).inputs, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the single-task networks are on."""
+        return next(next(iter(self.networks.values())).parameters()).device
+
+    @property
+    def hardware(self) -> list[Any]:
+        """What latencies depend on, besides the networks."""
+        return [torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else [torch.get_num_threads()]
+
+
+def make_problem(
+    networks: Mapping[str, nn.Module],
+    images: Source,
+    budget: Budget | str,
+    options: RunOptions,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    compiled: bool = True,
+    resumable: bool = True,
+) -> Problem:
+    """Check what is given, divide the images, and compute the outputs that the branched network is judged by.
+
+    Args:
+        networks: as `branchnet.run` takes them, and so are the other arguments.
+        images: K samples.
+        budget: the size that the branched network may have.
+        options: how the run goes.
+        kinds: the kind of each task; regression where it is not named.
+        metrics: metrics instead of those of the kinds.
+        compiled: whether latencies are measured compiled, too.
+        resumable: hash weights and images, so that finished steps can be found again.
+
+    Returns:
+        The problem.
 
     Raises:
-        SpecError, CheckpointError, DataError, BudgetError: what is wrong with factories, weights, images or budget.
+        SpecError: fewer than two networks, unknown tasks or kinds.
+        DataError: images that cannot be read, or too few of them.
+        BudgetError: a budget that cannot be read.
     """
-    if config.budget is None:
-        raise BudgetError("the config names no budget (a line such as `budget: 60% params` would be right)")
-    budget = Budget.parse(config.budget)
-    networks = make_networks(config, folder, device=device)
-    images = read_images(config, folder, networks)
-    train, test = divide(images, config)
-    metrics, further = metrics_of(config)
+    _check_tasks(networks, options.donor, kinds or {}, metrics or {})
+    samples = as_samples(images, "images", call_form(next(iter(networks.values()))))
+    train, test = divide(samples, options)
+    chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
+    hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
     return Problem(
         networks=networks,
-        identity=[{task: weights_hash(net) for task, net in networks.items()}, images_hash(images), config.held_out],
         train=train,
-        probe=probe_of(train, config),
+        probe=probe_of(train, options),
         test=test,
-        targets=donor_outputs(networks, test, config.batch_size),
-        metrics=metrics,
-        budget=budget,
-        objective=config.objective,
-        locations=config.locations,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        baselines=tuple(config.baselines),
-        random_trees=config.random_trees,
-        seed=config.seed,
-        donor=config.donor,
+        targets=donor_outputs(networks, test, options.batch_size),
+        metrics=chosen | {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()},
+        budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
+        options=options,
+        identity=[*hashes, options.held_out],
+        compiled=compiled,
         further=further,
     )
 
 
-def make_networks(config: RunConfig, folder: Path, *, device: str | None = None) -> dict[str, nn.Module]:
-    """Call the factories and constructors, and load the weights.
-
-    Raises:
-        SpecError: a factory or constructor that is missing or makes no network.
-        CheckpointError: weights that are missing, damaged or do not fit.
-    """
-    networks = {}
-    for task, wanted in config.networks.items():
-        network = make_network(wanted, folder)
+def _check_tasks(
+    networks: Mapping[str, nn.Module], donor: str | None, kinds: Mapping[str, str], metrics: Mapping[str, Metric]
+) -> None:
+    tasks = ", ".join(networks)
+    if len(networks) < 2:
+        raise SpecError(f"a branched network needs single-task networks of two tasks or more; given: {tasks or 'none'}")
+    for task, network in networks.items():
         if not isinstance(network, nn.Module):
-            raise SpecError(f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}, not a network")
-        if wanted.weights is not None:
-            load_weights(network, folder / wanted.weights)
-        networks[task] = network.eval() if device is None else network.eval().to(device)
-    return networks
+            raise SpecError(f"the network of {task!r} is a {type(network).__name__} (expected a torch.nn.Module)")
+    if donor is not None and donor not in networks:
+        raise SpecError(f"donor: {unknown_donor(donor, networks)}")
+    for name, given in (("kinds", kinds), ("metrics", metrics)):
+        if unknown := [task for task in given if task not in networks]:
+            raise SpecError(f"{name}: unknown task {unknown[0]!r} (expected one of {tasks})")
+    for task, kind in kinds.items():
+        if kind not in ("classification", "regression"):
+            raise SpecError(f"kinds: {kind!r} of {task!r} is unknown (expected 'classification' or 'regression')")
 
 
-def make_network(wanted: NetworkConfig, folder: Path) -> Any:
-    """Call the factory or the constructor of one network."""
-    if wanted.constructor is not None:
-        with torch.random.fork_rng(devices=[]):  # initial weights draw random numbers
-            return create(wanted.constructor, **wanted.arguments)
-    return call_factory(str(wanted.factory), folder)
-
-
-def divide(images: Source, config: RunConfig) -> tuple[Samples, Samples]:
-    """Divide the images, shuffled by the seed, into those that are trained on and those that are held out.
-
-    Raises:
-        DataError: too few images, or images that cannot be read by number.
-    """
-    samples = read_samples(images)
-    train, test = division(samples.known_count, config)
-    return samples.subset(train), samples.subset(test)
-
-
-def division(count: int, config: RunConfig) -> tuple[list[int], list[int]]:
-    """The numbers of the samples that are trained on, and of those that are held out.
-
-    Raises:
-        DataError: too few samples.
-    """
-    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)).tolist()
-    held_out = round(config.held_out * count)
-    if held_out < 1 or count - held_out < 3:
-        raise DataError(f"{count} images are too few for a held-out share of {config.held_out:g} and a probe of 3")
-    return order[held_out:], order[:held_out]
-
-
-def probe_of(train: Source, config: RunConfig) -> Any:
-    """The images on which the networks are compared."""
-    samples = read_samples(train)
-    chosen = samples.take(torch.arange(min(config.probe, samples.known_count)))
-    return placed(chosen.inputs, torch.device("cpu"))
-
-
-def metrics_of(config: RunConfig) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
-    """The metric of each task, and further ones by label: agreement with the single-task network."""
-    classes = [task for task, network in config.networks.items() if network.kind == "classification"]
-    metrics = {
-        task: on_first_tensor(top1_agreement() if task in classes else explained_variance()) for task in config.networks
-    }
-    further = {
-        f"{task}: {metric.name}": (task, on_first_tensor(metric))
-        for task in classes
-        for metric in (kl_divergence(), explained_variance())
-    }
-    return metrics, further
-
-
-def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Samples:
-    """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
+def as_samples(images: Any, source: str, form: CallForm | None = None) -> Samples:
+    """Images as the networks take them: arrays, uint8 and channels-last images are converted.
 
     Args:
-        config: where they are.
-        folder: where the config is.
-        networks: what will be called with them.
+        images: K samples that can be read by number.
+        source: what an error calls them.
+        form: what the networks take, where it is known.
+
+    Returns:
+        The reader of the samples.
 
     Raises:
-        DataError: not exactly one source, or images that cannot be read.
+        DataError: something else than samples, or samples that cannot be divided.
     """
-    form = call_form(next(iter(networks.values())))
-    if one_source(config.images) == "factory":
-        factory = str(config.images.factory)
-        return _checked_images(call_factory(factory, folder), factory, form)
-    return read_samples(_images_from_files(config.images, folder), form)
-
-
-def _images_from_files(wanted: ImagesConfig, folder: Path) -> Tensor | ImageFolder:
-    scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
-    if wanted.npz is not None:
-        return load_images(folder / wanted.npz, size=wanted.size, **scale)
-    files = ImageFolder(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
-    if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
-        return files
-    return load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
-
-
-def _checked_images(images: Any, factory: str, form: CallForm) -> Samples:
-    """What a factory returned, as the networks take it; channels-last images, too, are converted."""
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
         channels_last = images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
         images = to_images(images) if channels_last else images
@@ -176,17 +167,95 @@ def _checked_images(images: Any, factory: str, form: CallForm) -> Samples:
             raise DataError(f"the samples are {described(images)}; expected more than a number for each")
     except DataError as error:
         raise DataError(
-            f"factory {factory!r} must return images (K, C, H, W), a dict or tuple of tensors, or a Dataset: {error}"
+            f"{source}: expected images (K, C, H, W), a tuple or dict of tensors, a list or a Dataset; {error}"
         ) from error
     return samples
 
 
-def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
-    """First floating-point tensor of each network's output, for all images, each of which is read once."""
+def held_out_rows(count: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Which of `count` images a run trains on, and which it holds out.
+
+    Args:
+        count: how many images there are.
+        share: `held_out` of `branchnet.run`.
+        seed: that of the run.
+
+    Returns:
+        The rows of the images that are trained on, in the order in which they are taken, and of those held out.
+
+    Raises:
+        DataError: too few images.
+
+    Examples:
+        >>> train, test = branchnet.pipeline.held_out_rows(10, 0.2)
+        >>> len(train), len(test)
+        (8, 2)
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = round(share * count)
+    if held_out < 1 or count - held_out < 3:
+        raise DataError(f"{count} images are too few for a held-out share of {share:g} and a probe of 3")
+    return order[held_out:], order[:held_out]
+
+
+def divide(images: Source, options: RunOptions) -> tuple[Samples, Samples]:
+    """Divide the images, shuffled by the seed, into those that are trained on and those that are held out.
+
+    Args:
+        images: K samples.
+        options: the share that is held out, and the seed.
+
+    Returns:
+        Both parts.
+
+    Raises:
+        DataError: too few images, or images that cannot be read by number.
+    """
     samples = read_samples(images)
+    train, test = held_out_rows(samples.known_count, options.held_out, options.seed)
+    return samples.subset(train), samples.subset(test)
+
+
+def probe_of(train: Source, options: RunOptions) -> Any:
+    """The images on which the networks are compared."""
+    samples = read_samples(train)
+    chosen = samples.take(torch.arange(min(options.probe, samples.known_count)))
+    return placed(chosen.inputs, torch.device("cpu"))
+
+
+def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
+    """The metric of each task, and further ones by label: agreement with the single-task network.
+
+    Args:
+        kinds: the kind of each task.
+
+    Returns:
+        The metrics by task; the further ones as (task, metric) by label.
+    """
+    classes = [task for task, kind in kinds.items() if kind == "classification"]
+    metrics = {task: on_first_tensor(top1_agreement() if task in classes else explained_variance()) for task in kinds}
+    further = {
+        f"{task}: {metric.name}": (task, on_first_tensor(metric))
+        for task in classes
+        for metric in (kl_divergence(), explained_variance())
+    }
+    return metrics, further
+
+
+def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
+    """First floating-point tensor of each network's output, for all images, each of which is read once.
+
+    Args:
+        networks: the networks by task.
+        images: K samples.
+        batch_size: samples in a batch.
+
+    Returns:
+        K outputs by task, on the CPU.
+    """
     found: dict[str, list[Tensor]] = {task: [] for task in networks}
     with torch.no_grad():
-        for batch in samples.batches(batch_size):
+        for batch in read_samples(images).batches(batch_size):
             for task, network in networks.items():
                 inputs = placed(batch.inputs, next(network.parameters()).device)
                 found[task].append(first_tensor(call(network, inputs)).cpu())
@@ -200,6 +269,12 @@ def on_first_tensor(metric: Metric) -> Metric:
 
 def first_tensor(output: Any) -> Tensor:
     """First floating-point tensor of a nested output.
+
+    Args:
+        output: a tensor, or tensors nested in dicts, tuples and the like.
+
+    Returns:
+        The tensor.
 
     Raises:
         DataError: there is none.
@@ -215,21 +290,28 @@ def weights_hash(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_content(tensor))
     return digest.hexdigest()
 
 
 def images_hash(images: Source) -> str:
-    """Content hash of images, which are read once; of files the names, sizes and times instead."""
+    """Content hash of images; of names, sizes and times of a folder's files, which are not read for it."""
     digest = hashlib.sha256()
     samples = read_samples(images)
-    if isinstance(samples.source, ImageFolder):
-        for path in samples.source.paths:
+    if isinstance(folder := samples.source, ImageFolder):
+        for path in folder.paths:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(f"{samples.source.size} {samples.source.mean} {samples.source.std}".encode())
+        digest.update(f"{folder.size} {folder.mean} {folder.std}".encode())
         return digest.hexdigest()
-    for batch in [Batch(samples.source)] if samples.kind == "memory" else samples.batches(64):
-        for leaf in leaves(batch.inputs):
-            digest.update(leaf.contiguous().numpy().tobytes())
+    for batch in samples.batches(_HASHED_AT_ONCE):
+        leaves, form = pytree.tree_flatten(batch.inputs)
+        digest.update(str(form).encode())
+        for leaf in leaves:
+            digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
+            digest.update(_content(leaf))
     return digest.hexdigest()
+
+
+def _content(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

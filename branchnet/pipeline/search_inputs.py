@@ -1,4 +1,4 @@
-"""What `search`, `group` and `report` have in common: affinities beside the costs of a specification."""
+"""What `search`, `group` and `report` have in common: affinities together with the costs of a specification."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ _COMPARED_PER_SECOND = 5e8
 def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) -> StageCosts:
     """The costs of the specification's stages.
 
+    Args:
+        found: the affinities.
+        spec: the specification.
+        affinity: what an error calls the affinities' file.
+        split: what it calls the specification's.
+
+    Returns:
+        The costs.
+
     Raises:
         SpecError: no costs, or tasks or locations that are not those of the affinity.
     """
@@ -37,7 +46,7 @@ def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) 
         if mine != theirs:
             raise SpecError(f"{split}: {what} are {', '.join(mine)}; those of {affinity} are {', '.join(theirs)}")
     if spec.stage_costs is None:
-        raise SpecError(f"{split} says nothing of costs (a file that `branchnet split` wrote would be right)")
+        raise SpecError(f"{split} says nothing of costs (expected a file that `branchnet split` wrote)")
     return spec.stage_costs
 
 
@@ -45,6 +54,17 @@ def costs_for(
     unit: str, found: Affinity, spec: Architecture, latency: Path | None, affinity: Path, split: Path
 ) -> tuple[Costs, HeadCosts | None]:
     """Costs of stages and heads in the unit of a budget: the specification's, or measured milliseconds.
+
+    Args:
+        unit: `"params"`, `"flops"` or `"latency"`.
+        found: the affinities.
+        spec: the specification.
+        latency: the file of measured stages, or None.
+        affinity: what an error calls the affinities' file.
+        split: what it calls the specification's.
+
+    Returns:
+        Costs of the stages, and of the heads where they are known.
 
     Raises:
         SpecError: what `check_fit` refuses, or a latency table of other tasks or locations.
@@ -64,6 +84,12 @@ def costs_for(
 def read_latency(path: Path) -> LatencyTable:
     """Read what `branchnet bench --stages` wrote.
 
+    Args:
+        path: the JSON file.
+
+    Returns:
+        The table.
+
     Raises:
         DataError: no such file, or another one.
     """
@@ -73,7 +99,8 @@ def read_latency(path: Path) -> LatencyTable:
     try:
         return LatencyTable.from_dict(load_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no latency table (`branchnet bench --stages` writes one): {error}") from error
+        expected = "expected a file that `branchnet bench --stages` wrote"
+        raise DataError(f"{path} is not a latency table ({expected}): {error}") from error
 
 
 def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
@@ -93,7 +120,19 @@ def replicates_of(found: Affinity) -> list[Affinity]:
 def plan_search(
     found: Affinity, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
 ) -> Plan:
-    """The plan of a search: how many trees there are, and what the method that fits compares and holds."""
+    """The plan of a search: how many trees there are, and what the method that fits compares and holds.
+
+    Args:
+        found: the affinities.
+        costs: of the stages.
+        budget: the budget.
+        method: as `search` takes it, and so are the others.
+        objective: how trees are judged.
+        shared_stages: so many stages are shared by all tasks.
+
+    Returns:
+        The plan.
+    """
     from branchnet.clustering import count_trees
     from branchnet.clustering.exact.dynamic_program import work
     from branchnet.clustering.tree_search import choose_method, make_problem
@@ -110,25 +149,33 @@ def plan_search(
 
 
 def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
-    """The tree of a specification as the search result that it came from, as far as it is told."""
+    """The tree of a specification as the search result that it came from, as far as it is recorded.
+
+    Args:
+        spec: the specification of a network.
+        found: the affinities that it was found from.
+
+    Returns:
+        The search result.
+    """
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
     from branchnet.clustering.budgets import size_model
 
-    told = spec.search
-    objective = (told and told.objective) or "mean-pair"
-    budget = Budget.parse(told.budget) if told and told.budget else None
+    recorded = spec.search
+    objective = (recorded and recorded.objective) or "mean-pair"
+    budget = Budget.parse(recorded.budget) if recorded and recorded.budget else None
     unit = budget.unit if budget else "params"
     costs, heads = spec.stage_costs, spec.head_costs or None
     assert costs is not None
     cost = clustering_cost(spec.tree, found, objective=objective)
-    bound = told.lower_bound if told and told.lower_bound is not None else float("-inf")
+    bound = recorded.lower_bound if recorded and recorded.lower_bound is not None else float("-inf")
     return SearchResult(
         tree=spec.tree,
         cost=cost,
         size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
         lower_bound=bound,
-        proven=bool(told and told.proven and bound >= cost - 1e-9 * abs(cost)),
-        method=(told and told.method) or "given",
+        proven=bool(recorded and recorded.proven and bound >= cost - 1e-9 * abs(cost)),
+        method=(recorded and recorded.method) or "given",
         why="",
         objective=objective,
         unit=unit,
@@ -139,7 +186,17 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
 def front_of(
     chosen: SearchResult, found: Affinity, costs: StageCosts, heads: Mapping[str, StageCost] | None
 ) -> FrontPlot:
-    """The front around a chosen tree, with random trees of its budget."""
+    """The front around a chosen tree, with random trees of its budget.
+
+    Args:
+        chosen: the chosen tree.
+        found: the affinities.
+        costs: of the stages.
+        heads: of the heads, or None.
+
+    Returns:
+        What is drawn.
+    """
     from branchnet.clustering import Budget, Tree, pareto_front, tree_size
     from branchnet.reporting import front_plot_data
 
@@ -166,7 +223,19 @@ def random_points(
     objective: str,
     budget: Budget | None,
 ) -> list[tuple[float, float]]:
-    """Size and cost of trees drawn uniformly, among those within a budget if there is one, to compare a choice with."""
+    """Size and cost of trees drawn uniformly, among those within a budget if there is one, to compare a choice with.
+
+    Args:
+        found: the affinities.
+        costs: of the stages.
+        heads: of the heads, or None.
+        unit: in which sizes are counted.
+        objective: how trees are judged.
+        budget: the budget, or None.
+
+    Returns:
+        (size, cost) of each tree.
+    """
     from branchnet.clustering import clustering_cost, random_tree, tree_size
 
     draw = partial(random_tree, found.tasks, len(found.locations), seed=random.Random(0))

@@ -7,20 +7,27 @@ from .pages.page import Page as Page
 from .plots.affinity_plot import AffinityPlot as AffinityPlot
 from .plots.affinity_plot import affinity_plot_data as affinity_plot_data
 from .plots.affinity_plot import draw_affinity as draw_affinity
+from .plots.depth_plot import plot_depth as plot_depth
 from .plots.figures import save_figure as save_figure
 from .plots.front_plot import FrontPlot as FrontPlot
 from .plots.front_plot import draw_front as draw_front
 from .plots.front_plot import front_plot_data as front_plot_data
+from .plots.history_plot import HistoryPlot as HistoryPlot
+from .plots.history_plot import draw_history as draw_history
+from .plots.history_plot import history_plot_data as history_plot_data
 from .plots.latency_plot import LatencyPlot as LatencyPlot
 from .plots.latency_plot import draw_latency as draw_latency
+from .plots.latency_plot import draw_latency_table as draw_latency_table
 from .plots.latency_plot import latency_plot_data as latency_plot_data
 from .plots.metric_plot import MetricPlot as MetricPlot
 from .plots.metric_plot import draw_metrics as draw_metrics
 from .plots.metric_plot import metric_plot_data as metric_plot_data
+from .plots.plotting import plot as plot
 from .plots.samples_plot import SamplesPlot as SamplesPlot
 from .plots.samples_plot import TaskSamples as TaskSamples
 from .plots.samples_plot import draw_samples as draw_samples
 from .plots.samples_plot import samples_plot_data as samples_plot_data
+from .plots.sharing_plot import draw_sharing as draw_sharing
 from .plots.tree_plot import TreePlot as TreePlot
 from .plots.tree_plot import draw_tree as draw_tree
 from .plots.tree_plot import tree_plot_data as tree_plot_data
@@ -33,6 +40,7 @@ __all__ = [
     "ComparedNetwork",
     "Comparison",
     "FrontPlot",
+    "HistoryPlot",
     "LatencyPlot",
     "MetricPlot",
     "NetworkCosts",
@@ -45,15 +53,21 @@ __all__ = [
     "affinity_plot_data",
     "draw_affinity",
     "draw_front",
+    "draw_history",
     "draw_latency",
+    "draw_latency_table",
     "draw_metrics",
     "draw_samples",
+    "draw_sharing",
     "draw_tree",
     "front_plot_data",
+    "history_plot_data",
     "latency_plot_data",
     "metric_plot_data",
     "network_costs",
     "node_latency",
+    "plot",
+    "plot_depth",
     "report",
     "samples_plot_data",
     "save_figure",

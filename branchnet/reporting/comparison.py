@@ -1,4 +1,4 @@
-"""Networks side by side: size, speed, and every task's metric, each against the separate single-task networks."""
+"""Networks compared: size, speed, and every task's metric, each against the separate single-task networks."""
 
 from __future__ import annotations
 
@@ -52,11 +52,15 @@ class Comparison:
         return self.networks[0]
 
     def delta(self, network: ComparedNetwork) -> float:
-        """Multi-task performance in percent: the mean relative change over tasks (Maninis et al. 2019)."""
+        """Return the multi-task performance in percent: the mean relative change over tasks (Maninis et al. 2019).
+
+        Args:
+            network: one of `networks`.
+        """
         return multi_task_performance(self.baseline.metrics, network.metrics, self.lower_is_better)
 
     def size_table(self) -> Table:
-        """One row for each network: parameters, FLOPs, latencies, Delta."""
+        """Return one row for each network: parameters, FLOPs, latencies, Delta."""
         ways = list(dict.fromkeys(way for network in self.networks for way in network.latency))
         columns = [Column("network"), Column("parameters", si), Column("share", percent), Column("FLOPs", si)]
         columns += [Column(f"latency, {way}", milliseconds, "s") for way in ways]
@@ -69,7 +73,7 @@ class Comparison:
         return Table("Networks compared", tuple(columns), tuple(rows))
 
     def task_table(self) -> Table:
-        """One row for each task, one column for each network; the last row is Delta."""
+        """Return one row for each task, one column for each network; the last row is Delta."""
         columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.networks)]
         rows: list[tuple[Cell, ...]] = []
         for task, name in self.metric_names.items():
@@ -81,12 +85,12 @@ class Comparison:
         return Table("Metric of each task", tuple(columns), tuple(rows), frozenset({len(rows) - 1}))
 
     def metric_plot(self) -> MetricPlot:
-        """Bars of the change of every task in every network but the first."""
+        """Return what bars of the change of every task show, in every network but the first."""
         others = {network.name: network.metrics for network in self.networks[1:]}
         return metric_plot_data(self.baseline.metrics, others, self.lower_is_better)
 
     def latency_plot(self) -> LatencyPlot | None:
-        """Bars of every network and way of running it, ratios to the first network; None where nothing was timed."""
+        """Return what bars of all latencies show, with ratios to the first network; None where nothing was timed."""
         measured = {
             f"{network.name}, {way}": latency for network in self.networks for way, latency in network.latency.items()
         }

@@ -15,7 +15,7 @@ _TASKS_NAMED = 6
 
 
 def summary_table(costs: NetworkCosts) -> Table:
-    """The branched network against one network per task."""
+    """Return the branched network against one network per task."""
     rows = (
         ("separate networks", costs.separate_params, 1.0, costs.separate_flops, 1.0),
         (
@@ -31,7 +31,7 @@ def summary_table(costs: NetworkCosts) -> Table:
 
 
 def stage_table(costs: NetworkCosts) -> Table:
-    """One row for each stage, one for the heads, and the total."""
+    """Return one row for each stage, one for the heads, and the total."""
     rows: list[tuple[Cell, ...]] = [
         (total.name, total.nodes, total.params, _ratio(total.params, costs.params), total.flops)
         for total in costs.per_stage()
@@ -42,7 +42,7 @@ def stage_table(costs: NetworkCosts) -> Table:
 
 
 def node_table(costs: NetworkCosts, latencies: Mapping[str, Latency] | None = None) -> Table:
-    """One row for each node and head; with latencies {id: latency} a column of their medians."""
+    """Return one row for each node and head; with latencies {id: latency} a column of their medians."""
     names = (*costs.locations, "head")
     columns = [Column("node"), Column("stage"), Column("tasks"), Column("donor"), _PARAMS, _FLOPS, _ACTIVATIONS]
     rows: list[tuple[Cell, ...]] = [
@@ -56,7 +56,7 @@ def node_table(costs: NetworkCosts, latencies: Mapping[str, Latency] | None = No
 
 
 def branch_table(costs: NetworkCosts) -> Table:
-    """One row for each branch."""
+    """Return one row for each branch."""
     rows = tuple(
         (
             tasks_named(total.tasks),
@@ -73,7 +73,7 @@ def branch_table(costs: NetworkCosts) -> Table:
 
 
 def task_table(costs: NetworkCosts) -> Table:
-    """One row for each task: what it takes alone, and what it alone takes."""
+    """Return one row for each task: what it takes alone, and what no other task takes."""
 
     def row(total: Total) -> tuple[Cell, ...]:
         return (total.name, total.nodes, total.params, total.flops, costs.exclusive_params(total.name))
@@ -83,7 +83,7 @@ def task_table(costs: NetworkCosts) -> Table:
 
 
 def latency_table(latencies: Mapping[str, Latency], baseline: str) -> Table:
-    """One row for each measurement, and how many times as fast as the baseline it is."""
+    """Return one row for each measurement, and how many times as fast as the baseline it is."""
     rows = tuple(
         (name, latency.median, latency.low, latency.high, latencies[baseline].median / latency.median)
         for name, latency in latencies.items()
@@ -99,11 +99,11 @@ def latency_table(latencies: Mapping[str, Latency], baseline: str) -> Table:
 
 
 def tasks_named(tasks: tuple[str, ...]) -> str:
-    """The tasks' names, the last ones only counted where there are many."""
+    """Return the tasks' names; where there are many, the last ones are only counted."""
     if len(tasks) <= _TASKS_NAMED:
         return ", ".join(tasks)
     return f"{', '.join(tasks[: _TASKS_NAMED - 1])} and {len(tasks) - _TASKS_NAMED + 1} more"
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _ratio(share: float, whole: float) -> float:
+    return share / whole if whole else 0.0

@@ -1,7 +1,7 @@
 """What a branched network costs, node by node, counted on one run with the example.
 
-FLOPs follow fvcore's convention: one multiply-add is one. Every node is counted once, however many tasks it serves.
-All figures are for the whole example, at its batch size.
+FLOPs are counted by fvcore's convention: one multiply-add is one. Every node is counted once, however many tasks it
+serves. All figures are for the whole example, at its batch size.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork, Node
 
 CONVENTION = "fvcore: one multiply-add counts as one FLOP"
 TOLERANCE = 0.05
-"""Relative difference from torch.utils.flop_counter above which a warning is given."""
+"""Relative difference from torch.utils.flop_counter above which a warning is given.
+
+Some difference is expected: that counter leaves out normalisation, which fvcore's convention counts.
+"""
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    """FLOPs by shapes; the formula that torch's counter has for the same kernel on other devices."""
     return sdpa_flop_count(query, key, value)  # type: ignore[no-any-return]
 
 
@@ -113,29 +117,37 @@ class NetworkCosts:
         return sum(total.flops for total in self.per_task())
 
     def per_stage(self) -> tuple[Total, ...]:
-        """One total for each stage, and one for all heads."""
+        """Return one total for each stage, and one for all heads."""
         return tuple(
             _total(name, self.tasks, [node for node in self.nodes if node.stage == stage])
             for stage, name in enumerate((*self.locations, "heads"))
         )
 
     def per_branch(self) -> tuple[Total, ...]:
-        """One total for each branch: the nodes, and the head, that serve the same tasks one after another."""
+        """Return one total for each branch: the nodes, and the head, that serve the same tasks one after another."""
         members: dict[tuple[str, ...], list[NodeCost]] = {}
         for node in self.nodes:
             members.setdefault(node.tasks, []).append(node)
         return tuple(_total(f"{nodes[0].id} to {nodes[-1].id}", tasks, nodes) for tasks, nodes in members.items())
 
     def per_task(self) -> tuple[Total, ...]:
-        """One total for each task: what runs when only this task is asked for."""
+        """Return one total for each task: what runs when only this task is asked for."""
         return tuple(_total(task, (task,), [n for n in self.nodes if task in n.tasks]) for task in self.tasks)
 
+    def node_params(self) -> tuple[float, ...]:
+        """Return for each stage the mean parameters of its nodes: nodes of one stage have the same structure."""
+        return tuple(total.params / total.nodes for total in self.per_stage()[: len(self.locations)])
+
     def exclusive_params(self, task: str) -> int:
-        """Parameters that serve this task alone: what leaving it out would save."""
+        """Return the number of parameters that serve one task alone: what leaving it out would save.
+
+        Args:
+            task: the task.
+        """
         return sum(node.params for node in self.nodes if node.tasks == (task,))
 
     def notes(self) -> tuple[str, ...]:
-        """The convention, and what a reader must know to trust the numbers."""
+        """Return the convention, and what a reader must know to trust the numbers."""
         shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs)
         notes = [f"FLOPs by {CONVENTION}; for the whole example ({shapes})."]
         if self.uncounted:
@@ -157,11 +169,17 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
     Args:
         branched: a branched network; it runs in eval mode, and is in the mode that it was in afterwards.
         example: what a single-task network takes.
+
+    Returns:
+        the costs of the whole example.
+
+    Raises:
+        BuildError: an example of another form than the network takes.
     """
     members = list(branched.members())
-    with mode_of(branched), OperatorCounter() as counter:
+    with evaluation_mode(branched), OperatorCounter() as counter:
         flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
-    with mode_of(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
+    with evaluation_mode(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
         (counted,) = _measured(branched, members, example, reference.get_total_flops)
     return NetworkCosts(
         tasks=branched.tasks,
@@ -169,7 +187,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         nodes=tuple(
             NodeCost(
                 id=member.id,
-                stage=_stage(branched, member),
+                stage=member.stage,
                 tasks=member.tasks,
                 donor=member.donor,
                 params=_parameters(member.module),
@@ -186,13 +204,13 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
 
 
 def capture_inputs(branched: BranchedNetwork, example: Example) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What each node and head is called with when the network runs on `example`: {id: (args, kwargs)}."""
+    """Return what each node and head is called with when the network runs on `example`: {id: (args, kwargs)}."""
     captured: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def keep(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured[node.id] = (args, kwargs)
 
-    with torch.no_grad(), mode_of(branched), _hooked(branched, keep):
+    with torch.no_grad(), evaluation_mode(branched), _hooked(branched, keep):
         branched(example)
     return captured
 
@@ -238,11 +256,6 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _stage(branched: BranchedNetwork, member: Node) -> int:
-    kind, index, *_ = member.id.split(".")
-    return int(index) if kind == "nodes" else len(branched.locations)
 
 
 def _parameters(module: nn.Module) -> int:

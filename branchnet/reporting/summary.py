@@ -28,7 +28,7 @@ from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs
 from branchnet.reporting.tables import Table
 from branchnet.reporting.units import milliseconds, percent, si
 from branchnet.utils.files import write_text
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
@@ -45,6 +45,19 @@ class Report:
         costs: parameters, FLOPs and activation memory of every node.
         latencies: end-to-end latency of each network measured, `"branched"` among them, or None.
         node_latencies: latency of each node and head by its id, or None.
+
+    >>> import torch, branchnet
+    >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
+    >>> x = torch.rand(2, 4)
+    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> report = branchnet.report(branched, x, latency=False)
+    >>> print(report)
+    2 tasks, 1 stages, 1 nodes
+    stage 0: a, b
+    parameters: 58, 59.2 % of 2 separate networks
+    multiply-adds: 96, 60.0 % of 2 separate networks
+    >>> print(report.to_csv().splitlines()[1])
+    nodes.0.0,0,"a, b",a,40,64,64
     """
 
     tree: Tree
@@ -58,7 +71,7 @@ class Report:
         return "separate" if self.latencies and "separate" in self.latencies else "branched"
 
     def __str__(self) -> str:
-        """The tree, and what it costs beside separate networks, in a few lines."""
+        """The tree, and what it costs compared with separate networks, in a few lines."""
         costs = self.costs
         lines = [str(self.tree)]
         for name, size, alone in (
@@ -69,12 +82,12 @@ class Report:
         if self.latencies:
             median = self.latencies["branched"].median
             ratio = self.latencies[self.baseline].median / median
-            beside = f", {ratio:.2f} times as fast" if self.baseline == "separate" else ""
-            lines.append(f"latency: {milliseconds(median)}{beside}")
+            compared = f", {ratio:.2f} times as fast" if self.baseline == "separate" else ""
+            lines.append(f"latency: {milliseconds(median)}{compared}")
         return "\n".join(lines)
 
     def tables(self) -> tuple[Table, ...]:
-        """All tables, the summary first."""
+        """Return all tables, the summary first."""
         costs = self.costs
         tables = [summary_table(costs), stage_table(costs), task_table(costs), branch_table(costs)]
         tables.append(node_table(costs, self.node_latencies))
@@ -83,12 +96,12 @@ class Report:
         return tuple(tables)
 
     def table(self) -> rich.console.Group:
-        """The summary, stages, tasks and latencies for the terminal: `rich.print(report.table())`."""
+        """Return the summary, stages, tasks and latencies for the terminal: `rich.print(report.table())`."""
         tables = [table for table in self.tables() if not table.title.startswith(("By branch", "By node"))]
         return rich.console.Group(*(table.to_rich() for table in tables), *self.costs.notes())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, numbers and strings."""
+        """Return everything as plain lists, numbers and strings."""
         costs = self.costs
         return {
             "convention": CONVENTION,
@@ -112,20 +125,23 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as JSON."""
+        """Return `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def to_csv(self) -> str:
-        """The table by node as comma-separated values, unrounded; latencies in seconds."""
+        """Return the table by node as comma-separated values, unrounded; latencies in seconds."""
         return node_table(self.costs, self.node_latencies).to_csv()
 
     def to_markdown(self) -> str:
-        """All tables and notes."""
+        """Return all tables and notes as Markdown."""
         notes = "".join(f"- {note}\n" for note in self.costs.notes())
         return "\n".join(table.to_markdown() for table in self.tables()) + "\n" + notes
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the form that the suffix of `path` names: .csv, .json, .md or .html.
+
+        Args:
+            path: the file, written atomically.
 
         Raises:
             BranchnetError: another suffix.
@@ -137,13 +153,18 @@ class Report:
         forms = {".csv": self.to_csv, ".json": self.to_json, ".md": self.to_markdown}
         if suffix not in forms:
             raise BranchnetError(
-                f"a report is written as .csv, .json, .md or .html, not {suffix or 'without suffix'!r}"
+                f"a report cannot be written as {Path(path).name!r}; expected a name in .csv, .json, .md or .html"
             )
         write_text(path, forms[suffix]())
 
     def save_html(self, path: str | os.PathLike[str], *, title: str = "Branched network") -> None:
-        """Write one self-contained page; `branchnet.reporting.Page` holds more than costs."""
-        from branchnet.reporting.pages.page import Page
+        """Write one self-contained page; `branchnet.reporting.Page` holds more than costs.
+
+        Args:
+            path: the file, written atomically.
+            title: the page's heading.
+        """
+        from branchnet.reporting.pages.page import Page  # here: tables need no matplotlib
 
         Page(title=title, report=self).save(path)
 
@@ -156,7 +177,7 @@ def report(
     latency: bool = True,
     repeats: int = 20,
 ) -> Report:
-    """What `branched` costs and how fast it runs on `example`.
+    """Count what `branched` costs and measure how fast it runs on `example`.
 
     Args:
         branched: a branched network; it runs in eval mode, and is in the mode that it was in afterwards.
@@ -164,6 +185,22 @@ def report(
         networks: the single-task networks, to be timed against it, in turns, one after another on the same example.
         latency: whether to time at all: each node, and the whole.
         repeats: calls timed of each.
+
+    Returns:
+        the report; print it, or write it with `save`.
+
+    Raises:
+        BuildError: an example of another form than the network takes.
+
+    >>> import torch, branchnet
+    >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
+    >>> x = torch.rand(2, 4)
+    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> report = branchnet.report(branched, x, networks=networks, repeats=3)
+    >>> sorted(report.latencies)
+    ['branched', 'separate']
+    >>> report.costs.params, report.costs.separate_params
+    (58, 98)
     """
     costs = network_costs(branched, example)
     if not latency:
@@ -172,7 +209,7 @@ def report(
     measured["branched"] = branched
     with ExitStack() as modes:
         for network in measured.values():
-            modes.enter_context(mode_of(network))
+            modes.enter_context(evaluation_mode(network))
         functions = {name: _bound(network, example) for name, network in measured.items()}
         whole = compare_latency(functions, example, repeats=repeats)
         nodes = node_latency(branched, example, repeats=repeats)
@@ -180,7 +217,16 @@ def report(
 
 
 def node_latency(branched: BranchedNetwork, example: Example, *, repeats: int = 20) -> dict[str, Latency]:
-    """Latency of every node and head alone, on what it is called with when the network runs on `example`."""
+    """Measure every node and head alone, on what it is called with when the network runs on `example`.
+
+    Args:
+        branched: the network.
+        example: what a single-task network takes.
+        repeats: calls timed of each.
+
+    Returns:
+        latencies by id.
+    """
     inputs = capture_inputs(branched, example)
     return {
         member.id: measure_latency(

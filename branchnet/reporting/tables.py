@@ -17,7 +17,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Column:
-    """One column; numbers stand to the right, text to the left.
+    """One column; numbers are aligned to the right, text to the left.
 
     Attributes:
         heading: what people read above it.
@@ -35,7 +35,7 @@ class Column:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
     def text(self, value: Cell) -> str:
-        """`value` as a person reads it; nothing for None."""
+        """Return `value` as a person reads it; nothing for None."""
         if value is None:
             return ""
         return str(value) if self.written is None else self.written(value)
@@ -58,7 +58,7 @@ class Table:
     strong: frozenset[int] = frozenset()
 
     def to_rich(self, caption: str = "") -> rich.table.Table:
-        """The table for the terminal."""
+        """Return the table for the terminal."""
         table = rich.table.Table(
             title=Text(self.title), caption=Text(caption) if caption else None, title_justify="left"
         )
@@ -70,7 +70,7 @@ class Table:
         return table
 
     def to_csv(self) -> str:
-        """Comma-separated values, unrounded, with a line of headings."""
+        """Return comma-separated values, unrounded, with a line of headings."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(column.key for column in self.columns)
@@ -78,14 +78,14 @@ class Table:
         return buffer.getvalue()
 
     def to_markdown(self) -> str:
-        """A pipe table under its title."""
+        """Return a pipe table under its title."""
         rule = ["---:" if numeric else "---" for numeric in self._numeric()]
         lines = [[column.heading for column in self.columns], rule, *(self._texts(row) for row in self.rows)]
         body = "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
         return f"**{_markdown(self.title)}**\n\n{body}\n"
 
     def to_html(self) -> str:
-        """A table element with a caption; everything is escaped."""
+        """Return a table element with a caption; everything is escaped."""
         classes = [' class="n"' if numeric else "" for numeric in self._numeric()]
         head = "".join(
             f"<th scope=col{css}>{html.escape(column.heading)}</th>"
@@ -101,7 +101,7 @@ class Table:
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def to_records(self) -> list[dict[str, Cell]]:
-        """One dictionary of unrounded values for each row."""
+        """Return one dictionary of unrounded values for each row."""
         return [{c.key: cell for c, cell in zip(self.columns, row, strict=True)} for row in self.rows]
 
     def _texts(self, row: Sequence[Cell]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 
 
 def si(number: float, digits: int = 3) -> str:
-    """`number` with an SI prefix and `digits` significant digits: 11176512 is `"11.2 M"`."""
+    """Return `number` with an SI prefix and `digits` significant digits: 11176512 is `"11.2 M"`."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # Rounded first: 999,999 is 1 M, not 1000 k.
         if abs(float(f"{number:.{digits}g}")) >= factor:
@@ -15,7 +15,7 @@ def si(number: float, digits: int = 3) -> str:
 
 
 def binary(size: float) -> str:
-    """`size` in bytes as KiB, MiB or GiB."""
+    """Return `size` in bytes as KiB, MiB or GiB."""
     for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(size) >= factor:
             return f"{_digits(size / factor, 3)} {unit}"
@@ -23,17 +23,26 @@ def binary(size: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """`seconds` in milliseconds with three significant digits."""
+    """Return `seconds` in milliseconds with three significant digits."""
     return f"{_digits(seconds * 1e3, 3)} ms"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def percent(share: float) -> str:
-    """`share` (1 = all) in percent with one decimal."""
+    """Return `share` (1 = all) in percent with one decimal."""
     return f"{100 * share:.1f} %"
 
 
 def signed(number: float, digits: int = 2) -> str:
-    """`number` with its sign and a true minus."""
+    """Return `number` with its sign and a true minus."""
     return f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

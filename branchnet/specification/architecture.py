@@ -18,9 +18,11 @@ from branchnet.clustering.budgets import Budget
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import SpecError
 from branchnet.models.constructors import Constructor
+from branchnet.specification.architecture_rules import input_problems, inside, name_problems
+from branchnet.specification.content_order import in_file_order
 from branchnet.specification.describing import constructor, input_sections, search_section, staged_networks, versions
 from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
-from branchnet.specification.sections import CostsSection, Inputs, InputSection, NetworkSection, SearchSection
+from branchnet.specification.sections import CostsSection, Inputs, NetworkSection, SearchSection
 from branchnet.specification.strict_yaml import MAX_DEPTH, Problem, read_document, spec_error
 from branchnet.specification.validation import RuleError, model_problems, validate_document
 from branchnet.specification.yaml_text import dump_yaml
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MAX_NAMES = 1000
+"""Tasks, or locations: a file from anyone must not make the reader compare millions of names."""
 SCHEMA_FILE = "branchnet.schema.json"
 _HEADER = f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
@@ -62,6 +65,21 @@ class Architecture(Section):
         costs: cost of one copy of every stage and of every head; None where they are not known.
         search: how the tree was found; None where it was written by hand.
         versions: package versions it was made with.
+
+    >>> import branchnet
+    >>> tree = branchnet.Tree(["depth", "edges"], [[["depth", "edges"]], [["depth"], ["edges"]]])
+    >>> architecture = branchnet.Architecture.from_tree(tree, locations=["layer1", "layer2"], description="by hand")
+    >>> for line in architecture.to_yaml().splitlines()[5:-1]:
+    ...     print(line)
+    tasks: [depth, edges]
+    locations: [layer1, layer2]
+    tree:
+      - until: layer1
+        branches:
+          - until: layer2
+            branches: [depth]
+          - until: layer2
+            branches: [edges]
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -85,23 +103,29 @@ class Architecture(Section):
     def _problems(self) -> list[tuple[Keys, str]]:
         problems: list[tuple[Keys, str]] = []
         if self.schema_version < 1:
-            problems.append((("schema_version",), f"{self.schema_version} is no version ({SCHEMA_VERSION} is)"))
-        names = _name_problems("tasks", self.tasks) + _name_problems("locations", self.locations)
+            problems.append((("schema_version",), f"unknown version {self.schema_version} (expected {SCHEMA_VERSION})"))
+        names = name_problems("tasks", self.tasks) + name_problems("locations", self.locations)
         problems += names
         if not names:
-            problems += _inside("tree", tree_problems(self.roots, self.tasks, self.locations))
+            problems += inside("tree", tree_problems(self.roots, self.tasks, self.locations))
         problems += [
-            (("networks", task), "unknown key: no such task") for task in self.networks if task not in self.tasks
+            (("networks", task), "unknown key: not a task") for task in self.networks if task not in self.tasks
         ]
         for task, network in self.networks.items():
             problems += [(("networks", task, *keys), text) for keys, text in network.problems()]
-        problems += _inside("costs", self.costs.problems(self.tasks, self.locations) if self.costs else [])
-        problems += _inside("search", self.search.problems() if self.search else [])
-        return problems + _input_problems(self.input)
+        problems += inside("costs", self.costs.problems(self.tasks, self.locations) if self.costs else [])
+        problems += inside("search", self.search.problems() if self.search else [])
+        return problems + input_problems(self.input)
 
     @classmethod
     def create(cls, **content: Any) -> Architecture:
         """Make an architecture from the content that a file would hold.
+
+        Args:
+            content: the file's top-level keys and values, as plain data.
+
+        Returns:
+            the specification.
 
         Raises:
             SpecError: content that breaks a rule; every problem is named.
@@ -138,6 +162,9 @@ class Architecture(Section):
             seed: the seed of the search.
             description: what this is, in words.
 
+        Returns:
+            the specification.
+
         Raises:
             SpecError: locations that are not known, or content that does not fit together.
         """
@@ -167,8 +194,15 @@ class Architecture(Section):
     ) -> Architecture:
         """Describe a tree that was published, drawn by hand, or found in some other way.
 
-        Args are those of `from_search`, and `search`: how the tree was found. Donors are named where networks or an
-        affinity are given.
+        Donors are named where networks or an affinity are given.
+
+        Args:
+            tree: D stages over the tasks.
+            networks, affinity, locations, costs, head_costs, description: as for `from_search`.
+            search: how the tree was found.
+
+        Returns:
+            the specification.
 
         Raises:
             SpecError: locations that are not known, or content that does not fit together.
@@ -201,6 +235,9 @@ class Architecture(Section):
             branched: the network.
             search: how its tree was found, e.g. the `search` of the architecture that it was built from.
             description: what this is, in words.
+
+        Returns:
+            the specification.
         """
         return cls._describe(
             branched.tree,
@@ -229,7 +266,10 @@ class Architecture(Section):
         description: str | None,
     ) -> Architecture:
         if len(locations) != tree.depth:
-            raise SpecError(f"the tree has {tree.depth} stages, but {len(locations)} locations are known: {locations}")
+            raise SpecError(
+                f"{len(locations)} locations are known, {list(locations)}; expected {tree.depth}, one for each stage "
+                "of the tree; pass locations="
+            )
         return cls.create(
             description=description,
             tasks=tree.tasks,
@@ -272,7 +312,7 @@ class Architecture(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content as plain data, e.g. for JSON, in the file's order."""
-        return _ordered(self)
+        return in_file_order(self)
 
     def to_yaml(self) -> str:
         """Return the text that `save` writes.
@@ -283,11 +323,14 @@ class Architecture(Section):
         levels = max(_levels(root) for root in self.roots)
         if 2 * levels + 1 > MAX_DEPTH:
             most = MAX_DEPTH // 2 - 1
-            raise SpecError(f"tree: {levels} nodes follow one another on a path (at most {most} would be right)")
+            raise SpecError(f"tree: {levels} nodes lie on one path (expected at most {most})")
         return _HEADER + dump_yaml(self.to_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the specification, atomically; equal content gives equal bytes.
+
+        Args:
+            path: the file to write.
 
         Raises:
             SpecError: a tree that would be nested too deeply.
@@ -298,8 +341,14 @@ class Architecture(Section):
     def load(cls, path: str | os.PathLike[str]) -> Architecture:
         """Read a specification. Nothing is run, fetched or built.
 
+        Args:
+            path: the file.
+
+        Returns:
+            the specification.
+
         Raises:
-            SpecError: every problem of the file, each as `file:line:column: path: problem (what would be right)`.
+            SpecError: every problem of the file, each as `file:line:column: path: problem (expected ...)`.
         """
         document = read_document(path)
         version = document.data.get("schema_version") if isinstance(document.data, dict) else None
@@ -318,6 +367,9 @@ class Architecture(Section):
                 all are plain, or all tasks' networks are given staged (e.g. with transforms) and taken as they are.
             example: inputs to trace the networks with, where the file describes none.
 
+        Returns:
+            the network; tasks with a constructor have fresh weights.
+
         Raises:
             SpecError: a network that must be passed, a task that is not in the file, or inputs that are not known.
             SplitError: networks that cannot be cut at the locations.
@@ -331,52 +383,8 @@ class Architecture(Section):
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a specification, for editors."""
     schema = Architecture.model_json_schema(by_alias=True)
+    schema["description"] = schema["description"].partition("\n\n>>>")[0]  # the example is for readers of the code
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "branchnet architecture"}
-
-
-def _name_problems(section: str, names: Sequence[str]) -> list[tuple[Keys, str]]:
-    empty = [((section, i), "is empty") for i, name in enumerate(names) if not name]
-    twice = [((section, i), f"{name!r} stands here twice") for i, name in enumerate(names) if name in names[:i]]
-    return [*empty, *twice]
-
-
-def _input_problems(section: InputSection | Sequence[InputSection] | None) -> list[tuple[Keys, str]]:
-    if section is None:
-        return []
-    if isinstance(section, InputSection):
-        named = [(("input", "name"), "one tensor alone has no name (write a list of one)")] if section.name else []
-        return [*named, *_inside("input", section.problems())]
-    names = [tensor.name for tensor in section]
-    problems = [(("input", i, *keys), text) for i, tensor in enumerate(section) for keys, text in tensor.problems()]
-    if len({name is None for name in names}) == 2:
-        return [*problems, (("input",), "names some of its tensors (name all or none)")]
-    return problems + _name_problems("input", [name for name in names if name is not None])
-
-
-def _inside(section: str, problems: Sequence[tuple[Keys, str]]) -> list[tuple[Keys, str]]:
-    return [((section, *keys), text) for keys, text in problems]
-
-
-def _ordered(architecture: Architecture) -> dict[str, Any]:
-    """Return the plain content in the file's order, whatever order its mappings were given in."""
-    content = architecture.model_dump(by_alias=True, exclude_defaults=True, mode="json")
-    content = {"schema_version": architecture.schema_version, **content}
-    for section, order in (("networks", architecture.tasks), ("versions", sorted(architecture.versions))):
-        if section in content:
-            content[section] = {key: content[section][key] for key in order if key in content[section]}
-    for network in content.get("networks", {}).values():
-        network.update(_sorted(network))
-    if "costs" in content:
-        stages, heads = content["costs"]["stages"], content["costs"].get("heads", {})
-        content["costs"] = {"stages": {name: stages[name] for name in architecture.locations}}
-        content["costs"] |= {"heads": {task: heads[task] for task in architecture.tasks}} if heads else {}
-    return content
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
 def _levels(node: Node) -> int:

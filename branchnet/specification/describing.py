@@ -21,10 +21,19 @@ if TYPE_CHECKING:
 
 
 def staged_networks(networks: Mapping[str, nn.Module], tasks: Sequence[str]) -> dict[str, StagedNetwork]:
-    """Return those of the networks that are staged; refuse networks of other tasks."""
+    """Return those of the networks that are staged.
+
+    Args:
+        networks: plain or staged networks by task.
+        tasks: the tasks of the tree.
+
+    Raises:
+        SpecError: networks of other tasks.
+    """
     unknown = [task for task in networks if task not in tasks]
     if unknown:
-        raise SpecError(f"networks are given for {unknown}; the tree's tasks are {list(tasks)}")
+        raise SpecError(f"networks are given for unknown tasks {unknown}; expected some of {list(tasks)}")
+    # By attribute, not by class: reading a specification must not import torch.
     staged: dict[str, Any] = {task: net for task, net in networks.items() if hasattr(net, "head_cost")}
     return staged
 
@@ -37,7 +46,7 @@ def constructor(network: nn.Module) -> Constructor | None:
 def search_section(
     result: SearchResult, affinity: Affinity | None, budget: Budget | str | None, seed: int | None
 ) -> SearchSection:
-    """Describe how a tree was found."""
+    """Describe how a tree was found; arguments as in `Architecture.from_search`."""
     if budget is None and result.limit < float("inf"):
         budget = Budget(result.limit, result.unit)
     return SearchSection(
@@ -64,7 +73,7 @@ def input_sections(interface: Interface | None) -> InputSection | tuple[InputSec
     if plain["form"] == "tensor":
         return sections[0]
     names = plain.get("names") or [None] * len(sections)
-    return tuple(part.model_copy(update={"name": name}) for part, name in zip(sections, names, strict=True))
+    return tuple(section.model_copy(update={"name": name}) for section, name in zip(sections, names, strict=True))
 
 
 def versions(constructors: Mapping[str, Constructor | None]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from branchnet.utils.document_keys import Keys
 
 
 class Section(BaseModel):
-    """A part of a specification: immutable, without unknown keys, with finite numbers only."""
+    """A section of a specification: immutable, without unknown keys, with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -48,7 +48,16 @@ Node.model_rebuild()
 
 
 def nest(tree: Tree, locations: Sequence[str], donors: Donors | None = None) -> tuple[Node, ...]:
-    """Write `tree` as nodes inside nodes; branches stand in the order of their first task."""
+    """Write `tree` as nodes inside nodes; branches are in the order of their first task.
+
+    Args:
+        tree: D stages over the tasks.
+        locations: D names, the ends of the stages.
+        donors: the donors to name, if any.
+
+    Returns:
+        the nodes at the input.
+    """
     return tuple(_nest(tree, locations, donors, 0, number) for number in range(tree.widths[0]))
 
 
@@ -69,7 +78,7 @@ def _children(tree: Tree, stage: int, number: int) -> list[int]:
 
 
 def flatten(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str]) -> Tree:
-    """Return the `Tree` of nodes that `tree_problems` has nothing against."""
+    """Return the `Tree` of nodes in which `tree_problems` finds nothing."""
     partitions: list[list[tuple[str, ...]]] = [[] for _ in locations]
     for node, first, last in _spans(roots, locations):
         for stage in range(first, last + 1):
@@ -94,7 +103,7 @@ def donors_of(roots: Sequence[Node], tree: Tree, locations: Sequence[str]) -> Do
 
 
 def tree_problems(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str]) -> list[tuple[Keys, str]]:
-    """List what is wrong with nodes over these tasks and locations: place below the roots, and problem."""
+    """List what is wrong with nodes over these tasks and locations: places below the roots, and problems."""
     return list(islice(_tree_problems(roots, tasks, locations), MAX_PROBLEMS))
 
 
@@ -116,11 +125,11 @@ def _node_problems(
 ) -> Iterator[tuple[Keys, str]]:
     stage = locations.index(node.until) if node.until in locations else None
     if stage is None:
-        yield (*keys, "until"), f"{node.until!r} is no location{_near(node.until, locations)}"
+        yield (*keys, "until"), f"unknown location {node.until!r}{_near(node.until, locations)}"
     elif stage <= before:
         yield (*keys, "until"), f"{node.until!r} does not come after {locations[before]!r}, where the node begins"
     if node.donor is not None and node.donor not in node.tasks:
-        yield (*keys, "donor"), f"{node.donor!r} is none of the node's tasks ({', '.join(node.tasks)})"
+        yield (*keys, "donor"), f"{node.donor!r} is not a task of the node (expected one of {', '.join(node.tasks)})"
     elif None not in (node.donor, donor) and donor in node.tasks and node.donor != donor:
         yield (*keys, "donor"), f"{node.donor!r} replaces {donor!r} (a node keeps its parent's donor if it serves it)"
     for number, branch in enumerate(node.branches):
@@ -128,7 +137,7 @@ def _node_problems(
         if isinstance(branch, Node):
             yield from _node_problems(branch, inside, before if stage is None else stage, node.donor, locations)
         elif stage is not None and stage < len(locations) - 1:
-            yield inside, f"the head of {branch!r} follows {locations[-1]!r}, not {node.until!r} (add a node)"
+            yield inside, f"the head of {branch!r} comes after {locations[-1]!r}, not {node.until!r} (add a node)"
 
 
 def _leaf_problems(node: Node, keys: Keys, tasks: Sequence[str], seen: set[str]) -> Iterator[tuple[Keys, str]]:
@@ -137,15 +146,15 @@ def _leaf_problems(node: Node, keys: Keys, tasks: Sequence[str], seen: set[str])
         if isinstance(branch, Node):
             yield from _leaf_problems(branch, inside, tasks, seen)
         elif branch not in tasks:
-            yield inside, f"{branch!r} is no task{_near(branch, tasks)}"
+            yield inside, f"unknown task {branch!r}{_near(branch, tasks)}"
         elif branch in seen:
-            yield inside, f"{branch!r} stands in the tree twice"
+            yield inside, f"{branch!r} occurs in the tree twice"
         seen.update([branch] if isinstance(branch, str) else [])
 
 
 def _near(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (one of {', '.join(known)})"
+    return f" (did you mean {near[0]!r}?)" if near else f" (expected one of {', '.join(known)})"
 
 
 def _spans(nodes: Sequence[Branch], locations: Sequence[str], start: int = 0) -> Iterator[tuple[Node, int, int]]:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Module], example: Any) -> BranchedNetwork:
-    """Build what `Architecture.build` describes, with the errors listed there."""
+    """Build what `Architecture.build` describes; arguments and errors are listed there."""
     made = make_all(architecture, networks)
     staged = {task: network for task, network in made.items() if isinstance(network, StagedNetwork)}
     if len(staged) < len(made):
         if staged:
             raise SpecError(
-                f"the networks of {list(staged)} are staged, the others plain: pass all of them staged, or none"
+                f"the networks of {list(staged)} are staged, the others plain; expected all of them staged, or none"
             )
         interface = interface_of(architecture) if example is None else Interface.of(example)
         staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
@@ -38,12 +38,15 @@ def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Mod
 def interface_of(architecture: Architecture) -> Interface:
     """Return the interface that the specification's `input` describes.
 
+    Args:
+        architecture: the specification.
+
     Raises:
         SpecError: it describes none.
     """
     section = architecture.input
     if section is None:
-        raise SpecError("the specification describes no input: pass example=")
+        raise SpecError("the specification has no `input`; expected one, or inputs as example=")
     tensors: Sequence[InputSection] = (section,) if isinstance(section, InputSection) else section
     names = [tensor.name for tensor in tensors if tensor.name is not None]
     form = "tensor" if isinstance(section, InputSection) else "dict" if names else "tuple"
@@ -54,12 +57,19 @@ def interface_of(architecture: Architecture) -> Interface:
 def make_all(architecture: Architecture, networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the networks that are passed, and make those of the other tasks.
 
+    Args:
+        architecture: the specification.
+        networks: networks by task.
+
+    Returns:
+        a network for every task.
+
     Raises:
         SpecError: a network that must be passed, or one of a task that is not in the file.
     """
     unknown = [task for task in networks if task not in architecture.tasks]
     if unknown:
-        raise SpecError(f"networks are passed for {unknown}; the tasks are {list(architecture.tasks)}")
+        raise SpecError(f"networks are passed for unknown tasks {unknown}; expected some of {list(architecture.tasks)}")
     made: dict[str, nn.Module] = {}
     missing = []
     for task, constructor in architecture.constructors.items():
@@ -73,27 +83,30 @@ def make_all(architecture: Architecture, networks: Mapping[str, nn.Module]) -> d
     if missing:
         names = ", ".join(map(repr, missing))
         example = f"networks={{{missing[0]!r}: network, ...}}"
-        raise SpecError(f"no named constructor for {names}: pass the networks, {example}")
+        raise SpecError(f"{names} have no named constructor; expected their networks; pass {example}")
     return made
 
 
 def _check_stages(architecture: Architecture, staged: Mapping[str, StagedNetwork]) -> None:
-    """Compare the stages with the specification's: their number, and their parameters where it tells them."""
+    """Compare the stages with the specification's: their number, and their parameters where they are recorded.
+
+    A later version of a package may make another network under the same name; then the weights would not fit either.
+    """
     depth = len(architecture.locations)
     problems = [
-        f"{task}: {len(network.stages)} stages, the specification has {depth} locations"
+        f"{task}: {len(network.stages)} stages, expected {depth}, one for each location"
         for task, network in staged.items()
         if len(network.stages) != depth
     ]
     if not problems and architecture.stage_costs is not None:
-        told_heads = architecture.head_costs
+        head_costs = architecture.head_costs
         for task, network in staged.items():
             pairs = [*zip(network.costs, architecture.stage_costs, strict=True)]
-            pairs += [(network.head_cost, told_heads[task])] if task in told_heads else []
+            pairs += [(network.head_cost, head_costs[task])] if task in head_costs else []
             problems += [
-                f"{task}: {cost.name} has {cost.params} parameters, the specification says {told.params}"
-                for cost, told in pairs
-                if cost.params != told.params
+                f"{task}: {cost.name} has {cost.params} parameters, expected {recorded.params}"
+                for cost, recorded in pairs
+                if cost.params != recorded.params
             ]
     if problems:
         raise BuildError("the networks are not those that the specification describes:\n  " + "\n  ".join(problems))

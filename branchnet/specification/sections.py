@@ -21,14 +21,14 @@ Dtype = Literal[
 
 
 def _whole(number: Any) -> Any:
-    """Write 25.0 as 25, so that equal content is written alike."""
+    """Write 25.0 as 25, so that equal content is written in the same way."""
     return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53 else number
 
 
 MAX_ELEMENTS = 2**28
+"""So no example that a specification describes takes more than a gigabyte in float32."""
 MAX_DIMENSIONS = 8
 MAX_INTEGER = 2**63
-"""No example that a specification describes takes more than about a gigabyte."""
 
 Number = Annotated[int | float, BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=0)]
@@ -44,7 +44,7 @@ class InputSection(Section):
     high: int | None = Field(default=None, description="Largest value of integers.")
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """A tensor that nobody could make: too large, or bounds of integers that are none."""
+        """List what makes a tensor impossible: too many elements, or bounds without an integer between them."""
         problems: list[tuple[Keys, str]] = []
         if math.prod(self.shape) > MAX_ELEMENTS or len(self.shape) > MAX_DIMENSIONS:
             problems.append((("shape",), f"has over {MAX_ELEMENTS:,} elements or {MAX_DIMENSIONS} dimensions"))
@@ -76,7 +76,7 @@ class NetworkSection(Section):
         return cls(constructor=constructor.name, arguments=dict(constructor.arguments))
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """What no specification may say: names beyond the registries, arguments that could fetch or run something."""
+        """List what no specification may say: names outside the registries, arguments that could fetch or run code."""
         try:
             split_name(self.constructor)
         except SpecError as error:
@@ -117,11 +117,11 @@ class CostsSection(Section):
         return cls(stages={cost.name: CostSection.of(cost) for cost in stages}, heads=described)
 
     def problems(self, tasks: Sequence[str], locations: Sequence[str]) -> list[tuple[Keys, str]]:
-        """Stages that are not the locations, and heads that are not the tasks."""
+        """List stages that are not the locations, and heads that are not the tasks."""
         problems: list[tuple[Keys, str]] = []
         for section, names, known in (("stages", self.stages, locations), ("heads", self.heads, tasks)):
             problems += [
-                ((section, name), "unknown key: no such location or task") for name in names if name not in known
+                ((section, name), "unknown key: not a location or task") for name in names if name not in known
             ]
             missing = [name for name in known if name not in names]
             if missing and names:
@@ -147,7 +147,7 @@ class SearchSection(Section):
     seed: int | None = None
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """A budget that cannot be read."""
+        """List a budget that cannot be read."""
         try:
             if self.budget is not None:
                 Budget.parse(self.budget)
@@ -157,7 +157,12 @@ class SearchSection(Section):
 
 
 def budget_text(budget: Budget | str) -> str:
-    """Write a budget so that `Budget.parse` reads exactly it."""
+    """Write a budget so that `Budget.parse` reads exactly it.
+
+    Args:
+        budget: a budget, or its text, which is returned as it is.
+    """
+    # `str` rounds to what people read; where that loses digits, all of them are written.
     if isinstance(budget, str):
         return budget
     text = str(budget)

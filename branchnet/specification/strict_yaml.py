@@ -3,7 +3,7 @@
 YAML 1.1 and 1.2 read some plain words differently (`no` is false or text, `12:30` is 750 or text), and documents can
 hold constructs that no settings file needs. This reader takes the values on which both agree, and numbers as 1.2 reads
 them (`1e-3` is a number). Everything else is refused with advice, while events are read and before a value is made:
-other plain words on which the two differ, duplicate keys, keys that are no text, anchors, aliases, tags, directives,
+other plain words on which the two differ, duplicate keys, keys that are not text, anchors, aliases, tags, directives,
 numbers that are not finite, several documents, documents over 1 MB or of more than 50,000 values, nesting over 50.
 """
 
@@ -22,13 +22,14 @@ import yaml
 from branchnet.errors import SpecError
 from branchnet.utils.document_keys import Keys, show_keys
 
+# A file may come from anyone: these limits keep the time and memory of reading one small. Anchors are refused, so that
+# no small file expands to a large document.
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_VALUES = 50_000
-MAX_DIGITS = 40
+MAX_DIGITS = 40  # Python's conversion of digits takes quadratic time
 MAX_PROBLEMS = 100
 """So many problems of one file are described; looking for similar names takes time for each."""
-
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -78,6 +79,9 @@ class Document:
 def load_yaml(path: str | os.PathLike[str]) -> tuple[Any, dict[Keys, Position]]:
     """Read a YAML file strictly; return its data and the position of every value.
 
+    Args:
+        path: the file.
+
     Raises:
         SpecError: every problem of the file, each as `file:line:column: path: problem`.
     """
@@ -89,6 +93,9 @@ def load_yaml(path: str | os.PathLike[str]) -> tuple[Any, dict[Keys, Position]]:
 
 def read_document(path: str | os.PathLike[str]) -> Document:
     """Read a YAML file strictly; problems are collected in the result.
+
+    Args:
+        path: the file.
 
     Raises:
         SpecError: the file does not exist or cannot be read.
@@ -110,7 +117,9 @@ def parse_document(content: bytes) -> Document:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        return Document(problems=[Problem((), Position(line, 1), f"byte {error.start} is no UTF-8 (save it as UTF-8)")])
+        return Document(
+            problems=[Problem((), Position(line, 1), f"byte {error.start} is not UTF-8 (save it as UTF-8)")]
+        )
     return _Reader(text).read()
 
 
@@ -123,6 +132,9 @@ def spec_error(path: str | os.PathLike[str], problems: list[Problem]) -> SpecErr
 
 def plain_value(text: str) -> Any:
     """Return what a plain (unquoted) scalar means.
+
+    Args:
+        text: the scalar.
 
     Raises:
         ValueError: YAML versions differ about it, or it is a number that is not finite; the message has the advice.
@@ -250,12 +262,12 @@ class _Reader:
         known = len(self._document.problems)
         value = self._read_scalar(keys, event)
         if not isinstance(value, str) and len(self._document.problems) == known:
-            self._refuse(keys, event, f'the key {event.value} is no text (write "{event.value}" in quotes)')
+            self._refuse(keys, event, f'the key {event.value} is not text (write "{event.value}" in quotes)')
         return str(event.value)
 
     def _read_scalar(self, keys: Keys, event: Any) -> Any:
         if _SURROGATE.search(event.value):
-            return self._refuse(keys, event, "half of a surrogate pair is no character")
+            return self._refuse(keys, event, "half of a surrogate pair is not a character")
         if event.style is not None:
             return event.value
         try:

@@ -21,7 +21,14 @@ from branchnet.errors import SpecError, TreeError
 
 
 def tree_from_treemtl(text: str, tasks: Sequence[str]) -> Tree:
-    """Read a TreeMTL layout; `tasks[i]` is the name of task i.
+    """Read a TreeMTL layout.
+
+    Args:
+        text: such as `[[{0, 1}, {2}]]`: for each block its groups of task numbers.
+        tasks: `tasks[i]` is the name of task i.
+
+    Returns:
+        a tree of one stage for each block.
 
     Raises:
         SpecError: text of another form, or groups that form no tree over the tasks.
@@ -32,7 +39,7 @@ def tree_from_treemtl(text: str, tasks: Sequence[str]) -> Tree:
 
 
 def tree_to_treemtl(tree: Tree) -> str:
-    """Write a TreeMTL layout; task numbers follow the order of `tree.tasks`."""
+    """Write a TreeMTL layout; task numbers are places in `tree.tasks`."""
     numbers = {task: str(number) for number, task in enumerate(tree.tasks)}
     blocks = [
         ", ".join("{" + ", ".join(numbers[task] for task in cluster) + "}" for cluster in clusters)
@@ -42,9 +49,16 @@ def tree_to_treemtl(tree: Tree) -> str:
 
 
 def tree_from_bmtas(text: str, tasks: Sequence[str]) -> Tree:
-    """Read a BMTAS branch configuration; column i is task `tasks[i]`.
+    """Read a BMTAS branch configuration.
 
     Two tasks share a layer if they take the same block there and at every layer before.
+
+    Args:
+        text: JSON, with one row of block numbers for each layer.
+        tasks: column i is task `tasks[i]`.
+
+    Returns:
+        a tree of one stage for each row.
 
     Raises:
         SpecError: text of another form, or rows that are not as long as `tasks`.
@@ -62,13 +76,19 @@ def tree_from_bmtas(text: str, tasks: Sequence[str]) -> Tree:
 
 
 def tree_to_bmtas(tree: Tree) -> str:
-    """Write a BMTAS branch configuration; columns follow the order of `tree.tasks`."""
+    """Write a BMTAS branch configuration; columns are in the order of `tree.tasks`."""
     rows = ",\n".join(f"  {list(row)}" for row in tree.labels())
     return f'{{"config": [\n{rows}\n]}}\n'
 
 
 def tree_from_autobrane(text: str) -> Tree:
     """Read an AutoBRANE tree file; tasks are ordered as they first appear, layers count from 1.
+
+    Args:
+        text: lines `layer: task task ...`, one for each group.
+
+    Returns:
+        a tree of one stage for each layer.
 
     Raises:
         SpecError: a line of another form, layers that are left out, or groups that form no tree.
@@ -79,7 +99,7 @@ def tree_from_autobrane(text: str) -> Tree:
         if match is not None:
             layers.setdefault(int(match[1]), []).append(match[2].split())
         elif line.strip():
-            raise SpecError(f"line {number}: {line!r} is no line `layer: task task ...`")
+            raise SpecError(f"line {number}: {line!r} cannot be read (expected `layer: task task ...`)")
     _require(bool(layers), "the file names no layer")
     first, last = min(layers), max(layers)
     missing = [layer for layer in range(first, last + 1) if layer not in layers]
@@ -91,11 +111,16 @@ def tree_from_autobrane(text: str) -> Tree:
 def tree_to_autobrane(tree: Tree) -> str:
     """Write an AutoBRANE tree file.
 
+    Args:
+        tree: the tree.
+
     Raises:
         SpecError: a task whose name has spaces, which the format cannot hold.
     """
     spaced = [task for task in tree.tasks if task.split() != [task]]
-    _require(not spaced, f"the format holds no spaces in the names of tasks: {spaced}")
+    _require(
+        not spaced, f"the names of tasks {spaced} have spaces (expected none, which separate names in this format)"
+    )
     lines = [
         f"{layer}: {' '.join(cluster)}"
         for layer, clusters in enumerate(tree.partitions, start=1)
@@ -106,6 +131,9 @@ def tree_to_autobrane(tree: Tree) -> str:
 
 def tree_from_json(text: str) -> Tree:
     """Read `{"tasks": [...], "partitions": [...]}`.
+
+    Args:
+        text: JSON.
 
     Raises:
         SpecError: text of another form, or partitions that form no tree.
@@ -137,7 +165,7 @@ def _is_nested(value: Any, depth: int) -> bool:
 
 def _name(number: int | str, tasks: Sequence[str]) -> str:
     if not isinstance(number, int) or number not in range(len(tasks)):
-        raise SpecError(f"{number!r} is no task number (0 to {len(tasks) - 1} would be right)")
+        raise SpecError(f"unknown task number {number!r} (expected 0 to {len(tasks) - 1})")
     return tasks[number]
 
 

@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class RuleError(ValueError):
-    """What a model's own rules object to; a validator raises it once for all of them.
+    """What breaks a model's own rules; a validator raises it once for all of them.
 
     Attributes:
         problems: pairs of the place inside the model that raised it, and what is wrong there.
@@ -33,14 +33,18 @@ class RuleError(ValueError):
 def validate(model_class: type[Model], path: str | os.PathLike[str]) -> Model:
     """Read a YAML file strictly and return it as a `model_class`.
 
+    Args:
+        model_class: the model.
+        path: the file.
+
     Raises:
-        SpecError: every problem of the file, each as `file:line:column: path: problem (what would be right)`.
+        SpecError: every problem of the file, each as `file:line:column: path: problem (expected ...)`.
     """
     return validate_document(model_class, read_document(path), path)
 
 
 def validate_document(model_class: type[Model], document: Document, path: str | os.PathLike[str]) -> Model:
-    """Return what has been read from the file `path` as a `model_class`; raise what `validate` raises."""
+    """Return what has been read from the file `path` as a `model_class`; arguments and errors as in `validate`."""
     if document.data is None and document.problems:
         raise spec_error(path, document.problems)
     refused = {problem.keys for problem in document.problems}
@@ -70,7 +74,7 @@ def _all_problems(model_class: type[BaseModel], data: Any) -> list[tuple[Keys, s
 
 
 def model_problems(error: ValidationError, model_class: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
-    """Yield the place and the text of every problem that a pydantic error tells of."""
+    """Yield the place and the text of every problem that a pydantic error reports."""
     for detail in islice(error.errors(include_url=False), MAX_PROBLEMS):
         if detail["type"] == "too_short" and detail["input"]:
             continue  # an item is wrong, which pydantic reports by itself
@@ -87,16 +91,16 @@ def _text(detail: Any, model_class: type[BaseModel]) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "too_short":
-        return "is empty (at least one entry would be right)"
+        return "is empty (expected at least one entry)"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(key), sorted(_field_names(model_class) - {key}), n=1)
         return f"unknown key (did you mean {near[0]}?)" if near else "unknown key (remove it)"
     if kind == "string_type":
         quoted = " (write it in quotes)" if isinstance(value, bool | int | float) else ""
-        return f"{_short(value)} is no text{quoted}"
+        return f"{_short(value)} is not text{quoted}"
     if kind == "value_error":
         return str(detail["msg"]).removeprefix("Value error, ")
-    return f"{_short(value)} is wrong: {detail['msg'].replace('Input should', 'it should')}"
+    return f"{_short(value)} is wrong: {detail['msg'].replace('Input should be', 'expected').replace('Input', 'it')}"
 
 
 def _short(value: Any) -> str:
@@ -109,8 +113,8 @@ def _short(value: Any) -> str:
 @cache
 def _field_names(model_class: type[BaseModel]) -> frozenset[str]:
     schema = model_class.model_json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return frozenset(name for part in parts for name in part.get("properties", {}))
+    models = [schema, *schema.get("$defs", {}).values()]
+    return frozenset(name for model in models for name in model.get("properties", {}))
 
 
 def _located(document: Document, problems: Sequence[tuple[Keys, str]]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Writing YAML text that every YAML reader understands alike, byte for byte the same for the same data."""
+"""Writing YAML text that every YAML reader understands in the same way, byte for byte equal for equal data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ def dump_yaml(data: Any) -> str:
     """Write plain data as YAML: keys in their order, innermost collections on one line, no anchors.
 
     Text is quoted wherever some version of YAML would read it as anything else.
+
+    Args:
+        data: None, booleans, numbers, text, lists and dictionaries of them.
+
+    Returns:
+        the text, with a line break at the end.
     """
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return str(text)
 
 
 def needs_quotes(text: str) -> bool:
-    """Whether some reader could take this text, unquoted, for anything but text."""
+    """Return whether some reader could take this text, unquoted, for anything but text."""
     if not _SAFE.fullmatch(text) or text.endswith(" ") or text.lower() in _LETTERS_READ_AS_TRUTH:
         return True
     try:

@@ -32,7 +32,11 @@ class StageCost:
 
 @dataclass(frozen=True)
 class StageCosts(Sequence[StageCost]):
-    """The costs of the D stages of one network, from input to output."""
+    """The costs of the D stages of one network, from input to output.
+
+    Attributes:
+        stages: one entry per stage.
+    """
 
     stages: tuple[StageCost, ...]
 

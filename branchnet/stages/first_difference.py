@@ -13,7 +13,11 @@ from branchnet.stages.locations import Location
 
 
 def check_common(alignment: Alignment, candidates: Sequence[Location], tasks: Sequence[str]) -> None:
-    """Raise a SplitError that shows both sides of the first difference if there is no place to cut at."""
+    """Raise a SplitError that shows both sides of the first difference if there is nowhere to cut.
+
+    Raises:
+        SplitError: several networks have no location in common.
+    """
     if candidates or len(tasks) == 1:
         return
     common = [set(alignment.order(k)) for k in range(len(tasks))]
@@ -21,7 +25,10 @@ def check_common(alignment: Alignment, candidates: Sequence[Location], tasks: Se
         f"  {task}: {_describe(flow, next((node for node in flow.order if node not in nodes), None))}"
         for task, flow, nodes in zip(tasks, alignment.flows, common, strict=True)
     ]
-    raise SplitError("the networks have too little in common to share a stage; first difference:\n" + "\n".join(sides))
+    raise SplitError(
+        "the networks have too little in common to share a stage; expected the same backbone up to the end of at least "
+        "one module; first difference:\n" + "\n".join(sides)
+    )
 
 
 def _describe(flow: Dataflow, node: fx.Node | None) -> str:

@@ -3,7 +3,7 @@
 fvcore traces a network with torch.jit, which needs real tensors and one trace per piece. Here its formulas are applied
 to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. One
 multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
-products.
+products. Where fvcore is not installed, as on a machine that only measures, the same formula stands here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn.jit_handles import conv_flop_count
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,11 +26,19 @@ Formula = Callable[[Sequence[Any], Any], float]
 def count_flops(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> tuple[int, tuple[str, ...]]:
-    """Multiply-adds of one forward pass of `module(*args, **kwargs)`, and the operators that were not counted.
+    """Count the multiply-adds of one forward pass.
 
     The module runs without gradients in the mode that it is in. The operators named are those that compute something
     and for which fvcore's convention has no formula (pooling by maximum, softmax and so on); element-wise arithmetic
     and changes of shape count as nothing there and are not named.
+
+    Args:
+        module: any module.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        Multiply-adds of `module(*args, **kwargs)`, and the names of the operators that were not counted.
     """
     with torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
         module(*args, **(kwargs or {}))
@@ -62,7 +69,7 @@ class OperatorCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operator and book what it cost."""
+        """Run the operator and record what it cost."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if formula := _FORMULAS.get(name):
@@ -78,7 +85,7 @@ _ADAPTIVE_POOLING = (nn.functional.adaptive_avg_pool2d, torch._C._nn.adaptive_av
 
 
 class _AdaptivePooling(TorchFunctionMode):
-    """Books adaptive average pooling, which is dispatched as a plain mean where its result is one value."""
+    """Counts adaptive average pooling, which is dispatched as a plain mean where its result is one value."""
 
     def __init__(self, counter: OperatorCounter) -> None:
         super().__init__()
@@ -114,8 +121,20 @@ def _new_bytes(args: Sequence[Any], out: Any) -> int:
 
 
 def _convolution(args: Sequence[Any], out: Any) -> float:
-    x, weight, transposed = args[0], args[1], args[6]
-    return float(conv_flop_count(list(x.shape), list(weight.shape), list(out.shape), transposed=transposed))
+    x, weight, transposed = list(args[0].shape), list(args[1].shape), args[6]
+    try:
+        from fvcore.nn.jit_handles import conv_flop_count
+    except ModuleNotFoundError:
+        return convolution_flops(x, weight, list(out.shape), transposed=transposed)
+    return float(conv_flop_count(x, weight, list(out.shape), transposed=transposed))
+
+
+def convolution_flops(x: Sequence[int], weight: Sequence[int], out: Sequence[int], *, transposed: bool) -> float:
+    """Multiply-adds of a convolution, by the shapes of input, weight and output.
+
+    Every weight is used once for each place of the output, or of the input where the convolution is transposed.
+    """
+    return float(x[0] * prod(weight) * prod((x if transposed else out)[2:]))
 
 
 def _matrix_product(left: int) -> Formula:
@@ -123,6 +142,8 @@ def _matrix_product(left: int) -> Formula:
     return lambda args, out: prod(args[left].shape) * (args[left + 1].shape[-1] if args[left + 1].dim() > 1 else 1)
 
 
+# fvcore's norm_flop_counter: four operations a value to subtract the mean and divide by the deviation, one for the
+# affine map; batch normalisation with fixed statistics is one multiply-add that folds into it.
 def _normalisation(affine: int) -> Formula:
     return lambda args, out: prod(args[0].shape) * (4 if args[affine] is None else 5)
 
@@ -143,6 +164,7 @@ def _elementwise(input_scale: int, output_scale: int) -> Formula:
 
 def _attention(args: Sequence[Any], out: Any) -> float:
     query, key, value = args[:3]
+    # Q K^T and the product of its softmax with V; query and key share their last dimension, value may have another.
     pairs = prod(query.shape[:-1]) * key.shape[-2]
     return float(pairs * (query.shape[-1] + value.shape[-1]))
 

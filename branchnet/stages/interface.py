@@ -19,7 +19,14 @@ Example: TypeAlias = Inputs
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of one tensor; for integers also the smallest and largest value that the example held."""
+    """Shape and type of one tensor.
+
+    Attributes:
+        shape: its shape, the batch dimension included.
+        dtype: its type, such as `float32`.
+        low: the smallest value that the example held; None for floats.
+        high: the largest value that the example held; None for floats.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -35,6 +42,12 @@ class Interface:
         tensors: one entry per input.
         form: `"tensor"` for `network(x)`, `"tuple"` for `network(*x)`, `"dict"` for `network(**x)`.
         names: the keyword names where the form is `"dict"`, else empty.
+
+    >>> interface = branchnet.Interface.of(torch.zeros(2, 3, 32, 32))
+    >>> interface.form, interface.batch, interface.tensors[0].dtype
+    ('tensor', 2, 'float32')
+    >>> interface.random(batch=5).shape
+    torch.Size([5, 3, 32, 32])
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -43,7 +56,17 @@ class Interface:
 
     @classmethod
     def of(cls, example: Example) -> Interface:
-        """Read the interface off an example."""
+        """Read the interface off an example.
+
+        Args:
+            example: what a network takes: a tensor, a tuple of tensors, or a mapping from keyword names to tensors.
+
+        Returns:
+            Shapes, types and the range of integers of the example's tensors.
+
+        Raises:
+            SplitError: the example has none of these forms.
+        """
         specs = tuple(_spec_of(tensor) for tensor in flat_example(example))
         if isinstance(example, Mapping):
             return cls(specs, "dict", tuple(example))
@@ -57,7 +80,12 @@ class Interface:
     def random(self, batch: int | None = None, seed: int = 0) -> Example:
         """Make an example: normal floats; integers and booleans between the smallest and largest that were seen.
 
-        Tensors whose first dimension was the example's batch size get `batch` there instead.
+        Args:
+            batch: batch size, in place of the example's wherever a tensor's first dimension is that; None keeps it.
+            seed: seed of the values.
+
+        Returns:
+            Tensors in the form of the example that the interface was read off, on the CPU.
         """
         generator = torch.Generator().manual_seed(seed)
         tensors = tuple(_random(spec, self._shape(spec, batch), generator) for spec in self.tensors)
@@ -66,7 +94,11 @@ class Interface:
         return tensors[0] if self.form == "tensor" else tensors
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, for a file."""
+        """Write the interface for a file.
+
+        Returns:
+            Plain lists, numbers and strings.
+        """
         tensors = [
             {"shape": list(spec.shape), "dtype": spec.dtype}
             | ({} if spec.low is None else {"low": spec.low, "high": spec.high})
@@ -76,7 +108,17 @@ class Interface:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Interface:
-        """Read back what `to_dict` wrote."""
+        """Read back what `to_dict` wrote.
+
+        Args:
+            plain: the mapping that `to_dict` returned.
+
+        Returns:
+            An equal interface.
+
+        Raises:
+            KeyError: the mapping lacks a field.
+        """
         specs = tuple(
             TensorSpec(tuple(entry["shape"]), entry["dtype"], entry.get("low"), entry.get("high"))
             for entry in plain["tensors"]
@@ -90,23 +132,39 @@ class Interface:
 
 
 def flat_example(example: Example) -> tuple[Tensor, ...]:
-    """The example's tensors in order.
+    """List an example's tensors.
+
+    Args:
+        example: a tensor, a non-empty tuple of tensors, or a non-empty mapping from keyword names to tensors.
+
+    Returns:
+        The tensors in order.
 
     Raises:
-        SplitError: the example is not a tensor, or a non-empty tuple or mapping of tensors.
+        SplitError: the example has none of these forms.
     """
     if isinstance(example, Tensor):
         return (example,)
     tensors = tuple(example.values()) if isinstance(example, Mapping) else example
     if not isinstance(tensors, tuple | list) or not tensors or not all(isinstance(t, Tensor) for t in tensors):
         raise SplitError(
-            f"the example must be a tensor, or a non-empty tuple or dict of tensors; it is {_describe(example)}"
+            f"the example is {_describe(example)}; expected a tensor, or a non-empty tuple or dict of tensors"
         )
     return tuple(tensors)
 
 
 def call_arguments(example: Example) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Positional and keyword arguments with which a network takes the example."""
+    """Unpack an example.
+
+    Args:
+        example: as for `flat_example`.
+
+    Returns:
+        Positional and keyword arguments with which a network takes it.
+
+    Raises:
+        SplitError: the example is of another form.
+    """
     tensors = flat_example(example)
     if isinstance(example, Mapping):
         return (), dict(zip(example, tensors, strict=True))
@@ -114,7 +172,15 @@ def call_arguments(example: Example) -> tuple[tuple[Tensor, ...], dict[str, Tens
 
 
 def call(network: nn.Module, example: Example) -> Any:
-    """Run the network on the example: `network(x)`, `network(*x)` or `network(**x)`."""
+    """Run a network on an example: `network(x)`, `network(*x)` or `network(**x)`.
+
+    Args:
+        network: any module.
+        example: a tensor, a tuple of tensors, or a mapping from keyword names to tensors.
+
+    Returns:
+        What the network returns.
+    """
     if isinstance(example, Mapping):
         return network(**example)
     return network(*example) if isinstance(example, tuple) else network(example)
@@ -175,6 +241,7 @@ def _random(spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
     dtype: torch.dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.promote_types(dtype, torch.float32)).to(dtype)
+    # Integers are token numbers or class indices: a value outside the seen range may lie outside an embedding.
     low, high = spec.low or 0, 1 if spec.high is None else spec.high
     return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
 

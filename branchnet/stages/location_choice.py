@@ -1,4 +1,10 @@
-"""Choose among the places where networks can be cut: by name, by number, or a few meaningful ones."""
+"""Choose among the places where networks can be cut: by name, by number, or a few meaningful ones.
+
+How much of a network lies before a place is its *share*: the mean of its share of the parameters and of its share of
+the multiply-adds. Early stages of a convolutional network hold the work and late ones the parameters, so that either
+number alone would put all places at one end. A module is *opened* where its children's ends are looked at instead of
+its own end.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +16,42 @@ from itertools import pairwise
 from branchnet.errors import SplitError
 from branchnet.stages.locations import Location
 
+# Published trees branch behind the four blocks of a ResNet (Vandenhende et al. 2020). With each place more, the number
+# of trees grows as the iterated Bell numbers.
 _MOST = 5
 _FEWEST = 3
+# A stage that holds half of the network decides nearly everything by itself, so its module is opened.
 _DOMINANT = 0.5
+# A stage of less than 1% (a normalisation, a pooling layer) only makes the search longer; below 5%, a first stage is a
+# stem that nothing is gained by sharing on its own.
 _TRIVIAL = 0.01
+_STEM = 0.05
 
 Locations = int | Sequence[str] | None
 
 
 def choose(candidates: Sequence[Location], wanted: Locations, whole: tuple[int, int]) -> list[Location]:
-    """The chosen locations, in order.
+    """Choose locations.
 
     Args:
         candidates: every place, in order.
         wanted: None for a few at the ends of stages or blocks, an int for that many of equal cost, or names.
         whole: parameters and multiply-adds of the whole network.
 
+    Returns:
+        The chosen locations, from input to output.
+
     Raises:
         SplitError: there are fewer places than asked for, or a name is none of them.
     """
     if not candidates:
-        raise SplitError("there is no place at which to cut: no module ends between the input and the last parameters")
+        raise SplitError(
+            "there is no place at which to cut; expected a module that ends between the input and the last parameters"
+        )
     if wanted is None:
         return _meaningful(candidates, whole)
     if isinstance(wanted, bool | str):
-        raise SplitError(f"locations must be None, a number or a list of module names; it is {wanted!r}")
+        raise SplitError(f"locations is {wanted!r}; expected None, a number or a list of module names")
     if isinstance(wanted, int):
         return _balanced(candidates, wanted, whole)
     return _named(candidates, wanted)
@@ -43,18 +60,17 @@ def choose(candidates: Sequence[Location], wanted: Locations, whole: tuple[int, 
 def _named(candidates: Sequence[Location], names: Sequence[str]) -> list[Location]:
     places = {alias: place for place in candidates for alias in place.aliases}
     if not names:
-        raise SplitError("at least one location is needed")
+        raise SplitError("locations is empty; expected at least one module name, or None")
     for name in names:
         if name not in places:
             close = difflib.get_close_matches(name, places, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(_some(candidates))}"
-            raise SplitError(f"{name!r} is no place at which the network can be cut; {hint}")
+            expected = f"one of {', '.join(_some(candidates))}"
+            hint = f"did you mean {' or '.join(close)}?" if close else f"expected {expected}"
+            raise SplitError(f"{name!r} is not a place at which the network can be cut; {hint}")
     chosen = [_renamed(places[name], name) for name in names]
     for before, after in pairwise(chosen):
         if before.position >= after.position:
-            raise SplitError(
-                f"locations must follow the order of computation; {after.name!r} is not after {before.name!r}"
-            )
+            raise SplitError(f"{after.name!r} is not after {before.name!r}; expected locations in order of computation")
     return chosen
 
 
@@ -69,9 +85,8 @@ def _some(candidates: Sequence[Location]) -> list[str]:
 
 def _share(place: Location, whole: tuple[int, int]) -> float:
     """How much of the network lies before the place: the mean of its share of parameters and of multiply-adds."""
-    return (
-        sum(part / total if total else 0.0 for part, total in zip((place.params, place.flops), whole, strict=True)) / 2
-    )
+    spent = (place.params, place.flops)
+    return sum(count / total if total else 0.0 for count, total in zip(spent, whole, strict=True)) / 2
 
 
 def _meaningful(candidates: Sequence[Location], whole: tuple[int, int]) -> list[Location]:
@@ -85,38 +100,57 @@ def _meaningful(candidates: Sequence[Location], whole: tuple[int, int]) -> list[
 
 
 def _ends_of_children(candidates: Sequence[Location], opened: set[str], whole: tuple[int, int]) -> list[Location]:
-    """Ends of the modules whose parents are all opened, without those that add next to nothing."""
+    """Ends of the modules whose parents are all opened, each with a stage worth having before it.
+
+    A place that adds next to nothing to the last one does not become a stage: it takes the last one's place where it
+    makes the better cut.
+    """
     kept: list[Location] = []
     for place in candidates:
-        names = [name for name in place.aliases if _parents(name) <= opened]
-        if not names or not {name.partition("@")[0] for name in place.inside} <= opened:
+        name = _name_among_children(place, opened)
+        if name is None:
             continue
-        names = [name for name in names if name not in opened] or names
-        share = _share(place, whole)
-        before = _share(kept[-2], whole) if len(kept) > 1 else 0.0
-        if kept and share - _share(kept[-1], whole) < _TRIVIAL:
-            around = [name for name in place.aliases if name in opened and name in _parents(kept[-1].name)]
-            small = len(kept) == 1 and _share(kept[-1], whole) - before < 5 * _TRIVIAL
-            if small or len(place.shapes) < len(kept[-1].shapes):
-                kept[-1] = _renamed(place, names[0])
-            elif around:
-                kept[-1] = _renamed(place, around[0])
-            continue
-        kept.append(_renamed(place, names[0]))
-    if len(kept) > _FEWEST and _share(kept[0], whole) < 5 * _TRIVIAL:
-        kept = kept[1:]
-    return kept
+        if not kept or _share(place, whole) - _share(kept[-1], whole) >= _TRIVIAL:
+            kept.append(_renamed(place, name))
+        elif _is_stem(kept, whole) or _is_narrower(place, kept[-1]):
+            kept[-1] = _renamed(place, name)
+        elif ended := _container_ending_at(place, kept[-1], opened):
+            kept[-1] = _renamed(place, ended)
+    return kept[1:] if len(kept) > _FEWEST and _is_stem(kept[:1], whole) else kept
+
+
+def _name_among_children(place: Location, opened: set[str]) -> str | None:
+    """The module by which the place is reached through opened ones alone; a child's name before an opened module's."""
+    names = [name for name in place.aliases if _parents(name) <= opened]
+    if not names or not {name.partition("@")[0] for name in place.inside} <= opened:
+        return None
+    return next((name for name in names if name not in opened), names[0])
+
+
+def _is_stem(kept: Sequence[Location], whole: tuple[int, int]) -> bool:
+    """Whether there is one stage so far and it is small, such as a first convolution before its pooling."""
+    return len(kept) == 1 and _share(kept[0], whole) < _STEM
+
+
+def _is_narrower(place: Location, last: Location) -> bool:
+    """Whether fewer tensors have to be carried across this place: a skip connection has ended."""
+    return len(place.shapes) < len(last.shapes)
+
+
+def _container_ending_at(place: Location, last: Location, opened: set[str]) -> str | None:
+    """The opened module around the last place that ends here: `features` names the cut better than its last child."""
+    return next((name for name in place.aliases if name in opened and name in _parents(last.name)), None)
 
 
 def _parents(name: str) -> set[str]:
-    parts = name.partition("@")[0].split(".")
-    return {".".join(parts[:k]) for k in range(1, len(parts))}
+    names = name.partition("@")[0].split(".")
+    return {".".join(names[:k]) for k in range(1, len(names))}
 
 
 def _to_open(
     candidates: Sequence[Location], chosen: Sequence[Location], opened: set[str], whole: tuple[int, int]
 ) -> str | None:
-    """The module with the largest piece, if that is half of the network or there are too few pieces."""
+    """The module that holds most of the network, if that is more than half or there are too few places without it."""
     inner = {parent for place in candidates for alias in place.aliases for parent in _parents(alias)} - opened
     inner = {name for name in inner if _parents(name) <= opened}
     sizes: dict[str, float] = {}
@@ -128,6 +162,7 @@ def _to_open(
         calls = sum(alias.partition("@")[0] == name for place in inside for alias in place.aliases)
         sizes[name] = (shares[id(inside[-1])] - start) / max(calls, 1)
     largest = max(sizes, key=lambda name: sizes[name], default=None)
+    # Two children of at least 1% each are the least that opening a module could add.
     if largest is not None and sizes[largest] > 2 * _TRIVIAL and (sizes[largest] > _DOMINANT or len(chosen) < _FEWEST):
         return largest
     return None
@@ -135,7 +170,7 @@ def _to_open(
 
 def _balanced(candidates: Sequence[Location], count: int, whole: tuple[int, int]) -> list[Location]:
     if not 1 <= count <= len(candidates):
-        raise SplitError(f"{count} locations were asked for; this network has between 1 and {len(candidates)}")
+        raise SplitError(f"locations is {count}; expected between 1 and {len(candidates)} for this network")
     for places in _preferred(candidates):
         if len(places) >= count:
             break
@@ -182,5 +217,6 @@ def _balance(candidates: Sequence[Location], count: int, whole: tuple[int, int])
 
 def _last_worthwhile(shares: Sequence[float], count: int) -> int:
     """The first place after which next to nothing more of the backbone comes, leaving room for `count` places."""
+    # A tenth of a trivial stage: a final normalisation or pooling would otherwise pull the last cut behind it.
     end = next(k for k, share in enumerate(shares) if share >= shares[-1] - _TRIVIAL / 10)
     return max(end, count - 1)

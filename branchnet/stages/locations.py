@@ -25,6 +25,11 @@ class Location:
         flops: multiply-adds up to here.
         position: number of the place in the order of computation.
         inside: the module calls that have begun and not ended here, outermost first.
+
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).eval()
+    >>> place = branchnet.candidate_locations(network, torch.zeros(1, 4))[0]
+    >>> isinstance(place, branchnet.Location), place.name, place.shapes, place.cut_bytes
+    (True, '0', ((1, 8),), 32)
     """
 
     name: str
@@ -47,6 +52,7 @@ def find_locations(alignment: Alignment) -> list[Location]:
     params, flops = _cumulative(flow, order)
     found = []
     for position in sorted(set(ends.values())):
+        # Names, shapes and costs are those of the first network; the common structure has the same in all of them.
         if position in good:
             forms = [flow.facts[order[k]].form for k in carried[position]]
             tensors = [form for form in forms if isinstance(form, TensorForm)]
@@ -71,7 +77,7 @@ def carried_after(alignment: Alignment) -> list[tuple[int, ...]]:
     """For every common position, the common nodes whose values some network needs later.
 
     The union over the networks: a value that only one network's head reads is carried by all of them, so that their
-    cuts are alike; the others ignore it. Tensors come first, in the order in which they are made, then sizes.
+    cuts are the same; the others ignore it. Tensors come first, in the order in which they are made, then sizes.
 
     The rule is sound: a value carried at one place was either made by the stage before it, which all networks have in
     common, or carried at the place before.

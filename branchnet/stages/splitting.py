@@ -1,4 +1,4 @@
-"""Split networks into stages: follow each of them, find what they have in common, cut it, put the pieces together."""
+"""Split networks into stages: trace each of them, find what they have in common, cut it, assemble the subgraphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from branchnet.stages.location_choice import Locations, choose
 from branchnet.stages.locations import Location, find_locations
 from branchnet.stages.stage_assembly import assemble, cost_of_whole
 from branchnet.stages.staged import StagedNetwork
-from branchnet.stages.tracing.trace import follow, follow_all
+from branchnet.stages.tracing.trace import trace_all, trace_network
 
 
 def split(network: nn.Module, example: Example, *, locations: Locations = None) -> StagedNetwork:
@@ -28,8 +28,19 @@ def split(network: nn.Module, example: Example, *, locations: Locations = None) 
         locations: None for a few meaningful places, an int for that many, balanced in parameters and multiply-adds,
             or names of modules at whose ends to cut, in order.
 
+    Returns:
+        The staged network, with the network's exact outputs, in the network's mode.
+
     Raises:
-        SplitError: the network cannot be followed, or not be cut at these places.
+        SplitError: the network cannot be traced, or not be cut at these places.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    >>> staged = branchnet.split(network, torch.zeros(1, 3, 16, 16), locations=["1", "3"])
+    >>> staged.locations, [tensor.shape for cut in staged.cuts for tensor in cut]
+    (('1', '3'), [(1, 8, 14, 14), (1, 8, 12, 12)])
+    >>> x = torch.randn(2, 3, 24, 24)
+    >>> torch.equal(staged(x), network(x))
+    True
     """
     return split_all({"network": network}, example, locations=locations)["network"]
 
@@ -44,7 +55,7 @@ def split_all(
     """Split several networks at the same places of the longest structure that they have in common.
 
     What differs becomes each network's head. A cut carries every tensor that some network needs later, so cuts are
-    alike in all of them; a head ignores what it does not need.
+    the same in all of them; a head ignores what it does not need.
 
     Args:
         networks: networks by task.
@@ -52,18 +63,47 @@ def split_all(
         locations: as for `split`; names are those of the first network.
         transforms: preprocessing by task (normalisation, resizing), run first as part of that network's stage 0.
 
+    Returns:
+        Staged networks by task, with the same locations and cuts of the same shapes.
+
     Raises:
-        SplitError: a network cannot be followed or cut, too little is in common, or preprocessing leaves images of
+        SplitError: a network cannot be traced or cut, too little is in common, or preprocessing leaves images of
             different shapes, so that stage 0 cannot be shared.
+
+    >>> def network(classes):
+    ...     backbone = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()]
+    ...     return nn.Sequential(*backbone, nn.Linear(8, classes)).eval()
+    >>> staged = branchnet.split_all({"shape": network(3), "colour": network(5)}, torch.zeros(1, 4))
+    >>> staged["shape"].locations == staged["colour"].locations
+    True
+    >>> staged["colour"](torch.zeros(2, 4)).shape
+    torch.Size([2, 5])
     """
-    followed = follow_all(networks, example, transforms or {})
-    alignment = align([network.evaluation for network in followed])
+    traced = trace_all(networks, example, transforms or {})
+    alignment = align([network.evaluation for network in traced])
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
     chosen = choose(candidates, locations, cost_of_whole(alignment.flows[0]))
-    return dict(zip(networks, assemble(followed, alignment, chosen, example), strict=True))
+    return dict(zip(networks, assemble(traced, alignment, chosen, example), strict=True))
 
 
 def candidate_locations(network: nn.Module, example: Example) -> list[Location]:
-    """Every place at which the network can be cut, in order, with the size of the cut and the cost up to it."""
-    return find_locations(align([follow(network, example).evaluation]))
+    """List every place at which a network can be cut.
+
+    Args:
+        network: any module.
+        example: what the network takes: a tensor, a tuple of tensors, or a mapping from keyword names to tensors.
+
+    Returns:
+        The places from input to output, each with the size of its cut and the cost up to it.
+
+    Raises:
+        SplitError: the network cannot be traced.
+
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    >>> for place in branchnet.candidate_locations(network, torch.zeros(1, 4)):
+    ...     print(place.name, place.shapes, place.params, place.flops)
+    0 ((1, 8),) 40 32
+    1 ((1, 8),) 40 32
+    """
+    return find_locations(align([trace_network(network, example).evaluation]))

@@ -1,4 +1,4 @@
-"""Put the pieces of followed networks together as staged networks."""
+"""Put the subgraphs of traced networks together as staged networks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import fx, nn
 
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.graph.common_subgraph import Alignment, align
-from branchnet.stages.graph.dataflow import Dataflow, piece
+from branchnet.stages.graph.dataflow import Dataflow, subgraph
 from branchnet.stages.graph.propagation import TensorForm
 from branchnet.stages.interface import Example, Interface, flat_example
 from branchnet.stages.locations import Location, carried_after, find_locations, own_names
 from branchnet.stages.staged import CutTensor, Program, Stage, StagedNetwork, hold, keep_unused
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
-from branchnet.stages.tracing.trace import Followed
+from branchnet.stages.tracing.trace import TracedNetwork
 
 if TYPE_CHECKING:
     from branchnet.models.constructors import Constructor
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where one network's dataflow is cut: the nodes of each piece and the values of each cut."""
+    """Where one network's dataflow is cut: the nodes of each subgraph and the values of each cut."""
 
     flow: Dataflow
-    pieces: tuple[tuple[fx.Node, ...], ...]
+    subgraphs: tuple[tuple[fx.Node, ...], ...]
     cuts: tuple[tuple[fx.Node, ...], ...]
 
     def graphs(self) -> list[fx.Graph]:
         """One graph per stage, then the head's."""
         before = (self.flow.inputs, *self.cuts)
         after = (*self.cuts, None)
-        return [piece(self.flow, *parts) for parts in zip(self.pieces, before, after, strict=True)]
+        return [subgraph(self.flow, *ends) for ends in zip(self.subgraphs, before, after, strict=True)]
 
 
 def assemble(
-    followed: Sequence[Followed], alignment: Alignment, chosen: Sequence[Location], example: Example
+    traced: Sequence[TracedNetwork], alignment: Alignment, chosen: Sequence[Location], example: Example
 ) -> list[StagedNetwork]:
     """Cut every network at the chosen places, in both modes where all of them can be trained."""
     names = [place.name for place in chosen]
     evaluation = _plans(alignment, [place.position for place in chosen])
-    training, reason = _training_plans(followed, names)
+    training, reason = _training_plans(traced, names)
     return [
         _staged(network, plan, trained, reason, own_names(alignment, k, [p.position for p in chosen]), names, example)
-        for k, (network, plan, trained) in enumerate(zip(followed, evaluation, training, strict=True))
+        for k, (network, plan, trained) in enumerate(zip(traced, evaluation, training, strict=True))
     ]
 
 
@@ -71,20 +71,23 @@ def _plans(alignment: Alignment, positions: Sequence[int]) -> list[_Plan]:
     return plans
 
 
-def _training_plans(followed: Sequence[Followed], names: Sequence[str]) -> tuple[list[_Plan] | list[None], str | None]:
+def _training_plans(
+    traced: Sequence[TracedNetwork], names: Sequence[str]
+) -> tuple[list[_Plan] | list[None], str | None]:
     """Plans of training mode with cuts at the same places, or None for each network and the reason."""
-    flows = [network.training for network in followed if network.training is not None]
-    if len(flows) < len(followed):
-        return [None] * len(followed), next(network.eval_only for network in followed if network.eval_only)
+    flows = [network.training for network in traced if network.training is not None]
+    if len(flows) < len(traced):
+        return [None] * len(traced), next(network.eval_only for network in traced if network.eval_only)
     alignment = align(flows)
+    # A training trace may have other nodes (auxiliary heads, stochastic depth), so its cuts are found by name.
     places = {alias: place.position for place in find_locations(alignment) for alias in place.aliases}
     if missing := [name for name in names if name not in places]:
-        return [None] * len(followed), f"in training mode it cannot be cut at {', '.join(missing)}"
+        return [None] * len(traced), f"in training mode it cannot be cut at {', '.join(missing)}"
     return _plans(alignment, [places[name] for name in names]), None
 
 
 def _staged(
-    followed: Followed,
+    traced: TracedNetwork,
     plan: _Plan,
     training: _Plan | None,
     eval_only: str | None,
@@ -93,7 +96,7 @@ def _staged(
     example: Example,
 ) -> StagedNetwork:
     interface = Interface.of(example)
-    tensors = (*followed.root.parameters(), *followed.root.buffers(), *flat_example(example))
+    tensors = (*traced.root.parameters(), *traced.root.buffers(), *flat_example(example))
     device = tensors[0].device
     graphs = plan.graphs()
     trained = training.graphs() if training is not None else [None] * len(graphs)
@@ -106,25 +109,27 @@ def _staged(
         ]
         keywords = interface.names if k == 0 else ()
         stage = Stage(name, programs[0], programs[1], keywords, eval_only or "")  # type: ignore[arg-type]
-        hold(stage, followed.root, [graph] if other is None else [graph, other])
+        hold(stage, traced.root, [graph] if other is None else [graph, other])
         stages.append(stage)
+    # Stages count what they hold: a parameter of two stages (a tied embedding) counts in both, since nodes that serve
+    # different tasks do not share it.
     costs = _costs(plan, stages, names)
     used = {key for stage in stages for key in stage.state_dict()}
     staged = StagedNetwork(
         stages[:-1],
         stages[-1],
-        keep_unused(followed.root, used),
+        keep_unused(traced.root, used),
         locations=names,
         own_locations=own_locations,
         cuts=_cut_tensors(plan),
         costs=StageCosts(tuple(costs[:-1])),
         head_cost=costs[-1],
         interface=interface,
-        constructor=_constructor_of(followed),
+        constructor=_constructor_of(traced),
         traced_by=plan.flow.trace.method,
         eval_only=eval_only,
     )
-    _set_modes(staged, followed.root, followed.network.training and eval_only is None)
+    _set_modes(staged, traced.root, traced.network.training and eval_only is None)
     if eval_only is not None:
         staged.eval()
     return staged
@@ -140,7 +145,7 @@ def _set_modes(staged: StagedNetwork, root: nn.Module, training: bool) -> None:
 
 def _costs(plan: _Plan, stages: Sequence[Stage], names: Sequence[str]) -> list[StageCost]:
     costs = []
-    for name, stage, nodes, cut in zip([*names, "head"], stages, plan.pieces, (*plan.cuts, ()), strict=True):
+    for name, stage, nodes, cut in zip([*names, "head"], stages, plan.subgraphs, (*plan.cuts, ()), strict=True):
         facts = [plan.flow.facts[node] for node in nodes]
         forms = [plan.flow.facts[node].form for node in cut]
         costs.append(
@@ -156,7 +161,7 @@ def _costs(plan: _Plan, stages: Sequence[Stage], names: Sequence[str]) -> list[S
 
 
 def _cut_tensors(plan: _Plan) -> list[list[CutTensor]]:
-    made = {node: stage for stage, nodes in enumerate(plan.pieces) for node in nodes if node.op != "placeholder"}
+    made = {node: stage for stage, nodes in enumerate(plan.subgraphs) for node in nodes if node.op != "placeholder"}
     described = []
     for cut in plan.cuts:
         forms = [(node, plan.flow.facts[node].form) for node in cut]
@@ -170,9 +175,9 @@ def _cut_tensors(plan: _Plan) -> list[list[CutTensor]]:
     return described
 
 
-def _constructor_of(followed: Followed) -> Constructor | None:
+def _constructor_of(traced: TracedNetwork) -> Constructor | None:
     """How the network is made by name; None where a transform runs before it, which no constructor knows."""
     from branchnet.models.constructors import constructor_of
 
-    transform = followed.root._modules.get(PREPROCESSING)
-    return constructor_of(followed.network) if transform is None or isinstance(transform, nn.Identity) else None
+    transform = traced.root._modules.get(PREPROCESSING)
+    return constructor_of(traced.network) if transform is None or isinstance(transform, nn.Identity) else None

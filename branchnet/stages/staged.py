@@ -49,7 +49,7 @@ class Program:
     """A graph as a Python function of the module that holds its parameters. Immutable, hence shared by copies.
 
     Attributes:
-        graph: the graph, in which tensors are made on `device`, that of the network when it was followed.
+        graph: the graph, in which tensors are made on `device`, that of the network when it was traced.
         output: the form of what is returned where it is not the graph's own.
         source, names: the code and the names that it uses; it makes tensors where its inputs are.
     """
@@ -82,15 +82,23 @@ def _restored(rows: list[Row], output: TreeSpec | None, device: torch.device) ->
 def _compiled(source: str) -> CodeType:
     """Compile once for all equal stages of all networks: torch.compile keeps one graph for each code object."""
     filename = f"<branchnet stage {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
+    # Dynamo and tracebacks read source lines through linecache; None for the time of change keeps the entry for good.
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     return compile(source, filename, "exec")
 
 
 class Stage(nn.Module):
-    """One piece of a network: takes the tensors of a cut and returns those of the next one (a head: the result).
+    """One subgraph of a network: takes the tensors of a cut and returns those of the next one (a head: the result).
 
-    Its parameters and buffers have the names that they have in the network. In training mode the piece of the
-    network's training trace runs, else that of its evaluation trace.
+    Its parameters and buffers have the names that they have in the network. In training mode the subgraph of the
+    network's training trace runs, else that of its evaluation trace: a trace keeps what it saw of `self.training`.
+
+    Args:
+        name: the location at which the stage ends.
+        evaluation: the code of evaluation mode.
+        training: the code of training mode; None where the network could not be traced in it.
+        keywords: names by which the first stage also takes its arguments.
+        reason: why there is no training code, for messages.
     """
 
     def __init__(
@@ -104,7 +112,15 @@ class Stage(nn.Module):
         self._reason = reason
 
     def forward(self, *cut: Any, **inputs: Any) -> Any:
-        """Run the piece on the tensors of the cut before it."""
+        """Run the subgraph of the stage's mode.
+
+        Args:
+            *cut: the tensors of the cut before the stage; for the first stage, the example's arguments.
+            **inputs: arguments of the first stage by name.
+
+        Returns:
+            A tuple of tensors, the next cut; for a head, what the network returns.
+        """
         if inputs:
             cut = (*cut, *(inputs[name] for name in self._keywords[len(cut) :]))
         program = self.running
@@ -114,8 +130,14 @@ class Stage(nn.Module):
     def train(self, mode: bool = True) -> Stage:
         """Switch between training and evaluation.
 
+        Args:
+            mode: True for training.
+
+        Returns:
+            The stage itself.
+
         Raises:
-            SplitError: training is asked for and the network could only be followed in evaluation mode.
+            SplitError: training is asked for and the network could only be traced in evaluation mode.
         """
         if mode:
             self.check_trainable()
@@ -125,7 +147,7 @@ class Stage(nn.Module):
         """Refuse a stage that can only be evaluated.
 
         Raises:
-            SplitError: says why the network could not be followed in training mode.
+            SplitError: says why the network could not be traced in training mode.
         """
         if self._training is None:
             raise SplitError(f"{self._name} can only be evaluated, not trained: {self._reason}")
@@ -137,16 +159,20 @@ class Stage(nn.Module):
 
     @property
     def graph(self) -> fx.Graph:
-        """The piece in evaluation mode, as operators on the stage's modules and tensors."""
+        """The subgraph of evaluation mode, as operators on the stage's modules and tensors."""
         return self._evaluation.graph
 
     @property
     def source(self) -> str:
-        """The code of the piece in evaluation mode: equal for stages that do the same with the same names."""
+        """The code of evaluation mode: equal for stages that do the same with the same names."""
         return self._evaluation.source
 
     def extra_repr(self) -> str:
-        """The location at which the stage ends."""
+        """What `print` shows of the stage.
+
+        Returns:
+            The location at which it ends.
+        """
         return self._name
 
 
@@ -169,6 +195,15 @@ class StagedNetwork(nn.Module):
         constructor: how the network was made by name, or None.
         traced_by: `"fx"`, `"export"` or `"chain"`.
         eval_only: why it cannot be trained, or None.
+
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    >>> staged = branchnet.split(network, torch.zeros(1, 4), locations=["1", "3"])
+    >>> type(staged).__name__, staged.locations, staged.costs.params, staged.head_cost.params
+    ('StagedNetwork', ('1', '3'), (40, 72), 18)
+    >>> x = torch.randn(5, 4)
+    >>> cut = staged.stages[1](*staged.stages[0](x))
+    >>> torch.equal(staged.head(*cut), network(x))
+    True
     """
 
     def __init__(
@@ -209,6 +244,12 @@ class StagedNetwork(nn.Module):
     def train(self, mode: bool = True) -> StagedNetwork:
         """Switch between training and evaluation.
 
+        Args:
+            mode: True for training.
+
+        Returns:
+            The network itself.
+
         Raises:
             SplitError: training is asked for and the network can only be evaluated; all modes are as before then.
         """
@@ -218,18 +259,33 @@ class StagedNetwork(nn.Module):
         return super().train(mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network returns for these arguments."""
+        """Run all stages and the head.
+
+        Args:
+            *args: the network's positional arguments.
+            **kwargs: the network's keyword arguments.
+
+        Returns:
+            What the network returns for them.
+        """
         cut = self.stages[0](*args, **kwargs)
         for stage in self.stages[1:]:
             cut = stage(*cut)
         return self.head(*cut)
 
     def original_state_dict(self) -> dict[str, Tensor]:
-        """The state under the network's own keys, ready for the unsplit network's `load_state_dict`."""
+        """Undo the renaming of parameters that splitting brings.
+
+        Returns:
+            The state under the network's own keys, ready for the unsplit network's `load_state_dict`.
+        """
         return {original_key(key): value for key, value in self.state_dict().items()}
 
     def load_original_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load a state that has the network's own keys; prefixes of wrappers (`module.`, `_orig_mod.`) may stand.
+        """Load a state that has the network's own keys.
+
+        Args:
+            state: tensors by key; prefixes of wrappers (`module.`, `_orig_mod.`) may stand before all of them.
 
         Raises:
             CheckpointError: keys are missing or unknown, or shapes differ.
@@ -239,7 +295,10 @@ class StagedNetwork(nn.Module):
         missing = sorted(set(keys.values()) - set(cleaned))
         unknown = sorted(set(cleaned) - set(keys.values()))
         if missing or unknown:
-            raise CheckpointError(f"state does not fit the network: missing {missing[:5]}, unknown {unknown[:5]}")
+            raise CheckpointError(
+                f"the state does not fit the network: missing {missing[:5]}, unknown {unknown[:5]}; expected the "
+                f"{len(keys)} keys of the network's own state_dict()"
+            )
         try:
             self.load_state_dict({key: cleaned[name] for key, name in keys.items()})
         except RuntimeError as error:
@@ -248,8 +307,8 @@ class StagedNetwork(nn.Module):
 
 def original_key(key: str) -> str:
     """The network's own name of a parameter or buffer: `stages.2.layer1.0.weight` is `layer1.0.weight`."""
-    parts = key.split(".")
-    return ".".join(parts[2:] if parts[0] == "stages" else parts[1:])
+    names = key.split(".")
+    return ".".join(names[2:] if names[0] == "stages" else names[1:])
 
 
 def hold(stage: nn.Module, root: nn.Module, graphs: Sequence[fx.Graph]) -> None:
@@ -257,6 +316,7 @@ def hold(stage: nn.Module, root: nn.Module, graphs: Sequence[fx.Graph]) -> None:
     nodes = [node for graph in graphs for node in graph.nodes]
     modules = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
     values = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
+    # Outer modules first: `layer1.0` is then found inside `layer1`, not put into a stand-in that `layer1` replaces.
     for path in sorted(modules, key=lambda p: p.count(".")):
         _place(stage, path, root.get_submodule(path))
     for path in sorted(values):
@@ -288,8 +348,8 @@ def _place_value(stage: nn.Module, root: nn.Module, path: str) -> None:
     if isinstance(value, nn.Parameter):
         holder.register_parameter(name, value)
     elif isinstance(value, Tensor):
-        owner = root.get_submodule(path.rpartition(".")[0])
-        persistent = name in owner._buffers and name not in owner._non_persistent_buffers_set
+        module = root.get_submodule(path.rpartition(".")[0])
+        persistent = name in module._buffers and name not in module._non_persistent_buffers_set
         holder.register_buffer(name, value, persistent=persistent)
     else:
         setattr(holder, name, copy.deepcopy(value))
@@ -305,7 +365,7 @@ def keep_unused(root: nn.Module, used: set[str]) -> nn.Module:
 
 
 def attribute_or_none(root: nn.Module, path: str) -> Any:
-    """The value at a dotted path, or None where the state holds something that is no attribute."""
+    """The value at a dotted path, or None where the state holds something that is not an attribute."""
     try:
         return attribute(root, path)
     except AttributeError:
@@ -315,6 +375,7 @@ def attribute_or_none(root: nn.Module, path: str) -> Any:
 def without_prefix(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """The state without the prefixes of wrappers (`module.`, `_orig_mod.`), where none of the wanted keys is there."""
     cleaned = dict(state)
+    # Twice each: DistributedDataParallel may lie in torch.compile's wrapper or around it.
     for prefix in ("module.", "_orig_mod.", "module.", "_orig_mod."):
         if cleaned and not wanted & set(cleaned) and all(key.startswith(prefix) for key in cleaned):
             cleaned = {key.removeprefix(prefix): value for key, value in cleaned.items()}

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of nodes that are fed by another donor's features, estimated anew from data."""
+"""BatchNorm statistics of nodes that are fed by another donor's features, estimated again from data."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from branchnet.stages.interface import call_form
 from branchnet.utils.random_state import seeded
 
 SAMPLES = 512
+"""A mean over so many samples is off by about 1 / sqrt(512) = 4% of a channel's deviation, by less with pixels."""
 
 
 def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
-    """Nodes and heads that do not get their own donor's features: some node above them has another donor.
+    """Return the nodes and heads that do not get their own donor's features: some node above them has another donor.
 
     Frozen ones are not among them.
+
+    Args:
+        branched: the network.
     """
     foreign = []
     for node in branched.members():
-        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else branched.tree.depth
-        path = (donors[branched.tree.cluster_of(node.tasks[0], d)] for d, donors in enumerate(branched.donors[:stage]))
+        above = enumerate(branched.donors[: node.stage])
+        path = (donors[branched.tree.cluster_of(node.tasks[0], d)] for d, donors in above)
         if any(donor != node.donor for donor in path) and node.id not in branched.frozen:
             foreign.append(node.module)
     return foreign
@@ -30,13 +34,18 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
 def reestimate_batchnorm(branched: BranchedNetwork, images: Source, *, batch_size: int = 64) -> int:
     """Replace the running statistics below foreign features by the mean over batches of up to 512 samples.
 
-    BatchNorm that tracing made a part of a stage's graph cannot be estimated apart; a warning counts those layers.
+    BatchNorm that tracing turned into operators of a stage's graph cannot be estimated; a warning counts those layers.
+
+    Args:
+        branched: the network, changed in place.
+        images: K samples, of which the first 512 are used.
+        batch_size: samples a batch.
 
     Returns:
         the number of BatchNorm layers that were estimated.
     """
     device = next(branched.parameters()).device
     batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size)
-    inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)
+    inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance
     with seeded(0):  # loaders draw random numbers whenever they are read
         return estimate_batchnorm(branched, foreign_modules(branched), inputs)

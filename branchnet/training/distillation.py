@@ -47,7 +47,7 @@ def distill(
     """Train `branched` in place to give the outputs of the single-task networks.
 
     Before the first step the BatchNorm statistics of every node that is fed by another donor's features are estimated
-    anew. Outputs may be tensors or nested dicts, tuples and dataclasses of them.
+    again. Outputs may be tensors or nested dicts, tuples and dataclasses of them.
 
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
@@ -57,32 +57,53 @@ def distill(
             data sets are drawn from at random; a DataLoader, which may shuffle and use workers and pinned memory, is
             read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
         steps: batches to train on.
+        batch_size: samples a batch.
         learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
         divide_rate: divide a node's rate by the number of tasks that it serves.
+        seed: of the order of the samples and of what is drawn in training.
         checkpoint: a file to resume from after an interruption; removed at the end.
+        progress: whether to draw a progress bar on stderr.
+        description: what it is called.
+
+    Returns:
+        each task's loss at every step: the squared error by the variance of the donor's output.
 
     Raises:
         TrainingError: tasks without a network, a network that cannot be trained or is frozen throughout, a constant
             output, a diverging loss.
         DataError: samples that cannot be read, or only once.
+
+    >>> import torch, branchnet
+    >>> tree = branchnet.Tree.shared(["depth", "edges"], 1)
+    >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in tree.tasks}
+    >>> images = torch.rand(8, 3, 16, 16)
+    >>> branched = branchnet.build(tree, networks, example=images[:2], locations=["layer2"])
+    >>> history = branchnet.distill(branched, networks, images, steps=3, batch_size=4, progress=False)
+    >>> {task: len(losses) for task, losses in history.losses.items()}
+    {'depth': 3, 'edges': 3}
     """
     if branched.eval_only:
-        raise TrainingError(f"this network can only be evaluated: {branched.eval_only}")
+        raise TrainingError(
+            f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
+        )
     samples = read_samples(images, call_form(branched))
     teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
     tasks = trained_tasks(branched)
     if missing := [task for task in tasks if task not in teachers.tasks]:
-        raise TrainingError(f"no single-task network is given for {missing}; networks: {list(teachers.tasks)}")
+        raise TrainingError(
+            f"tasks {missing} have no single-task network; expected one for each, found {list(teachers.tasks)}"
+        )
     if teachers is networks and teachers.images is not images:
-        raise TrainingError("these teachers were made for other images; make Teachers(networks, images) for these")
+        raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
     if teachers.samples.kind != samples.kind:
         raise TrainingError(
-            f"these teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
+            f"the teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
             "expected Teachers of split networks, whose inputs are known"
         )
     device = next(branched.parameters()).device
     content = content_hash(branched, samples, branched.frozen) if checkpoint is not None else ""
     scales = {task: teachers.variances(task) for task in tasks}
+    # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
     if checkpoint is None or not Path(checkpoint).exists():
         reestimate_batchnorm(branched, samples)
 

@@ -15,7 +15,10 @@ Rate: TypeAlias = float | Callable[[Node], float]
 
 
 def trained_tasks(branched: BranchedNetwork) -> tuple[str, ...]:
-    """The tasks that have something to train on their way from the inputs: all but those that are frozen throughout.
+    """Return the tasks with something to train on their path: all but those that are frozen throughout.
+
+    Args:
+        branched: the network.
 
     Raises:
         TrainingError: everything is frozen.
@@ -27,7 +30,7 @@ def trained_tasks(branched: BranchedNetwork) -> tuple[str, ...]:
         for task in node.tasks
     }
     if not found:
-        raise TrainingError("every node of the network is frozen: there is nothing to train; unfreeze some")
+        raise TrainingError("every node of the network is frozen; expected one to train; call branched.unfreeze(...)")
     return tuple(task for task in branched.tasks if task in found)
 
 
@@ -39,6 +42,9 @@ def node_groups(branched: BranchedNetwork, learning_rate: Rate, *, divided: bool
         learning_rate: one rate, or a function of the node: `lambda node: 1e-4 if len(node.tasks) > 1 else 1e-3`.
         divided: divide the rate of a node by the number of tasks that it serves.
 
+    Returns:
+        one group for each node and head; some may be empty.
+
     Raises:
         TrainingError: a rate that is negative or not finite; the node is named.
     """
@@ -49,6 +55,6 @@ def node_groups(branched: BranchedNetwork, learning_rate: Rate, *, divided: bool
         seen.update(map(id, own))
         rate = learning_rate(node) if callable(learning_rate) else learning_rate
         if not (math.isfinite(rate) and rate >= 0):
-            raise TrainingError(f"the learning rate of {node.id} is {rate}; a number of 0 or more was expected")
+            raise TrainingError(f"the learning rate of {node.id} is {rate}; expected a finite number of 0 or more")
         groups.append(Group(own, rate / (len(node.tasks) if divided else 1)))
     return groups

@@ -29,9 +29,12 @@ from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded
 
 WARM_UP = 0.05
+"""Share of the steps in which the rate rises: AdamW's second moments are estimated from few gradients at first."""
 WEIGHT_DECAY = 1e-4
 LARGEST_GRADIENT = 5.0
+"""Norm of the gradient of all parameters above which it is scaled down: some batch of an early step can be far out."""
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+"""So an interruption costs half a minute of training at most, and writing a small share of that."""
 
 TaskLosses = Callable[[Any], Mapping[str, Tensor]]
 """From what a step is given, the indices of a batch or the batch itself, to the scalar loss of each task."""
@@ -83,17 +86,33 @@ def optimize(
 ) -> History:
     """Train `module` in place for `steps` batches, each `draw(step)`: by default the `sample_indices` of `samples`.
 
-    A checkpoint is taken up only by a run of the same settings and `content`, see `content_hash`.
+    A checkpoint is resumed only by a run of the same settings and `content`, see `content_hash`.
+
+    Args:
+        module: what is trained, in the mode that it is in.
+        task_losses: computes the losses of a batch; their sum is minimised.
+        groups: which parameters are trained with which peak rate.
+        samples: K, the number of samples that indices are drawn from.
+        steps: the number of batches.
+        batch_size: samples a batch.
+        seed: of the order of the samples and of what is drawn in training.
+        description: what the progress bar is called.
+        progress: whether to draw it.
+        checkpoint: a file to resume from; removed at the end.
+        content: what besides the settings a checkpoint must be of.
+
+    Returns:
+        the losses of all steps, those before the checkpoint included.
 
     Raises:
         TrainingError: settings that make no training, or a loss that is not finite (the task and the step are named).
         CheckpointError: a checkpoint of other settings, or a damaged one.
     """
     if steps < 1 or batch_size < 1:
-        raise TrainingError(f"steps and batch_size must be at least 1; {steps} and {batch_size} were given")
+        raise TrainingError(f"steps={steps}, batch_size={batch_size}; expected 1 or more of both")
     optimized = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters]
     if not optimized:
-        raise TrainingError("no parameter is left to train: all of them are frozen")
+        raise TrainingError("all parameters are frozen; expected at least one to train; unfreeze some")
     draw = draw or partial(sample_indices, samples=samples or 0, batch_size=batch_size, seed=seed)
     optimizer = torch.optim.AdamW(optimized, weight_decay=WEIGHT_DECAY)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -127,7 +146,13 @@ def optimize(
 
 
 def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) -> str:
-    """Hash of the initial weights, the first samples and the frozen nodes: what a checkpoint was started from."""
+    """Return a hash of the initial weights, the first samples and the frozen nodes: what a run was started from.
+
+    Args:
+        module: before training.
+        images: the samples; the first 8 are read, as reading all could take longer than training.
+        frozen: ids of frozen nodes.
+    """
     digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
     samples = read_samples(images, call_form(module))
     with seeded(0):  # random augmentation and shuffling are the same for each start
@@ -138,7 +163,10 @@ def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) 
 
 
 def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then half a cosine down to zero."""
+    """Return the share of the peak rate at `step` of `steps`: linear warm-up, then half a cosine down to zero.
+
+    The cosine of "SGDR" (Loshchilov and Hutter 2017, equation 5), without restarts.
+    """
     warm_up = max(1, round(WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -146,10 +174,15 @@ def schedule(step: int, steps: int) -> float:
 
 
 def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tensor:
-    """Indices of batch number `step`: each epoch is a permutation made from (seed, epoch); the last batch is full."""
+    """Return the indices of batch number `step`: each epoch is a permutation made from (seed, epoch).
+
+    They depend on nothing that came before, so a run that resumes draws the batches that it would have drawn. Samples
+    that do not fill an epoch's last batch are left out of that epoch.
+    """
     batch_size = min(batch_size, samples)
     per_epoch = samples // batch_size
     epoch, position = divmod(step, per_epoch)
+    # Far apart, so that epoch e of a seed is not epoch e - 1 of the next one; below 2^63, which every torch takes.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
 
@@ -185,7 +218,10 @@ class _Checkpoint:
         except Exception as error:  # torch raises many kinds for damaged or hostile files
             raise CheckpointError(f"{self.path} cannot be read: {error}; delete it to start again") from error
         if stored.get("settings") != self.settings:
-            raise CheckpointError(f"{self.path} belongs to a run with other settings; delete it or name another file")
+            raise CheckpointError(
+                f"{self.path} is of a run with other settings, weights or samples; expected those of this run; delete "
+                "it or name another file as checkpoint="
+            )
         module.load_state_dict(stored["module"])
         optimizer.load_state_dict(stored["optimizer"])
         torch.set_rng_state(stored["random"])

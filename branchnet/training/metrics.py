@@ -17,7 +17,7 @@ from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
 from branchnet.training.labels import labels_of
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class Metric:
 
 
 def accuracy() -> Metric:
-    """Share of samples (or pixels) whose largest logit, along dimension 1, is the target's class; in percent."""
+    """Return a metric: the share of samples (or pixels) whose largest logit is the target's class, in percent.
+
+    Outputs are logits (B, classes, ...), targets integers (B, ...).
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         hits = output.argmax(1) == target
@@ -48,13 +51,17 @@ def accuracy() -> Metric:
 
 
 def mean_iou(classes: int) -> Metric:
-    """Mean over the classes that occur of intersection over union (Everingham et al. 2010); in percent.
+    """Return a metric: the mean intersection over union of the classes that occur, in percent (Everingham et al. 2010).
 
     Outputs are logits (B, classes, ...), targets integers (B, ...); negative targets are ignored.
+
+    Args:
+        classes: the number of classes.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         known = target >= 0
+        # One number for each pair (class, predicted class): counting them gives the confusion matrix, row by row.
         pairs = target[known] * classes + output.argmax(1)[known]
         return torch.bincount(pairs, minlength=classes**2).double()
 
@@ -68,7 +75,11 @@ def mean_iou(classes: int) -> Metric:
 
 
 def rmse(unit: str = "") -> Metric:
-    """Root of the mean squared difference."""
+    """Return a metric: the root of the mean squared difference of outputs and targets of one shape.
+
+    Args:
+        unit: for the metric's name.
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         return _pair((output.double() - target.double()).square().sum(), target.numel())
@@ -77,7 +88,11 @@ def rmse(unit: str = "") -> Metric:
 
 
 def mean_absolute_error(unit: str = "") -> Metric:
-    """Mean absolute difference."""
+    """Return a metric: the mean absolute difference of outputs and targets of one shape.
+
+    Args:
+        unit: for the metric's name.
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         return _pair((output.double() - target.double()).abs().sum(), target.numel())
@@ -86,7 +101,7 @@ def mean_absolute_error(unit: str = "") -> Metric:
 
 
 def mean_angle() -> Metric:
-    """Mean angle between vectors along dimension 1, in degrees."""
+    """Return a metric: the mean angle between vectors along dimension 1 of (B, C, ...), e.g. normals; in degrees."""
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         cosine = F.cosine_similarity(output.double(), target.double(), dim=1).clamp(-1, 1)
@@ -96,7 +111,7 @@ def mean_angle() -> Metric:
 
 
 def explained_variance() -> Metric:
-    """Share of the target's variance (around its mean for each channel) that the output explains; in percent."""
+    """Return a metric: the share of the target's variance, around its mean by channel, that is explained, in %."""
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         wanted = channels_last_rows(target).double()
@@ -114,7 +129,10 @@ def explained_variance() -> Metric:
 
 
 def top1_agreement() -> Metric:
-    """Share of samples on which two sets of logits have the same largest class; in percent."""
+    """Return a metric: the share of samples on which two sets of logits (B, classes, ...) agree in the largest one.
+
+    In percent.
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         same = output.argmax(1) == target.argmax(1)
@@ -124,7 +142,10 @@ def top1_agreement() -> Metric:
 
 
 def kl_divergence() -> Metric:
-    """Mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats."""
+    """Return a metric: the mean Kullback-Leibler divergence KL(target || output) of softmax over dimension 1, in nats.
+
+    Outputs and targets are logits (B, classes, ...).
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         wanted = target.double().log_softmax(1)
@@ -150,20 +171,34 @@ def evaluate(
         targets: for each task K targets: labels, or another network's outputs. None where the samples come with
             labels: (inputs, {task: target}).
         metrics: for each task its metric.
-        batch_size: of samples that do not come in batches.
+        batch_size: samples a batch, where they do not come in batches; it does not change the metrics, which are of
+            the whole set.
+
+    Returns:
+        the metrics by task.
 
     Raises:
         TrainingError: a metric without targets, or targets of another number than inputs.
         DataError: samples that cannot be read, or cannot be matched with the targets.
+
+    >>> import torch, branchnet
+    >>> from branchnet.training import accuracy, rmse
+    >>> networks = branchnet.SeparateNetworks({"class": torch.nn.Linear(3, 3), "size": torch.nn.Linear(3, 1)})
+    >>> targets = {"class": torch.tensor([0, 1, 2, 0]), "size": torch.zeros(4, 1)}
+    >>> metrics = {"class": accuracy(), "size": rmse("m")}
+    >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
+    ['class', 'size']
     """
     if targets is not None and (missing := sorted(set(metrics) - set(targets))):
-        raise TrainingError(f"tasks {missing} have a metric and no targets; targets: {sorted(targets)}")
+        raise TrainingError(
+            f"tasks {missing} have a metric and no targets; expected them, too; found {sorted(targets)}"
+        )
     samples = read_samples(inputs, call_form(network), labels=targets is None)
     _check_number(samples.count, targets, metrics)
     device = next(network.parameters()).device
     totals: dict[str, Tensor] = {}
     seen = 0
-    with torch.no_grad(), mode_of(network):
+    with torch.no_grad(), evaluation_mode(network):
         for batch in samples.batches(batch_size):
             wanted = labels_of(batch, targets, metrics)
             outputs = network(placed(batch.inputs, device), tasks=list(metrics))
@@ -179,11 +214,11 @@ def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks
     if count is None or targets is None:
         return
     if wrong := {task: len(targets[task]) for task in tasks if len(targets[task]) != count}:
-        raise TrainingError(f"there are {count} inputs, but targets of another number: {wrong}")
+        raise TrainingError(f"the numbers of targets are {wrong}; expected {count}, as there are inputs")
 
 
 def channels_last_rows(values: Tensor) -> Tensor:
-    """Reshape (B, C, ...) to rows (B * ..., C); (B,) to (B, 1)."""
+    """Reshape (B, C, ...) to rows (B * ..., C), in which every position is a sample; (B,) to (B, 1)."""
     return values.reshape(-1, 1) if values.dim() < 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
 
 

@@ -48,29 +48,52 @@ def fit(
         labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run. None
             where the samples come with them: (inputs, label), or (inputs, {task: label}).
         losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
+        steps: batches to train on.
+        batch_size: samples a batch.
         learning_rate: peak rate; for a branched network also a function from a node (`branchnet.builder.Node`) to its
             peak rate.
         divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
+        seed: of the order of the samples and of what is drawn in training.
+        checkpoint: a file to resume from after an interruption; removed at the end.
+        progress: whether to draw a progress bar on stderr.
+        description: what it is called.
+
+    Returns:
+        the loss at every step, by task; of a single network under the name `loss`.
 
     Raises:
         TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
+        CheckpointError: a checkpoint of another run, or a damaged one.
         DataError: samples that cannot be read, or cannot be matched with the labels.
+
+    >>> import torch, branchnet
+    >>> network = torch.nn.Linear(4, 1)
+    >>> x = torch.rand(32, 4)
+    >>> history = branchnet.fit(network, x, x.sum(1, keepdim=True), torch.nn.MSELoss(), steps=20, progress=False)
+    >>> len(history.losses["loss"])
+    20
+    >>> history.losses["loss"][-1] < history.losses["loss"][0]
+    True
     """
     samples = read_samples(images, call_form(network), labels=labels is None, lists="samples")
     by_task = isinstance(network, BranchedNetwork)
     if by_task != isinstance(losses, Mapping) or (labels is not None and by_task != isinstance(labels, Mapping)):
-        raise TrainingError("a branched network takes labels and losses by task, a single network one of each")
+        expected = "dictionaries by task, as the network is branched" if by_task else "one tensor and one function"
+        given = f"{type(labels).__name__} and {type(losses).__name__}"
+        raise TrainingError(f"labels and losses are {given}; expected {expected}")
     tasks = trained_tasks(network) if isinstance(network, BranchedNetwork) else ("loss",)
     targets = labels if isinstance(labels, Mapping) or labels is None else {"loss": labels}
     functions = losses if isinstance(losses, Mapping) else {"loss": losses}
     for task in tasks:
         if task not in functions or (targets is not None and task not in targets):
-            raise TrainingError(f"task {task!r} needs labels and a loss")
+            raise TrainingError(f"task {task!r} lacks labels or a loss; expected both, or the task frozen throughout")
         if targets is not None and samples.count not in (None, len(targets[task])):
             of_task = f" of {task!r}" if by_task else ""
-            raise TrainingError(f"{len(targets[task])} labels{of_task} were given for {samples.count} samples")
+            raise TrainingError(
+                f"{len(targets[task])} labels{of_task} were given; expected {samples.count}, one for each sample"
+            )
     if reason := getattr(network, "eval_only", ""):
-        raise TrainingError(f"this network can only be evaluated: {reason}")
+        raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
     device = next(network.parameters()).device
 
     def task_losses(batch: Batch) -> dict[str, Tensor]:
@@ -105,5 +128,5 @@ def _groups(network: nn.Module, learning_rate: Rate, divided: bool) -> list[Grou
     if isinstance(network, BranchedNetwork):
         return node_groups(network, learning_rate, divided=divided)
     if callable(learning_rate):
-        raise TrainingError("learning_rate is a function of a node, but the network is not branched; give a number")
+        raise TrainingError("learning_rate is a function of a node and the network is not branched; expected a number")
     return [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]

@@ -17,12 +17,13 @@ from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training.metrics import channels_last_rows
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256
+"""The variances scale the losses: one that is off by some percent changes nothing that matters."""
 _READ_AGAIN = 8
 
 Outputs = dict[str, list[Any]]
@@ -39,9 +40,25 @@ class Teachers:
     augmentation: checksums tell. The networks run where they are, in eval mode and without gradients; their modes are
     restored.
 
+    Args:
+        networks: the single-task networks by task, plain or staged.
+        images: K samples.
+        batch_size: samples run at once.
+        recorded_bytes: memory that the outputs may take.
+        progress: whether to draw a progress bar on stderr.
+
+    Attributes:
+        networks: the networks.
+        images: the samples.
+
     Raises:
         TrainingError: no network, or an output that is constant or not finite.
         DataError: samples that cannot be read.
+
+    >>> import torch, branchnet
+    >>> teachers = branchnet.Teachers({"a": torch.nn.Linear(4, 2)}, torch.rand(8, 4), progress=False)
+    >>> teachers.outputs(torch.tensor([0, 5]), ["a"], torch.device("cpu"))["a"].shape
+    torch.Size([2, 2])
     """
 
     def __init__(
@@ -54,7 +71,7 @@ class Teachers:
         progress: bool = True,
     ) -> None:
         if not networks:
-            raise TrainingError("distillation needs at least one single-task network")
+            raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
         self.images = images
         form = None if isinstance(images, Samples) else call_form(next(iter(networks.values())))
@@ -71,11 +88,24 @@ class Teachers:
         return tuple(self.networks)
 
     def variances(self, task: str) -> tuple[float, ...]:
-        """Variance of each floating-point tensor of the task's output, around its mean for each channel."""
+        """Return the variance of each floating-point tensor of the task's output, around its mean for each channel.
+
+        Args:
+            task: one of `tasks`.
+        """
         return self._variances[task]
 
     def outputs(self, samples: Batch | Tensor, tasks: Sequence[str], device: torch.device) -> dict[str, Any]:
-        """Outputs of `tasks` for a batch, or for the samples of these numbers, on `device`."""
+        """Return the outputs of `tasks` for a batch.
+
+        Args:
+            samples: the batch, or the numbers of samples, (B,).
+            tasks: the tasks wanted.
+            device: where the outputs shall be.
+
+        Returns:
+            outputs by task.
+        """
         if isinstance(samples, Batch):
             self._forget_if_others(samples)
         index = samples.index if isinstance(samples, Batch) else samples
@@ -87,7 +117,7 @@ class Teachers:
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
         network = self.networks[task]
         own = next(network.parameters()).device
-        with torch.no_grad(), mode_of(network):
+        with torch.no_grad(), evaluation_mode(network):
             output = call(network, placed(batch.inputs, own))
         return _moved(output, device)
 
@@ -126,8 +156,8 @@ class Teachers:
             spreads = tuple(float(channels_last_rows(part.double()).var(0, correction=0).mean()) for part in parts)
             if not spreads or not all(0 < spread < float("inf") for spread in spreads):
                 raise TrainingError(
-                    f"the output of {task!r} has variance {spreads} over {count} samples; "
-                    "a constant or non-finite output teaches nothing"
+                    f"the output of {task!r} has variance {spreads} over {count} samples; expected one above 0 and "
+                    "finite: a constant output teaches nothing"
                 )
             self._variances[task] = spreads
 
@@ -172,8 +202,8 @@ def _moved(output: Any, device: torch.device, index: Tensor | None = None) -> An
     return pytree.tree_map_only(Tensor, move, output)
 
 
-def _concatenate(*parts: Any) -> Any:
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+def _concatenate(*leaves: Any) -> Any:
+    return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 def _float_leaves(output: Any) -> list[Tensor]:

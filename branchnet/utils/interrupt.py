@@ -11,9 +11,12 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back the first Ctrl-C; yield a function that says whether there was one. A second one acts at once.
+    """Hold back the first Ctrl-C; a second one acts at once.
 
     Outside the main thread, where no signal arrives, nothing is held back.
+
+    Yields:
+        A function that says whether there was one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

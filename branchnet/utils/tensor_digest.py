@@ -10,13 +10,20 @@ from torch import Tensor
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over name, form and bytes of each tensor, in the order in which they come, as hexadecimal digits.
+    """SHA-256 over name, form and bytes of each tensor.
 
     One tensor after the other is read; none is copied.
+
+    Args:
+        tensors: contiguous CPU tensors with their names; the order counts.
+
+    Returns:
+        Hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {described(tensor)}\n".encode())
+        # As bytes: numpy has no bfloat16, and equal bytes are what is asked for, NaN included.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -244,7 +244,8 @@ def test_branched_network_affects_only_shared_nodes() -> None:
         assert found[1, 0, 1] == found[1, 1, 2] == found[2, 0, 2] == 0
 
 
-def test_costs_are_what_was_announced() -> None:
+@pytest.mark.parametrize("control", [False, True])
+def test_costs_are_what_was_announced(control: bool) -> None:
     """Counted on a trunk of three stages in eval mode, by hooks that see every forward and backward pass."""
     counts = {"stage": 0, "head": 0, "backward": 0}
     model = Trunk().eval()
@@ -262,8 +263,9 @@ def test_costs_are_what_was_announced() -> None:
     model.stages[0].inner[0].register_full_backward_hook(count("backward"))
     for per_stage in (False, True):
         counts.update(stage=0, head=0, backward=0)
-        gradient_affinity(model, batches(1), LOSSES, heads=model.heads, per_stage=per_stage, learning_rate=0.1)
-        cost = probing_cost(3, 3, per_stage=per_stage)
+        step = {"optimizer": torch.optim.SGD(model.parameters(), 0.1)} if control else {"learning_rate": 0.1}
+        gradient_affinity(model, batches(1), LOSSES, heads=model.heads, per_stage=per_stage, **step)
+        cost = probing_cost(3, 3, per_stage=per_stage, control=control)
         assert counts == {
             "stage": 3 + round(3 * cost.trunk_forwards),
             "head": cost.head_forwards,
@@ -302,10 +304,10 @@ def test_training_between_probes() -> None:
         ({"heads": None}, "heads="),
         ({"learning_rate": None}, "learning_rate is None"),
         ({"method": "guess"}, "method is 'guess'"),
-        ({"losses": {"t0": nn.functional.mse_loss}}, r"no loss was given for \['t1', 't2'\]"),
+        ({"losses": {"t0": nn.functional.mse_loss}}, r"losses lacks \['t1', 't2'\]"),
         ({"losses": {task: lambda output, _: output.sum() * float("nan") for task in TASKS}}, "finite scalar"),
-        ({"losses": {task: lambda output, _: -output.square().sum() for task in TASKS}}, "must be positive"),
-        ({"batches": []}, "no batch was given"),
+        ({"losses": {task: lambda output, _: -output.square().sum() for task in TASKS}}, "expected a positive number"),
+        ({"batches": []}, "batches is empty"),
     ],
 )
 def test_refusals(change: dict, message: str) -> None:

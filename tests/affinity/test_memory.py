@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import struct
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from torch import nn
 
 from branchnet.affinity import cka, compare_rdms, pwcca, rdm, rsa
 from branchnet.affinity.features.feature_buffer import Keeper
-from branchnet.affinity.features.memory_plan import Piece, plan_passes
+from branchnet.affinity.features.memory_plan import Chunk, default_limit, plan_passes
 from branchnet.errors import AffinityError
 
 from .toys import Staged, given, images, rows, small_cnn
@@ -73,8 +78,8 @@ def test_slices_give_what_one_pass_gives(measure, tolerance: float) -> None:
 
 def test_plan_fills_passes_and_covers_everything_once() -> None:
     widths = (10_000, 5_000, 30, 7)
-    pieces = [Piece(d, 0, width, 0, width) for d, width in enumerate(widths)]
-    passes = plan_passes(pieces, inputs=10, limit=10 * 8_000)
+    chunks = [Chunk(d, 0, width, 0, width) for d, width in enumerate(widths)]
+    passes = plan_passes(chunks, inputs=10, limit=10 * 8_000)
     assert all(sum(piece.width * piece.kept_as.itemsize for piece in one) <= 8_000 for one in passes)
     assert {piece.location for one in passes for piece in one if piece.rounded} == {0, 1}
     covered = [(piece.location, index) for one in passes for piece in one for index in range(piece.start, piece.stop)]
@@ -148,11 +153,31 @@ def test_networks_that_overwrite_what_they_returned(
 
 def test_slice_of_something_large_does_not_keep_it() -> None:
     large = torch.randn(5, 100)
-    keeper = Keeper([Piece(0, 0, 3, 0, 3)], [large[0, :3]], copied=False)
+    keeper = Keeper([Chunk(0, 0, 3, 0, 3)], [large[0, :3]], copied=False)
     keeper.keep(0, large[:, :3], 0)
     keeper.keep(0, large.t()[:5, :3], 1)
     assert keeper.intact
     (kept,) = keeper.take()
-    assert all(part.untyped_storage().nbytes() == 5 * 3 * 4 for part in kept.parts)
+    assert all(part.untyped_storage().nbytes() == 5 * 3 * 4 for part in kept.batches)
     large.zero_()
-    assert kept.parts[0].abs().sum() > 0
+    assert kept.batches[0].abs().sum() > 0
+
+
+def test_free_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither /proc nor os.sysconf; the reply is laid out in memory as the Windows API documents MEMORYSTATUSEX."""
+
+    def global_memory_status(pointer: Any) -> int:
+        status = pointer._obj
+        assert ctypes.sizeof(status) == status.length == 64
+        reply = struct.pack("<IIQQQQQQQ", 64, 30, 8_000_000, 3_000_000, 9, 9, 9, 9, 0)
+        ctypes.memmove(ctypes.addressof(status), reply, 64)
+        return 1
+
+    windll = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=global_memory_status))
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    monkeypatch.setattr(ctypes, "windll", windll, raising=False)
+    assert default_limit(torch.device("cpu")) == 1_500_000
+    windll.kernel32.GlobalMemoryStatusEx = lambda pointer: 0
+    with pytest.raises(AffinityError, match="expected memory_limit="):
+        default_limit(torch.device("cpu"))

@@ -69,14 +69,14 @@ def test_a_network_without_a_constructor_must_be_passed(
     content = described.model_dump(by_alias=True, mode="json")
     del content["networks"]["no"]
     architecture = Architecture.create(**content)
-    with pytest.raises(SpecError, match="no named constructor for 'no': pass the networks"):
+    with pytest.raises(SpecError, match="'no' have no named constructor; expected their networks"):
         architecture.build()
     assert architecture.build({"no": networks["no"]}).tasks == TASKS
 
 
 def test_other_networks_than_described_are_refused(branched: BranchedNetwork) -> None:
     wider = create("branchnet:scene_network", outputs=1, width=8)
-    with pytest.raises(BuildError, match=r"(?s)edges: layer1 has \d+ parameters, the specification says"):
+    with pytest.raises(BuildError, match=r"(?s)edges: layer1 has \d+ parameters, expected"):
         Architecture.from_network(branched).build(dict.fromkeys(TASKS, wider))
 
 
@@ -86,19 +86,19 @@ def test_staged_networks_are_taken_as_they_are(networks: dict[str, nn.Module], i
     rebuilt = Architecture.from_network(build(tree, staged)).build(staged)
     for task, output in build(tree, staged)(image).items():
         torch.testing.assert_close(rebuilt(image)[task], output, rtol=0, atol=0)
-    with pytest.raises(SpecError, match="pass all of them staged, or none"):
+    with pytest.raises(SpecError, match="expected all of them staged, or none"):
         Architecture.from_network(rebuilt).build({"no": staged["no"]})
 
 
 def test_an_unknown_task_is_refused(branched: BranchedNetwork, networks: dict[str, nn.Module]) -> None:
-    with pytest.raises(SpecError, match=r"passed for \['depth'\]"):
+    with pytest.raises(SpecError, match=r"passed for unknown tasks \['depth'\]"):
         Architecture.from_network(branched).build({"depth": networks["no"]})
 
 
 def test_without_inputs_an_example_is_needed(branched: BranchedNetwork, image: torch.Tensor) -> None:
     content = Architecture.from_network(branched).model_dump(by_alias=True, mode="json")
     architecture = Architecture.create(**{**content, "input": None})
-    with pytest.raises(SpecError, match="pass example="):
+    with pytest.raises(SpecError, match="or inputs as example="):
         architecture.build()
     assert architecture.build(example=image).tasks == TASKS
 

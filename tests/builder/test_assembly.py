@@ -160,7 +160,7 @@ def test_a_preferred_donor_keeps_its_outputs_in_any_tree(seed: int, preferred: s
 
 def test_donors_that_do_not_fit_the_tree_are_refused() -> None:
     tree = Tree.shared(TASKS, DEPTH)
-    with pytest.raises(BuildError, match="donor 'mood' is not among the tasks"):
+    with pytest.raises(BuildError, match="donor 'mood' is not a task of its node"):
         branchnet.build(tree, STAGED, donors=(("mood",),) * DEPTH)
     with pytest.raises(BuildError, match=r"donors name \[2, 2\] nodes"):
         branchnet.build(tree, STAGED, donors=(("depth", "edges"),) * 2)
@@ -193,16 +193,16 @@ def test_a_tie_between_stages_is_kept_where_the_same_tasks_are_served(split_at: 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: branchnet.build(Tree.shared(TASKS, 3), STAGED), "the tree has 3 stages, the network of 'depth' has 5"),
-        (lambda: branchnet.build(Tree.shared(("depth", "mood"), DEPTH), STAGED), r"\['mood'\] that no network"),
-        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), DONORS), "need `example=`"),
-        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), {**STAGED, "x": nn.ReLU()}), "mix neither"),
-        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="magic"), "'magic' was given"),  # type: ignore[arg-type]
+        (lambda: branchnet.build(Tree.shared(TASKS, 3), STAGED), "the network of 'depth' has 5 stages; expected 3"),
+        (lambda: branchnet.build(Tree.shared(("depth", "mood"), DEPTH), STAGED), r"\['mood'\] without a network"),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), DONORS), "expected example="),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), {**STAGED, "x": nn.ReLU()}), "expected all of one kind"),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="magic"), "init='magic' is not a rule"),  # type: ignore[arg-type]
         (
             lambda: branchnet.build(
                 Tree.shared(TASKS, DEPTH), STAGED, affinity=Affinity(("a",), ("b",), torch.ones(1, 1, 1).numpy())
             ),
-            "the affinity knows tasks",
+            "the affinity has the tasks",
         ),
     ],
 )
@@ -214,15 +214,18 @@ def test_what_does_not_fit_is_refused(build: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        (["mood"], "there is no task 'mood'; there are depth, edges, scene, count"),
-        (["scene", "dept"], "there is no task 'dept'; did you mean 'depth'?"),
-        ([], "tasks must be a non-empty sequence of ['depth', 'edges', 'scene', 'count']; [] was given"),
-        ("depth", "tasks must be a non-empty sequence of ['depth', 'edges', 'scene', 'count']; 'depth' was given"),
+        (["mood"], "unknown task 'mood'; expected one of depth, edges, scene, count"),
+        (["scene", "dept"], "unknown task 'dept'; did you mean 'depth'?"),
+        (
+            [],
+            "tasks=[] names no task; expected one or more of ['depth', 'edges', 'scene', 'count'], e.g. tasks=",
+        ),
+        ("depth", "tasks='depth' names no task; expected one or more of"),
     ],
 )
 def test_wrong_tasks_are_refused(tasks: list[str], message: str) -> None:
     branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED)
-    with pytest.raises(BuildError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(BuildError, match=f"^{re.escape(message)}"):
         branched(images(), tasks=tasks)
 
 
@@ -259,7 +262,7 @@ def test_networks_that_were_cut_elsewhere_are_refused() -> None:
     with pytest.raises(BuildError, match="'a' and 'b' cannot share stage 0: it ends at '0' in one and at '1'"):
         branchnet.build(tree, cut)
     cut["b"] = branchnet.split(layers((8, 8, 6, 8, 8, 8)), x, locations=["0", "1"])
-    with pytest.raises(BuildError, match=r"at '1' one hands on \(1, 8\) float32 and the other \(1, 6\) float32"):
+    with pytest.raises(BuildError, match=r"at '1' one returns \(1, 8\) float32 and the other \(1, 6\) float32"):
         branchnet.build(tree, cut)
 
 

@@ -23,7 +23,6 @@ from branchnet.inference.torch_compile import compiled_apart
 from .toys import KINDS, images, networks, staged
 
 TASKS = tuple("abcd")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 
 def branched() -> branchnet.BranchedNetwork:
@@ -115,13 +114,11 @@ def test_unknown_tasks_are_refused() -> None:
 def test_wrong_inputs_are_compared_with_the_example(graphs: list[int], fuse: bool) -> None:
     network = branched().eval()
     compiled = branchnet.compile(network, torch.rand(2, 6), fuse=fuse)
-    with pytest.raises(
-        BuildError, match=r"inputs of shape \(2, 7\) float32; the networks were split with \(3, 6\) float32"
-    ):
+    with pytest.raises(BuildError, match=r"inputs of shape \(2, 7\) float32; expected \(3, 6\) float32"):
         compiled(torch.rand(2, 7))
     with pytest.raises(BuildError, match="int64"):
         compiled(torch.ones(2, 6, dtype=torch.int64))
-    with pytest.raises(BuildError, match="2 inputs were given; the network takes 1"):
+    with pytest.raises(BuildError, match="2 inputs were given; expected 1"):
         compiled((torch.rand(2, 6), torch.rand(2, 6)))
     x = torch.rand(4, 6)
     assert (compiled(x)["d"] - network(x)["d"]).abs().max() < 1e-6
@@ -178,7 +175,7 @@ def test_every_option_keeps_the_outputs_with_one_graph_or_one_for_each_size_of_f
 @pytest.mark.slow
 @pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
 def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor lowers one graph for each kind of node beside the whole, whatever the number of copies."""
+    """Inductor lowers one graph for each kind of node next to the whole, whatever the number of copies."""
     from torch._inductor.graph import GraphLowering
 
     lowered: list[str] = []
@@ -206,7 +203,7 @@ def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"autocast": torch.bfloat16, "cast": torch.bfloat16}, "choose one"),
+        ({"autocast": torch.bfloat16, "cast": torch.bfloat16}, "expected one of them at most"),
         ({"cast": torch.int8}, "floating-point"),
         ({"fuse": "sometimes"}, "'sometimes'"),
     ],
@@ -353,74 +350,6 @@ def test_outputs_are_copied_out_of_memory_that_the_next_call_overwrites(
     before = {task: value.clone() for task, value in kept.items()}
     compiled(torch.ones(2, 6))
     assert all(torch.equal(kept[task], before[task]) for task in TASKS) is safe
-
-
-@pytest.mark.slow
-@needs_gpu
-@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
-def test_outputs_kept_by_the_caller_survive_the_next_call_on_a_gpu(mode: str) -> None:
-    network = branched().cuda()
-    x = torch.rand(2, 6, device="cuda")
-    compiled = branchnet.compile(network, x, mode=mode)
-    for _ in range(3):  # warm-up, recording, replay
-        compiled(x)
-    kept = compiled(x)
-    before = {task: value.clone() for task, value in kept.items()}
-    for _ in range(3):
-        compiled(torch.rand(2, 6, device="cuda"))
-    assert all(torch.equal(kept[task], before[task]) for task in TASKS)
-    with torch.no_grad():
-        expected = network(x)
-    for task in TASKS:
-        torch.testing.assert_close(kept[task], expected[task], rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.slow
-@needs_gpu
-@pytest.mark.parametrize(
-    ("options", "tolerance"),
-    [
-        ({}, 1e-3),
-        ({"mode": "reduce-overhead"}, 1e-3),
-        ({"fuse": True}, 1e-3),
-        ({"fuse": "auto"}, 1e-3),
-        ({"fuse": True, "mode": "reduce-overhead"}, 1e-3),
-        ({"fold_batchnorm": True, "channels_last": True}, 1e-3),
-        ({"autocast": torch.bfloat16}, 5e-2),
-        ({"autocast": torch.float16}, 1e-2),
-        ({"autocast": torch.bfloat16, "mode": "reduce-overhead"}, 5e-2),
-        ({"cast": torch.bfloat16, "channels_last": True, "fold_batchnorm": True}, 5e-2),
-    ],
-)
-def test_every_option_equals_eager_on_a_gpu_for_several_sizes_and_tasks(
-    options: dict[str, Any], tolerance: float
-) -> None:
-    network = convolutional().cuda()
-    compiled = branchnet.compile(network, images(2).cuda(), **options)
-    for batch, tasks in ((2, None), (5, None), (1, None), (5, ["scene"]), (2, None), (5, ["depth", "count"])):
-        x = images(batch, seed=batch).cuda()
-        with torch.no_grad():
-            expected = network(x, tasks)
-        for _ in range(3):  # with CUDA graphs: warm-up, recording, replay
-            found = compiled(x, tasks)
-        assert list(found) == list(expected)
-        for task, value in expected.items():
-            assert found[task].is_cuda
-            assert (found[task].float() - value).abs().max() <= tolerance * value.abs().max()
-
-
-@pytest.mark.slow
-@needs_gpu
-def test_kept_outputs_of_other_sizes_and_tasks_survive_on_a_gpu() -> None:
-    network = convolutional().cuda()
-    compiled = branchnet.compile(network, images(2).cuda(), mode="reduce-overhead")
-    calls = [(images(batch, seed=batch).cuda(), tasks) for batch in (1, 2, 4) for tasks in (None, ["scene", "depth"])]
-    kept = [[compiled(x, tasks) for x, tasks in calls] for _ in range(4)]
-    with torch.no_grad():
-        for outputs in kept:
-            for (x, tasks), found in zip(calls, outputs, strict=True):
-                for task, value in network(x, tasks).items():
-                    torch.testing.assert_close(found[task], value, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -140,6 +140,18 @@ def test_safetensors_fill_the_network_that_the_specification_describes(
         torch.testing.assert_close(found[task], expected[task].float(), rtol=1e-5, atol=rounding)
 
 
+def test_the_code_on_the_card_of_safetensors_loads_the_weights(
+    branched: BranchedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branchnet.export(branched, images(2), tmp_path / "net.safetensors", tasks=["edges"])
+    code = (tmp_path / "net.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    with torch.no_grad():
+        assert torch.equal(names["branched"](images(2))["edges"], branched(images(2))["edges"])
+
+
 def test_of_a_writers_warnings_only_torchs_own_on_leaves_is_silenced(
     branched: BranchedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,11 +216,11 @@ def test_what_differs_after_loading_is_not_left_behind(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("net.bin", {}, "name no format; choose from pt2, aoti, onnx, safetensors"),
+        ("net.bin", {}, "expected one of pt2, aoti, onnx, safetensors"),
         ("net.pt2", {"format": "tflite"}, "'tflite'"),
         ("net.pt2", {"format": "onnx"}, "ends in '.onnx'"),
         ("net.pt2", {"tasks": ["depht"]}, "depht"),
-        ("net.pt2", {"tasks": []}, "non-empty"),
+        ("net.pt2", {"tasks": []}, "names no task"),
     ],
 )
 def test_wrong_requests_are_refused(
@@ -222,21 +234,19 @@ def test_wrong_requests_are_refused(
 @pytest.mark.parametrize(
     ("swapped", "found"),
     [
-        (("net.pt2", torch.rand(1, 3, 32, 32)), "as the example a str was given and as the path a Tensor"),
+        (("net.pt2", torch.rand(1, 3, 32, 32)), "the example is a str and the path a Tensor"),
         (
             (PurePosixPath("net.pt2"), {"x": torch.rand(1)}),
-            "as the example a PurePosixPath was given and as the path a dict",
+            "the example is a PurePosixPath and the path a dict",
         ),
-        (("net.pt2", "net.pt2"), "as the example a str was given and as the path a str"),
-        ((torch.rand(1, 3, 32, 32), None), "as the path a NoneType"),
+        (("net.pt2", "net.pt2"), "the example is a str and the path a str"),
+        ((torch.rand(1, 3, 32, 32), None), "the path a NoneType"),
     ],
 )
 def test_an_example_and_a_path_in_the_wrong_order_are_told_apart(
     branched: BranchedNetwork, swapped: tuple[Any, Any], found: str
 ) -> None:
-    with pytest.raises(
-        BuildError, match=rf"an example \(tensors\) and a path \(a file's name\), in this order; .*{found}"
-    ):
+    with pytest.raises(BuildError, match=rf"{found}.*; expected export\(network, example, path\)"):
         branchnet.export(branched, *swapped)
 
 
@@ -270,7 +280,7 @@ def test_a_value_that_is_no_number_is_a_difference() -> None:
 
 @dataclass
 class Scores:
-    """Tensors in a class that torch does not know how to take apart."""
+    """Tensors in a class that torch does not know how to unpack."""
 
     values: Tensor
 
@@ -307,7 +317,7 @@ def test_a_task_called_like_an_input_cannot_be_an_output_of_the_same_file(tmp_pa
 
 
 def test_an_example_without_samples_is_refused(branched: BranchedNetwork, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="holds no samples"):
+    with pytest.raises(BuildError, match="has no samples"):
         branchnet.export(branched, images(2)[:0], tmp_path / "net.pt2")
 
 

@@ -194,7 +194,7 @@ def test_inputs_by_name_fuse_in_the_first_stage() -> None:
 def test_nodes_that_differ_in_more_than_values_are_not_fused(other: Callable[[], nn.Module]) -> None:
     same = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)]
     FusedNodes(same)
-    with pytest.raises(BuildError, match="same structure"):
+    with pytest.raises(BuildError, match="one structure"):
         FusedNodes([same[0], nn.Sequential(other())])
 
 
@@ -240,18 +240,6 @@ def test_nodes_that_cannot_be_batched_stay_apart_and_are_named(monkeypatch: pyte
 @torch.fx.wrap
 def _decided(x: Tensor) -> Tensor:
     return x if x.sum().item() > 0 else -x
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("seed", range(3))
-def test_fused_equals_unfused_on_a_gpu(cut: dict[str, branchnet.StagedNetwork], seed: int) -> None:
-    branched = branchnet.build(branchnet.random_tree(TASKS, DEPTH, seed=seed), cut).eval().cuda()
-    fused = FusedNetwork(branched, range(DEPTH))
-    x = images(3, seed=seed).cuda()
-    with torch.no_grad():
-        assert_same(fused(x), branched(x), 1e-3)
-        assert_same(fused(x, ["edges", "scene"]), branched(x, ["edges", "scene"]), 1e-3)
-    assert all(parameter.is_cuda for parameter in fused.unfuse().parameters())
 
 
 def test_nodes_of_one_structure_have_one_layout_and_one_activation() -> None:

@@ -48,8 +48,8 @@ def test_a_node_of_the_mean_is_the_mean_of_its_tasks_networks(seed: int) -> None
     tree = branchnet.random_tree(TASKS, DEPTH, seed=random.Random(seed))
     branched = branchnet.build(tree, cut, init="mean")
     for node in branched.members():
-        if node.id.startswith("nodes."):
-            stage = int(node.id.split(".")[1])
+        if not node.is_head:
+            stage = node.stage
             for name, tensor in node.module.state_dict().items():
                 if tensor.is_floating_point():
                     expected = sum(cut[task].stages[stage].state_dict()[name] for task in node.tasks) / len(node.tasks)
@@ -58,7 +58,7 @@ def test_a_node_of_the_mean_is_the_mean_of_its_tasks_networks(seed: int) -> None
 
 def test_unrelated_donors_have_no_mean() -> None:
     with pytest.raises(
-        BuildError, match=r"common ancestor.*'depth' and 'edges': (1\.0|0\.9)\d.*above 0\.7.*init='merge'"
+        BuildError, match=r"common ancestor.*'depth' and 'edges': (1\.0|0\.9)\d.*expected at most 0\.7.*init='merge'"
     ):
         branchnet.build(SHARED, STAGED, init="mean")
     separate = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED, init="mean")
@@ -97,7 +97,7 @@ class Small(nn.Module):
 def test_merging_trained_networks_keeps_far_more_than_averaging_them() -> None:
     """Two networks trained on handwritten digits from different random weights, shared completely.
 
-    The plain mean gets its BatchNorm estimated anew as well, on the same images.
+    The plain mean gets its BatchNorm estimated again as well, on the same images.
     """
     from sklearn.datasets import load_digits
 
@@ -165,7 +165,7 @@ def test_pretrained_weights_of_one_network_go_to_every_node() -> None:
     branched = branchnet.build(tree, STAGED, init="pretrained", state={f"module.{k}": v for k, v in state.items()})
     for node in branched.members():
         for name, tensor in node.module.state_dict().items():
-            source = state if node.id.startswith("nodes.") else DONORS[node.tasks[0]].state_dict()
+            source = state if not node.is_head else DONORS[node.tasks[0]].state_dict()
             assert torch.equal(tensor, source[name])
 
 
@@ -265,10 +265,10 @@ def test_features_that_cannot_be_compared_are_left_out_with_a_warning(caplog: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init": "magic"}, "'magic' was given"),
-        ({"init": "pretrained"}, "pass both or none"),
-        ({"state": {}}, "pass both or none"),
-        ({"init": "merge"}, "pass probe="),
+        ({"init": "magic"}, "init='magic' is not a rule"),
+        ({"init": "pretrained"}, "expected both or neither"),
+        ({"state": {}}, "expected both or neither"),
+        ({"init": "merge"}, "expected probe="),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
@@ -277,7 +277,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 
 
 def test_networks_without_names_are_refused() -> None:
-    with pytest.raises(BuildError, match="a list was given"):
+    with pytest.raises(BuildError, match="networks is a list; expected a mapping"):
         branchnet.build(SHARED, list(STAGED.values()))  # type: ignore[arg-type]
     with pytest.raises(BuildError, match="must be a mapping"):
         branchnet.SeparateNetworks([nn.Linear(2, 2)])  # type: ignore[arg-type]
@@ -312,5 +312,5 @@ def test_networks_that_name_their_modules_differently_are_averaged_by_structure(
 
 def test_the_state_of_another_tree_is_refused() -> None:
     state = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED).state_dict()
-    with pytest.raises(BuildError, match=r"nodes\.0\.1\.stem\.0\.weight: there is no such tensor in this tree"):
+    with pytest.raises(BuildError, match=r"nodes\.0\.1\.stem\.0\.weight: unknown tensor; expected those of this tree"):
         branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="pretrained", state=state)

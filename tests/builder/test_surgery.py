@@ -1,4 +1,4 @@
-"""Tasks added and removed, nodes joined and split: what must not change does not, to the bit, also after saving."""
+"""Tasks added and removed, nodes joined and split: what must not change does not, bit-exact, also after saving."""
 
 from __future__ import annotations
 
@@ -176,28 +176,31 @@ class OtherCut(nn.Module):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: net.add_task("depth", DONORS["depth"], beside="edges", until="stem"), "a task 'depth' already"),
+        (
+            lambda net: net.add_task("depth", DONORS["depth"], beside="edges", until="stem"),
+            "'depth' exists already",
+        ),
         (
             lambda net: net.add_task("n", DONORS["depth"], beside="egdes", until="stem"),
-            "^beside='egdes' is no task; did you mean 'edges'",
+            "^unknown task beside='egdes'; did you mean 'edges'",
         ),
         (
             lambda net: net.add_task("n", DONORS["depth"], beside="zoo", until="stem"),
-            "^beside='zoo' is no task; there are depth, edges, scene, count$",
+            "^unknown task beside='zoo'; expected one of depth, edges, scene, count$",
         ),
         (
             lambda net: net.add_task("n", DONORS["depth"], beside="edges", until="layer9"),
-            "until='layer9' is no location",
+            "unknown location until='layer9'; expected None or one of",
         ),
         (lambda net: net.add_task("n", nn.Conv2d(3, 1, 1), beside="edges", until="stem"), "no place at which to cut"),
         (lambda net: net.remove_task("dept"), "did you mean 'depth'"),
         (lambda net: net.split_node("nodes.9.0", [["depth"], ["edges"]]), "no node 'nodes.9.0'"),
         (lambda net: net.split_node("heads.0", [["depth"], ["edges"]]), "is a head"),
         (lambda net: net.split_node("nodes.0.0", [TASKS]), "two or more"),
-        (lambda net: net.split_node("nodes.0.0", [["depth"], ["edges"]]), "must divide the tasks"),
-        (lambda net: net.merge_nodes("nodes.4.0", "nodes.4.2"), "are no siblings"),
-        (lambda net: net.merge_nodes("nodes.3.0", "nodes.4.0"), "are no siblings"),
-        (lambda net: net.merge_nodes("nodes.4.0"), "different nodes"),
+        (lambda net: net.split_node("nodes.0.0", [["depth"], ["edges"]]), "do not partition the tasks"),
+        (lambda net: net.merge_nodes("nodes.4.0", "nodes.4.2"), "are not siblings"),
+        (lambda net: net.merge_nodes("nodes.3.0", "nodes.4.0"), "are not siblings"),
+        (lambda net: net.merge_nodes("nodes.4.0"), "expected one or more other nodes"),
         (lambda net: net.merge_nodes("heads.0", "heads.1"), "is a head"),
     ],
 )

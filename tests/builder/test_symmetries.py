@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 import branchnet
 from branchnet import StagedNetwork, Tree
+from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.weights.normalisation import estimate_batchnorm
-from branchnet.builder.weights.operator_permutations import permuted, tensors_of
 from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
+from branchnet.builder.weights.unit_spaces import permuted
 from branchnet.errors import BuildError
 
 from .toys import images, networks, staged

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import SeparateNetworks
-from branchnet.inference.change_detection import Watch
+from branchnet.inference.change_detection import ChangeDetector
 from branchnet.inference.compilation import CompiledNetwork
 
 from .test_compilation import graphs  # noqa: F401
@@ -159,12 +159,12 @@ def test_another_type_is_compiled_anew(graphs: list[int]) -> None:  # noqa: F811
 
 def test_changes_undone_between_two_calls_are_none() -> None:
     network = branched()
-    watch = Watch(network)
+    changes = ChangeDetector(network)
     linear = first_linear(network)
     weight = linear.weight
     linear.weight = nn.Parameter(torch.zeros_like(weight))
     linear.weight = weight
-    assert not watch.changed()
+    assert not changes.changed()
 
 
 def test_tensors_of_other_classes_are_watched_by_identity() -> None:
@@ -173,10 +173,10 @@ def test_tensors_of_other_classes_are_watched_by_identity() -> None:
 
     network = nn.Linear(2, 2)
     network.register_buffer("tag", torch.zeros(2).as_subclass(Tagged))
-    watch = Watch(network)
-    assert not watch.changed()
+    changes = ChangeDetector(network)
+    assert not changes.changed()
     network.tag = torch.zeros(3).as_subclass(Tagged)
-    assert watch.changed() and not watch.changed()
+    assert changes.changed() and not changes.changed()
 
 
 def test_fewer_guards_stay_than_a_network_has_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_pruning_a_layer_of_one_parameter_counts(graphs: list[int]) -> None:  # 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_script_modules_are_watched_too() -> None:
     network = nn.Sequential(nn.Linear(6, 8), torch.jit.trace(nn.Linear(8, 2), torch.rand(2, 8)))
-    watch = Watch(network)
-    assert not watch.changed()
+    changes = ChangeDetector(network)
+    assert not changes.changed()
     network[1] = nn.Linear(8, 2)
-    assert watch.changed() and not watch.changed()
+    assert changes.changed() and not changes.changed()

@@ -143,15 +143,15 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         ({"networks": {"a": {"factory": "nowhere:a"}, "b": {"factory": "networks:plants"}}}, 2, "nowhere"),
         ({"networks": {"a": {"factory": "networks:a"}, "b": {"factory": "networks:plants"}}}, 2, "no function 'a'"),
         ({"images": {"folder": "nothing"}}, 2, "nothing"),
-        ({"donor": "moods"}, 2, "'moods' is no task"),
-        ({"objective": "mean-mx"}, 2, "'mean-mx' is none"),
+        ({"donor": "moods"}, 2, "unknown task 'moods' (expected one of"),
+        ({"objective": "mean-mx"}, 2, "unknown objective 'mean-mx' (expected one of"),
         ({"images": {}}, 2, "exactly one of folder, npz and factory"),
         ({"budget": None}, 2, "names no budget"),
         ({"networks": {"a": {}, "b": {"factory": "networks:plants"}}}, 2, "needs either a factory or a constructor"),
         (
             {"networks": {"a": {"constructor": "os:system"}, "b": {"factory": "networks:plants"}}},
             2,
-            "'os:system' is no named constructor",
+            "'os:system' is not a named constructor",
         ),
     ],
 )

@@ -77,12 +77,12 @@ def test_the_new_branch_has_the_weights_of_its_own_network(walker: Walker) -> No
         ("build deployed --config run.yaml --add count", 2, "--add count needs --beside, --until, too"),
         ("build deployed --add count --beside depth --until layer2", 2, "--add count needs --config, too"),
         ("build deployed --config run.yaml --beside depth", 2, "there is no --add"),
-        (ADD.replace("--add count", "--add depth"), 2, "there is a task 'depth' already"),
-        (ADD.replace("layer2", "layer9") + " --dry-run", 2, "until='layer9' is no location"),
-        (ADD.replace("layer2", "layer9"), 2, "until='layer9' is no location"),
+        (ADD.replace("--add count", "--add depth"), 2, "task 'depth' exists already"),
+        (ADD.replace("layer2", "layer9") + " --dry-run", 2, "unknown location until='layer9'"),
+        (ADD.replace("layer2", "layer9"), 2, "unknown location until='layer9'"),
         (ADD.replace("--add count", "--add pose"), 2, "pose is missing"),
-        (ADD.replace("deployed", "two-tasks.yaml"), 4, "is no saved network"),
-        ("distill deployed run.yaml --only pose", 2, "--only pose is no task"),
+        (ADD.replace("deployed", "two-tasks.yaml"), 4, "is not a saved network"),
+        ("distill deployed run.yaml --only pose", 2, "--only: unknown task 'pose'"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(walker: Walker, line: str, code: int, message: str) -> None:

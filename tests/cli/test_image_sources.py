@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from branchnet.pipeline.run_config import RunConfig
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import branchnet
@@ -16,7 +17,6 @@ from branchnet.data import ImageFolder, to_images
 from branchnet.data.samples import Samples
 from branchnet.errors import DataError
 from branchnet.pipeline import problem
-from branchnet.pipeline.run_config import RunConfig
 
 BYTES = torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = to_images(BYTES)

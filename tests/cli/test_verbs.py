@@ -175,7 +175,7 @@ def test_stages_are_timed_and_make_milliseconds_a_budget(walker: Walker) -> None
     assert found["unit"] == "latency" and len(table["unfused"]) == 3 and set(table["heads"]) == set(TASKS)
     assert walker("search affinity.npz split.yaml --budget 4ms") == 2 and "--latency FILE" in walker.err
     assert walker("search affinity.npz split.yaml --latency run.yaml --budget 4ms") == 2
-    assert "run.yaml is no latency table" in walker.err
+    assert "run.yaml is not a latency table" in walker.err
 
 
 def test_export_gives_what_the_network_gives(walker: Walker) -> None:
@@ -248,7 +248,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
     [
         ("split nothing.yaml", 2, "nothing.yaml: No such file"),
         ("split run.yaml --locations layer9", 2, "layer9"),
-        ("split branched", 2, "branched is a folder (a config in it, such as branched/run.yaml, would be right)"),
+        ("split branched", 2, "branched is a folder (expected a config, such as branched/run.yaml)"),
         ("run branched", 2, "branched is a folder"),
         ("split run.yaml --device nowhere", 2, "--device nowhere: this machine has no such device"),
         ("affinity run.yaml nothing.yaml", 2, "nothing.yaml: No such file"),
@@ -256,20 +256,20 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("affinity run.yaml split.yaml --measure rsb", 2, "rsb"),
         ("affinity run.yaml split.yaml --out a.txt", 2, "ends in .npz"),
         ("affinity split.yaml split.yaml", 2, "holds no images"),
-        ("search nothing.npz split.yaml", 2, "nothing.npz is no file"),
-        ("search run.yaml split.yaml", 2, "no affinity file"),
+        ("search nothing.npz split.yaml", 2, "nothing.npz is not a file"),
+        ("search run.yaml split.yaml", 2, "not an affinity file"),
         ("search affinity.npz split.yaml --budget 1%params", 3, "smallest"),
         ("search affinity.npz split.yaml --budget much", 2, "cannot read the budget 'much'"),
         ("search affinity.npz split.yaml --objective worst", 2, "worst"),
         ("search affinity.npz other.yaml", 2, "tasks are a, b"),
         ("group affinity.npz split.yaml --groups 0", 3, "at least 1"),
-        ("group affinity.npz split.yaml --location layer9", 2, "layer9 is none"),
+        ("group affinity.npz split.yaml --location layer9", 2, "unknown location 'layer9' (expected one of"),
         ("build nothing.yaml", 2, "nothing.yaml"),
         ("build other.yaml", 2, "no named constructor"),
         ("build architecture.yaml --config two.yaml", 2, "count is missing"),
         ("build architecture.yaml --out run.yaml", 2, "run.yaml is or lies in a file"),
         ("distill nothing run.yaml", 2, "nothing"),
-        ("distill architecture.yaml run.yaml", 4, "is no saved network"),
+        ("distill architecture.yaml run.yaml", 4, "is not a saved network"),
         ("distill branched split.yaml", 2, "split.yaml holds no images"),
         ("bench branched --repeats 0", 2, "at least 1"),
         ("bench nothing", 2, "nothing"),
@@ -278,12 +278,16 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("report branched --out r.pdf", 2, ".html, .md, .csv or .json"),
         ("report broken", 4, "weights.safetensors"),
         ("show nothing", 2, "nothing"),
-        ("show weightless", 4, "weightless holds no weights.safetensors (a folder that `branchnet build` wrote"),
+        (
+            "show weightless",
+            4,
+            "holds no weights.safetensors (expected a folder that `branchnet build` wrote",
+        ),
         ("validate", 2, "no file was given"),
         ("validate wrong.yaml run.yaml", 2, "wrong.yaml:2:1"),
         ("run two.yaml", 2, "names no budget"),
         ("run small.yaml --dry-run", 3, "no tree fits"),
-        ("search affinity.npz run.yaml", 2, "is a config, no architecture"),
+        ("search affinity.npz run.yaml", 2, "is a config (expected an architecture"),
         ("search split.yaml split.yaml", 2, "no arrays in it"),
         ("schema --out run.yaml/x", 2, "run.yaml"),
     ],

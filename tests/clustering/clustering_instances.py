@@ -14,8 +14,21 @@ from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import Tree, enumerate_trees
+from branchnet.clustering.deadline import Watch
 
 FACTS = Path(__file__).parents[1] / "facts"
+
+
+class Counting(Watch):
+    """Adds up the steps that it is told of."""
+
+    announced = counted = 0
+
+    def begin(self, what: str, total: int) -> None:
+        self.announced = total
+
+    def step(self, steps: int = 1) -> None:
+        self.counted += steps
 
 
 def facts_json(name: str) -> Any:

@@ -66,7 +66,7 @@ def test_refuses_costs_that_do_not_fit() -> None:
         tree_size(tree, COSTS, unit="latency")
     with pytest.raises(BudgetError, match=r"\(stages, 4\)"):
         tree_size(tree, [[0, 1, 2], [0, 1, 2]])
-    with pytest.raises(BudgetError, match="not negative"):
+    with pytest.raises(BudgetError, match="none of them negative"):
         tree_size(tree, [1.0, -1.0])
     with pytest.raises(BudgetError, match="these differ: w, z"):
         tree_size(tree, COSTS, head_costs={"x": 1.0, "y": 1.0, "w": 1.0})

@@ -76,3 +76,9 @@ def test_random_trees_know_when_nothing_fits() -> None:
     assert caught.value.smallest == 3.0
     with pytest.raises(BudgetError, match="needs the costs"):
         random_tree(names(3), 2, seed=0, budget=2.5)
+
+
+def test_vectors_of_widths_beyond_two_million_a_half_are_refused() -> None:
+    """82 tasks, four stages: C(85, 4) = 2,024,785 vectors; one task fewer would be 1,929,501."""
+    with pytest.raises(TreeError, match="82 tasks with 7 stages have too many"):
+        tree_sampler(names(82), 7)

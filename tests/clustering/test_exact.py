@@ -164,7 +164,7 @@ def test_latency_tables(affinity: Affinity, seed: int) -> None:
     table[:, 1:] = np.random.default_rng(seed).uniform(1, 3, (depth, n))
     sizes = np.array([sum(table[d, w] for d, w in enumerate(t.widths)) for t in all_trees(n, depth)])
     limit = float(np.median(sizes))
-    result = search(affinity, table, Budget(limit, "latency"))
+    result = search(affinity, table, Budget(limit, "latency"), objective="mean-max")
     assert _close(result.cost, float(brute_costs(affinity, "mean-max")[sizes <= limit].min()))
     assert _close(result.size, sum(table[d, w] for d, w in enumerate(result.tree.widths)))
 
@@ -224,13 +224,13 @@ def test_stage_weights_by_cost() -> None:
     costs = StageCosts((StageCost("stage0", 10, 300), StageCost("stage1", 30, 100)))
     for by, weights in (("params", [0.5, 1.5]), ("flops", [1.5, 0.5])):
         assert stage_shares(costs, by) == weights
-        named = search(affinity, costs, "60% params", stage_weights=by)
-        given_ = search(affinity, costs, "60% params", stage_weights=weights)
+        named = search(affinity, costs, "60% params", objective="mean-max", stage_weights=by)
+        given_ = search(affinity, costs, "60% params", objective="mean-max", stage_weights=weights)
         assert (named.tree, named.cost) == (given_.tree, given_.cost)
         assert named.cost == clustering_cost(named.tree, affinity, stage_weights=weights)
-    with pytest.raises(BudgetError, match="need StageCosts"):
+    with pytest.raises(BudgetError, match="expected StageCosts"):
         search(affinity, [1.0, 2.0], "60% params", stage_weights="flops")
-    with pytest.raises(BudgetError, match="not 'size'"):
+    with pytest.raises(BudgetError, match="stage_weights is 'size'"):
         stage_shares(costs, "size")
     with pytest.raises(AffinityError, match="knows no costs"):
         clustering_cost(named.tree, affinity, stage_weights="params")  # type: ignore[arg-type]

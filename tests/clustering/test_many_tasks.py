@@ -1,5 +1,6 @@
 """Heuristic searches and lower bounds: against the exact optimum, against each other, and under constraints."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -22,6 +23,7 @@ from branchnet.clustering.bounds.clique_bounds import clique_diameters
 from branchnet.clustering.bounds.lower_bounds import lower_bound, rising_bounds
 from branchnet.clustering.exact import chain_branch_and_bound as chains
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
+from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.tree_search import make_problem
 from branchnet.errors import BranchnetError, BudgetError
 
@@ -88,9 +90,9 @@ def test_affinities_above_one_are_bounded(name: str, seed: int) -> None:
 
 def test_an_affinity_above_one_by_rounding_costs_no_bound() -> None:
     values = rsa_like_affinity(15, 3, 0).values.copy()
-    whole = search(as_affinity(values), COSTS[:3], "40% params")
+    whole = search(as_affinity(values), COSTS[:3], "40% params", objective="mean-max")
     values[0, [0, 1], [1, 0]] = 1 + 4e-16
-    result = search(as_affinity(values), COSTS[:3], "40% params")
+    result = search(as_affinity(values), COSTS[:3], "40% params", objective="mean-max")
     assert result.lower_bound > 0.9 * whole.lower_bound > 0
 
 
@@ -101,6 +103,46 @@ def test_the_bound_of_one_shared_network_is_its_cost(name: str, seed: int) -> No
     problem = make_problem(affinity, [1.0], "params", objective=name)
     cost = problem.losses.tree_cost(Tree.shared(affinity.tasks, 1))
     assert lower_bound(problem.losses, problem.rules, problem.sizes.table, 1.0) == pytest.approx(cost, abs=2e-14)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("offset", [-100.0, 100.0])
+def test_a_constant_in_the_cost_shifts_the_bounds_and_changes_nothing_else(name: str, offset: float) -> None:
+    problem = make_problem(rsa_like_affinity(7, 3, 1), COSTS[:3], "params", objective=name)
+    shifted = replace(problem.losses, offset=offset)
+    limit = 0.6 * problem.sizes.separate
+    best = search(problem.losses, COSTS[:3], Budget(limit), method="exact").cost
+
+    def bounds(losses: StageLosses, target: float) -> list[float]:
+        return list(rising_bounds(losses, problem.rules, problem.sizes.table, limit, target=target, effort=20))
+
+    plain = bounds(problem.losses, best + 0.1)
+    assert bounds(shifted, best + 0.1 + offset) == pytest.approx([bound + offset for bound in plain], abs=1e-9)
+    assert len(bounds(shifted, plain[0] - 1e-6 + offset)) == 1  # the first bound reaches the target: nothing to tighten
+
+
+@pytest.mark.parametrize("name", ["mean-pair", "sum-pair"])
+def test_a_bound_that_reaches_the_cost_is_a_proof(name: str) -> None:
+    affinity = random_affinity(15, 1, 0)
+    result = search(affinity, [1.0], Budget(1.0), objective=name)
+    assert result.method == "local"
+    assert result.proven
+    assert result.lower_bound == pytest.approx(result.cost, rel=1e-12)
+    assert result.lower_bound <= result.cost
+    assert not search(affinity, [1.0], Budget(5.0), objective=name).proven
+
+
+@pytest.mark.parametrize("effort", [1, 3])
+def test_effort_limits_the_number_of_branchings(effort: int) -> None:
+    """After a bound of stages on their own and one for each range of chains (4 stages, sizes 5 to 10)."""
+    problem = make_problem(random_affinity(10, 4, 1), COSTS[:4], "params")
+    limit = 0.5 * problem.sizes.separate
+
+    def bounds(effort: int) -> list[float]:
+        return list(rising_bounds(problem.losses, problem.rules, problem.sizes.table, limit, target=1e3, effort=effort))
+
+    assert len(bounds(effort)) == 1 + 4 * 6 + effort + 1
+    assert len(bounds(20)) > 1 + 4 * 6 + 10
 
 
 def test_multipliers_that_grow_large_raise_no_bound_by_rounding() -> None:
@@ -178,8 +220,8 @@ def test_local_search_reaches_the_optimum_of_small_problems() -> None:
     gaps = []
     for seed in range(12):
         affinity = (rsa_like_affinity if seed % 2 else random_affinity)(7, 4, seed)
-        exact = search(affinity, COSTS[:4], "50% params")
-        found = search(affinity, COSTS[:4], "50% params", method="local")
+        exact = search(affinity, COSTS[:4], "50% params", objective="mean-max")
+        found = search(affinity, COSTS[:4], "50% params", objective="mean-max", method="local")
         assert found.cost >= exact.cost - 1e-12
         assert found.lower_bound <= exact.cost + 1e-12
         gaps.append(found.cost / exact.cost - 1)
@@ -241,11 +283,11 @@ def test_a_stopped_exact_search_returns_the_tree_of_the_local_search(monkeypatch
         raise KeyboardInterrupt
 
     affinity = rsa_like_affinity(8, 4, 0)
-    exact = search(affinity, COSTS[:4], "40% params", method="exact")
-    local = search(affinity, COSTS[:4], "40% params", method="local")
+    exact = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="exact")
+    local = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="local")
     monkeypatch.setattr("branchnet.clustering.tree_search.width_table", stopped)
     monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
-    result = search(affinity, COSTS[:4], "40% params", method="exact")
+    result = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="exact")
     assert "interrupted" in result.why
     assert (result.tree, result.cost, result.lower_bound) == (local.tree, local.cost, local.lower_bound)
     assert result.lower_bound <= exact.cost + 1e-12 <= result.cost + 2e-12
@@ -261,14 +303,14 @@ def test_a_bound_that_is_interrupted_is_kept(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     affinity = rsa_like_affinity(15, 3, 0)
-    whole = search(affinity, COSTS[:3], "40% params")
+    whole = search(affinity, COSTS[:3], "40% params", objective="mean-max")
     monkeypatch.setattr("branchnet.clustering.exact.chain_branch_and_bound._Search.children", interrupted)
-    result = search(affinity, COSTS[:3], "40% params")
+    result = search(affinity, COSTS[:3], "40% params", objective="mean-max")
     assert "its bound was interrupted" in result.why
     assert result.tree == whole.tree
     assert 0 < result.lower_bound < whole.lower_bound <= result.cost
     monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
-    before = search(rsa_like_affinity(9, 3, 0), COSTS[:3], "40% params", method="exact")
+    before = search(rsa_like_affinity(9, 3, 0), COSTS[:3], "40% params", objective="mean-max", method="exact")
     assert before.why == "its bound was interrupted before the exact method began"
 
 

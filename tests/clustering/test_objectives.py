@@ -5,7 +5,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from clustering_instances import affinities, all_trees, as_affinity, facts_json, random_affinity, slow_stage_cost
+from clustering_instances import (
+    affinities,
+    all_trees,
+    as_affinity,
+    brute_sizes,
+    facts_json,
+    random_affinity,
+    rsa_like_affinity,
+    slow_stage_cost,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +32,7 @@ def test_published_costs_and_optima(nodes: int) -> None:
     best = facts_json("cost_reading_sensitivity.json")["by_budget_nodes"][str(nodes)][READING]
     tree = Tree(TENSOR.tasks, [[[TENSOR.tasks[i] for i in c] for c in stage] for stage in best["layout"]])
     assert clustering_cost(tree, TENSOR) == pytest.approx(best["cost"], abs=1e-12)
-    result = search(TENSOR, [1.0] * 5, Budget(nodes), shared_stages=1)
+    result = search(TENSOR, [1.0] * 5, Budget(nodes), objective="mean-max", shared_stages=1)
     assert result.proven
     assert result.cost == pytest.approx(best["cost"], abs=1e-12)
     assert result.tree == tree
@@ -90,6 +99,33 @@ def test_stage_weights_multiply_stages() -> None:
         clustering_cost(tree, affinity, stage_weights=[1.0, math.nan])
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_stage_of_weight_zero_does_not_count(name: str) -> None:
+    """The same cost and the same best tree as with equal affinities at the other stages only."""
+    affinity = rsa_like_affinity(5, 3, 2)
+    first, second = np.triu_indices(5, 1)
+    centred, loss = affinity.values[:, first, second].mean() - affinity.values, 1 - affinity.values
+    weights = [0.0, 1.0, 0.0]
+    costs = []
+    for tree in all_trees(5, 3):
+        partition = [[int(task[1:]) for task in cluster] for cluster in tree.partitions[1]]
+        costs.append(slow_stage_cost(name, loss[1], centred[1], partition))
+        if len(costs) % 100 == 1:
+            found = clustering_cost(tree, affinity, objective=name, stage_weights=weights)
+            assert found == pytest.approx(costs[-1], abs=1e-12)
+    fitting = brute_sizes(5, [1.0, 2.0, 3.0]) <= 18.0
+    result = search(affinity, [1.0, 2.0, 3.0], Budget(18.0), objective=name, stage_weights=weights)
+    assert result.cost == pytest.approx(np.array(costs)[fitting].min(), abs=1e-12)
+    assert clustering_cost(result.tree, affinity, objective=name, stage_weights=[0.0] * 3) == 0.0
+
+
+def test_negative_weights_are_refused() -> None:
+    affinity = random_affinity(3, 2, 0)
+    for weights in ([1.0, -1e-9], [1.0], [1.0, math.inf]):
+        with pytest.raises(AffinityError, match="2 finite numbers, none negative"):
+            clustering_cost(Tree.shared(affinity.tasks, 2), affinity, stage_weights=weights)
+
+
 def test_refuses_directed_affinities_and_other_trees() -> None:
     values = np.ones((1, 2, 2))
     values[0, 0, 1] = 0.5
@@ -100,5 +136,5 @@ def test_refuses_directed_affinities_and_other_trees() -> None:
         clustering_cost(Tree.shared(["t0", "t1", "t2", "x"], 2), affinity)
     with pytest.raises(TreeError, match="3 stages"):
         clustering_cost(Tree.shared(affinity.tasks, 3), affinity)
-    with pytest.raises(AffinityError, match="no objective"):
+    with pytest.raises(AffinityError, match="unknown objective"):
         clustering_cost(Tree.shared(affinity.tasks, 2), affinity, objective="best")

@@ -126,11 +126,11 @@ def test_weights_and_errors() -> None:
     losses = [{"a": 1.0}, {"b": 1.0}, {"a": 3.0, "b": 0.9}]
     assert select_networks(losses, [1, 1, 1], 2).networks == (0, 2)
     assert select_networks(losses, [1, 1, 1], 2, weights={"a": 0.01}).total_loss == pytest.approx(0.91)
-    with pytest.raises(BudgetError, match="1 is needed"):
+    with pytest.raises(BudgetError, match="expected at least 1"):
         select_networks(losses, [1, 1, 1], 0.5)
     with pytest.raises(AffinityError, match="loss of 'b' in network 1"):
         select_networks([{"a": 1.0}, {"b": float("nan")}], [1, 1], 2)
-    with pytest.raises(AffinityError, match="as many finite costs"):
+    with pytest.raises(AffinityError, match="expected 3 finite numbers, none negative"):
         select_networks(losses, [1, 1], 2)
     with pytest.raises(AffinityError, match="a, b trained together"):
         higher_order_estimates([{"a": 1.0}, {"b": 1.0}], [["a", "b"]])

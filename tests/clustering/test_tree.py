@@ -105,12 +105,6 @@ def test_dot_text_escapes_names() -> None:
     assert EXAMPLE.to_dot().count("->") == 5
 
 
-def test_plot_has_one_marker_per_node_and_all_names() -> None:
-    ax = EXAMPLE.plot()
-    assert len(ax.collections[0].get_offsets()) == 6
-    assert {text.get_text() for text in ax.texts} == set("abcd")
-
-
 def test_published_trees_are_trees() -> None:
     published = facts_json("treemtl_bmtn_rsa_head.json")
     assert count_trees(published["T"], published["D"]) == published["num_layouts"]

@@ -68,5 +68,5 @@ def test_ratios_need_paired_samples():
 
 @pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (1, -1)])
 def test_impossible_counts_are_refused(repeats, warmup):
-    with pytest.raises(BranchnetError, match="at least one repeat"):
+    with pytest.raises(BranchnetError, match="expected repeats >= 1"):
         measure_latency(lambda x: x, EXAMPLE, repeats=repeats, warmup=warmup)

@@ -5,10 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import conv_flop_count
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchnet.stages import candidate_locations, count_flops, split
+from branchnet.stages.flops import convolution_flops
 
 from .networks import Block
 
@@ -104,3 +106,12 @@ def test_balanced_locations_are_the_best_of_all():
 
     best = min(((a, b, 5) for b in range(1, 5) for a in range(b)), key=unevenness)
     assert staged.locations == tuple(map(str, best))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_the_formula_for_machines_without_fvcore_is_fvcores(dimensions: int, groups: int, transposed: bool) -> None:
+    x, out, kernel = [2, 8, *[5, 6, 7][:dimensions]], [2, 12, *[9, 4, 3][:dimensions]], [3] * dimensions
+    weight = [8, 12 // groups, *kernel] if transposed else [12, 8 // groups, *kernel]
+    assert convolution_flops(x, weight, out, transposed=transposed) == conv_flop_count(x, weight, out, transposed)

@@ -1,4 +1,4 @@
-"""Networks that torch.fx cannot follow."""
+"""Networks that torch.fx cannot trace."""
 
 from dataclasses import dataclass
 

@@ -45,7 +45,7 @@ IMAGE = torch.randn(2, 4, 8, 8)
 
 
 def test_names_are_checked():
-    with pytest.raises(SplitError, match=r"'1\.con' is no place.*did you mean 1\.conv"):
+    with pytest.raises(SplitError, match=r"'1\.con' is not a place.*did you mean 1\.conv"):
         split(network(), IMAGE, locations=["1.con"])
     with pytest.raises(SplitError, match="'0' is not after '1'"):
         split(network(), IMAGE, locations=["1", "0"])

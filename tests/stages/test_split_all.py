@@ -173,7 +173,7 @@ def test_unknown_task_in_transforms():
 
 
 def test_networks_without_tasks_are_refused():
-    with pytest.raises(SplitError, match="a mapping of task names to networks; a list was given"):
+    with pytest.raises(SplitError, match="networks is a list; expected a mapping of task names to networks"):
         split_all([nn.Linear(2, 2)], torch.rand(1, 2))
 
 
@@ -209,7 +209,7 @@ def test_a_transform_is_no_step_of_a_sequence():
     loose = {task: EachInTurn(*steps()).eval() for task in "ab"}
     for network in loose.values():
         network(IMAGE)
-    with pytest.raises(SplitError, match="EachInTurn runs all modules that it holds, a transform among them: hold"):
+    with pytest.raises(SplitError, match="EachInTurn runs all modules that it holds, a transform among them; expected"):
         split_all(loose, IMAGE, locations=["step0"], transforms=transforms)
 
 

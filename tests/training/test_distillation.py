@@ -123,6 +123,16 @@ def test_statistics_are_the_mean_and_variance_of_the_features_that_arrive() -> N
     assert torch.equal(net.nodes[1][0].state_dict()["1.running_mean"], own)  # type: ignore[index, union-attr]
 
 
+def test_statistics_are_estimated_before_the_first_step() -> None:
+    """One step at rate 0 moves them a tenth of the way towards its batch, which here is where they are already."""
+    net, images = branched(MIXED), X[:64]
+    branchnet.distill(net, DONORS, images, steps=1, batch_size=64, learning_rate=0.0, progress=False)
+    arriving = DONORS["a"][0](images)  # type: ignore[index]
+    norm = net.nodes[1][1].get_submodule("1")  # type: ignore[index, union-attr]
+    torch.testing.assert_close(norm.running_mean, arriving.mean(0))
+    torch.testing.assert_close(norm.running_var, arriving.var(0, correction=1))
+
+
 class Nested(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -146,6 +156,30 @@ def test_teachers_give_nested_outputs_recorded_or_not(recorded_bytes: int) -> No
     assert teachers.variances("b") == pytest.approx((float(variance.mean()), float(4 * variance[0])), rel=1e-4)
 
 
+@pytest.mark.parametrize("short", [0, 1])
+def test_outputs_are_recorded_where_all_of_them_fit_and_computed_again_otherwise(short: int) -> None:
+    everything = 96 * (3 + 3 + 3) * 4
+    runs: list[int] = []
+    donors = {task: network(i) for i, task in enumerate(TASKS)}
+    for donor in donors.values():
+        donor.register_forward_hook(lambda _module, _inputs, output: runs.append(len(output)))
+    teachers = Teachers(donors, X, recorded_bytes=everything - short, progress=False)
+    runs.clear()
+    for _ in range(2):
+        teachers.outputs(torch.arange(10), ["a", "c"], torch.device("cpu"))
+    assert runs == [10] * 4 * short
+
+
+def test_small_outputs_are_recorded_without_being_asked_for() -> None:
+    runs: list[int] = []
+    donor = network(1)
+    donor.register_forward_hook(lambda _module, _inputs, output: runs.append(len(output)))
+    teachers = Teachers({"a": donor}, X, progress=False)
+    runs.clear()
+    torch.testing.assert_close(teachers.outputs(torch.arange(96), ["a"], torch.device("cpu"))["a"], DONORS["b"](X))
+    assert runs == []
+
+
 def test_a_constant_donor_is_refused_by_name() -> None:
     constant = nn.Linear(6, 2)
     nn.init.zeros_(constant.weight)
@@ -154,7 +188,7 @@ def test_a_constant_donor_is_refused_by_name() -> None:
 
 
 def test_teachers_of_other_images_are_refused() -> None:
-    with pytest.raises(TrainingError, match="made for other images"):
+    with pytest.raises(TrainingError, match="of other images"):
         branchnet.distill(branched(SHARED), Teachers(DONORS, X.flip(0), progress=False), X, steps=1, progress=False)
 
 
@@ -188,7 +222,7 @@ def test_a_checkpoint_of_other_donors_or_images_is_refused(tmp_path: Path, monke
 
 
 def test_a_task_without_a_network_and_an_eval_only_network_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"given for \['c'\]"):
+    with pytest.raises(TrainingError, match=r"tasks \['c'\] have no single-task network"):
         branchnet.distill(branched(SHARED), {t: DONORS[t] for t in "ab"}, X, steps=1, progress=False)
     net = branched(SHARED)
     net.eval_only = "traced without dropout"
@@ -212,11 +246,11 @@ def test_fit_learns_labels_of_a_branched_and_of_a_single_network() -> None:
 
 def test_fit_refuses_what_does_not_fit_together() -> None:
     mse = nn.functional.mse_loss
-    with pytest.raises(TrainingError, match="95 labels were given for 96 samples"):
+    with pytest.raises(TrainingError, match="95 labels were given; expected 96"):
         branchnet.fit(network(0), X, X[1:, :3], mse, steps=1, progress=False)
     with pytest.raises(TrainingError, match="by task"):
         branchnet.fit(branched(MIXED), X, X[:, :3], mse, steps=1, progress=False)
-    with pytest.raises(TrainingError, match="'c' needs labels"):
+    with pytest.raises(TrainingError, match="'c' lacks labels"):
         branchnet.fit(
             branched(MIXED), X, dict.fromkeys("ab", X[:, :3]), dict.fromkeys(TASKS, mse), steps=1, progress=False
         )

@@ -58,7 +58,7 @@ def test_tasks_that_are_frozen_throughout_need_no_labels_and_no_donor() -> None:
     assert set(history.losses) == {"b"}
     assert torch.equal(net(X)["a"], before)
     net.freeze("b")
-    with pytest.raises(TrainingError, match="nothing to train"):
+    with pytest.raises(TrainingError, match="expected one to train"):
         branchnet.distill(net, {"b": donor}, X, steps=3, progress=False)
 
 
@@ -66,6 +66,14 @@ def test_a_checkpoint_knows_which_nodes_are_frozen() -> None:
     net = branched()
     assert content_hash(net, X, {"heads.0"}) != content_hash(net, X, {"heads.1"})
     assert content_hash(net, X, {"heads.0", "heads.1"}) == content_hash(net, X, ["heads.1", "heads.0"])
+
+
+def test_a_checkpoint_knows_the_weights_and_samples_that_it_was_started_from() -> None:
+    net, other = branched(), branched()
+    assert content_hash(net, X[:3]) == content_hash(net, X[:3].clone()) != content_hash(net, X[1:4])
+    assert content_hash(net, X[:3]) != content_hash(other, X[:3])
+    other.load_state_dict(net.state_dict())
+    assert content_hash(net, X[:3]) == content_hash(other, X[:3])
 
 
 @pytest.mark.parametrize("rate", [-1.0, math.nan])
@@ -80,7 +88,7 @@ def test_a_function_of_the_node_needs_a_branched_network() -> None:
 
 
 def test_errors_of_one_network_name_no_task() -> None:
-    with pytest.raises(TrainingError, match=r"^8 labels were given for 16 samples$"):
+    with pytest.raises(TrainingError, match=r"^8 labels were given; expected 16, one for each sample$"):
         branchnet.fit(nn.Linear(3, 1), X, X[:8, :1], mse_loss, steps=1, progress=False)
 
     def infinite(output: Tensor, labels: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_evaluate_restores_the_mode_and_needs_targets() -> None:
 
 
 def test_targets_of_another_number_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"4 inputs, but targets of another number: \{'a': 8\}"):
+    with pytest.raises(TrainingError, match=r"the numbers of targets are \{'a': 8\}; expected 4"):
         evaluate(Both(), random(4, 2), {"a": random(8, 2)}, {"a": training.rmse()})
 
 

@@ -358,7 +358,7 @@ def test_too_few_targets_of_a_stream_are_noticed() -> None:
     with pytest.raises(DataError, match="labels of another number"):
         branchnet.evaluate(branched(), Stream(TensorDataset(X)), few, METRICS)
     more = {task: torch.cat([labels, labels]) for task, labels in Y.items()}
-    with pytest.raises(TrainingError, match="40 inputs, but targets of another number"):
+    with pytest.raises(TrainingError, match=r"the numbers of targets are .*; expected 40"):
         branchnet.evaluate(branched(), Stream(TensorDataset(X)), more, METRICS)
 
 

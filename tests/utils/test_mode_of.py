@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode, mode_of
 
 
 class Merging(nn.Module):
@@ -35,11 +35,12 @@ def network(modes: list[bool]) -> nn.Module:
     return made
 
 
-@given(modes=st.lists(st.booleans(), min_size=6, max_size=6), training=st.booleans(), fails=st.booleans())
-def test_every_module_gets_its_own_mode_back(modes: list[bool], training: bool, fails: bool) -> None:
+@given(modes=st.lists(st.booleans(), min_size=6, max_size=6), training=st.sampled_from([None, True, False]), fails=...)
+def test_every_module_gets_its_own_mode_back(modes: list[bool], training: bool | None, fails: bool) -> None:
     made = network(modes)
     try:
-        with mode_of(made, training=training):
+        with evaluation_mode(made) if training is None else mode_of(made, training=training):
+            training = bool(training)
             assert all(module.training is training for module in made.modules())
             made[1].train(not training)
             if fails:
@@ -55,7 +56,7 @@ def test_a_layer_that_acts_on_its_mode_is_right_inside_and_outside(inner: bool) 
     made = nn.Sequential(layer, nn.Dropout(0.5)).train()
     layer.train(inner)
     for _ in range(2):
-        with mode_of(made):
+        with evaluation_mode(made):
             assert layer.merged and torch.equal(made(torch.ones(1)), torch.tensor([5.0]))
         assert (layer.merged, layer.training, made.training) == (not inner, inner, True)
         assert torch.equal(layer(torch.ones(1)), torch.tensor([5.0]))

@@ -1,6 +1,6 @@
-"""Spreading the reading of features over the processes of `torch.distributed`.
+"""Reading features in the processes of `torch.distributed`.
 
-Networks are dealt out to the processes; those that are left over are read by all of them together, each running its
+Networks are scattered over the processes; those that are left over are read by all of them together, each running its
 share of the probe. Such shares are then exchanged so that every process holds some features of all inputs, whose inner
 products add up.
 """
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from branchnet.affinity.features.feature_buffer import Kept
-from branchnet.affinity.features.memory_plan import Piece
+from branchnet.affinity.features.memory_plan import Chunk
 from branchnet.affinity.probes import Probe
 from branchnet.errors import AffinityError
 
@@ -29,7 +29,7 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def owner_of(number: int, count: int) -> int | None:
+def reading_rank(number: int, count: int) -> int | None:
     """The rank that reads the network of this number, of `count`; None where all read it together."""
     size = world()[1]
     return number % size if number < count - count % size else None
@@ -45,7 +45,7 @@ def check_same_probe(probe: Probe) -> None:
     """Raise AffinityError where processes were given different inputs, if there are several."""
     for rank, content in enumerate(_gathered(probe.content)):
         if content != probe.content:
-            raise AffinityError(f"process {rank} was given other probe inputs than this one; all need the same")
+            raise AffinityError(f"process {rank} was given other probe inputs than this one; expected the same in all")
 
 
 def smallest(value: int) -> int:
@@ -53,25 +53,38 @@ def smallest(value: int) -> int:
     return min(_gathered(value))
 
 
-def columns_of_all(local: Kept, shares: Sequence[int], piece: Piece, device: torch.device) -> Kept:
-    """From this process's inputs with all features of a piece, all inputs with this process's share of the features.
+def columns_of_all(local: Kept, shares: Sequence[int], chunk: Chunk, device: torch.device) -> Kept:
+    """From this process's inputs with all features of a chunk, all inputs with this process's share of the features.
 
-    shares: inputs that every rank ran.
+    An all-to-all exchange, as one scatter from each rank.
+
+    Args:
+        local: what this process read, (B, F).
+        shares: inputs that every rank ran.
+        chunk: which features these are.
+        device: where they are received.
+
+    Returns:
+        (K, F / size) features; the last rank may have fewer.
     """
     rank, size = world()
-    width = -(-piece.width // size)
-    own = slice(rank * width, max(rank * width, min((rank + 1) * width, piece.width)))
+    width = -(-chunk.width // size)
+    own = slice(rank * width, max(rank * width, min((rank + 1) * width, chunk.width)))
     received = []
     for source, inputs in enumerate(shares):
         if inputs:
-            target = torch.empty(inputs, width, dtype=piece.kept_as, device=device)
-            dist.scatter(target, _slices(local.parts, width, size) if rank == source else None, src=source)
+            target = torch.empty(inputs, width, dtype=chunk.kept_as, device=device)
+            dist.scatter(target, _slices(local.batches, width, size) if rank == source else None, src=source)
             received.append(target[:, : own.stop - own.start])
     return Kept(received, None if local.reference is None else local.reference[own])
 
 
-def agree(compute: Callable[[], Result]) -> Result:
-    """What `compute` returns; an error of one process is raised in all, so that none waits for ever."""
+def barrier(compute: Callable[[], Result]) -> Result:
+    """What `compute` returns, once it has ended in all processes.
+
+    An error of one process is raised in all: the others would wait for it in the next collective call until it times
+    out.
+    """
     result: list[Result] = []
     problem: Exception | None = None
     try:
@@ -84,29 +97,29 @@ def agree(compute: Callable[[], Result]) -> Result:
     return result[0]
 
 
-def dealt_out(count: int, work: Callable[[int], Result]) -> list[Result]:
+def scattered(count: int, work: Callable[[int], Result]) -> list[Result]:
     """`work(number)` for every number, each done by one process; all processes return all results."""
     rank, size = world()
-    own = agree(lambda: {number: work(number) for number in range(rank, count, size)})
+    own = barrier(lambda: {number: work(number) for number in range(rank, count, size)})
     results = {number: result for held in _gathered(own) for number, result in held.items()}
     return [results[number] for number in range(count)]
 
 
 def gathered(compute: Callable[[], Result]) -> list[Result]:
     """What `compute` returns in every process, by rank; an error of one process is raised in all."""
-    return _gathered(agree(compute))
+    return _gathered(barrier(compute))
 
 
-def from_owner(value: Any, owner: int) -> Any:
-    """`value` as the owner's process has it."""
+def broadcast(value: Any, source: int) -> Any:
+    """`value` as the process of rank `source` has it."""
     held = [value]
-    dist.broadcast_object_list(held, src=owner)
+    dist.broadcast_object_list(held, src=source)
     return held[0]
 
 
 def _slices(local: Sequence[Tensor], width: int, size: int) -> list[Tensor]:
     """What every rank gets of these inputs, (B, width); the last ones are filled up with zeros."""
-    slices = [torch.cat([part[:, rank * width : (rank + 1) * width] for part in local]) for rank in range(size)]
+    slices = [torch.cat([batch[:, rank * width : (rank + 1) * width] for batch in local]) for rank in range(size)]
     return [torch.nn.functional.pad(one, (0, width - one.shape[1])).contiguous() for one in slices]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from branchnet.affinity.features.memory_plan import Piece
+from branchnet.affinity.features.memory_plan import Chunk
 
 
 @dataclass(frozen=True)
@@ -21,54 +21,58 @@ class Kept:
     """Features (K, F) of all probe inputs.
 
     Attributes:
-        parts: (B, F) each, K rows in all.
+        batches: (B, F) each, K rows in all.
         reference: (F,), to be added to every row, or None.
     """
 
-    parts: Sequence[Tensor]
+    batches: Sequence[Tensor]
     reference: Tensor | None = None
 
 
 class Keeper:
-    """Collects the features of several pieces, batch by batch.
+    """Collects the features of several chunks, batch by batch.
 
-    references: for every piece, what is taken off all rows, (F,), if the piece is kept in lower precision.
+    Args:
+        chunks: what to keep.
+        references: for every chunk, what is subtracted from all rows, (F,), if the chunk is kept in lower precision.
+        copied: whether everything is copied, for stages that are known to write to what they return.
     """
 
-    def __init__(self, pieces: Sequence[Piece], references: Sequence[Tensor], *, copied: bool) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: Sequence[Chunk], references: Sequence[Tensor], *, copied: bool) -> None:
+        self._chunks = chunks
         self._references = references
         self._copied = copied
-        self._parts: list[list[Tensor]] = [[] for _ in pieces]
+        self._batches: list[list[Tensor]] = [[] for _ in chunks]
         self._borrowed: list[tuple[Tensor, int]] = []
         self._batch_of: dict[int, int] = {}
         self._shared_memory = False
 
     def keep(self, number: int, rows: Tensor, batch: int) -> None:
-        """Add what a batch gives for piece `number`: all features, (B, F)."""
-        piece = self._pieces[number]
-        part = rows[:, piece.start : piece.stop]
-        if piece.rounded:
-            part = (part - self._references[number][piece.start : piece.stop]).to(piece.kept_as)
-        elif self._copied or piece.overwritten or not _stands_alone(part):
-            part = part.clone(memory_format=torch.contiguous_format)
+        """Add what a batch gives for chunk `number`: all features, (B, F)."""
+        chunk = self._chunks[number]
+        kept = rows[:, chunk.start : chunk.stop]
+        if chunk.rounded:
+            # bfloat16 has 8 bits: of features far from zero it would keep the offset and lose what tells inputs apart.
+            kept = (kept - self._references[number][chunk.start : chunk.stop]).to(chunk.kept_as)
+        elif self._copied or chunk.overwritten or not _stands_alone(kept):
+            kept = kept.clone(memory_format=torch.contiguous_format)
         else:
-            self._shared_memory |= self._batch_of.setdefault(part.data_ptr(), batch) != batch
-            self._borrowed.append((part, part._version))
-        self._parts[number].append(part)
+            self._shared_memory |= self._batch_of.setdefault(kept.data_ptr(), batch) != batch
+            self._borrowed.append((kept, kept._version))
+        self._batches[number].append(kept)
 
     def take(self) -> list[Kept]:
-        """What was kept for every piece; the keeper lets go of it."""
+        """What was kept for every chunk; the keeper lets go of it."""
         taken = []
-        for piece, reference, parts in zip(self._pieces, self._references, self._parts, strict=True):
-            taken.append(Kept(parts, reference[piece.start : piece.stop] if piece.rounded else None))
-        self._parts, self._borrowed = [], []
+        for chunk, reference, batches in zip(self._chunks, self._references, self._batches, strict=True):
+            taken.append(Kept(batches, reference[chunk.start : chunk.stop] if chunk.rounded else None))
+        self._batches, self._borrowed = [], []
         return taken
 
     @property
     def intact(self) -> bool:
         """Whether everything still holds what it held when it was kept."""
-        return not self._shared_memory and all(part._version == version for part, version in self._borrowed)
+        return not self._shared_memory and all(kept._version == version for kept, version in self._borrowed)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -76,7 +80,7 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _stands_alone(part: Tensor) -> bool:
+def _stands_alone(tensor: Tensor) -> bool:
     """Whether keeping the tensor keeps no more memory than its own, and writing to it would be noticed."""
-    alone = part.untyped_storage().nbytes() == part.numel() * part.element_size()
-    return alone and part.is_contiguous() and not part.is_inference()
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return alone and tensor.is_contiguous() and not tensor.is_inference()

@@ -1,8 +1,8 @@
 """Signatures kept on disk by content, so that a second run computes only what is new.
 
 An entry's name is a hash of the network's weights and code up to the location, the probe's content, the settings and
-the version. An entry is written beside its place and renamed, so concurrent runs lose nothing; it starts with a
-checksum, and one that does not fit its content is computed again.
+the version. An entry is written to a temporary next to it and renamed, so concurrent runs lose nothing; it starts
+with a checksum, and one that does not fit its content is computed again.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform:
     """The cache entries of one network under the given settings.
 
     Raises:
-        AffinityError: a `features` function whose content cannot be told apart.
+        AffinityError: a `features` function that its code does not tell apart from others.
     """
     running = hashlib.blake2b(digest_size=20)
     running.update(repr((_FORMAT, __version__, tuple(settings), _code_of(transform))).encode())
+    # A running hash: the entry of a location depends on all stages before it and on none after.
     keys = []
     for stage in member.stages:
         running.update(_structure(stage).encode())
@@ -100,7 +101,10 @@ def _code_of(transform: Transform | None) -> Any:
     if transform is None:
         return None
     if not isinstance(transform, FunctionType) or transform.__closure__ or transform.__defaults__:
-        raise AffinityError("with a cache, features must be a plain function without closure or defaults")
+        raise AffinityError(
+            f"features is {transform!r}; with a cache, expected a plain function without closure or defaults, "
+            "which its code tells apart from others: write one, or drop cache="
+        )
     code = transform.__code__
     return transform.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names
 

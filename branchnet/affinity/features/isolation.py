@@ -1,4 +1,4 @@
-"""Reading features without a trace: a network leaves this room exactly as it came."""
+"""Side-effect free reading of features: a network leaves this room exactly as it came."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from branchnet.utils.modes import mode_of
+from branchnet.utils.modes import evaluation_mode
 
 
 @contextmanager
@@ -18,18 +18,24 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     """In eval mode, without gradients, on `device` (its own by default) inside; as it was before, outside.
 
     Training flags, the content and place of parameters and buffers and the random state are put back, also after an
-    exception. Yields the device.
+    exception.
+
+    Args:
+        network: the network.
+        device: where to move it meanwhile.
+
+    Yields:
+        The device that it is on.
     """
     before = _State.of(network)
     place = device if device is not None else device_of(network)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with evaluation_mode(network), torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
-            with mode_of(network):
-                torch.manual_seed(0)
-                if device is not None:
-                    network.to(device)
-                yield place
+            torch.manual_seed(0)
+            if device is not None:
+                network.to(device)
+            yield place
         finally:
             before.restore()
 
@@ -43,7 +49,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 @dataclass(frozen=True)
 class _State:
-    """What running a network could change. Buffers are copied; parameters only change place."""
+    """What running a network could change, its mode apart. Buffers are copied; parameters only change place."""
 
     parameters: list[tuple[nn.Parameter, Tensor]]
     buffers: list[tuple[nn.Module, str, Tensor, Tensor]]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from branchnet.affinity.features.distributed import (
-    agree,
+    barrier,
+    broadcast,
     check_same_probe,
     columns_of_all,
-    from_owner,
-    owner_of,
+    reading_rank,
     share_of,
     smallest,
     world,
@@ -27,7 +27,7 @@ from branchnet.affinity.features.extraction import Consumer, Layout, find_layout
 from branchnet.affinity.features.feature_buffer import Kept
 from branchnet.affinity.features.feature_cache import Cache, open_cache
 from branchnet.affinity.features.isolation import device_of
-from branchnet.affinity.features.memory_plan import Passes, Piece, default_limit, plan_passes
+from branchnet.affinity.features.memory_plan import Chunk, Passes, default_limit, plan_passes
 from branchnet.affinity.measure_options import Options
 from branchnet.affinity.measures.grams import Centring, Gram, GramAccumulator
 from branchnet.affinity.measures.rdms import Dissimilarity, centring_for, mean_rdm, rdm_of_gram, upper_triangle
@@ -40,7 +40,8 @@ Signature: TypeAlias = npt.NDArray[np.floating]
 
 _EXACT = "exact"
 _ROUNDED = "bfloat16"
-_ALIKE = 1e-6
+# Rounding of float32 sums of a few thousand products: inner products this close say that all inputs are the same.
+_EQUAL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def gram_kind() -> Kind:
     def finish(grams: Sequence[Gram]) -> Tensor:
         for one in grams:
             if not torch.isfinite(one.products).all():
-                raise AffinityError("the features are not all finite")
+                raise AffinityError("the features are not all finite; expected no NaN and no infinity")
         if any((one.products.diagonal() <= one.floor).all() for one in grams):
-            raise AffinityError("the features of all inputs are the same")
+            raise AffinityError("the features of all inputs are the same; expected some that differ between inputs")
         return torch.stack([one.products / one.products.trace() for one in grams]).mean(dim=0)
 
     return Kind("gram", Centring(inputs=True), finish)
@@ -87,13 +88,13 @@ def _varies(one: Gram, centring: Centring) -> bool:
         return True
     if centring.inputs:
         return bool((one.products.diagonal() > one.floor).any())
-    return bool((one.products - one.products[0, 0]).abs().max() > _ALIKE * one.products.abs().max())
+    return bool((one.products - one.products[0, 0]).abs().max() > _EQUAL * one.products.abs().max())
 
 
 def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) -> list[list[Signature]]:
     """Signature of every member at every location: `[location][member]`.
 
-    Under `torch.distributed` the work is spread over the processes and every one returns the whole.
+    Under `torch.distributed` the networks are scattered over the processes and every one returns all signatures.
 
     Raises:
         AffinityError: features that are constant or not finite, naming task and location.
@@ -102,34 +103,34 @@ def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) 
     rank, size = world()
     if size > 1:
         check_same_probe(probe)
-    owners = [owner_of(number, len(family.members)) for number in range(len(family.members))]
+    ranks = [reading_rank(number, len(family.members)) for number in range(len(family.members))]
     rows: dict[int, list[Signature]] = {}
-    with progress_bar("reading features", len(owners), shown=sys.stderr.isatty() and rank == 0) as advance:
+    with progress_bar("reading features", len(ranks), shown=sys.stderr.isatty() and rank == 0) as advance:
 
         def read(numbers: Sequence[int]) -> None:
             for number in numbers:
-                rows[number] = reader.read(family.members[number], together=owners[number] is None and size > 1)
+                rows[number] = reader.read(family.members[number], together=ranks[number] is None and size > 1)
                 advance(family.members[number].label)
 
-        agree(lambda: read([number for number, owner in enumerate(owners) if owner == rank]))
-        read([number for number, owner in enumerate(owners) if owner is None])
-    for number, owner in enumerate(owners):
-        if owner is not None and size > 1:
-            rows[number] = from_owner(rows.get(number), owner)
-    return [[rows[number][location] for number in range(len(owners))] for location in range(len(family.locations))]
+        barrier(lambda: read([number for number, source in enumerate(ranks) if source == rank]))
+        read([number for number, source in enumerate(ranks) if source is None])
+    for number, source in enumerate(ranks):
+        if source is not None and size > 1:
+            rows[number] = broadcast(rows.get(number), source)
+    return [[rows[number][location] for number in range(len(ranks))] for location in range(len(family.locations))]
 
 
-def read_pieces(member: Member, probe: Probe, locations: Sequence[str], options: Options, consume: Consumer) -> None:
+def read_chunks(member: Member, probe: Probe, locations: Sequence[str], options: Options, consume: Consumer) -> None:
     """Call `consume` with the features of one network, in as many passes as memory asks for."""
     layout = find_layout(member, probe.example, locations, options.place, options.features)
-    passes = plan_passes(list(layout.pieces), probe.inputs, _memory_limit(member, options))
+    passes = plan_passes(list(layout.chunks), probe.inputs, _memory_limit(member, options))
     read_features(member, probe, layout, passes, locations, consume, device=options.place, transform=options.features)
 
 
 def _without(passes: Passes, found: Container[int]) -> Passes:
     """What is left of the passes without these locations."""
-    left = (tuple(piece for piece in pieces if piece.location not in found) for pieces in passes)
-    return tuple(pieces for pieces in left if pieces)
+    left = (tuple(chunk for chunk in chunks if chunk.location not in found) for chunks in passes)
+    return tuple(chunks for chunks in left if chunks)
 
 
 def _memory_limit(member: Member, options: Options) -> int:
@@ -154,7 +155,7 @@ class _Reader:
         if len(found) < len(self.locations):
             layout = find_layout(member, self.probe.example, self.locations, self.options.place, self.options.features)
             passes = self._plan(member, layout, found, together)
-            rounded = {piece.location for pieces in passes for piece in pieces if piece.rounded}
+            rounded = {chunk.location for chunks in passes for chunk in chunks if chunk.rounded}
             found |= self._cached(cache, _ROUNDED, together, rounded)
             sums = self._sums(member, layout, _without(passes, found), together)
             for location in sums:
@@ -176,14 +177,15 @@ class _Reader:
             return {}
         read = {location: cache.read(location, kept_as) for location in locations}
         found = {location: signature for location, signature in read.items() if signature is not None}
-        return from_owner(found, 0) if together else found
+        return broadcast(found, 0) if together else found
 
     def _plan(self, member: Member, layout: Layout, found: Container[int], together: bool) -> Passes:
-        """Passes over what is not found yet. Processes that share a probe each keep a part of the inputs."""
+        """Passes over what is not found yet. Processes that share a probe each keep some of the inputs."""
         inputs, limit = self.probe.inputs, _memory_limit(member, self.options)
         if together:
+            # Twice a process's share: what it read and what it receives from the others are held at once.
             inputs, limit = -(-2 * inputs // world()[1]), smallest(limit)
-        missing = [piece for piece in layout.pieces if piece.location not in found]
+        missing = [chunk for chunk in layout.chunks if chunk.location not in found]
         return plan_passes(missing, inputs, limit)
 
     def _sums(
@@ -196,9 +198,9 @@ class _Reader:
         counts = [sum(self.probe.sizes[index] for index in share) for share in shares]
         place = self.options.place or device_of(member.network)
 
-        def add(piece: Piece, features: Kept) -> None:
-            total = sums.setdefault(piece.location, {}).setdefault(piece.tensor, GramAccumulator(self.kind.centring))
-            total.add(columns_of_all(features, counts, piece, place) if together else features)
+        def add(chunk: Chunk, features: Kept) -> None:
+            total = sums.setdefault(chunk.location, {}).setdefault(chunk.tensor, GramAccumulator(self.kind.centring))
+            total.add(columns_of_all(features, counts, chunk, place) if together else features)
 
         read_features(
             member,
@@ -209,8 +211,8 @@ class _Reader:
             add,
             device=self.options.place,
             transform=self.options.features,
-            part=shares[rank],
-            fence=agree if together else None,
+            share=shares[rank],
+            barrier=barrier if together else None,
         )
         if together:
             for tensors in sums.values():
@@ -228,4 +230,5 @@ class _Reader:
             signature = self.kind.finish([one.finish() for one in varying])
         except AffinityError as error:
             raise AffinityError(f"{member.label} at {self.locations[location]!r}: {error}") from error
+        # Sums were kept in float64; what is stored has the features' own precision, which is all that they can show.
         return signature.to(torch.promote_types(dtype, torch.float32)).cpu().numpy()

@@ -7,27 +7,29 @@ X = U S V^T, of which U and S follow from the (K, K) inner products. So widths m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from typing_extensions import Unpack
 
 from branchnet.affinity.bootstrap import half_samples
-from branchnet.affinity.features.distributed import dealt_out
+from branchnet.affinity.features.distributed import scattered
 from branchnet.affinity.features.feature_buffer import Kept
-from branchnet.affinity.features.memory_plan import Piece
-from branchnet.affinity.features.signatures import Signature, gram_kind, read_pieces, read_signatures
+from branchnet.affinity.features.memory_plan import Chunk
+from branchnet.affinity.features.signatures import Signature, gram_kind, read_chunks, read_signatures
 from branchnet.affinity.measure_options import Options, ProbeArguments
 from branchnet.affinity.measurement import assemble, measure_pairs, prepare
-from branchnet.affinity.measures.grams import column_blocks, rounding_floor
+from branchnet.affinity.measures.grams import column_blocks, double_centred, rounding_floor
 from branchnet.affinity.measures.rdm_comparison import unit_diagonal
 from branchnet.affinity.measures.symmetric_matmul import full_precision
 from branchnet.affinity.networks import Family, Member, Networks
 from branchnet.affinity.probes import Probe
 from branchnet.affinity.tensor import Affinity
 from branchnet.errors import AffinityError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
@@ -39,10 +41,23 @@ def procrustes(networks: Networks, probe: Any, **options: Unpack[ProbeArguments]
     Similarity with Statistical Testing", section 2), so d^2 = 2 - 2 ||X^T Y||_* and the affinity is the nuclear norm,
     from 0 to 1. The narrower of two networks is padded with zeros.
 
-    networks, probe, options: as `rsa` takes them; `bootstrap` is 0 unless given, as every draw takes a decomposition.
+    Args:
+        networks: as `rsa` takes them.
+        probe: as `rsa` takes it.
+        **options: as `rsa` takes them; `bootstrap` is 0 unless given, as every draw takes a decomposition.
+
+    Returns:
+        Affinities (D, N, N) from 0 to 1, symmetric, ones on the diagonal.
 
     Raises:
         AffinityError: as `rsa`.
+
+    >>> def network():
+    ...     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> trained = {"depth": network(), "edges": network()}
+    >>> affinity = branchnet.procrustes(trained, torch.randn(30, 6), locations=["1"])
+    >>> affinity.measure, affinity.values.shape
+    ('procrustes', (1, 2, 2))
     """
     return _by_decomposition("procrustes", networks, probe, _procrustes, options)
 
@@ -54,10 +69,24 @@ def svcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
     correlations as the smaller subspace has dimensions. With fewer inputs than directions every correlation is 1: the
     probe should have several times as many inputs as `variance` keeps directions.
 
-    networks, probe, options: as `rsa` takes them; `bootstrap` is 0 unless given.
+    Args:
+        networks: as `rsa` takes them.
+        probe: as `rsa` takes it.
+        variance: share of each network's variance that its directions hold, above 0 and at most 1.
+        **options: as `rsa` takes them; `bootstrap` is 0 unless given.
+
+    Returns:
+        Affinities (D, N, N) from 0 to 1, symmetric, ones on the diagonal.
 
     Raises:
         AffinityError: as `rsa`; `variance` not above 0 and at most 1.
+
+    >>> def network():
+    ...     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> trained = {"depth": network(), "edges": network()}
+    >>> affinity = branchnet.svcca(trained, torch.randn(30, 6), locations=["1"])
+    >>> affinity.measure, affinity.values.shape
+    ('svcca', (1, 2, 2))
     """
     _check_variance(variance)
     return _by_decomposition("svcca", networks, probe, lambda grams: _svcca(grams, variance), options)
@@ -73,16 +102,33 @@ def pwcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
     exactly 1, the directions among those are arbitrary, and so is the third or fourth decimal of the result. The
     weights need the features again: every network reads the probe twice. Nothing is resampled.
 
-    networks, probe, options: as `rsa` takes them; `bootstrap` is refused.
+    Args:
+        networks: as `rsa` takes them.
+        probe: as `rsa` takes it.
+        variance: share of each network's variance that its directions hold, above 0 and at most 1.
+        **options: as `rsa` takes them; `bootstrap` is refused.
+
+    Returns:
+        Affinities (D, N, N) from 0 to 1, symmetric, ones on the diagonal.
 
     Raises:
         AffinityError: as `rsa`; `variance` not above 0 and at most 1; `bootstrap` above 0.
+
+    >>> def network():
+    ...     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> trained = {"depth": network(), "edges": network()}
+    >>> affinity = branchnet.pwcca(trained, torch.randn(30, 6), locations=["1"])
+    >>> affinity.measure, affinity.values.shape
+    ('pwcca', (1, 2, 2))
     """
     _check_variance(variance)
     unless_given: ProbeArguments = {"bootstrap": 0, **options}
     settings = Options(**unless_given)
     if settings.bootstrap:
-        raise AffinityError("pwcca has no standard errors, since every draw would read all features again")
+        raise AffinityError(
+            f"bootstrap is {settings.bootstrap}; expected 0: pwcca has no standard errors, since every draw would read "
+            "all features again"
+        )
     family, fixed = prepare(networks, probe, settings)
     signatures = read_signatures(family, fixed, gram_kind(), settings)
     bases = [[_directions(one.astype(np.float64), variance) for one in ones] for ones in signatures]
@@ -97,7 +143,7 @@ def pwcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
             for pairs, w in zip(variates, weights, strict=True)
         ]
 
-    for index, found in enumerate(dealt_out(len(family.members), one_way)):
+    for index, found in enumerate(scattered(len(family.members), one_way)):
         for location, means in enumerate(found):
             for other, mean in means.items():
                 between[location, index, other] = mean
@@ -146,24 +192,25 @@ def _all_pairs(items: Sequence[Matrix], similarity: Callable[[Matrix, Matrix], f
 
 def _decompose(gram: Matrix) -> tuple[Matrix, Matrix]:
     """U (K, r) and the squared singular values (r,), largest first, of the centred features; rounding is dropped."""
-    rows = gram.mean(axis=1)
-    values, vectors = np.linalg.eigh(gram - rows[:, None] - rows[None, :] + rows.mean())
+    values, vectors = np.linalg.eigh(double_centred(gram))
+    # numpy's rule for the rank of a matrix (largest value times its size times eps), with the eps of the features.
     kept = values > values[-1] * len(gram) * np.finfo(np.float32).eps
     if not kept.any() or values[-1] <= 0:
-        raise AffinityError("the features of all inputs are the same")
+        raise AffinityError("the features of all inputs are the same; expected some that differ between inputs")
     return vectors[:, kept][:, ::-1], values[kept][::-1]
 
 
 def _directions(gram: Matrix, variance: float) -> Matrix:
     """The fewest leading columns of U that hold `variance` of the variance."""
     vectors, values = _decompose(gram)
+    # At variance = 1 rounding of the running sum must not ask for one direction more than there is.
     shares = np.cumsum(values) / values.sum()
     return vectors[:, : int(np.searchsorted(shares, variance * (1 - 1e-12))) + 1]
 
 
 def _check_variance(variance: float) -> None:
     if not 0 < variance <= 1:
-        raise AffinityError(f"variance is {variance}; a share above 0 and at most 1 was expected")
+        raise AffinityError(f"variance is {variance}; expected a share above 0 and at most 1")
 
 
 def _variates(bases: Sequence[Matrix], index: int) -> dict[int, tuple[Matrix, Matrix]]:
@@ -189,19 +236,19 @@ def _variate_weights(
     traces: dict[tuple[int, int], float] = {}
     floors: dict[tuple[int, int], float] = {}
 
-    def add(piece: Piece, features: Kept) -> None:
-        key = (piece.location, piece.tensor)
+    def add(chunk: Chunk, features: Kept) -> None:
+        key = (chunk.location, chunk.tensor)
         held = sums.setdefault(key, {})
         for block in column_blocks(features):
             floors[key] = floors.get(key, 0.0) + rounding_floor(block)
             block -= block.mean(dim=0)
             traces[key] = traces.get(key, 0.0) + float(block.double().square().sum())
-            for other, (vectors, _) in variates[piece.location].items():
+            for other, (vectors, _) in variates[chunk.location].items():
                 with full_precision(block.device):
                     onto = torch.from_numpy(vectors).to(block).T @ block
                 held[other] = held.get(other, 0.0) + onto.abs().sum(dim=1).double().cpu().numpy()
 
-    read_pieces(member, probe, family.locations, options, add)
+    read_chunks(member, probe, family.locations, options, add)
     varying = {key: trace for key, trace in traces.items() if trace > floors[key]}
     return [_summed(location, sums, varying, options.tensors) for location in range(len(family.locations))]
 

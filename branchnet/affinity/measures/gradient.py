@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProbingCost:
-    """What one probed batch costs, beside its ordinary forward pass.
+    """What one probed batch costs, on top of its ordinary forward pass.
 
     Attributes:
         backwards: backward passes through heads and trunk.
@@ -71,12 +71,23 @@ def probing_cost(
     With N tasks and D stages: N backward passes; the whole-trunk look-ahead N trunk forwards and N * N + N head
     forwards; per stage D * N forwards through the rest of the trunk and D * N * N + N head forwards; the control one
     more step; first-order and cosine nothing beyond the N backward passes.
+
+    Args:
+        tasks: N.
+        stages: D.
+        method: as `gradient_affinity` takes it.
+        per_stage: as `gradient_affinity` takes it.
+        control: whether the control is measured too, as it is with an optimizer.
+
+    Returns:
+        Numbers of passes; `str()` of it is a sentence.
     """
-    steps = tasks + int(control)
+    steps = tasks + int(control)  # one control serves all tasks: a step without gradients is the same for each of them
     if method != "lookahead":
         return ProbingCost(tasks, 0, tasks)
     if not per_stage:
         return ProbingCost(tasks, steps, steps * tasks + tasks)
+    # From stage d on, (D - d) / D of the trunk is run: summed over d, (D + 1) / 2 trunks.
     return ProbingCost(tasks, steps * (stages + 1) / 2, stages * steps * tasks + tasks)
 
 
@@ -106,12 +117,12 @@ def gradient_affinity(
         model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
             is in; parameters, gradients, buffers, optimizer and random state are left as they were.
         batches: of (inputs, {task: target}), in a list, a DataLoader, or any iterable, which is read once; or samples
-            of that form, in tensors, a Dataset, or an IterableDataset. A task whose target is absent or None takes no
-            part in that batch.
+            of that form, in tensors, a Dataset, or an IterableDataset. A task whose target is absent or None is left
+            out of that batch.
         batch_size: of samples that do not come in batches.
         losses: {task: (output, target) -> positive scalar}.
         heads: {task: cut -> output}, modules or plain callables.
-        method: `"lookahead"`, exact; `"first-order"`, its linear part, from products of gradients alone; `"cosine"` of
+        method: `"lookahead"`, exact; `"first-order"`, its linear term, from products of gradients alone; `"cosine"` of
             the tasks' gradients, which has no direction. `probing_cost` says what each costs; it is logged.
         per_stage: one affinity per stage, else one for the whole trunk, at the location `"trunk"`.
         learning_rate: of the plain gradient step, the default.
@@ -123,15 +134,31 @@ def gradient_affinity(
         bootstrap: number of resamplings of the batches.
         seed: of the resampling.
 
+    Returns:
+        Affinities (D, N, N), or (1, N, N) for the whole trunk: `[d, i, j]` is the share by which i's step lowers j's
+        loss. Directed, except for `"cosine"`; standard errors are over batches.
+
     Raises:
         DataError: samples that cannot be read.
         AffinityError: no batches, or targets that are not by task; losses that are not finite or not positive; a pair
             of tasks never seen together; tasks without losses.
+
+    >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    >>> heads = {"sum": nn.Linear(8, 1), "first": nn.Linear(8, 1)}
+    >>> def targets(x):
+    ...     return {"sum": x.sum(dim=1, keepdim=True), "first": x[:, :1]}
+    >>> batches = [(x, targets(x)) for x in torch.randn(3, 16, 4)]
+    >>> losses = {"sum": nn.functional.mse_loss, "first": nn.functional.mse_loss}
+    >>> affinity = branchnet.gradient_affinity(trunk, batches, losses, heads=heads, learning_rate=1e-3)
+    >>> affinity.values.shape, affinity.directed
+    ((1, 2, 2), True)
+    >>> bool((affinity.values[0].diagonal() > 0).all())           # a task's own step lowers its loss
+    True
     """
     trunk = trunk_of(model, heads)
     _check(trunk, losses, method)
     cost = probing_cost(
-        len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=optimizer is not None
+        len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=control and optimizer is not None
     )
     logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
     step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
@@ -145,17 +172,17 @@ def gradient_affinity(
                 train_step(batch.inputs, targets)
             advance()
     if not values:
-        raise AffinityError("no batch was given")
+        raise AffinityError("batches is empty; expected at least one (inputs, {task: target})")
     locations = trunk.locations if per_stage else ("trunk",)
     return _summarise(np.stack(values), trunk, locations, method, bootstrap, seed)
 
 
 def _check(trunk: Trunk, losses: Losses, method: Method) -> None:
     if method not in get_args(Method):
-        raise AffinityError(f"method is {method!r}; one of {get_args(Method)} was expected")
+        raise AffinityError(f"method is {method!r}; expected one of {get_args(Method)}")
     missing = [task for task in trunk.tasks if task not in losses]
     if missing:
-        raise AffinityError(f"no loss was given for {missing}")
+        raise AffinityError(f"losses lacks {missing}; expected a loss for each of {list(trunk.tasks)}")
 
 
 def _length(batches: Source) -> int:
@@ -184,10 +211,11 @@ class _Step:
 
     def measure(self, batch: Inputs, targets: Mapping[str, Any], number: int) -> Matrix:
         """(D, N, N), or (1, N, N) for the whole trunk; NaN where a task of the pair has no target."""
+        # A large prime apart: nodes add up to a few thousand to it, and no two batches may share a seed.
         seed = (self.seed + number) * 1_000_003
         present = [index for index, task in enumerate(self.trunk.tasks) if targets.get(task) is not None]
         if not present:
-            raise AffinityError(f"batch {number} has a target for none of {list(self.trunk.tasks)}")
+            raise AffinityError(f"batch {number} has no target; expected one for some of {list(self.trunk.tasks)}")
         device = device_of(self.trunk.nodes[0][0])
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self._precision(device):
             with torch.enable_grad():
@@ -212,7 +240,7 @@ class _Step:
         name = self.trunk.tasks[task]
         loss = self.losses[name](self.trunk.output(task, cuts, seed), targets[name])
         if loss.numel() != 1 or not torch.isfinite(loss).all():
-            raise AffinityError(f"the loss of task {name!r} on batch {number} is {loss}; a finite scalar was expected")
+            raise AffinityError(f"the loss of task {name!r} on batch {number} is {loss}; expected a finite scalar")
         return loss.reshape(())
 
     def _lookahead(
@@ -228,18 +256,21 @@ class _Step:
         known = {key: tuple(_detached(item) for item in cut) for key, cut in cuts.items()}
         base = {task: float(loss.detach()) for task, loss in losses.items()}
         result = self._unknown()
+        idle_falls: dict[tuple[int, ...], Matrix] = {}
         with torch.no_grad():
+            # `pop` lets go of a task's graph as soon as its gradients are known: N graphs share the trunk's
+            # activations.
             for task in list(losses):
                 gradients = self._gradients(task, losses.pop(task))
                 weights = stepped_weights(gradients, self.learning_rate, self.optimizer)
                 result[:, task] = self._falls(task, weights, batch, targets, known, base, seed, number)
                 if self._has_control:
                     idle = stepped_weights(zero_gradients(list(gradients)), None, self.optimizer)
-                    result[:, task] -= self._falls(task, idle, batch, targets, known, base, seed, number)
+                    result[:, task] -= self._falls(task, idle, batch, targets, known, base, seed, number, idle_falls)
         return result
 
     def _first_order(self, gradients: dict[int, Gradients], losses: dict[int, Tensor]) -> Matrix:
-        """The linear part of the look-ahead: how far each step moves down the other tasks' gradients."""
+        """The linear term of the look-ahead: how far each step moves down the other tasks' gradients."""
         result = self._unknown()
         with torch.no_grad():
             for task, own in gradients.items():
@@ -269,11 +300,19 @@ class _Step:
         base: dict[int, float],
         seed: int,
         number: int,
+        found: dict[tuple[int, ...], Matrix] | None = None,
     ) -> Matrix:
-        """1 - L_j(stepped) / L_j for all j: (D, N) or (1, N)."""
+        """1 - L_j(stepped) / L_j for all j: (D, N) or (1, N).
+
+        Steps that are the same for all tasks of a node are computed for the first of them and kept in `found`.
+        """
         result = np.full((self.trunk.depth if self.per_stage else 1, len(self.trunk.tasks)), np.nan)
         for row in range(len(result)):
             stages = [row] if self.per_stage else list(range(self.trunk.depth))
+            path = (row, *(self.trunk.clusters[d][task] for d in stages))
+            if found is not None and path in found:
+                result[row] = found[path]
+                continue
             reached = self._sharing(task, stages, list(base))
             chosen = {p: weights[p] for d in stages for p in self._node(d, task) if p in weights}
             moved = self.trunk.run(batch, reached, chosen, seed, first=stages[0], cuts=known)
@@ -282,6 +321,8 @@ class _Step:
                 if other in reached:
                     loss = float(self._loss(other, moved, targets, seed, number))
                     result[row, other] = 1 - loss / base[other]
+            if found is not None:
+                found[path] = result[row]
         return result
 
     def _node(self, stage: int, task: int) -> list[nn.Parameter]:
@@ -325,8 +366,8 @@ def _check_positive(losses: Mapping[int, Tensor], tasks: Sequence[str], number: 
     for task, loss in losses.items():
         if not loss > 0:
             raise AffinityError(
-                f"the loss of task {tasks[task]!r} on batch {number} is {float(loss)}; the look-ahead affinity is "
-                "relative to the loss, which must be positive"
+                f"the loss of task {tasks[task]!r} on batch {number} is {float(loss)}; expected a positive number: the "
+                "look-ahead affinity is relative to the loss (method='cosine' is not)"
             )
 
 
@@ -338,7 +379,9 @@ def _summarise(
     unseen = np.argwhere(counts[0] == 0)
     if len(unseen):
         i, j = (trunk.tasks[int(index)] for index in unseen[0])
-        raise AffinityError(f"no batch has targets of both {i!r} and {j!r}, so their affinity is unknown")
+        raise AffinityError(
+            f"no batch has targets of both {i!r} and {j!r}, so their affinity is unknown; expected at least one"
+        )
     mean = np.nanmean(values, axis=0)
     errors = samples = None
     if counts.min() > 1:

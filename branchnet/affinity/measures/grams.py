@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,13 +20,16 @@ from torch import Tensor
 from branchnet.affinity.features.feature_buffer import Kept
 from branchnet.affinity.measures.symmetric_matmul import add_symmetric_product, full_precision, mirrored
 
+# Numbers in a block: 8 MB of float32, which stay in a processor's cache; a GPU takes more to be busy.
 _BLOCK_NUMBERS = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+# A difference of values rounded to eps has an error of a few eps of each value; its square, a few eps^2 of the squared
+# norm. 64 = 8^2 leaves room for the sums.
 _ROUNDING = 64.0
 
 
 @dataclass(frozen=True)
 class Centring:
-    """Which means are taken off before the inner products.
+    """Which means are subtracted before the inner products.
 
     Attributes:
         inputs: the mean of every feature over the K inputs.
@@ -49,7 +54,7 @@ class Gram:
 
 
 class GramAccumulator:
-    """Adds up the inner products of K inputs over features that arrive in pieces."""
+    """Adds up the inner products of K inputs over features that arrive in chunks."""
 
     def __init__(self, centring: Centring) -> None:
         self._centring = centring
@@ -61,9 +66,9 @@ class GramAccumulator:
 
     def add(self, features: Kept) -> None:
         """Add features (K, F); half precision is computed in float32."""
-        device = features.parts[0].device
+        device = features.batches[0].device
         if self._products is None or self._norms is None:
-            count = sum(len(part) for part in features.parts)
+            count = sum(len(batch) for batch in features.batches)
             self._products = torch.zeros(count, count, dtype=torch.float64, device=device)
             self._norms = torch.zeros(count, dtype=torch.float64, device=device)
         with full_precision(device):
@@ -73,6 +78,7 @@ class GramAccumulator:
     def _add_block(self, block: Tensor, products: Tensor, norms: Tensor) -> None:
         self._epsilon = max(self._epsilon, torch.finfo(block.dtype).eps)
         if self._centring.inputs:
+            # The size of what is subtracted decides how much rounding error the rest carries: see `finish`.
             columns = block.mean(dim=0)
             norms += torch.linalg.vector_norm(columns).double() ** 2
             block -= columns
@@ -84,17 +90,17 @@ class GramAccumulator:
         add_symmetric_product(products, block)
 
     @classmethod
-    def joined(cls, parts: Sequence[GramAccumulator]) -> GramAccumulator:
-        """What adding the features of all parts to one accumulator gives."""
-        whole = cls(parts[0]._centring)
-        for part in parts:
-            if part._products is None or part._norms is None:
+    def joined(cls, sums: Sequence[GramAccumulator]) -> GramAccumulator:
+        """What adding the features of all of these to one accumulator gives."""
+        whole = cls(sums[0]._centring)
+        for one in sums:
+            if one._products is None or one._norms is None:
                 raise ValueError("no features were added")
-            whole._products = part._products if whole._products is None else whole._products + part._products
-            whole._norms = part._norms if whole._norms is None else whole._norms + part._norms
-            whole._means += part._means
-            whole._sizes += part._sizes
-            whole._epsilon = max(whole._epsilon, part._epsilon)
+            whole._products = one._products if whole._products is None else whole._products + one._products
+            whole._norms = one._norms if whole._norms is None else whole._norms + one._norms
+            whole._means += one._means
+            whole._sizes += one._sizes
+            whole._epsilon = max(whole._epsilon, one._epsilon)
         return whole
 
     def sum_over_ranks(self) -> None:
@@ -115,6 +121,7 @@ class GramAccumulator:
         if self._products is None or self._norms is None:
             raise ValueError("no features were added")
         products = mirrored(self._products)
+        # |x|^2 <= 2 (|mean|^2 + |x - mean|^2): a bound on the norm before centring, from what was kept.
         norms = 2 * (self._norms + products.diagonal())
         if self._centring.features:
             sizes = torch.tensor(self._sizes, dtype=torch.float64, device=products.device)
@@ -131,6 +138,13 @@ def gram(features: Tensor, centring: Centring) -> Gram:
     return accumulator.finish()
 
 
+def double_centred(products: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Inner products, (K, K), after the mean over the K inputs was subtracted from the vectors."""
+    rows = products.mean(axis=1)
+    centred: npt.NDArray[np.float64] = products - rows[:, None] - rows[None, :] + rows.mean()
+    return centred
+
+
 def rounding_floor(features: Tensor) -> float:
     """The sum of squares up to which centred features (K, F) are rounding error alone."""
     return _ROUNDING * float(torch.finfo(features.dtype).eps) ** 2 * float(features.double().square().sum())
@@ -141,15 +155,16 @@ def column_blocks(features: Kept) -> Iterator[Tensor]:
 
     A block may be written to; it is overwritten by the next.
     """
-    parts, reference = features.parts, features.reference
-    count, total = sum(len(part) for part in parts), parts[0].shape[1]
-    device, dtype = parts[0].device, _computed_in(parts[0])
+    batches, reference = features.batches, features.reference
+    count, total = sum(len(batch) for batch in batches), batches[0].shape[1]
+    device, dtype = batches[0].device, _computed_in(batches[0])
+    # At least 256 columns: narrower matrix products do not use the processor's vectors well, however large K is.
     width = min(total, max(256, _BLOCK_NUMBERS.get(device.type, _BLOCK_NUMBERS["cpu"]) // count))
     scratch = torch.empty(count * width, dtype=dtype, device=device)
     for start in range(0, total, max(width, 1)):
         stop = min(start + width, total)
         block = scratch[: count * (stop - start)].view(count, stop - start)
-        torch.cat([part[:, start:stop] for part in parts], out=block)
+        torch.cat([batch[:, start:stop] for batch in batches], out=block)
         yield block if reference is None else block.add_(reference[start:stop])
 
 
@@ -158,9 +173,11 @@ def _computed_in(tensor: Tensor) -> torch.dtype:
 
 
 def _spread_of_means(means: Tensor, sizes: Tensor) -> Tensor:
-    """What centring every block by its own mean took off beyond the mean over all blocks.
+    """What centring every block by its own mean subtracted beyond the mean over all blocks.
 
-    means: (K, blocks); sizes: features in every block.
+    Args:
+        means: (K, blocks).
+        sizes: features in every block.
     """
     offsets = means - (means @ sizes / sizes.sum())[:, None]
     return (offsets * sizes) @ offsets.T

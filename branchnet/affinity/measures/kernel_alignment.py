@@ -12,13 +12,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from branchnet.affinity.bootstrap import half_samples
 from branchnet.affinity.features.distributed import check_same_probe, gathered, share_of, world
@@ -26,7 +25,7 @@ from branchnet.affinity.features.extraction import read_batches
 from branchnet.affinity.features.signatures import gram_kind
 from branchnet.affinity.measure_options import Options, ProbeArguments
 from branchnet.affinity.measurement import assemble, labels, measure_pairs, prepare
-from branchnet.affinity.measures.grams import Centring, gram
+from branchnet.affinity.measures.grams import Centring, double_centred, gram
 from branchnet.affinity.measures.rdm_comparison import unit_diagonal
 from branchnet.affinity.networks import Family, Member, Networks
 from branchnet.affinity.probes import Probe
@@ -34,10 +33,14 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.errors import AffinityError
 from branchnet.utils.progress import progress_bar
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
 Kernel: TypeAlias = Literal["linear", "rbf"]
 Estimator: TypeAlias = Literal["biased", "unbiased", "minibatch"]
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
+# The factor n (n - 3) of the U-statistic: it is 0 at three inputs.
 _UNBIASED_INPUTS = 4
 
 logger = logging.getLogger(__name__)
@@ -62,12 +65,24 @@ def cka(
             `"minibatch"`, the unbiased one averaged over the probe's batches, which keeps no features. Unbiased values
             can be slightly negative.
         bandwidth: of the rbf kernel.
-        options: as `rsa` takes them.
+        **options: as `rsa` takes them.
 
-    Standard errors of the first two come from random halves of the inputs, those of the third from resampled batches.
+    Returns:
+        Affinities (D, N, N), symmetric, at most 1, ones on the diagonal. Standard errors of the first two estimators
+        come from random halves of the inputs, those of the third from resampled batches.
 
     Raises:
         AffinityError: as `rsa`; fewer than four inputs (unbiased) or four inputs per batch (minibatch).
+
+    >>> def network():
+    ...     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> trained = {"depth": network(), "edges": network()}
+    >>> affinity = branchnet.cka(trained, torch.randn(20, 6), locations=["1"], estimator="unbiased", bootstrap=0)
+    >>> affinity.measure, affinity.values.shape
+    ('cka linear unbiased', (1, 2, 2))
+    >>> twins = {"depth": trained["depth"], "twin": trained["depth"]}
+    >>> round(float(branchnet.cka(twins, torch.randn(20, 6), locations=["1"], bootstrap=0).values[0, 0, 1]), 6)
+    1.0
     """
     _check(kernel, estimator, bandwidth)
     settings = Options(**options)
@@ -91,11 +106,11 @@ def cka(
 
 def _check(kernel: Kernel, estimator: Estimator, bandwidth: float) -> None:
     if kernel not in get_args(Kernel):
-        raise AffinityError(f"kernel is {kernel!r}; one of {get_args(Kernel)} was expected")
+        raise AffinityError(f"kernel is {kernel!r}; expected one of {get_args(Kernel)}")
     if estimator not in get_args(Estimator):
-        raise AffinityError(f"estimator is {estimator!r}; one of {get_args(Estimator)} was expected")
+        raise AffinityError(f"estimator is {estimator!r}; expected one of {get_args(Estimator)}")
     if not bandwidth > 0:
-        raise AffinityError(f"bandwidth is {bandwidth}; a positive multiple of the median distance was expected")
+        raise AffinityError(f"bandwidth is {bandwidth}; expected a positive multiple of the median distance")
 
 
 def _kernel(gram: Matrix, kernel: Kernel, bandwidth: float) -> Matrix:
@@ -104,6 +119,8 @@ def _kernel(gram: Matrix, kernel: Kernel, bandwidth: float) -> Matrix:
     squares = gram.diagonal()
     distances = np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
     np.fill_diagonal(distances, 0.0)
+    # The median heuristic of Kornblith et al. 2019, section 3. Where most inputs coincide it is 0, and the largest
+    # distance serves.
     median = np.median(np.sqrt(distances[np.triu_indices(len(gram), 1)]))
     scale = median**2 if median > 0 else distances.max()
     matrix: Matrix = np.exp(-distances / (2 * bandwidth**2 * scale)) if scale > 0 else np.ones_like(gram)
@@ -111,20 +128,14 @@ def _kernel(gram: Matrix, kernel: Kernel, bandwidth: float) -> Matrix:
 
 
 def _centred(matrix: Matrix, estimator: Estimator) -> Matrix:
-    return _double_centred(matrix) if estimator == "biased" else _u_centred(matrix)
-
-
-def _double_centred(matrix: Matrix) -> Matrix:
-    rows = matrix.mean(axis=1)
-    centred: Matrix = matrix - rows[:, None] - rows[None, :] + rows.mean()
-    return centred
+    return double_centred(matrix) if estimator == "biased" else _u_centred(matrix)
 
 
 def _u_centred(matrix: Matrix) -> Matrix:
     """Zero diagonal, rows that sum to zero (Szekely and Rizzo 2014, definition 2)."""
     count = len(matrix)
     if count < _UNBIASED_INPUTS:
-        raise AffinityError(f"the unbiased estimator needs {_UNBIASED_INPUTS} inputs; {count} were given")
+        raise AffinityError(f"the probe has {count} inputs; expected at least {_UNBIASED_INPUTS} (unbiased estimator)")
     empty = matrix - np.diag(matrix.diagonal())
     rows = empty.sum(axis=1) / (count - 2)
     centred: Matrix = empty - rows[:, None] - rows[None, :] + empty.sum() / ((count - 1) * (count - 2))
@@ -136,7 +147,7 @@ def _cosines(vectors: Sequence[Matrix], names: Sequence[str]) -> Matrix:
     lengths = [float(np.linalg.norm(vector)) for vector in vectors]
     for length, name in zip(lengths, names, strict=True):
         if not length > 0:
-            raise AffinityError(f"{name}: the kernel is the same for all pairs of inputs")
+            raise AffinityError(f"{name}: the kernel is the same for all pairs of inputs; expected inputs that differ")
     stacked = np.stack([vector / length for vector, length in zip(vectors, lengths, strict=True)])
     return unit_diagonal(np.clip(stacked @ stacked.T, -1.0, 1.0))
 
@@ -145,7 +156,9 @@ def _minibatch_cka(networks: Networks, probe: Any, kernel: Kernel, bandwidth: fl
     family, fixed = prepare(networks, probe, options)
     used = sum(size >= _UNBIASED_INPUTS for size in fixed.sizes)
     if not used:
-        raise AffinityError(f"no batch of the probe has {_UNBIASED_INPUTS} inputs; choose a larger batch_size")
+        raise AffinityError(
+            f"no batch of the probe has {_UNBIASED_INPUTS} inputs; expected a batch_size of at least {_UNBIASED_INPUTS}"
+        )
     if used < len(fixed.sizes):
         logger.info("%d batches of fewer than %d inputs are left out", len(fixed.sizes) - used, _UNBIASED_INPUTS)
     vectors = _vectors_of_all(family, fixed, kernel, bandwidth, options)
@@ -168,21 +181,21 @@ def _vectors_of_all(
     """`[member][location][batch]`; under `torch.distributed` every process runs its share of batches."""
     check_same_probe(probe)
     rank, size = world()
-    part = share_of(probe, rank, size)
+    share = share_of(probe, rank, size)
 
     def read() -> list[list[list[Matrix]]]:
         shown = sys.stderr.isatty() and rank == 0
         with progress_bar("reading features", len(family.members), shown=shown) as advance:
             found = []
             for member in family.members:
-                found.append(_batch_vectors(member, probe, part, family.locations, kernel, bandwidth, options))
+                found.append(_batch_vectors(member, probe, share, family.locations, kernel, bandwidth, options))
                 advance(member.label)
         return found
 
     shares = gathered(read)
     return [
         [
-            [vector for share in shares for vector in share[member][location]]
+            [vector for found in shares for vector in found[member][location]]
             for location in range(len(family.locations))
         ]
         for member in range(len(family.members))
@@ -192,7 +205,7 @@ def _vectors_of_all(
 def _batch_vectors(
     member: Member,
     probe: Probe,
-    part: range,
+    share: range,
     locations: Sequence[str],
     kernel: Kernel,
     bandwidth: float,
@@ -206,11 +219,14 @@ def _batch_vectors(
         if count >= _UNBIASED_INPUTS:
             products = _batch_gram(tensors, options.tensors)
             if not np.isfinite(products).all():
-                raise AffinityError(f"{member.label} at {locations[location]!r}: the features are not all finite")
+                raise AffinityError(
+                    f"{member.label} at {locations[location]!r}: the features are not all finite; expected no NaN and "
+                    "no infinity"
+                )
             centred = _u_centred(_kernel(products, kernel, bandwidth))
             result[location].append(centred.ravel() / np.sqrt(count * (count - 3)))
 
-    read_batches(member, probe, locations, consume, device=options.place, transform=options.features, part=part)
+    read_batches(member, probe, locations, consume, device=options.place, transform=options.features, share=share)
     return result
 
 
@@ -238,5 +254,7 @@ def _normalised(products: Matrix, names: Sequence[str]) -> Matrix:
     lengths = np.sqrt(products.diagonal())
     for length, name in zip(lengths, names, strict=True):
         if not length > 0:
-            raise AffinityError(f"{name}: the kernel is the same for all pairs of inputs of a batch")
+            raise AffinityError(
+                f"{name}: the kernel is the same for all pairs of inputs of a batch; expected inputs that differ"
+            )
     return unit_diagonal(np.clip(products / lengths[:, None] / lengths[None, :], -1.0, 1.0))

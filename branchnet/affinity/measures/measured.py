@@ -42,16 +42,29 @@ def measured_affinity(
         tasks: their order, or the table's name of each task to its own.
         locations: names of the D stages; `"stage 0"`, ... by default.
 
+    Returns:
+        Directed affinities (D, N, N) in percent.
+
     Raises:
         AffinityError: rows that are missing, repeat, contradict the definition or hold no finite number.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
+
+    >>> def row(measured, point, change):
+    ...     return {"task_a": "depth", "task_b": "edges", "task_measured": measured, "branch_point": point,
+    ...             "rel_perf_percent": change}
+    >>> table = [row("depth", 1, 2.0), row("edges", 1, -1.0), row("depth", 2, 1.5), row("edges", 2, -4.0)]
+    >>> affinity = branchnet.measured_affinity(table)
+    >>> affinity.tasks, affinity.locations
+    (('depth', 'edges'), ('stage 0', 'stage 1'))
+    >>> affinity.values[:, 0, 1].tolist()                         # what sharing with depth does to edges
+    [-1.0, -4.0]
     """
     rows = _chosen_rows(list(_records(results)), table)
     changes = _changes(rows)
     names = _task_names(changes, tasks)
     depth = max(point for _, _, _, point in changes)
     if depth < 1:
-        raise AffinityError("the table has no branch point above 0, so nothing was shared")
+        raise AffinityError("the table has no branch point above 0, so nothing was shared; expected 1 or more")
     values = np.zeros((depth, len(names), len(names)))
     for i, first in enumerate(names):
         for j, second in enumerate(names):
@@ -72,15 +85,15 @@ def _records(results: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> I
 
 def _chosen_rows(rows: Sequence[Mapping[str, Any]], table: str | None) -> list[Mapping[str, Any]]:
     if not rows:
-        raise AffinityError("the table of two-task results is empty")
+        raise AffinityError("the table of two-task results is empty; expected a row per pair, branch point and task")
     missing = [column for column in _COLUMNS if column not in rows[0]]
     if missing:
-        raise AffinityError(f"the table of two-task results has no column {missing}; {list(_COLUMNS)} are needed")
+        raise AffinityError(f"the table of two-task results has no column {missing}; expected {list(_COLUMNS)}")
     found = sorted({str(row["table"]) for row in rows if row.get("table")})
     if table is None and len(found) > 1:
-        raise AffinityError(f"the file holds several tables; choose one of {found}")
+        raise AffinityError(f"the file holds several tables; expected table= with one of {found}")
     if table is not None and table not in found:
-        raise AffinityError(f"there is no table {table!r}; the file holds {found}")
+        raise AffinityError(f"unknown table {table!r}; expected one of {found}")
     return [row for row in rows if table is None or row.get("table") == table]
 
 
@@ -95,10 +108,13 @@ def _changes(rows: Sequence[Mapping[str, Any]]) -> Changes:
         except (TypeError, ValueError) as error:
             raise AffinityError(f"result {number} of the table: {error}") from error
         if first == second or measured not in (first, second) or point < 0 or not math.isfinite(change):
-            raise AffinityError(f"result {number} of the table makes no sense: {dict(row)}")
+            raise AffinityError(
+                f"result {number} of the table is {dict(row)}; expected two tasks, one of them measured, a branch "
+                "point of 0 or more and a finite change"
+            )
         key = (first, second, measured, point)
         if key in changes:
-            raise AffinityError(f"result {number} of the table repeats {key}")
+            raise AffinityError(f"result {number} of the table repeats {key}; expected each once")
         changes[key] = change
     return changes
 
@@ -109,7 +125,7 @@ def _task_names(changes: Changes, tasks: Mapping[str, str] | Sequence[str] | Non
         return {name: name for name in found}
     names = dict(tasks) if isinstance(tasks, Mapping) else {name: name for name in tasks}
     if sorted(names) != found:
-        raise AffinityError(f"tasks are {sorted(names)}; the table has {found}")
+        raise AffinityError(f"tasks is {sorted(names)}; expected those of the table, {found}")
     return names
 
 
@@ -117,12 +133,17 @@ def _check_baseline(changes: Changes, other: str, measured: str) -> None:
     first, second = sorted((other, measured))
     change = changes.get((first, second, measured, 0), 0.0)
     if change != 0:
-        raise AffinityError(f"task {measured!r} changes by {change} at branch point 0, where it shares nothing")
+        raise AffinityError(
+            f"task {measured!r} changes by {change} at branch point 0; expected 0, as it shares nothing there"
+        )
 
 
 def _change(changes: Changes, other: str, measured: str, point: int) -> float:
     first, second = sorted((other, measured))
     key = (first, second, measured, point)
     if key not in changes:
-        raise AffinityError(f"the result of task {measured!r} with {other!r} at branch point {point} is missing")
+        raise AffinityError(
+            f"the result of task {measured!r} with {other!r} at branch point {point} is missing; expected a row for "
+            "each"
+        )
     return changes[key]

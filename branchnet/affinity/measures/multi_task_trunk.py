@@ -1,4 +1,4 @@
-"""A trunk with heads, as look-ahead probing runs it: any node with other weights, from any cut, without a trace.
+"""A trunk with heads, as look-ahead probing runs it: any node with other weights, from any cut, side-effect free.
 
 Nodes are numbered by stage and place; a shared trunk has one node per stage, a branched one as many as its tree says.
 """
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from branchnet.affinity.networks import is_staged
 from branchnet.data.call_forms import Inputs
 from branchnet.errors import AffinityError
 from branchnet.stages.graph.propagation import tensors_by_name
@@ -64,12 +65,19 @@ class Trunk:
     ) -> dict[tuple[int, int], Cut]:
         """The cut after every node that `tasks` need, from stage `first` on.
 
-        weights: values to use in place of parameters. cuts: those known before stage `first`.
+        Args:
+            inputs: the batch.
+            tasks: numbers of the tasks.
+            weights: values to use in place of parameters.
+            seed: of dropout and other random layers.
+            first: the first stage to run.
+            cuts: those known before stage `first`.
         """
         known = dict(cuts or {})
         for stage in range(first, self.depth):
             for node in sorted({self.clusters[stage][task] for task in tasks}):
                 member = next(task for task in tasks if self.clusters[stage][task] == node)
+                # A seed for each node: dropout draws the same masks again wherever a look-ahead starts.
                 torch.manual_seed(seed + 1000 * stage + node)
                 module = self.nodes[stage][node]
                 before: Inputs = inputs if stage == 0 else own_copy(known[stage - 1, self.clusters[stage - 1][member]])
@@ -94,18 +102,17 @@ def trunk_of(model: nn.Module, heads: Mapping[str, Callable[..., Any]] | None) -
     if hasattr(model, "nodes") and hasattr(model, "tree"):
         return _branched(model, heads)
     if not heads:
-        raise AffinityError("heads={task: callable} are needed, as the model is a trunk without named heads")
-    stages = getattr(model, "stages", None)
-    staged = isinstance(stages, nn.ModuleList) and hasattr(model, "locations")
-    nodes = tuple((stage,) for stage in stages) if staged and stages is not None else ((model,),)
-    locations = tuple(str(name) for name in model.locations) if staged else ("trunk",)  # type: ignore[union-attr]
+        raise AffinityError("the model is a trunk without named heads; expected heads={task: callable}")
+    staged: Any = model if is_staged(model) else None
+    nodes = tuple((stage,) for stage in staged.stages) if staged is not None else ((model,),)
+    locations = tuple(str(name) for name in staged.locations) if staged is not None else ("trunk",)
     clusters = tuple((0,) * len(heads) for _ in nodes)
     return Trunk(tuple(heads), locations, nodes, clusters, tuple(heads.values()))
 
 
 def _branched(model: Any, heads: Mapping[str, Callable[..., Any]] | None) -> Trunk:
     if heads is not None:
-        raise AffinityError("heads were given for a branched network, which has its own")
+        raise AffinityError("heads were given for a branched network; expected heads=None: it has its own")
     tasks = tuple(model.tasks)
     clusters = []
     for partition in model.tree.partitions:

@@ -1,4 +1,4 @@
-"""The weights that one step along a task's gradient would give, computed beside the network."""
+"""The weights that one step along a task's gradient would give, without changing the network or the optimizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from branchnet.errors import AffinityError
 
 Gradients: TypeAlias = dict[nn.Parameter, Tensor]
 
+# A power of two, so that scaling up and down again is exact; small enough that gradients of ordinary losses stay below
+# float16's largest number, 65,504.
 _HALF_SCALE = 1024.0
 
 
@@ -26,10 +28,12 @@ def stepped_weights(
     """
     if optimizer is None:
         if learning_rate is None or not learning_rate > 0:
-            raise AffinityError(f"learning_rate is {learning_rate}; a positive number, or an optimizer, was expected")
+            raise AffinityError(f"learning_rate is {learning_rate}; expected a positive number, or optimizer=")
         return {p: p.detach() - learning_rate * gradient for p, gradient in gradients.items()}
     if learning_rate is not None:
-        raise AffinityError("learning_rate and optimizer were both given; the optimizer has its own rate")
+        raise AffinityError(
+            f"learning_rate is {learning_rate} and an optimizer was given; expected one of both: it has its own rate"
+        )
     trial = copy.deepcopy(optimizer)
     pairs = list(zip(_parameters(optimizer), _parameters(trial), strict=True))
     for original, double in pairs:

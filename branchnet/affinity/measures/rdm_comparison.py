@@ -1,4 +1,4 @@
-"""How alike the RDMs of several networks are: every RDM is ranked once, then all pairs take one matrix product."""
+"""How similar the RDMs of several networks are: every RDM is ranked once, then all pairs take one matrix product."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ Vector: TypeAlias = npt.NDArray[np.float64]
 
 
 def compare_rdms(rdms: Tensor | Sequence[Tensor], *, comparison: Comparison = "spearman") -> Tensor:
-    """Similarity of every pair of RDMs, float64, (M, M), ones on the diagonal.
+    """Similarity of every pair of RDMs.
 
-    rdms: (M, K, K), or M matrices (K, K); the entries above the diagonal count. `"spearman"` gives tied entries their
-    average rank; `"kendall"` is tau-a; `"cosine"` subtracts no mean.
+    Args:
+        rdms: (M, K, K), or M matrices (K, K); the entries above the diagonal count.
+        comparison: `"spearman"` gives tied entries their average rank (as Vandenhende et al. 2020 compare RDMs);
+            `"pearson"` compares the values; `"kendall"` is tau-a; `"cosine"` subtracts no mean.
+
+    Returns:
+        float64, (M, M), ones on the diagonal.
 
     Raises:
         AffinityError: fewer than three inputs, entries that are not finite, or an RDM whose entries are all the same
@@ -32,7 +37,7 @@ def compare_rdms(rdms: Tensor | Sequence[Tensor], *, comparison: Comparison = "s
     stacked = torch.stack(list(rdms)) if not isinstance(rdms, Tensor) else rdms
     if stacked.dim() != 3 or stacked.shape[1] != stacked.shape[2] or stacked.shape[1] < MINIMUM_INPUTS:
         raise AffinityError(
-            f"the RDMs have shape {tuple(stacked.shape)}; (M, K, K) with K >= {MINIMUM_INPUTS} expected"
+            f"the RDMs have shape {tuple(stacked.shape)}; expected (M, K, K) with K >= {MINIMUM_INPUTS}"
         )
     entries = np.stack([upper_triangle(one).cpu().numpy() for one in stacked])
     names = [f"RDM {index}" for index in range(len(entries))]
@@ -42,7 +47,7 @@ def compare_rdms(rdms: Tensor | Sequence[Tensor], *, comparison: Comparison = "s
 def compare_entries(entries: npt.NDArray[np.floating], comparison: Comparison, names: Sequence[str]) -> Vector:
     """Similarity of every pair of rows of `entries` (M, P); `names` stand for the rows in errors."""
     if comparison not in get_args(Comparison):
-        raise AffinityError(f"comparison is {comparison!r}; one of {get_args(Comparison)} was expected")
+        raise AffinityError(f"comparison is {comparison!r}; expected one of {get_args(Comparison)}")
     for row, name in zip(entries, names, strict=True):
         _check_entries(row, comparison, name)
     if comparison == "kendall":
@@ -82,13 +87,19 @@ def _prepared(row: npt.NDArray[np.floating], comparison: Comparison) -> Vector:
 def _check_entries(row: npt.NDArray[np.floating], comparison: Comparison, name: str) -> None:
     low, high = row.min(), row.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise AffinityError(f"{name} has entries that are not finite")
+        raise AffinityError(f"{name} has entries that are not finite; expected no NaN and no infinity")
     if low == high and (comparison != "cosine" or low == 0):
-        raise AffinityError(f"{name}: all pairs of inputs are {low} apart, so there is no order to compare")
+        raise AffinityError(
+            f"{name}: all pairs of inputs are {low} apart; expected dissimilarities that differ, as their order is "
+            "compared"
+        )
 
 
 def _kendall_tau_a(entries: npt.NDArray[np.floating]) -> Vector:
-    """Concordant less discordant pairs over all pairs, ties included in the denominator."""
+    """Concordant less discordant pairs over all pairs, ties included in the denominator.
+
+    scipy has tau-b, which divides by the geometric mean of the untied pairs of both sides; multiplied back here.
+    """
     count = len(entries)
     result = np.eye(count)
     pairs = entries.shape[1] * (entries.shape[1] - 1) / 2

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from typing_extensions import Unpack
 
 from branchnet.affinity.bootstrap import resample_entries
 from branchnet.affinity.features.signatures import rdm_kind
@@ -15,6 +14,9 @@ from branchnet.affinity.measures.rdm_comparison import Comparison, compare_entri
 from branchnet.affinity.measures.rdms import Dissimilarity
 from branchnet.affinity.networks import Networks
 from branchnet.affinity.tensor import Affinity
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 
 def rsa(
@@ -26,7 +28,7 @@ def rsa(
     center: bool = False,
     **options: Unpack[ProbeArguments],
 ) -> Affinity:
-    """Affinity by representation similarity: how alike two networks see which inputs are alike.
+    """Affinity by representation similarity: whether two networks find the same inputs similar.
 
     At every location the dissimilarity of each pair of the K inputs is computed for every network (`rdm`), and those
     of two networks are compared (`compare_rdms`). The defaults are those of Branched Multi-Task Networks
@@ -41,14 +43,28 @@ def rsa(
         dissimilarity: as `rdm` takes it.
         comparison: as `compare_rdms` takes it.
         center: as `rdm` takes it.
-        options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
+        **options: see `branchnet.affinity.Options`: locations, batch_size, device, features, tensors, bootstrap, seed,
             memory_limit, cache. With Kendall's tau, which is slow to resample, bootstrap is 0 unless given.
+
+    Returns:
+        Affinities (D, N, N) from -1 to 1, symmetric, ones on the diagonal, with standard errors by bootstrap.
 
     Raises:
         DataError: inputs that cannot be read, or change between readings, by shuffling or random augmentation.
         AffinityError: fewer than three inputs; features that are constant or not finite, named
             by task and location; staged networks that are cut differently.
         SplitError: plain networks that cannot be cut.
+
+    >>> def network():
+    ...     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> trained = {"depth": network(), "normals": network(), "edges": network()}
+    >>> affinity = branchnet.rsa(trained, torch.randn(20, 6), locations=["1", "3"], bootstrap=10)
+    >>> affinity.tasks, affinity.locations, affinity.values.shape
+    (('depth', 'normals', 'edges'), ('1', '3'), (2, 3, 3))
+    >>> np.array_equal(affinity.values, affinity.values.transpose(0, 2, 1))
+    True
+    >>> affinity.standard_errors.shape
+    (2, 3, 3)
     """
     unless_given: ProbeArguments = {"bootstrap": 0, **options} if comparison == "kendall" else options
     settings = Options(**unless_given)

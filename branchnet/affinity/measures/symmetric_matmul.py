@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_info
 from torch import Tensor
 
+# Wide enough that a product uses the vector units well, narrow enough that little is computed below the diagonal.
 _PANEL = 64
 _CUDA_PANEL = 512
 _NARROW_VECTORS = ("Haswell", "Zen", "Sandybridge", "Nehalem", "Prescott")
@@ -35,10 +35,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def add_symmetric_product(total: Tensor, block: Tensor) -> None:
     """Add `block @ block.T` to the upper triangle of `total`; what is below the diagonal becomes meaningless.
 
-    total: (K, K); block: contiguous, (K, width), in float32 or float64.
+    On a CPU numpy computes half of the product, as it sees that it is symmetric (it calls BLAS syrk). Its OpenBLAS does
+    not know every processor, though; where it falls back to vectors half as wide as the processor's, oneDNN multiplies
+    panels.
 
-    On a CPU numpy computes half of the product, as it sees that it is symmetric. Its OpenBLAS does not know every
-    processor, though; where it falls back to vectors half as wide as the processor's, oneDNN multiplies panels.
+    Args:
+        total: (K, K).
+        block: contiguous, (K, width), in float32 or float64.
     """
     if block.device.type != "cpu":
         add_panels(total, block, lambda left, right: left @ right.T, _CUDA_PANEL)
@@ -52,7 +55,11 @@ def add_symmetric_product(total: Tensor, block: Tensor) -> None:
 def add_panels(total: Tensor, block: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], panel: int) -> None:
     """The same from the products of every panel of rows with the rows up to its end; the first may be narrower.
 
-    multiply: (M, width), (P, width) -> (M, P).
+    Args:
+        total: (K, K).
+        block: (K, width).
+        multiply: (M, width), (P, width) -> (M, P).
+        panel: rows in a panel.
     """
     start = 0
     for stop in range(len(block) % panel or panel, len(block) + 1, panel):
@@ -72,8 +79,15 @@ def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
 
 @cache
 def _onednn_is_wider() -> bool:
-    """Whether torch computes with AVX-512 and has oneDNN, while numpy's OpenBLAS computes with narrower vectors."""
+    """Whether torch computes with AVX-512 and has oneDNN, while numpy's OpenBLAS computes with narrower vectors.
+
+    Without the package threadpoolctl, which knows what OpenBLAS computes with, numpy multiplies.
+    """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
         return False
     libraries: list[dict[str, Any]] = threadpool_info()
     kernels = [one.get("architecture") for one in libraries if one["internal_api"] == "openblas"]

@@ -1,14 +1,13 @@
 """The branched network: one module per node of a tree, one head per task, run as far as the requested tasks need.
 
-Stage d of the tree's cluster k is the module `nodes.<d>.<k>`; the head of the i-th task is `heads.<i>`. Those ids are
-stable whatever the tasks are called; `tree`, `tasks` and `locations` carry the readable names.
+The module of cluster k at stage d is `nodes.<d>.<k>`; the head of the i-th task is `heads.<i>` (see `node`). Those ids
+are stable whatever the tasks are called; `tree`, `tasks` and `locations` carry the readable names.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,9 @@ from torch import nn
 
 from branchnet.builder.network.call_inputs import Input as Input
 from branchnet.builder.network.call_inputs import check_input, unlike
+from branchnet.builder.network.node import Node, head_id, node_id
 from branchnet.builder.network.recompute import recomputed
+from branchnet.builder.network.task_path import TaskPath
 from branchnet.errors import BuildError
 from branchnet.stages import Stage, call
 from branchnet.stages.costs import StageCost, StageCosts
@@ -28,27 +29,16 @@ if TYPE_CHECKING:
     from branchnet.stages import Interface
 
 
-@dataclass(frozen=True)
-class Node:
-    """One node of a branched network, or the head of one task.
-
-    Attributes:
-        id: the module's name, `nodes.<stage>.<k>` or `heads.<i>`.
-        tasks: the tasks that it serves.
-        donor: the task whose single-task network gave the initial weights.
-        module: the module itself.
-    """
-
-    id: str
-    tasks: tuple[str, ...]
-    donor: str
-    module: nn.Module
-
-
 class BranchedNetwork(nn.Module):
     """N tasks computed by one network whose stages are shared as a tree says.
 
     Made by `branchnet.build`; calling it with the inputs of a single-task network gives `{task: output}` in task order.
+
+    Args:
+        tree: D stages over the tasks.
+        nodes: for each stage the modules of its clusters, in the order of `tree.partitions`.
+        heads: the modules of the tasks' heads, in the order of `tree.tasks`.
+        locations, donors, costs, head_costs, interface, constructors, eval_only: the attributes of these names.
 
     Attributes:
         tree: which tasks share which stage.
@@ -63,6 +53,19 @@ class BranchedNetwork(nn.Module):
             (a task added, a node split) or whose file does not tell.
         frozen: ids of the nodes and heads that training leaves alone, see `freeze`.
         recomputed: numbers of the stages whose activations are not kept for the backward pass, see `recompute`.
+
+    >>> import torch, branchnet
+    >>> networks = {
+    ...     task: branchnet.create("branchnet:scene_network", outputs=outputs, width=2)
+    ...     for task, outputs in {"depth": 1, "edges": 1, "normals": 3}.items()
+    ... }
+    >>> images = torch.zeros(2, 3, 16, 16)
+    >>> tree = branchnet.Tree(list(networks), [[["depth", "edges", "normals"]], [["depth", "edges"], ["normals"]]])
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"])
+    >>> [node.id for node in branched.members()]
+    ['nodes.0.0', 'nodes.1.0', 'nodes.1.1', 'heads.0', 'heads.1', 'heads.2']
+    >>> list(branched(images, tasks=["normals"]))  # runs nodes.0.0, nodes.1.1 and heads.2 only
+    ['normals']
     """
 
     takes_inputs_as_one = True
@@ -117,12 +120,15 @@ class BranchedNetwork(nn.Module):
             BuildError: a task that the network does not know, inputs of another form, or inputs that cannot be run and
                 differ from the example that the networks were split with.
         """
+        # Dynamo cannot trace the checks below into one graph; `CompiledNetwork` makes them before it calls the graph.
         if torch.compiler.is_compiling():
             return self._outputs(x, tasks)
         check_input(x, self.interface)
         try:
             return self._outputs(x, tasks)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            # Only an error that the form of the inputs explains is translated: running out of memory, and errors on
+            # inputs of the expected form, are the caller's to see as they are.
             if isinstance(error, torch.OutOfMemoryError) or not (difference := unlike(x, self.interface)):
                 raise
             raise BuildError(f"the network cannot be run on {difference}: {error}") from error
@@ -132,7 +138,18 @@ class BranchedNetwork(nn.Module):
         return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
 
     def trunk(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, tuple[Any, ...]]:
-        """Compute what the heads of `tasks` take, in task order: the cut at the last location of each task's path."""
+        """Compute what the heads of `tasks` take: the cut at the last location of each task's path.
+
+        Args:
+            x: as for `forward`; its form is not checked.
+            tasks: the tasks wanted, all by default.
+
+        Returns:
+            for each task, in task order, the values that cross the last location.
+
+        Raises:
+            BuildError: a task that the network does not know.
+        """
         names = self.tasks
         wanted = [names.index(task) for task in wanted_tasks(tasks, names)]
         cuts: dict[int, tuple[Any, ...]] = {}
@@ -143,7 +160,7 @@ class BranchedNetwork(nn.Module):
                 if cluster not in computed:
                     before = cuts[self._clusters[stage - 1][task]] if stage else x
                     computed[cluster] = self._run(stage, row[cluster], before)  # type: ignore[index]
-            cuts = computed
+            cuts = computed  # earlier cuts are released here: memory holds those of one stage
         return {names[task]: cuts[self._clusters[-1][task]] for task in wanted}
 
     def _run(self, stage: int, node: nn.Module, before: Any) -> Any:
@@ -151,8 +168,11 @@ class BranchedNetwork(nn.Module):
             return recomputed(node, before, call if stage == 0 else _spread)
         return node(*before) if stage else call(node, before)
 
-    def path(self, task: str) -> Path:
-        """The nodes and the head that compute one task, as a network of that task; they are not copied.
+    def path(self, task: str) -> TaskPath:
+        """Return the nodes and the head that compute one task, as a network of that task; they are not copied.
+
+        Args:
+            task: the task.
 
         Raises:
             BuildError: a task that the network does not know.
@@ -160,35 +180,38 @@ class BranchedNetwork(nn.Module):
         (task,) = wanted_tasks([task], self.tasks)
         rows = enumerate(self.nodes)
         nodes = [row[self.tree.cluster_of(task, d)] for d, row in rows]  # type: ignore[index]
-        return Path(nodes, self.heads[self.tasks.index(task)], self.locations)
+        return TaskPath(nodes, self.heads[self.tasks.index(task)], self.locations)
 
     def members(self) -> Iterator[Node]:
-        """Every node from input to output, then every head."""
+        """Yield every node from input to output, then every head."""
         for stage, (row, clusters, donors) in enumerate(
             zip(self.nodes, self.tree.partitions, self.donors, strict=True)
         ):
             for k, (cluster, donor) in enumerate(zip(clusters, donors, strict=True)):
-                yield Node(f"nodes.{stage}.{k}", tuple(cluster), donor, row[k])  # type: ignore[index]
+                yield Node(stage, k, tuple(cluster), donor, row[k])  # type: ignore[index]
         for i, task in enumerate(self.tasks):
-            yield Node(f"heads.{i}", (task,), task, self.heads[i])
+            yield Node(self.tree.depth, i, (task,), task, self.heads[i], is_head=True)
 
     def member(self, name: str) -> Node:
-        """The node or head of an id, e.g. `nodes.2.0`; `member(id).module.eval()` changes the mode of one node.
+        """Return the node or head of an id; `member(id).module.eval()` changes the mode of one node.
+
+        Args:
+            name: the id, e.g. `nodes.2.0`.
 
         Raises:
             BuildError: no such id.
         """
         known = {node.id: node for node in self.members()}
         if name not in known:
-            raise BuildError(f"there is no node {name!r}{did_you_mean(name, known)}")
+            raise BuildError(f"unknown node {name!r}{did_you_mean(name, known)}")
         return known[name]
 
     def freeze(self, *names: str) -> None:
         """Leave nodes alone in training: no gradients, and eval mode whatever `train()` says.
 
         Args:
-            names: ids of nodes and heads, or tasks: all that such a task's output depends on, so that it stays the same
-                to the bit while the rest is trained. A tensor that a frozen node shares with another is frozen there.
+            names: ids of nodes and heads, or tasks: all that such a task's output depends on, so that it stays bitwise
+                identical while the rest is trained. A tensor that a frozen node shares with another is frozen there.
 
         Raises:
             BuildError: no such id or task.
@@ -196,7 +219,10 @@ class BranchedNetwork(nn.Module):
         self._set_frozen(self.frozen | self._ids(names))
 
     def unfreeze(self, *names: str) -> None:
-        """Let nodes be trained again; arguments are those of `freeze`.
+        """Let nodes be trained again.
+
+        Args:
+            names: as for `freeze`.
 
         Raises:
             BuildError: no such id or task.
@@ -207,10 +233,10 @@ class BranchedNetwork(nn.Module):
     def _ids(self, names: Iterable[str]) -> frozenset[str]:
         ids = {node.id: {node.id} for node in self.members()}
         for i, task in enumerate(self.tasks):
-            path = {f"nodes.{d}.{labels[i]}" for d, labels in enumerate(self._clusters)}
-            ids.setdefault(task, path | {f"heads.{i}"})
+            path = {node_id(d, labels[i]) for d, labels in enumerate(self._clusters)}
+            ids.setdefault(task, path | {head_id(i)})
         if unknown := [name for name in names if name not in ids]:
-            raise BuildError(f"{unknown[0]!r} is no node and no task{did_you_mean(unknown[0], ids)}")
+            raise BuildError(f"unknown node or task {unknown[0]!r}{did_you_mean(unknown[0], ids)}")
         return frozenset[str]().union(*(ids[name] for name in names))
 
     def _set_frozen(self, frozen: frozenset[str]) -> None:
@@ -228,6 +254,12 @@ class BranchedNetwork(nn.Module):
     def train(self, mode: bool = True) -> BranchedNetwork:
         """Switch every node between training and evaluation; frozen nodes stay in evaluation.
 
+        Args:
+            mode: whether to train.
+
+        Returns:
+            this network.
+
         Raises:
             SplitError: training is asked for and a node can only be evaluated; all modes are as before then.
         """
@@ -235,8 +267,9 @@ class BranchedNetwork(nn.Module):
         active = [node.module for node in members if node.id not in self.frozen]
         if mode:
             _check_trainable(active)
-        for part in (self, self.nodes, *self.nodes, self.heads):
-            part.training = mode
+        # The containers get their flag alone: `train()` on one of them would reach the frozen nodes inside.
+        for container in (self, self.nodes, *self.nodes, self.heads):
+            container.training = mode
         others = [child for name, child in self.named_children() if name not in ("nodes", "heads")]
         for module in (*others, *active):
             module.train(mode)
@@ -248,91 +281,104 @@ class BranchedNetwork(nn.Module):
     def recompute(self, *locations: str) -> None:
         """Trade time for memory in training: keep no activations inside the stages that end at these locations.
 
-        They are computed a second time in the backward pass (activation checkpointing), with the same results. No
-        location switches it off again.
+        They are computed a second time in the backward pass (activation checkpointing), with the same results.
+
+        Args:
+            locations: ends of stages; none switches recomputation off again.
 
         Raises:
             BuildError: no such location.
         """
         if unknown := [name for name in locations if name not in self.locations]:
-            raise BuildError(f"{unknown[0]!r} is no location{did_you_mean(unknown[0], self.locations)}")
+            raise BuildError(f"unknown location {unknown[0]!r}{did_you_mean(unknown[0], self.locations)}")
         self.recomputed = frozenset(self.locations.index(name) for name in locations)
 
     def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
-        """This network with one more task, see `branchnet.builder.network.surgery.add_task`."""
+        """Return this network with one more task.
+
+        Args:
+            name, network, beside, until: as for `branchnet.builder.add_task`.
+
+        Raises:
+            BuildError: as `branchnet.builder.add_task`.
+        """
         from branchnet.builder.network.surgery import add_task
 
         return add_task(self, name, network, beside=beside, until=until)
 
     def remove_task(self, name: str) -> BranchedNetwork:
-        """This network without one task, see `branchnet.builder.network.surgery.remove_task`."""
+        """Return this network without one task.
+
+        Args:
+            name: the task.
+
+        Raises:
+            BuildError: as `branchnet.builder.remove_task`.
+        """
         from branchnet.builder.network.surgery import remove_task
 
         return remove_task(self, name)
 
     def merge_nodes(self, kept: str, *others: str) -> BranchedNetwork:
-        """This network with several nodes as one, see `branchnet.builder.network.surgery.merge_nodes`."""
+        """Return this network with several nodes as one.
+
+        Args:
+            kept, others: as for `branchnet.builder.merge_nodes`.
+
+        Raises:
+            BuildError: as `branchnet.builder.merge_nodes`.
+        """
         from branchnet.builder.network.surgery import merge_nodes
 
         return merge_nodes(self, kept, *others)
 
     def split_node(self, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
-        """This network with one node as several copies, see `branchnet.builder.network.surgery.split_node`."""
+        """Return this network with a node split into copies.
+
+        Args:
+            node, groups: as for `branchnet.builder.split_node`.
+
+        Raises:
+            BuildError: as `branchnet.builder.split_node`.
+        """
         from branchnet.builder.network.surgery import split_node
 
         return split_node(self, node, groups)
 
 
-class Path(nn.Module):
-    """One task's way through a branched network, called like that task's own network.
-
-    Attributes:
-        stages: the nodes, from input to output.
-        head: the task's head.
-        locations: the names of the ends of the stages.
-    """
-
-    def __init__(self, nodes: Sequence[nn.Module], head: nn.Module, locations: Sequence[str]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(nodes)
-        self.head = head
-        self.locations = tuple(locations)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The task's output."""
-        cut = self.stages[0](*args, **kwargs)
-        for node in self.stages[1:]:
-            cut = node(*cut)
-        return self.head(*cut)
-
-
 def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The tasks asked for, all by default, in the order of `known`.
+    """Return the tasks asked for, all by default, in the order of `known`.
+
+    Args:
+        tasks: names in any order, or None.
+        known: all tasks, in order.
 
     Raises:
-        BuildError: none, or one that is not known.
+        BuildError: no task, or one that is not known.
     """
     if tasks is None:
         return tuple(known)
     asked = () if isinstance(tasks, str) else tuple(tasks)
     if not asked:
-        raise BuildError(f"tasks must be a non-empty sequence of {list(known)}; {tasks!r} was given")
+        raise BuildError(
+            f"tasks={tasks!r} names no task; expected one or more of {list(known)}, e.g. tasks={[*known][:1]}"
+        )
     if unknown := [task for task in asked if task not in known]:
-        raise BuildError(f"there is no task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        raise BuildError(f"unknown task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     return tuple(task for task in known if task in asked)
 
 
 def _check_trainable(nodes: Iterable[nn.Module]) -> None:
     for node in nodes:
-        for part in node.modules():
-            if isinstance(part, Stage):
-                part.check_trainable()
+        for module in node.modules():
+            if isinstance(module, Stage):
+                module.check_trainable()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the known name that is near to it, or all of them."""
+    """Return the end of a message on an unknown name: the known name that is near to it, or all of them."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
 
 def _spread(node: nn.Module, cut: tuple[Any, ...]) -> Any:

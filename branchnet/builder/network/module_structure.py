@@ -19,14 +19,11 @@ from branchnet.stages import Stage
 from branchnet.utils.tensor_digest import checksum
 
 Kind = TypeVar("Kind", bound=nn.Module)
-Met = dict[int, tuple[int, Any]]
-"""By their ids, objects with their numbers; held, so that no other one gets the id meanwhile."""
-_CODE = (FunctionType, BuiltinFunctionType, type, ModuleType, OpOverload, OpOverloadPacket)
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice, PurePath)
-_TORCHS_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+Numbered = dict[int, tuple[int, Any]]
+"""By their ids, the objects met so far with their numbers; held, so that no other one gets the id meanwhile."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TORCHS_OWN = frozenset(vars(nn.Module()))
-"""Attributes that every module has: its mode, its tensors, its children and its hooks are compared apart."""
+"""Attributes that every module has: its mode, its tensors, its children and its hooks are compared separately."""
 
 
 def structure(module: nn.Module) -> tuple[Any, ...]:
@@ -35,9 +32,17 @@ def structure(module: nn.Module) -> tuple[Any, ...]:
     Two modules of equal structure compute the same from the same weights. Attributes of every kind count, tensors that
     are neither parameters nor buffers by their values. What cannot be compared, such as a generator of random numbers,
     is equal to itself only.
+
+    Args:
+        module: any module.
+
+    Returns:
+        a hashable value; its content is not meant to be read.
     """
     state = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    met: Met = {}
+    # Tensors and modules get their numbers first: an attribute that refers to one of them is then compared by which of
+    # them it is, and not by values, which may differ between modules of one structure.
+    met: Numbered = {}
     for held in (*(tensor for _, tensor in state), *module.modules()):
         met.setdefault(id(held), (len(met), held))
     forms = tuple(
@@ -45,22 +50,34 @@ def structure(module: nn.Module) -> tuple[Any, ...]:
         for name, t in state
     )
     layers = tuple(
-        (name, type(part), part.training, *((key, _form_of(value, met)) for key, value in _settings(part).items()))
-        for name, part in module.named_modules()
+        (name, type(layer), layer.training, *((key, _form_of(value, met)) for key, value in _settings(layer).items()))
+        for name, layer in module.named_modules()
     )
     return layers, forms
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, by its first name."""
+    """Return every parameter and buffer once, by its first name."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         found.setdefault(id(tensor), (name, tensor))
     return dict(found.values())
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name; a tensor of several names under each."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return dict(named)
+
+
 def copied_with(module: Kind, tensors: Mapping[str, Tensor]) -> Kind:
-    """A copy that holds these tensors: one for each parameter and buffer, by its first name; ties stay ties."""
+    """Return a copy of a module that holds other tensors; ties stay ties.
+
+    Args:
+        module: the module.
+        tensors: one for each parameter and buffer, by its first name (see `state_of`).
+    """
+    # deepcopy takes what its memo holds for a copy already made, so the old tensors are never copied.
     made: dict[int, Any] = {}
     for name, tensor in state_of(module).items():
         new = tensors[name]
@@ -69,7 +86,7 @@ def copied_with(module: Kind, tensors: Mapping[str, Tensor]) -> Kind:
 
 
 def on_meta(module: Kind) -> Kind:
-    """A copy without values: what to call with the values of another one."""
+    """Return a copy without values: what `functional_call` calls with the values of another one."""
     tensors = {name: torch.empty_like(t.detach(), device="meta") for name, t in state_of(module).items()}
     return copied_with(module, tensors)
 
@@ -85,44 +102,93 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return own | {name: list(getattr(module, name).values()) for name in _HOOKS}
 
 
-def _form_of(value: Any, met: Met) -> Any:
+def _form_of(value: Any, met: Numbered) -> Any:
     try:
-        return _form(value, met)
+        return _compared(value, met)
     except RecursionError:  # a long chain of objects
-        return ("object", id(value))
+        return _as_itself(value)
 
 
-def _form(value: Any, met: Met) -> Any:
-    """A value as something to compare; objects are numbered as they are met, since some hold each other."""
-    if isinstance(value, (*_PLAIN, *_TORCHS_PLAIN)):
+def _compared(value: Any, met: Numbered) -> Any:
+    """A value as something hashable to compare; objects are numbered as they are met, since some hold each other."""
+    if isinstance(value, _VALUES):
         return (type(value), repr(value))
     if isinstance(value, _CODE):
         return ("code", id(value))
     if id(value) in met:
         return ("met", met[id(value)][0])
     met[id(value)] = (len(met), value)
-    if isinstance(value, MethodType):
-        return ("method", id(value.__func__), _form(value.__self__, met))
-    if isinstance(value, weakref.ref):
-        return ("reference", _form(value(), met))
-    if isinstance(value, functools.partial):
-        return ("partial", *(_form(part, met) for part in (value.func, value.args, value.keywords)))
-    if isinstance(value, Mapping):
-        return (type(value), *((repr(key), _form(held, met)) for key, held in value.items()))
-    if isinstance(value, list | tuple):
-        return (type(value), *(_form(held, met) for held in value))
-    if isinstance(value, set | frozenset):
-        return (type(value), *sorted(map(repr, value)))
-    if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided:
-        seen = "" if value.is_meta else checksum([("", value.detach().cpu())])
-        return ("tensor", tuple(value.shape), _layout(value), value.dtype, value.device, seen)
-    if isinstance(value, np.ndarray | np.generic):
-        parts = value.tolist() if value.dtype.hasobject else value.tobytes()
-        return (type(value), value.shape, value.dtype, _form(parts, met), _form(getattr(value, "__dict__", None), met))
-    if hasattr(value, "__dict__") and not isinstance(value, Tensor):
-        return (type(value), _form(vars(value), met))
+    return _form(value, met)
+
+
+_VALUES = (
+    *(bool, int, float, complex, str, bytes, type(None), range, slice, PurePath),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+"""Compared by what they say."""
+_CODE = (FunctionType, BuiltinFunctionType, type, ModuleType, OpOverload, OpOverloadPacket)
+"""Compared by identity: the same function is the same computation."""
+
+
+def _as_itself(value: Any) -> Any:
     return ("object", id(value))
 
 
+@functools.singledispatch
+def _form(value: Any, met: Numbered) -> Any:
+    """An object by its attributes, where it has a dictionary of them; other objects are equal to themselves only."""
+    return (type(value), _compared(vars(value), met)) if hasattr(value, "__dict__") else _as_itself(value)
+
+
+@_form.register
+def _(value: MethodType, met: Numbered) -> Any:
+    return ("method", id(value.__func__), _compared(value.__self__, met))
+
+
+@_form.register(weakref.ref)
+def _(value: Any, met: Numbered) -> Any:
+    return ("reference", _compared(value(), met))
+
+
+@_form.register(functools.partial)
+def _(value: Any, met: Numbered) -> Any:
+    return ("partial", *(_compared(held, met) for held in (value.func, value.args, value.keywords)))
+
+
+@_form.register(Mapping)
+def _(value: Mapping[Any, Any], met: Numbered) -> Any:
+    return (type(value), *((repr(key), _compared(held, met)) for key, held in value.items()))
+
+
+@_form.register(list)
+@_form.register(tuple)
+def _(value: Any, met: Numbered) -> Any:
+    return (type(value), *(_compared(held, met) for held in value))
+
+
+@_form.register(set)
+@_form.register(frozenset)
+def _(value: Any, met: Numbered) -> Any:
+    return (type(value), *sorted(map(repr, value)))
+
+
+@_form.register
+def _(value: Tensor, met: Numbered) -> Any:
+    """Strided tensors by their values; others (sparse ones, DTensor and other subclasses) cannot be read as bytes."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+        return _as_itself(value)
+    content = "" if value.is_meta else checksum([("", value.detach().cpu())])
+    return ("tensor", tuple(value.shape), _layout(value), value.dtype, value.device, content)
+
+
+@_form.register(np.ndarray)
+@_form.register(np.generic)
+def _(value: Any, met: Numbered) -> Any:
+    content = value.tolist() if value.dtype.hasobject else value.tobytes()
+    attributes = getattr(value, "__dict__", None)  # of subclasses
+    return (type(value), value.shape, value.dtype, _compared(content, met), _compared(attributes, met))
+
+
 def _layout(tensor: Tensor) -> tuple[int, ...]:
+    """The strides that matter: PyTorch sets that of a dimension of length 1 as it likes."""
     return tuple(step for step, length in zip(tensor.stride(), tensor.shape, strict=True) if length > 1)

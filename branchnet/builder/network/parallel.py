@@ -1,8 +1,8 @@
 """Branched networks on several processes of torch.distributed: replicated, or sharded node by node.
 
 Which tasks run is part of the program here: with `shard` every process must ask for the same tasks in the same step,
-because a node that only some of them run would leave the others waiting. `replicate` lets steps train some of the tasks
-if it is told so.
+because a node that only some of them run would leave the others waiting. With `replicate(..., some_tasks=True)` a step
+may train some of the tasks.
 """
 
 from __future__ import annotations
@@ -27,15 +27,22 @@ def shard(branched: BranchedNetwork, **options: Any) -> BranchedNetwork:
         branched: the network, on the device of the mesh; make the optimizer afterwards.
         options: passed to `fully_shard`: `mesh`, `mp_policy`, `reshard_after_forward`, `offload_policy`, ...
 
+    Returns:
+        the network itself, sharded.
+
     Raises:
-        BuildError: parameters that several nodes share, which cannot be sharded apart.
+        BuildError: parameters that several nodes share: FSDP2 gathers a parameter with the one module that holds it.
     """
     holders = Counter(
         id(p) for node in branched.members() for p in {id(p): p for p in node.module.parameters()}.values()
     )
     shared = [name for name, parameter in branched.named_parameters() if holders[id(parameter)] > 1]
     if shared:
-        raise BuildError(f"{shared[:5]} are shared by several nodes, which cannot be sharded apart; use replicate")
+        raise BuildError(
+            f"{shared[:5]} are shared by several nodes; expected each parameter in one node; use "
+            "branchnet.builder.replicate(branched)"
+        )
+    # Inner modules first: the last call groups what no node holds, and makes the whole network the root.
     for node in branched.members():
         if any(True for _ in node.module.parameters()):
             fully_shard(node.module, **options)
@@ -52,5 +59,8 @@ def replicate(branched: BranchedNetwork, *, some_tasks: bool = False, **options:
         some_tasks: whether a step may leave tasks out (`tasks=`). Nodes that did not run then take part with zero
             gradients where another process ran them; without it, DDP refuses the step after such a one.
         options: passed to DistributedDataParallel.
+
+    Returns:
+        the wrapped network.
     """
     return DistributedDataParallel(branched, find_unused_parameters=some_tasks, **options)

@@ -12,11 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(module: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], Any]) -> Any:
-    """Give `run(module, inputs)`; the module's activations are dropped and computed again in the backward pass.
+    """Return `run(module, inputs)`; the module's activations are dropped and computed again in the backward pass.
 
     Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". The random state of the first run is used again,
     and what the second run writes to buffers (BatchNorm's statistics) is taken back.
+
+    Args:
+        module: the module whose buffers the second run must leave as they are.
+        inputs: what it is run on.
+        run: calls the module with the inputs.
     """
+    # The re-entrant variant of torch finds no gradient where only parameters, and no input, require one.
     return checkpoint(run, module, inputs, use_reentrant=False, context_fn=partial(_contexts, module))
 
 

@@ -1,7 +1,7 @@
 """Changing a branched network into another one: tasks added or removed, nodes joined or split.
 
 Every function returns a new network with weights of its own and leaves the one that it was given as it is. Nodes that
-the change does not concern keep their weights to the bit, their mode, and whether they are frozen. A node whose donor
+the change does not concern keep their weights bit-exact, their mode, and whether they are frozen. A node whose donor
 task is gone is named after its parent's donor, or after the first of the tasks that it serves.
 """
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Node, did_you_mean, wanted_tasks
+from branchnet.builder.network.branched_network import BranchedNetwork, did_you_mean, wanted_tasks
+from branchnet.builder.network.module_structure import tensors_of
+from branchnet.builder.network.node import Node, head_id, node_id
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.builder.weights.donors import Donors
-from branchnet.builder.weights.operator_permutations import tensors_of
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BuildError, SplitError
 from branchnet.stages import Example, StagedNetwork, call, split, split_all
@@ -37,8 +38,8 @@ def add_task(
 ) -> BranchedNetwork:
     """Grow a branch for a new task that shares the nodes of the task `beside` until the end of a location.
 
-    From there on the branch is a copy of `network`'s own stages and head. The outputs of all other tasks stay the same
-    to the bit. On the shared part the new task gets the features of its sibling's nodes: train the branch, e.g. with
+    From there on the branch is a copy of `network`'s own stages and head. The outputs of all other tasks stay bitwise
+    identical. In the shared stages the new task gets the features of its sibling's nodes: train the branch, e.g. with
     everything else frozen (`freeze`).
 
     Args:
@@ -49,21 +50,23 @@ def add_task(
         beside: the task whose path is shared.
         until: the last location that is shared; None to share nothing.
 
+    Returns:
+        a new network with the task.
+
     Raises:
         BuildError: a task that exists, an unknown sibling or location, or a network whose stages or cuts are not those
             of the branched network.
         SplitError: a plain network that cannot be cut at the locations.
     """
-    if name in branched.tasks:
-        raise BuildError(f"there is a task {name!r} already; the tasks are {list(branched.tasks)}")
-    if beside not in branched.tasks:
-        raise BuildError(f"beside={beside!r} is no task{did_you_mean(beside, branched.tasks)}")
-    if until is not None and until not in branched.locations:
-        raise BuildError(f"until={until!r} is no location; the locations are {list(branched.locations)}")
+    _check_new_task(branched, name, beside, until)
     shared = 0 if until is None else branched.locations.index(until) + 1
     staged = _staged(branched, name, network, beside)
     tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared))
-    grown = {d: Node(f"nodes.{d}.new", (name,), name, stage) for d, stage in enumerate(staged.stages) if d >= shared}
+    # The new nodes are numbered after the last of each stage, so that no id of an existing (frozen) node is theirs.
+    grown = [
+        Node(d, width, (name,), name, stage)
+        for d, (width, stage) in enumerate(zip(branched.tree.widths, staged.stages, strict=True))
+    ]
     origins = [
         [grown[d] if cluster == (name,) else _origin(branched, d, cluster) for cluster in clusters]
         for d, clusters in enumerate(tree.partitions)
@@ -76,12 +79,33 @@ def add_task(
         heads,
         head_costs=branched.head_costs | {name: staged.head_cost},
         constructors=branched.constructors | {name: staged.constructor},
-        eval_only="; ".join(filter(None, (branched.eval_only, f"{name}: {staged.eval_only}" * bool(staged.eval_only)))),
+        eval_only=_with_reason(branched.eval_only, name, staged.eval_only),
     )
 
 
+def _check_new_task(branched: BranchedNetwork, name: str, beside: str, until: str | None) -> None:
+    if name in branched.tasks:
+        raise BuildError(f"task {name!r} exists already; expected a name other than {list(branched.tasks)}")
+    if beside not in branched.tasks:
+        raise BuildError(f"unknown task beside={beside!r}{did_you_mean(beside, branched.tasks)}")
+    if until is not None and until not in branched.locations:
+        raise BuildError(f"unknown location until={until!r}; expected None or one of {list(branched.locations)}")
+
+
+def _with_reason(known: str, task: str, reason: str | None) -> str:
+    """The reasons why a network can only be evaluated, with that of one more task."""
+    return "; ".join(text for text in (known, f"{task}: {reason}" if reason else "") if text)
+
+
 def remove_task(branched: BranchedNetwork, name: str) -> BranchedNetwork:
-    """Take a task away, with its head and the nodes that served it alone; the other outputs stay the same to the bit.
+    """Take a task away, with its head and the nodes that served it alone; the other outputs stay bitwise identical.
+
+    Args:
+        branched: the network.
+        name: the task.
+
+    Returns:
+        a new network without the task.
 
     Raises:
         BuildError: a task that is unknown, or the only one.
@@ -89,12 +113,19 @@ def remove_task(branched: BranchedNetwork, name: str) -> BranchedNetwork:
     wanted_tasks([name], branched.tasks)
     rest = tuple(task for task in branched.tasks if task != name)
     if not rest:
-        raise BuildError(f"{name!r} is the only task; a branched network needs one")
+        raise BuildError(f"{name!r} is the only task; expected a network that keeps at least one")
     return keep_tasks(branched, rest)
 
 
 def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwork:
-    """Take all other tasks away, with their heads and the nodes that served none of these; outputs stay to the bit.
+    """Take all other tasks away, with their heads and the nodes that served none of these; outputs stay bit-exact.
+
+    Args:
+        branched: the network.
+        tasks: the tasks to keep.
+
+    Returns:
+        a new network of these tasks, in the order of `branched.tasks`.
 
     Raises:
         BuildError: no tasks, or unknown ones.
@@ -110,36 +141,38 @@ def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwo
 def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedNetwork:
     """Make one node of several siblings, with the weights of `kept`; their branches go on from it.
 
-    The outputs of the tasks that `kept` served stay the same to the bit; those of the other tasks change.
+    The outputs of the tasks that `kept` served stay bitwise identical; those of the other tasks change.
 
     Args:
         branched: the network.
         kept: id of the node whose weights stay, e.g. `nodes.2.0`.
         others: ids of nodes of the same stage with the same parent.
 
+    Returns:
+        a new network with one node in their place.
+
     Raises:
         BuildError: unknown ids, heads, or nodes of different stages or parents.
     """
     if not others or kept in others or len(set(others)) < len(others):
-        raise BuildError(f"different nodes to merge into {kept!r} were expected; {list(others)} were given")
-    places = [_place(branched, name) for name in (kept, *others)]
-    tree = branched.tree
-    for name, (stage, number) in zip(others, places[1:], strict=True):
-        if stage != places[0][0] or tree.parents[stage][number] != tree.parents[stage][places[0][1]]:
+        raise BuildError(f"{list(others)} cannot be merged into {kept!r}; expected one or more other nodes, each once")
+    heir, *merged = [_shared_node(branched, name) for name in (kept, *others)]
+    tree, stage = branched.tree, heir.stage
+    for node in merged:
+        if node.stage != stage or tree.parents[stage][node.index] != tree.parents[stage][heir.index]:
             raise BuildError(
-                f"{kept!r} and {name!r} are no siblings, of one stage and with one parent; "
+                f"{kept!r} and {node.id!r} are not siblings; expected nodes of one stage with one parent; "
                 "merge the nodes before them first"
             )
-    stage = places[0][0]
-    numbers = {number for _, number in places}
-    joined = tuple(task for k, cluster in enumerate(tree.partitions[stage]) if k in numbers for task in cluster)
+    indices = {node.index for node in (heir, *merged)}
+    joined = tuple(task for k, cluster in enumerate(tree.partitions[stage]) if k in indices for task in cluster)
     partitions: list[Sequence[Cluster]] = list(tree.partitions)
-    partitions[stage] = [*(c for k, c in enumerate(tree.partitions[stage]) if k not in numbers), joined]
-    return _regrouped(branched, Tree(tree.tasks, partitions), {(stage, frozenset(joined)): branched.member(kept)})
+    partitions[stage] = [*(c for k, c in enumerate(tree.partitions[stage]) if k not in indices), joined]
+    return _regrouped(branched, Tree(tree.tasks, partitions), {(stage, frozenset(joined)): heir})
 
 
 def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
-    """Make several copies of a node, one for each group of its tasks; all outputs stay the same to the bit.
+    """Make several copies of a node, one for each group of its tasks; all outputs stay bitwise identical.
 
     Later nodes that serve tasks of several groups are split in the same way.
 
@@ -148,22 +181,28 @@ def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[s
         node: id of the node, e.g. `nodes.2.0`.
         groups: at least two groups that hold each task of the node once.
 
+    Returns:
+        a new network with a node for each group.
+
     Raises:
-        BuildError: an unknown id, a head, or groups that are no division of the node's tasks.
+        BuildError: an unknown id, a head, or groups that do not partition the node's tasks.
     """
-    stage, _ = _place(branched, node)
-    tasks = branched.member(node).tasks
+    divided_node = _shared_node(branched, node)
+    stage, tasks = divided_node.stage, divided_node.tasks
     if len(groups) < 2 or not all(groups) or sorted(task for group in groups for task in group) != sorted(tasks):
-        raise BuildError(f"groups must divide the tasks {list(tasks)} of {node!r} into two or more; got {groups!r}")
+        raise BuildError(
+            f"groups={groups!r} do not partition the tasks of {node!r}; expected two or more groups with each of "
+            f"{list(tasks)} once"
+        )
     home = {task: number for number, group in enumerate(groups) for task in group}
     partitions: list[Sequence[Cluster]] = list(branched.tree.partitions[:stage])
     for clusters in branched.tree.partitions[stage:]:
         divided = []
         for cluster in clusters:
-            parts: dict[int | None, list[str]] = {}
+            by_group: dict[int | None, list[str]] = {}  # None: tasks that the divided node does not serve
             for task in cluster:
-                parts.setdefault(home.get(task), []).append(task)
-            divided += [tuple(part) for part in parts.values()]
+                by_group.setdefault(home.get(task), []).append(task)
+            divided += [tuple(members) for members in by_group.values()]
         partitions.append(divided)
     return _regrouped(branched, Tree(branched.tasks, partitions))
 
@@ -208,16 +247,23 @@ def _rebuilt(
         interface=branched.interface,
         **described,
     )
+    # The flag itself, not `train()`: the copies carry the modes of their originals, which may differ from node to node.
     changed.training, changed.recomputed = branched.training, branched.recomputed
-    kept = {
-        f"nodes.{d}.{k}" for d, row in enumerate(origins) for k, node in enumerate(row) if node.id in branched.frozen
-    }
-    old = {f"heads.{i}": task for i, task in enumerate(branched.tasks)}
-    kept |= {
-        f"heads.{tree.tasks.index(task)}" for i, task in old.items() if i in branched.frozen and task in tree.tasks
-    }
-    changed.frozen = frozenset(kept)
+    changed.frozen = _still_frozen(branched, tree, origins)
     return changed
+
+
+def _still_frozen(branched: BranchedNetwork, tree: Tree, origins: Origins) -> frozenset[str]:
+    """The ids in the new tree of nodes and heads that were copied from frozen ones."""
+    frozen = {
+        node_id(d, k) for d, row in enumerate(origins) for k, node in enumerate(row) if node.id in branched.frozen
+    }
+    frozen |= {
+        head_id(tree.tasks.index(task))
+        for i, task in enumerate(branched.tasks)
+        if head_id(i) in branched.frozen and task in tree.tasks
+    }
+    return frozenset(frozen)
 
 
 def _donors(tree: Tree, origins: Origins) -> Donors:
@@ -244,15 +290,14 @@ def _with_task(tree: Tree, name: str, beside: str, shared: int) -> list[list[tup
 
 def _origin(branched: BranchedNetwork, stage: int, cluster: Sequence[str]) -> Node:
     known = next(task for task in cluster if task in branched.tasks)
-    return branched.member(f"nodes.{stage}.{branched.tree.cluster_of(known, stage)}")
+    return branched.member(node_id(stage, branched.tree.cluster_of(known, stage)))
 
 
-def _place(branched: BranchedNetwork, name: str) -> tuple[int, int]:
-    branched.member(name)
-    kind, *numbers = name.split(".")
-    if kind != "nodes":
-        raise BuildError(f"{name!r} is a head, which serves one task alone; a node such as 'nodes.0.0' was expected")
-    return int(numbers[0]), int(numbers[1])
+def _shared_node(branched: BranchedNetwork, name: str) -> Node:
+    node = branched.member(name)
+    if node.is_head:
+        raise BuildError(f"{name!r} is a head, which serves one task alone; expected a node, such as 'nodes.0.0'")
+    return node
 
 
 def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: str) -> StagedNetwork:
@@ -261,9 +306,10 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
     kinds = [_float_types(each) for each in (network, branched)]
     if all(kinds) and not kinds[0] & kinds[1]:
         words = [" and ".join(sorted(map(str, kind))) for kind in kinds]
-        raise BuildError(f"the network of {name!r} is {words[0]}, the branched network {words[1]}; convert one of them")
+        raise BuildError(f"the network of {name!r} is {words[0]}; expected {words[1]}, as the branched network")
     example = tree_map(lambda tensor: tensor.to(device), branched.interface.random())
-    if len(kinds[1]) == 1 and not _runs(branched, example):  # it was cast after it was split
+    # The interface records the types at the time of splitting; a network that was cast since takes the new one.
+    if len(kinds[1]) == 1 and not _runs(branched, example):
         (kind,) = kinds[1]
         example = tree_map(lambda tensor: tensor.to(kind) if tensor.is_floating_point() else tensor, example)
     network = copy.deepcopy(network).to(device)
@@ -275,7 +321,7 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
     else:
         staged = split(network, example, locations=branched.locations)
         problem = _difference(branched, beside, staged, example)
-        if problem:  # other heads may need tensors that this one does not
+        if problem:  # split with the others: their heads may need tensors that this one's does not
             paths = {f"{name} beside {task}": copy.deepcopy(branched.path(task)) for task in branched.tasks}
             with suppress(SplitError):
                 staged = split_all({name: network, **paths}, example, locations=branched.locations)[name]
@@ -301,7 +347,8 @@ def _runs(branched: BranchedNetwork, example: Example) -> bool:
 def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, example: Example) -> str:
     """Say how the stages of a network differ from those on a task's path; empty where they do the same.
 
-    With the path's weights in its stages, the network must hand on the very tensors that the path hands on.
+    With the path's weights in its stages, the network must return the tensors that the path returns: equal shapes and
+    types do not prove that two stages compute the same, equal outputs from equal weights nearly do.
     """
     path, other = copy.deepcopy(branched.path(beside)).eval(), copy.deepcopy(network).eval()
     if len(other.stages) != len(path.stages):
@@ -312,17 +359,19 @@ def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, 
             names = counterparts(cast(Stage, mine), cast(Stage, theirs))
         except BuildError as error:
             return f"its stage that ends at {location!r} is of another backbone ({error})"
-        held, written = tensors_of(mine), tensors_of(theirs)
+        source, target = tensors_of(mine), tensors_of(theirs)
         with torch.no_grad():
             for name, counterpart in names.items():
-                written[counterpart].copy_(held[name])
+                target[counterpart].copy_(source[name])
             cuts = [stage(*cuts[k]) if cuts else call(stage, example) for k, stage in enumerate((mine, theirs))]
         forms = [[tuple(v.shape) if isinstance(v, Tensor) else v for v in cut] for cut in cuts]
         if forms[0] != forms[1]:
             return (
-                f"at {location!r} its head needs the tensors {forms[1]}, the others {forms[0]}; build all of them anew"
+                f"at {location!r} its head needs the tensors {forms[1]}; expected {forms[0]}, as the others need; "
+                "build all tasks again with branchnet.build"
             )
         pairs = [(a, b) for a, b in zip(*cuts, strict=True) if isinstance(a, Tensor)]
+        # Both run the same kernels on the same weights; the tolerance leaves room for another order of float32 sums.
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in pairs):
             return f"its stage that ends at {location!r} computes something else from the same weights"
     return ""

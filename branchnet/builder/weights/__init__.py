@@ -1,4 +1,4 @@
 """What nodes start from: a donor's weights, means of aligned donors, given or random weights, BatchNorm statistics.
 
-The network itself lies in `network`.
+The network itself is in `network`.
 """

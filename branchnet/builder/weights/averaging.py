@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import combinations
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from branchnet.builder.network.branched_network import BranchedNetwork
-from branchnet.builder.weights.operator_permutations import tensors_of
+from branchnet.builder.network.module_structure import tensors_of
+from branchnet.builder.network.node import node_id
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.staged import Stage
+
+if TYPE_CHECKING:
+    from branchnet.builder.network.branched_network import BranchedNetwork
 
 UNRELATED = 0.7
 """Donors further apart than this share no ancestor: networks trained from different random weights are at about 1."""
@@ -26,8 +29,16 @@ def weight_distance(first: StagedNetwork, second: StagedNetwork, stages: int | N
     """How far apart the weights of two networks are: `|v - w| / sqrt(|v|^2 + |w|^2)` over their first `stages` stages.
 
     0 for equal weights, 1 for unrelated ones (orthogonal, as independent random weights are), about 0.1 to 0.5 after
-    fine-tuning from the same weights. Only tensors of two or more dimensions count; biases and norms are alike in any
-    two networks.
+    fine-tuning from the same weights. Only tensors of two or more dimensions count; biases and norms are similar in any
+    two networks (near 0 and 1).
+
+    Args:
+        first: a staged network.
+        second: another one with equal stages.
+        stages: how many stages count, from the inputs; by default all.
+
+    Returns:
+        the distance, from 0 to sqrt(2) (opposite weights).
 
     Raises:
         BuildError: stages of different structure.
@@ -46,6 +57,10 @@ def weight_distance(first: StagedNetwork, second: StagedNetwork, stages: int | N
 def check_related(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork]) -> None:
     """Refuse donors that share a stage but no ancestor.
 
+    Args:
+        branched: the network whose tree says who shares what.
+        networks: the donors by task.
+
     Raises:
         BuildError: two of them are further apart than 0.7; the message says how far every such pair is.
     """
@@ -55,8 +70,8 @@ def check_related(branched: BranchedNetwork, networks: Mapping[str, StagedNetwor
     if far := {pair: distance for pair, distance in distances.items() if distance > UNRELATED}:
         pairs = ", ".join(f"{a!r} and {b!r}: {distance:.2f}" for (a, b), distance in list(far.items())[:10])
         raise BuildError(
-            f"init='mean' needs donors with a common ancestor; distances of the stages that they share ({pairs}) are "
-            f"above {UNRELATED} (0: equal, 1: unrelated); use init='merge', which aligns them first, or 'donor'"
+            f"init='mean' needs donors with a common ancestor; distances of the stages that they share: {pairs}; "
+            f"expected at most {UNRELATED} (0: equal, 1: unrelated); use init='merge', which aligns them first"
         )
 
 
@@ -69,8 +84,13 @@ def average_nodes(
 
     Integers (counters) are taken from the node's own donor.
 
+    Args:
+        branched: the network, changed in place.
+        networks: the donors by task.
+        adapt: applied to every tensor before it goes into the mean.
+
     Returns:
-        the ids of the nodes that are no mean of different weights: all their donors' weights are equal.
+        the ids of the nodes whose donors all have equal weights, so that nothing was averaged.
 
     Raises:
         BuildError: donors whose stages have different structures.
@@ -78,9 +98,9 @@ def average_nodes(
     equal: set[str] = set()
     tree = branched.tree
     for stage, clusters in enumerate(tree.partitions):
-        pieces = {task: cast(Stage, networks[task].stages[stage]) for task in tree.tasks}
-        tensors = {task: tensors_of(piece) for task, piece in pieces.items()}
-        names = {task: counterparts(pieces[tree.tasks[0]], piece) for task, piece in pieces.items()}
+        modules = {task: cast(Stage, networks[task].stages[stage]) for task in tree.tasks}
+        tensors = {task: tensors_of(module) for task, module in modules.items()}
+        names = {task: counterparts(modules[tree.tasks[0]], module) for task, module in modules.items()}
         for number, cluster in enumerate(clusters):
             donor = branched.donors[stage][number]
             targets = tensors_of(branched.nodes[stage][number])  # type: ignore[index]
@@ -92,16 +112,21 @@ def average_nodes(
                 with torch.no_grad():
                     targets[names[donor][name]].copy_(mean)
             if same:
-                equal.add(f"nodes.{stage}.{number}")
+                equal.add(node_id(stage, number))
     return equal
 
 
 def counterparts(first: Stage, other: Stage) -> dict[str, str]:
-    """For each tensor of a stage its name in the same stage of another network, whose modules may be named otherwise.
+    """Map each tensor of a stage to its name in the same stage of another network, which may use other names.
+
+    Args:
+        first: the stage.
+        other: the same stage of another network.
 
     Raises:
         BuildError: stages of different structure; the first difference is named.
     """
+    # Stages of one structure have their graphs' nodes in one order, so the n-th module of one is the n-th of the other.
     renamed: dict[str, str] = {}
     mine, theirs = tensors_of(first), tensors_of(other)
     for one, two in zip(first.graph.nodes, other.graph.nodes, strict=False):
@@ -123,4 +148,5 @@ def counterparts(first: Stage, other: Stage) -> dict[str, str]:
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
+    """The mean in float64, so that it does not depend on the donors' order within float32; one tensor as it is."""
     return torch.stack([tensor.cpu().double() for tensor in tensors]).mean(0) if len(tensors) > 1 else tensors[0]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from branchnet.clustering import Tree
 
 Donors = tuple[tuple[str, ...], ...]
+"""For each stage the donor task of each node, in the order of `tree.partitions`."""
 
 
 def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: str | None = None) -> Donors:
@@ -19,6 +20,14 @@ def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: st
     affinity (the task with the largest sum of affinities to the others at that stage, the first of several), or
     without an affinity its first task. So a chain of nodes with one donor reproduces that donor exactly.
     A `preferred` task is the donor of every node that serves it, so its own outputs do not change at all.
+
+    Args:
+        tree: which tasks share which stage.
+        affinity: values (D, N, N) that choose the medoids.
+        preferred: a task to prefer everywhere.
+
+    Returns:
+        for each stage the donors of its nodes.
     """
     donors: list[tuple[str, ...]] = []
     for stage, clusters in enumerate(tree.partitions):

@@ -24,7 +24,7 @@ class NodeStart:
         location: the end of the node's stage; `head` for a head.
         tasks: the tasks that it serves.
         source: where the weights came from, in words.
-        rsa: for each task how alike the node's features and those of the task's own network order the probe (see
+        rsa: for each task how similar the node's features and those of the task's own network are on the probe (see
             `branchnet.rsa`; 1 is best); empty without a probe, for heads, and where the features are constant.
         cka: the same by `branchnet.cka`.
     """
@@ -50,7 +50,7 @@ class Initialisation:
     nodes: tuple[NodeStart, ...]
 
     def table(self) -> str:
-        """Text with one line for each node: its tasks, its source, and the match with each donor."""
+        """Return text with one line for each node: its tasks, its source, and the match with each donor."""
         rows = [("node", "location", "tasks", "source", "RSA with donors", "CKA with donors")]
         rows += [
             (node.id, node.location, ", ".join(node.tasks), node.source, _text(node.rsa), _text(node.cka))
@@ -70,22 +70,28 @@ def describe_start(
     """Describe the weights just made; with a probe of K inputs also compare features, four forwards for each task.
 
     Args:
+        branched: the network.
+        init: the rule that made the weights.
         sources: per node id where its weights came from, where it is not its donor alone.
+        networks: the donors by task.
+        probe: K inputs as `branchnet.rsa` takes them, or None.
+
+    Returns:
+        one entry for each node and head.
     """
     matches = (
         {task: _match(branched, task, networks[task], probe) for task in branched.tasks} if probe is not None else {}
     )
     starts = []
     for node in branched.members():
-        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else None
         source = sources.get(node.id, f"{node.donor}'s network")
-        if stage is None:
+        if node.is_head:
             starts.append(NodeStart(node.id, "head", node.tasks, source))
             continue
-        values = {task: matches[task][stage] for task in node.tasks if matches.get(task)}
-        alike = {task: value[0] for task, value in values.items()}
-        aligned = {task: value[1] for task, value in values.items()}
-        starts.append(NodeStart(node.id, branched.locations[stage], node.tasks, source, alike, aligned))
+        values = {task: matches[task][node.stage] for task in node.tasks if matches.get(task)}
+        by_rsa = {task: value[0] for task, value in values.items()}
+        by_cka = {task: value[1] for task, value in values.items()}
+        starts.append(NodeStart(node.id, branched.locations[node.stage], node.tasks, source, by_rsa, by_cka))
     return Initialisation(init, tuple(starts))
 
 

@@ -2,8 +2,8 @@
 
 Every space (see `symmetries`) is ordered as in the donor of the node where its units are made, separately for each
 branch. So every node below gets its features in one order, and a task whose donor is the only one on its path keeps
-that donor's weights as they are. Networks with BatchNorm get its statistics estimated anew on the probe, others the
-variance of their features back (`rescaling`).
+that donor's weights as they are. Networks with BatchNorm get its statistics estimated again on the probe, others the
+variance of their features back (`variance_correction`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.module_structure import tensors_of
+from branchnet.builder.network.node import Node, node_id
 from branchnet.builder.weights.averaging import average_nodes
 from branchnet.builder.weights.normalisation import estimate_batchnorm
-from branchnet.builder.weights.operator_permutations import permuted, tensors_of
 from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
 from branchnet.builder.weights.unit_matching import match_units
+from branchnet.builder.weights.unit_spaces import permuted
 from branchnet.builder.weights.variance_correction import restore_variance
 from branchnet.data.collation import length
 from branchnet.errors import BuildError
@@ -34,6 +36,11 @@ Orders = Mapping[str, Mapping[int, Tensor]]
 def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork], probe: Probe) -> dict[str, str]:
     """Give each node the mean of its tasks' donors, aligned by their activations on the probe.
 
+    Args:
+        branched: the network, changed in place.
+        networks: the donors by task.
+        probe: inputs that all donors are run on.
+
     Returns:
         per node in words what was aligned.
 
@@ -42,7 +49,10 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
             of one input.
     """
     if max(probe.sizes) < 2:
-        raise BuildError("init='merge' estimates statistics of features: the probe needs batches of two inputs or more")
+        raise BuildError(
+            f"init='merge' estimates statistics of features, and the probe has batches of {max(probe.sizes)}; expected "
+            "batches of two inputs or more"
+        )
     networks = {task: networks[task] for task in branched.tasks}
     _refuse_tied_heads(networks)
     symmetries = find_symmetries(networks, probe.example)
@@ -52,6 +62,7 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
         return permuted(tensor, symmetries.tensors.get((stage, name), {}), orders[task])
 
     equal = average_nodes(branched, networks, adapt)
+    # Heads are no means, but read features whose units were put into another order.
     with torch.no_grad():
         for task, head in zip(branched.tasks, branched.heads, strict=True):
             for name, tensor in tensors_of(networks[task].head).items():
@@ -62,8 +73,8 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
         return (on_device(batch, device) for batch in probe.batches("merging") if length(batch) > 1)
 
     changed = _changed(branched, equal)
-    averaged = [node for node in changed if node.startswith("nodes.") and node not in equal]
-    if not estimate_batchnorm(branched, [branched.member(node).module for node in changed], batches()):
+    averaged = [node.id for node in changed if not node.is_head and node.id not in equal]
+    if not estimate_batchnorm(branched, [node.module for node in changed], batches()):
         restore_variance(branched, networks, averaged, adapt, batches)
     return _notes(branched, symmetries)
 
@@ -72,7 +83,10 @@ def _refuse_tied_heads(networks: Mapping[str, StagedNetwork]) -> None:
     for task, network in networks.items():
         inside = {id(tensor) for tensor in network.stages.parameters()}
         if tied := [name for name, tensor in network.head.named_parameters() if id(tensor) in inside]:
-            raise BuildError(f"the head of {task!r} shares {tied} with its stages, which init='merge' would untie")
+            raise BuildError(
+                f"the head of {task!r} shares {tied} with its stages, which init='merge' would untie; expected heads "
+                "with parameters of their own; use init='donor'"
+            )
 
 
 def _orders(
@@ -81,7 +95,9 @@ def _orders(
     """Match each donor's units with those of the donor of the node where they are made."""
     tree = branched.tree
     wanted: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for space, stage in symmetries.births.items():
+    # One order for each node where units are made, not one for each task: later nodes of the branch, and nodes that
+    # several branches share, then read all of them in the same order.
+    for space, stage in symmetries.origin_stages.items():
         for task in tree.tasks:
             reference = branched.donors[stage][tree.cluster_of(task, stage)]
             if reference != task:
@@ -92,23 +108,23 @@ def _orders(
     return orders
 
 
-def _changed(branched: BranchedNetwork, equal: set[str]) -> list[str]:
-    """The ids of nodes and heads that are, or are fed by, a mean of different weights."""
+def _changed(branched: BranchedNetwork, equal: set[str]) -> list[Node]:
+    """The nodes and heads that are, or are fed by, a mean of different weights."""
     tree = branched.tree
     changed = []
     for node in branched.members():
-        stage = int(node.id.split(".")[1]) if node.id.startswith("nodes.") else tree.depth - 1
-        path = [f"nodes.{d}.{tree.cluster_of(node.tasks[0], d)}" for d in range(stage + 1)]
+        last = min(node.stage, tree.depth - 1)
+        path = [node_id(d, tree.cluster_of(node.tasks[0], d)) for d in range(last + 1)]
         if not equal.issuperset(path):
-            changed.append(node.id)
+            changed.append(node)
     return changed
 
 
 def _notes(branched: BranchedNetwork, symmetries: Symmetries) -> dict[str, str]:
     notes = {}
     for stage, (clusters, donors) in enumerate(zip(branched.tree.partitions, branched.donors, strict=True)):
-        units = sum(symmetries.sizes[space] for space, birth in symmetries.births.items() if birth == stage)
+        units = sum(symmetries.sizes[space] for space, origin in symmetries.origin_stages.items() if origin == stage)
         for number, (cluster, donor) in enumerate(zip(clusters, donors, strict=True)):
             if len(cluster) > 1:
-                notes[f"nodes.{stage}.{number}"] = f"mean of {', '.join(cluster)}, {units} units in {donor}'s order"
+                notes[node_id(stage, number)] = f"mean of {', '.join(cluster)}, {units} units in {donor}'s order"
     return notes

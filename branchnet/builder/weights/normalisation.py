@@ -1,4 +1,4 @@
-"""BatchNorm statistics estimated anew, for modules that see other features than those that they were trained on."""
+"""BatchNorm statistics estimated again, for modules that see other features than those that they were trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from branchnet.utils.modes import mode_of
 def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], inputs: Iterable[Input]) -> int:
     """Replace the running statistics inside `modules` by the mean over batches of inputs, each of at least two samples.
 
-    BatchNorm that tracing made a part of a stage's graph cannot be estimated apart; a warning counts those layers.
+    BatchNorm that tracing turned into operators of a stage's graph cannot be estimated; a warning counts those layers.
+
+    Args:
+        branched: the network that is run; its modes are restored.
+        modules: what to estimate in: nodes and heads of it.
+        inputs: batches; each is read once.
 
     Returns:
         the number of BatchNorm layers that were estimated.
@@ -37,14 +42,16 @@ def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], 
     batches = iter(inputs)
     first = next(batches, None)
     if first is None:
-        raise BuildError("BatchNorm statistics are estimated from batches of at least two samples; there is none")
+        raise BuildError(
+            "there are no inputs to estimate BatchNorm statistics on; expected batches of two samples or more"
+        )
     momenta = [layer.momentum for layer in layers]
-    with torch.no_grad(), mode_of(branched):
+    with torch.no_grad(), mode_of(branched, training=False):
         try:
             for layer in layers:
                 layer.reset_running_stats()
-                layer.momentum = None  # a cumulative mean over the batches
-                layer.train()
+                layer.momentum = None  # PyTorch's word for a cumulative mean: all batches weigh the same
+                layer.train()  # the BatchNorm layers alone: Dropout and the like stay in eval mode
             for batch in chain([first], batches):
                 branched(batch)
         finally:

@@ -1,106 +1,53 @@
-"""Which permutations one operator hands on: tried on random numbers, see `symmetries`.
+"""Which permutations one operator propagates: tried on random numbers, see `symmetries`.
 
 Parameters join the permutation of the features that they meet, or found a space of their own. A space that some
-operator cannot hand on (the groups of a group normalisation, attention heads) is fixed: its units keep their places.
+operator cannot propagate (the groups of a group normalisation, attention heads) is fixed: its units keep their places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from branchnet.builder.network.module_structure import tensors_of
+from branchnet.builder.weights.unit_spaces import Axes, Known, Spaces, UnitIndex, permuted, unit_indices
+
 MOST_COMPANIONS = 7
+"""All 2^7 = 128 subsets of that many axes and spaces are tried; of more, those of up to two."""
 ROUNDING = {torch.float64: 1e-10}
 COARSE_ROUNDING = 1e-5
+"""Relative differences that a permuted sum's other order of additions explains: float64, and operators that compute in
+float32 whatever they are given."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Positions of an axis that carry the units of a space: `index` (copies, n), unit u at each of `index[:, u]`."""
+class Effect(Enum):
+    """What an operator does with a permutation of what it reads."""
 
-    space: int
-    index: Tensor
-
-
-Axes = Mapping[int, tuple[Part, ...]]
-"""For each axis of a tensor that carries units, where it carries which."""
-
-Known = dict[int, dict[int, tuple[Part, ...]]]
-"""The axes of parameters and buffers by identity."""
+    PROPAGATED = auto()
+    """Its results are permuted."""
+    UNDONE = auto()
+    """Its results stay as they are."""
+    BROKEN = auto()
+    """Its results change in another way, or it fails."""
 
 
-def permuted(tensor: Tensor, axes: Axes, permutations: Mapping[int, Tensor]) -> Tensor:
-    """The tensor with unit u of every space replaced by its unit `permutations[space][u]`; other spaces stay."""
-    for axis, parts in axes.items():
-        order = torch.arange(tensor.shape[axis], device=tensor.device)
-        for part in parts:
-            if part.space in permutations:
-                index = part.index.to(tensor.device)
-                order[index] = index[:, permutations[part.space].to(tensor.device)]
-        tensor = tensor.index_select(axis, order)
-    return tensor
+class SlotAxis(NamedTuple):
+    """One axis of one of the tensors that an operator reads."""
+
+    slot: int
+    axis: int
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a module by name; a tensor of several names under each."""
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return dict(named)
-
-
-def parts_of(axes: Axes) -> Iterator[Part]:
-    """The parts of all axes."""
-    for parts in axes.values():
-        yield from parts
-
-
-class Spaces:
-    """Spaces that may turn out to be one (a residual sum), or not to be permutable."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.births: list[int] = []
-        self._parents: list[int] = []
-        self._fixed: set[int] = set()
-
-    def new(self, size: int, stage: int) -> int:
-        """Found a space of `size` units, born in `stage`."""
-        self.sizes.append(size)
-        self.births.append(stage)
-        self._parents.append(len(self._parents))
-        return len(self._parents) - 1
-
-    def root(self, space: int) -> int:
-        """The number under which a space is known now."""
-        while self._parents[space] != space:
-            space = self._parents[space]
-        return space
-
-    def join(self, first: int, second: int) -> None:
-        """Say that two spaces are one."""
-        first, second = self.root(first), self.root(second)
-        self._parents[second] = first
-        self.births[first] = min(self.births[first], self.births[second])
-        if second in self._fixed:
-            self._fixed.add(first)
-
-    def fix(self, space: int) -> None:
-        """Say that a space cannot be permuted."""
-        self._fixed.add(self.root(space))
-
-    def fixed(self, space: int) -> bool:
-        """Whether a space cannot be permuted."""
-        return self.root(space) in self._fixed
-
-    def roots(self) -> list[int]:
-        """One number for each space."""
-        return [space for space in range(len(self.sizes)) if self.root(space) == space]
+Adopted = Mapping[SlotAxis, tuple[UnitIndex, ...]]
+"""Open axes with the units that they are to carry."""
 
 
 @dataclass
@@ -108,20 +55,21 @@ class _Slot:
     """One tensor that an operator reads: random numbers in its shape, the axes that carry units, and those that may."""
 
     value: Tensor
-    axes: dict[int, tuple[Part, ...]]
+    axes: dict[int, tuple[UnitIndex, ...]]
     open: set[int] = field(default_factory=set)
 
 
 class Operator:
-    """One operator on random numbers: which permutations of what it reads it hands on.
+    """One operator on random numbers: which permutations of what it reads it propagates.
 
     Args:
         node: the operator in its graph.
-        read: what each node that it reads gave, with the axes of each of its leaves.
+        read: what each node that it reads returned, with the axes of each of its leaves.
         result: what it returned for those.
         module: the module that it calls, or None.
+        spaces: all spaces of the network; joined, fixed and founded here.
         known: the axes of parameters that were met before; those that are met here are added.
-        stage: the stage that it is in, where a new space is born.
+        stage: the stage that it is in, where new spaces originate.
     """
 
     def __init__(
@@ -146,17 +94,22 @@ class Operator:
         self._collect()
         leaves = tree_leaves(result)
         self._tensors = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self._labels: list[dict[int, tuple[Part, ...]]] = [{} for _ in leaves]
+        self._labels: list[dict[int, tuple[UnitIndex, ...]]] = [{} for _ in leaves]
 
     def label(self) -> list[Axes]:
-        """Label the axes of the results, and those of parameters that are met here for the first time."""
+        """Label the axes of the results, and those of parameters that are met here for the first time.
+
+        Returns:
+            for each leaf of the result its axes.
+        """
         self._before: list[Tensor] | None
         try:
             self._before = self._evaluate([slot.value for slot in self._slots])
-        except Exception:  # an operator that cannot be run on random numbers hands on nothing
+        except Exception:  # an operator that cannot be run on random numbers propagates nothing
             self._before = None
-        for space in dict.fromkeys(self._spaces.root(p.space) for slot in self._slots for p in parts_of(slot.axes)):
-            if self._spaces.root(space) == space and not self._spaces.fixed(space) and not self._carry(space):
+        for space in self._spaces_read():
+            # Propagating an earlier one may have joined this one to it.
+            if self._spaces.root(space) == space and not self._spaces.fixed(space) and not self._propagate(space):
                 self._spaces.fix(space)
         if self._before is not None:
             self._found_spaces()
@@ -189,7 +142,7 @@ class Operator:
         """Numbers between 0.1 and 0.9; integers stay.
 
         Weights are scaled so that sums over inputs stay there, and means are negative: then no activation inside an
-        operator saturates or vanishes, every root exists, and no two units look alike.
+        operator saturates or vanishes, every root exists, and no two units look similar.
         """
         if not tensor.is_floating_point():
             return tensor
@@ -204,7 +157,7 @@ class Operator:
 
         args, kwargs = fx.node.map_arg((self._node.args, self._node.kwargs), exchange)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+            torch.manual_seed(0)  # an operator that draws random numbers draws the same ones every time
             if self._module is not None:
                 state = {name: next(given) for name, _ in self._held}
                 result = functional_call(self._module, state, args, kwargs)
@@ -214,66 +167,85 @@ class Operator:
                 result = self._node.target(*args, **kwargs)  # type: ignore[operator]
         return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
-    def _carry(self, space: int) -> bool:
-        """Hand a space on, together with the fewest open axes and other spaces that have to move with it."""
+    def _propagate(self, space: int) -> bool:
+        """Propagate a space, with the fewest open axes and other spaces that have to move with it; False if it breaks.
+
+        `x @ weight` is such a case: the columns of the weight must be permuted as the features are.
+        """
         if self._before is None:
             return False
-        templates = {
-            slot.value.shape[axis]: parts
-            for slot in reversed(self._slots)
-            for axis, parts in slot.axes.items()
-            if any(self._spaces.root(part.space) == space for part in parts)
-        }
-        size = self._spaces.sizes[space]
-        others: list[Any] = [
-            (i, axis)
-            for i, slot in enumerate(self._slots)
-            for axis in sorted(slot.open)
-            if slot.value.shape[axis] in templates
-        ]
-        present = dict.fromkeys(self._spaces.root(p.space) for slot in self._slots for p in parts_of(slot.axes))
-        others += [o for o in present if o != space and self._spaces.sizes[o] == size and not self._spaces.fixed(o)]
-        for chosen in _subsets(others):
-            joined = {space, *(other for other in chosen if isinstance(other, int))}
-            adopting = [other for other in chosen if not isinstance(other, int)]
-            extra = {(i, a): templates[self._slots[i].value.shape[a]] for i, a in adopting}
-            if self._try(joined, size, extra):
-                for other in joined - {space}:
+        templates = self._templates(space)
+        for companions in _subsets([*self._open_axes(templates), *self._peers(space)]):
+            joined = {other for other in companions if isinstance(other, int)}
+            axes = [key for key in companions if isinstance(key, SlotAxis)]
+            adopted = {key: templates[self._length(key)] for key in axes}
+            if self._try({space} | joined, self._spaces.sizes[space], adopted) is not Effect.BROKEN:
+                for other in joined:
                     self._spaces.join(space, other)
-                self._commit(self._spaces.root(space), extra)
+                self._commit(self._spaces.root(space), adopted)
                 return True
         return False
 
+    def _templates(self, space: int) -> dict[int, tuple[UnitIndex, ...]]:
+        """How the axes that carry a space carry it, by their lengths: open axes of that length could carry it so."""
+        return {
+            slot.value.shape[axis]: carriers
+            for slot in reversed(self._slots)
+            for axis, carriers in slot.axes.items()
+            if any(self._spaces.root(carrier.space) == space for carrier in carriers)
+        }
+
+    def _open_axes(self, lengths: Mapping[int, Any]) -> list[SlotAxis]:
+        every = (SlotAxis(i, axis) for i, slot in enumerate(self._slots) for axis in sorted(slot.open))
+        return [key for key in every if self._length(key) in lengths]
+
+    def _peers(self, space: int) -> list[int]:
+        """The other spaces of the same size that the operator reads and that can be permuted."""
+        size = self._spaces.sizes[space]
+        return [
+            other
+            for other in self._spaces_read()
+            if other != space and self._spaces.sizes[other] == size and not self._spaces.fixed(other)
+        ]
+
+    def _spaces_read(self) -> list[int]:
+        carriers = (carrier for slot in self._slots for carrier in unit_indices(slot.axes))
+        return list(dict.fromkeys(self._spaces.root(carrier.space) for carrier in carriers))
+
+    def _length(self, key: SlotAxis) -> int:
+        return self._slots[key.slot].value.shape[key.axis]
+
     def _found_spaces(self) -> None:
         """Let the axes of new parameters that nothing has claimed move by themselves where the operator allows it."""
-        waiting = [(i, axis) for i, slot in enumerate(self._slots) for axis in sorted(slot.open)]
+        waiting = [SlotAxis(i, axis) for i, slot in enumerate(self._slots) for axis in sorted(slot.open)]
         while waiting:
             lead = waiting.pop(0)
-            size = self._slots[lead[0]].value.shape[lead[1]]
-            peers = [o for o in waiting if self._slots[o[0]].value.shape[o[1]] == size]
+            size = self._length(lead)
+            peers = [key for key in waiting if self._length(key) == size]
             for chosen in _subsets(peers):
                 space = self._spaces.new(size, self._stage)
-                extra = {key: (Part(space, torch.arange(size)[None]),) for key in (lead, *chosen)}
-                if self._try({space}, size, extra) == "handed on":
-                    self._commit(space, extra)
+                adopted = {key: (UnitIndex(space, torch.arange(size)[None]),) for key in (lead, *chosen)}
+                # A permutation that is undone inside the operator founds no space: no feature carries its units.
+                if self._try({space}, size, adopted) is Effect.PROPAGATED:
+                    self._commit(space, adopted)
                     waiting = [key for key in waiting if key not in chosen]
                     break
                 self._spaces.fix(space)
 
-    def _try(self, joined: set[int], size: int, extra: Mapping[tuple[int, int], tuple[Part, ...]]) -> str:
-        """Whether one random permutation is "handed on" or "undone"; empty where it is neither."""
+    def _try(self, joined: set[int], size: int, adopted: Adopted) -> Effect:
+        """Try one random permutation of the joined spaces, other than the identity."""
         order = torch.randperm(size, generator=self._generator)
-        maps = self._maps(joined, order.roll(1) if torch.equal(order, torch.arange(size)) else order, extra)
-        return "" if maps is None else "handed on" if any(maps) else "undone"
+        maps = self._maps(joined, order.roll(1) if torch.equal(order, torch.arange(size)) else order, adopted)
+        if maps is None:
+            return Effect.BROKEN
+        return Effect.PROPAGATED if any(maps) else Effect.UNDONE
 
-    def _maps(
-        self, joined: set[int], order: Tensor, extra: Mapping[tuple[int, int], tuple[Part, ...]]
-    ) -> list[dict[int, Tensor]] | None:
+    def _maps(self, joined: set[int], order: Tensor, adopted: Adopted) -> list[dict[int, Tensor]] | None:
         """For each result the axis that the permutation moves and how; None where a result changes otherwise."""
         values = []
         for i, slot in enumerate(self._slots):
-            axes = slot.axes | {axis: parts for (k, axis), parts in extra.items() if k == i}
-            spaces = {part.space: order for part in parts_of(axes) if self._spaces.root(part.space) in joined}
+            axes = slot.axes | {key.axis: carriers for key, carriers in adopted.items() if key.slot == i}
+            spaces = {c.space: order for c in unit_indices(axes) if self._spaces.root(c.space) in joined}
             values.append(permuted(slot.value, axes, spaces))
         assert self._before is not None
         try:
@@ -283,10 +255,11 @@ class Operator:
         maps = [_reordering(one, other) for one, other in zip(self._before, after, strict=True)]
         return None if any(found is None for found in maps) else maps  # type: ignore[return-value]
 
-    def _commit(self, space: int, extra: Mapping[tuple[int, int], tuple[Part, ...]]) -> None:
-        for (i, axis), parts in extra.items():
-            self._slots[i].axes[axis] = parts
-            self._slots[i].open.discard(axis)
+    def _commit(self, space: int, adopted: Adopted) -> None:
+        """Label the adopted axes, and the results by what two permutations that generate all others do to them."""
+        for key, carriers in adopted.items():
+            self._slots[key.slot].axes[key.axis] = carriers
+            self._slots[key.slot].open.discard(key.axis)
         size = self._spaces.sizes[space]
         cycle = torch.arange(size).roll(-1)
         swap = torch.cat([torch.arange(2).flip(0), torch.arange(2, size)])
@@ -297,7 +270,7 @@ class Operator:
                 self._spaces.fix(space)
                 return
             for axis, positions in index.items():
-                self._labels[leaf][axis] = (*self._labels[leaf].get(axis, ()), Part(space, positions))
+                self._labels[leaf][axis] = (*self._labels[leaf].get(axis, ()), UnitIndex(space, positions))
 
 
 def _subsets(items: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
@@ -323,6 +296,7 @@ def _reordering(before: Tensor, after: Tensor) -> dict[int, Tensor] | None:
 
 
 def _keys(tensor: Tensor, axis: int) -> Tensor:
+    """One number for each position of an axis, equal for equal slices: sorting them finds which slice went where."""
     rows = tensor.movedim(axis, 0).flatten(1).double() if tensor.dim() > 1 else tensor.double()[:, None]
     weights = torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return rows @ weights
@@ -335,15 +309,19 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def _units(cycled: dict[int, Tensor], swapped: dict[int, Tensor], size: int) -> dict[int, Tensor] | None:
-    """Where the units are, from what the cycle and the swap moved: `{axis: (copies, n)}`; None where it is unclear."""
+    """Where the units are, from what the cycle and the swap moved: `{axis: (copies, n)}`; None where it is unclear.
+
+    Of all units, only unit 0 is replaced by the same one (unit 1) under both: so every copy of unit 0 is found first,
+    and the cycle leads from there through the others. Of two units, cycle and swap are the same, and one is chosen.
+    """
     if not cycled and not swapped:
         return {}
     if set(cycled) != set(swapped):
         return None
-    ((axis, shifted),) = cycled.items()
+    ((axis, shifted),) = cycled.items()  # `_reordering` returns one axis at most
     exchanged = swapped[axis]
     places = torch.arange(len(shifted))
-    anchors = places[(shifted != places) & (shifted == exchanged)]
+    anchors = places[(shifted != places) & (shifted == exchanged)]  # the copies of unit 0
     if size == 2:
         anchors = anchors[anchors < shifted[anchors]]
     columns = [anchors]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Node
-from branchnet.builder.weights.operator_permutations import tensors_of
+from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.module_structure import tensors_of
+from branchnet.builder.network.node import Node
 from branchnet.errors import BuildError
 from branchnet.stages.staged import without_prefix
+
+GIVEN = "the given state"
+NAMED_PROBLEMS = 20
+"""A message names this many tensors at most: the wrong backbone would name them all."""
 
 
 def load_pretrained(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -20,6 +25,10 @@ def load_pretrained(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> d
     With a single network's state every node takes its stage's tensors, and the heads keep their donors' weights (tasks
     differ in them); tensors of the state that no stage has, as those of its head, are left out.
 
+    Args:
+        branched: the network, changed in place.
+        state: tensors by name. It is a branched network's where one of its names is one of this network's.
+
     Returns:
         per node in words where its weights come from.
 
@@ -27,35 +36,54 @@ def load_pretrained(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> d
         BuildError: a tensor of a node that the state lacks, or that has another shape there; the state of a branched
             network with other nodes. Nothing is copied then.
     """
-    own = branched.state_dict(keep_vars=True)
-    whole = any(key in own for key in state)
-    members = [node for node in branched.members() if whole or node.id.startswith("nodes.")]
-    wanted = {
-        node.id: {name: t for name, t in tensors_of(node.module).items() if _stored(node.module, name)}
-        for node in members
-    }
-    names = {name for tensors in wanted.values() for name in tensors}
-    cleaned = dict(state) if whole else without_prefix(state, names)
-    problems = {key: "there is no such tensor in this tree" for key in cleaned if whole and key not in own}
-    keyed = [
-        (f"{node}.{name}" if whole else name, t) for node, tensors in wanted.items() for name, t in tensors.items()
-    ]
-    found = {id(tensor) for key, tensor in keyed if key in cleaned}
-    for key, tensor in keyed:
-        if key not in cleaned:
+    own = branched.state_dict()
+    if any(key in own for key in state):
+        return _load_branched_state(branched, state)
+    return _load_backbone_state(branched, state)
+
+
+def _load_branched_state(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Copy the state of a branched network of this tree; every tensor must be used."""
+    members = list(branched.members())
+    targets = [(f"{node.id}.{name}", tensor) for node in members for name, tensor in _state_of(node.module).items()]
+    own = branched.state_dict()
+    foreign = {key: "unknown tensor; expected those of this tree" for key in state if key not in own}
+    _copy_state(targets, state, foreign)
+    return {node.id: GIVEN for node in members}
+
+
+def _load_backbone_state(branched: BranchedNetwork, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Copy the state of one single network into every node; heads keep theirs, as tasks differ in them."""
+    nodes = [node for node in branched.members() if not node.is_head]
+    targets = [(name, tensor) for node in nodes for name, tensor in _state_of(node.module).items()]
+    _copy_state(targets, without_prefix(state, {name for name, _ in targets}), {})
+    return {node.id: GIVEN for node in nodes}
+
+
+def _copy_state(
+    targets: Sequence[tuple[str, Tensor]], state: Mapping[str, Tensor], problems: Mapping[str, str]
+) -> None:
+    """Copy `state[key]` into each target, all or none.
+
+    Raises:
+        BuildError: `problems`, tensors that are missing, or other shapes; the first 20 are named.
+    """
+    problems = dict(problems)
+    found = {id(tensor) for key, tensor in targets if key in state}
+    for key, tensor in targets:
+        if key not in state:
             if id(tensor) not in found:  # a tied tensor may stand under any of its names
-                near = difflib.get_close_matches(key, cleaned, n=1)
+                near = difflib.get_close_matches(key, state, n=1)
                 problems[key] = "not in the state" + (f" (near: {near[0]!r})" if near else "")
-        elif cleaned[key].shape != tensor.shape:
-            problems[key] = f"expected {tuple(tensor.shape)}, found {tuple(cleaned[key].shape)}"
+        elif state[key].shape != tensor.shape:
+            problems[key] = f"expected {tuple(tensor.shape)}, found {tuple(state[key].shape)}"
     if problems:
-        lines = [f"{key}: {problem}" for key, problem in list(problems.items())[:20]]
+        lines = [f"{key}: {problem}" for key, problem in list(problems.items())[:NAMED_PROBLEMS]]
         raise BuildError(f"the state does not fit the nodes ({len(problems)} tensors):\n  " + "\n  ".join(lines))
     with torch.no_grad():
-        for key, tensor in keyed:
-            if key in cleaned:
-                tensor.copy_(cleaned[key])
-    return dict.fromkeys(wanted, "the given state")
+        for key, tensor in targets:
+            if key in state:
+                tensor.copy_(state[key])
 
 
 def randomise(branched: BranchedNetwork, seed: int) -> dict[str, str]:
@@ -63,6 +91,10 @@ def randomise(branched: BranchedNetwork, seed: int) -> dict[str, str]:
 
     Without a constructor every layer's `reset_parameters` is called. Nodes draw from one sequence that starts at
     `seed`; the global random state is left as it was.
+
+    Args:
+        branched: the network, changed in place.
+        seed: of the random numbers.
 
     Returns:
         per node in words where its weights come from.
@@ -88,16 +120,23 @@ def randomise(branched: BranchedNetwork, seed: int) -> dict[str, str]:
     return notes
 
 
-def _stored(module: nn.Module, name: str) -> bool:
-    """Whether a tensor belongs to the module's state: buffers that are made anew each time do not."""
-    holder, _, last = name.rpartition(".")
-    return last not in module.get_submodule(holder)._non_persistent_buffers_set
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state, a tied one under each of its names; buffers that are not stored are left out."""
+
+    def stored(name: str) -> bool:
+        holder, _, last = name.rpartition(".")
+        return last not in module.get_submodule(holder)._non_persistent_buffers_set
+
+    return {name: tensor for name, tensor in tensors_of(module).items() if stored(name)}
 
 
 def _copy(node: Node, fresh: Mapping[str, Tensor]) -> None:
-    tensors = {name: tensor for name, tensor in tensors_of(node.module).items() if _stored(node.module, name)}
+    tensors = _state_of(node.module)
     if missing := [name for name in tensors if name not in fresh]:
-        raise BuildError(f"{node.id}: the constructor of {node.donor!r} makes a network without {missing[:5]}")
+        raise BuildError(
+            f"{node.id}: the constructor of {node.donor!r} makes a network without {missing[:5]}; expected one with "
+            "every tensor of the node; pass freshly made networks with init='donor' instead"
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(fresh[name])
@@ -105,7 +144,8 @@ def _copy(node: Node, fresh: Mapping[str, Tensor]) -> None:
 
 def _reset(node: str, module: nn.Module) -> None:
     reached: set[int] = set()
-    for layer in reversed(list(module.modules())):  # a layer may reset its children once more
+    # From the innermost out, as a layer's own reset may set its children's weights to something of its own choice.
+    for layer in reversed(list(module.modules())):
         reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
         if callable(reset):
             reset()

@@ -16,26 +16,40 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from branchnet.affinity.probes import Probe, on_device
-from branchnet.builder.weights.operator_permutations import Axes
 from branchnet.builder.weights.symmetries import Symmetries
+from branchnet.builder.weights.unit_spaces import Axes
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.staged import Stage
 from branchnet.utils.modes import mode_of
 
 MOST_ROWS = 4096
+"""Positions (samples x pixels) that a correlation is taken over, at most, for one place and batch.
+
+Its standard error is then about 1 / sqrt(4096) = 0.016, and early layers with many pixels cost no more than late ones.
+"""
 
 
 def match_units(
     symmetries: Symmetries, reference: StagedNetwork, other: StagedNetwork, probe: Probe, spaces: Collection[int]
 ) -> dict[int, Tensor]:
-    """For each of `spaces` the order (n,) that puts the other network's units beside those of the reference.
+    """Find for each space the order that makes the other network's units correspond to those of the reference.
 
     Unit `order[u]` of the other network does what unit u of the reference does.
+
+    Args:
+        symmetries: the spaces of both networks.
+        reference: a staged network.
+        other: another one with equal stages.
+        probe: inputs that both are run on.
+        spaces: which spaces to match.
+
+    Returns:
+        per space an order (n,).
     """
     sums = {space: torch.zeros(symmetries.sizes[space], symmetries.sizes[space]) for space in spaces}
     both = (reference, other)
-    with torch.no_grad(), mode_of(reference), mode_of(other):
+    with torch.no_grad(), mode_of(reference, training=False), mode_of(other, training=False):
         for batch in probe.batches("matching units"):
             cuts = [flat_example(cast(Example, on_device(batch, _device(network)))) for network in both]
             for number in range(len(reference.stages)):
@@ -65,16 +79,17 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run the node; keep its units' activations at up to 4,096 places."""
         result = super().run_node(n)
-        for axis, parts in self._wanted.get(n, {}).items():
-            for part in parts:
-                units = result.movedim(axis, -1)[..., part.index.to(result.device)]
+        for axis, carriers in self._wanted.get(n, {}).items():
+            for carrier in carriers:
+                units = result.movedim(axis, -1)[..., carrier.index.to(result.device)]
                 rows = units.reshape(-1, units.shape[-1]).float()
-                self.found.append((part.space, rows[:: -(-len(rows) // MOST_ROWS)].clone()))
+                step = -(-len(rows) // MOST_ROWS)
+                self.found.append((carrier.space, rows[::step].clone()))  # a copy, which lets the activations go
         return result
 
 
 def _standardised(rows: Tensor) -> Tensor:
-    """Each column with mean 0 and norm 1; a constant column becomes 0."""
+    """Each column with mean 0 and norm 1; a constant column, of which rounding alone would be left, becomes 0."""
     centred = rows - rows.mean(0)
     norms = centred.square().sum(0).sqrt()
     return centred / norms.where(norms > 1e-6 * (1 + rows.abs().amax(0)), torch.inf)

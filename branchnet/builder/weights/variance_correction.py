@@ -8,7 +8,9 @@ already, and the correction goes into weight and bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,9 +27,20 @@ Inputs = Callable[[], Iterable[Input]]
 Order = Callable[[str, int, str, Tensor], Tensor]
 """From (task, stage, name of a bias in the first task's network, values per unit) to the values in the common order."""
 
+SMALLEST_DEVIATION = 1e-6
+"""Below this a unit is constant over the probe: the factor that restores its deviation would amplify rounding only."""
+
+
+@dataclass(frozen=True)
+class _UnitStatistics:
+    """Mean and standard deviation of each unit of a layer's output, (n,) each, in float64."""
+
+    mean: Tensor
+    deviation: Tensor
+
 
 class _Moments:
-    """Running mean and standard deviation of each unit of a layer's output."""
+    """Running sums over the rows of a layer's output: in float64, as the variance is a difference of two large sums."""
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
@@ -37,13 +50,10 @@ class _Moments:
         self.total = self.total + rows.double().sum(0).cpu()
         self.squares = self.squares + rows.double().square().sum(0).cpu()
 
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.count
-
-    @property
-    def deviation(self) -> Tensor:
-        return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()
+    def statistics(self) -> _UnitStatistics:
+        mean = self.total / self.count
+        # Rounding can make the variance of a constant unit slightly negative.
+        return _UnitStatistics(mean, (self.squares / self.count - mean.square()).clamp_min(0).sqrt())
 
 
 def restore_variance(
@@ -52,7 +62,7 @@ def restore_variance(
     """Rescale the convolutions and linear layers with a bias in averaged nodes, see the module.
 
     Args:
-        branched: the averaged network.
+        branched: the averaged network, changed in place.
         networks: the donors.
         nodes: ids of the averaged nodes.
         order: puts a donor's values per unit into the order of the average.
@@ -62,87 +72,104 @@ def restore_variance(
         the number of layers that were rescaled.
     """
     chosen = set(nodes)
-    layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    for stage, clusters in enumerate(branched.tree.partitions):
-        averaged = [k for k in range(len(clusters)) if f"nodes.{stage}.{k}" in chosen]
-        tasks = {task for k in averaged for task in clusters[k]}
-        moments = {task: _donor_moments(networks, branched.tasks[0], task, stage, order, inputs) for task in tasks}
-        for k in averaged:
-            donor = networks[branched.donors[stage][k]]
-            first = cast(Stage, networks[branched.tasks[0]].stages[stage])
-            names = counterparts(first, cast(Stage, donor.stages[stage]))
-            for name, own in moments[clusters[k][0]].items():
-                layer = branched.nodes[stage][k].get_submodule(names[f"{name}.bias"].rpartition(".")[0])  # type: ignore[index]
-                every = [own, *(moments[task][name] for task in clusters[k][1:])]
-                mean, deviation = (torch.stack([one[i] for one in every]).mean(0) for i in range(2))
-                layers[layer] = (mean, deviation)
-    _correct(branched, layers, inputs)
-    return len(layers)
+    wanted: dict[nn.Module, _UnitStatistics] = {}
+    for stage in range(branched.tree.depth):
+        averaged = [n for n in branched.members() if n.id in chosen and n.stage == stage]
+        tasks = {task for node in averaged for task in node.tasks}
+        by_task = {
+            task: _donor_statistics(networks, branched.tasks[0], task, stage, order, inputs) for task in sorted(tasks)
+        }
+        for node in averaged:
+            own_names = _layers_of(networks, branched.tasks[0], node.donor, stage)
+            for layer, statistics in _mean_statistics([by_task[task] for task in node.tasks]).items():
+                wanted[node.module.get_submodule(own_names[layer])] = statistics
+    _correct(branched, wanted, inputs)
+    return len(wanted)
 
 
-def _donor_moments(
+def _mean_statistics(donors: Sequence[Mapping[str, _UnitStatistics]]) -> dict[str, _UnitStatistics]:
+    """What each layer of an average shall have: the mean of the donors' means and deviations."""
+    means = {name: torch.stack([donor[name].mean for donor in donors]).mean(0) for name in donors[0]}
+    deviations = {name: torch.stack([donor[name].deviation for donor in donors]).mean(0) for name in donors[0]}
+    return {name: _UnitStatistics(means[name], deviations[name]) for name in donors[0]}
+
+
+def _layers_of(networks: Mapping[str, StagedNetwork], first: str, task: str, stage: int) -> dict[str, str]:
+    """The layers with a bias in a stage: from their names in the first task's network to those in this one's."""
+    names = counterparts(cast(Stage, networks[first].stages[stage]), cast(Stage, networks[task].stages[stage]))
+    return {name.removesuffix(".bias"): own.rpartition(".")[0] for name, own in names.items() if name.endswith(".bias")}
+
+
+def _donor_statistics(
     networks: Mapping[str, StagedNetwork], first: str, task: str, stage: int, order: Order, inputs: Inputs
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and deviation of the units of each layer of a donor's stage, by the layer's name in the first network."""
+) -> dict[str, _UnitStatistics]:
+    """The statistics of each layer of a donor's stage in the common order, by the layer's name in the first network."""
     network = networks[task]
-    names = counterparts(cast(Stage, networks[first].stages[stage]), cast(Stage, network.stages[stage]))
     layers = {
-        name.removesuffix(".bias"): network.stages[stage].get_submodule(its.rpartition(".")[0])
-        for name, its in names.items()
-        if name.endswith(".bias")
+        name: network.stages[stage].get_submodule(own) for name, own in _layers_of(networks, first, task, stage).items()
     }
     layers = {name: layer for name, layer in layers.items() if _rescalable(layer)}
     moments = {name: _Moments() for name in layers}
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, y, name=name: moments[name].add(_rows(layer, y)))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.no_grad(), mode_of(network):
-            for batch in inputs():
-                call(network, cast(Any, batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    seen = {name: found for name, found in moments.items() if found.count}
+
+    def add_to(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda layer, _, y: moments[name].add(_rows(layer, y))
+
+    with _hooked({layer: add_to(name) for name, layer in layers.items()}), mode_of(network, training=False):
+        for batch in inputs():
+            call(network, cast(Any, batch))
+    found = {name: moment.statistics() for name, moment in moments.items() if moment.count}
     return {
-        name: tuple(order(task, stage, f"{name}.bias", values) for values in (found.mean, found.deviation))  # type: ignore[misc]
-        for name, found in seen.items()
+        name: _UnitStatistics(*(order(task, stage, f"{name}.bias", v) for v in (values.mean, values.deviation)))
+        for name, values in found.items()
     }
 
 
-def _correct(branched: BranchedNetwork, layers: Mapping[nn.Module, tuple[Tensor, Tensor]], inputs: Inputs) -> None:
-    """Scale and shift every layer's units to the wanted moments."""
-    moments = {layer: _Moments() for layer in layers}
+def _correct(branched: BranchedNetwork, wanted: Mapping[nn.Module, _UnitStatistics], inputs: Inputs) -> None:
+    """Scale and shift every layer's units to the wanted statistics."""
+    moments = {layer: _Moments() for layer in wanted}
 
     def corrected(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
+        """Note the layer's statistics, and return its output corrected batch by batch: what later layers will see."""
         rows = _rows(layer, y)
         moments[layer].add(rows)
-        wanted = [values.to(y) for values in layers[layer]]
-        scale = wanted[1] / rows.std(0, correction=0).clamp_min(1e-6)
+        mean, deviation = wanted[layer].mean.to(y), wanted[layer].deviation.to(y)
+        scale = deviation / rows.std(0, correction=0).clamp_min(SMALLEST_DEVIATION)
         axis = 1 if isinstance(layer, _ConvNd) else -1
         moved = y.movedim(axis, -1)
-        return ((moved - rows.mean(0)) * scale + wanted[0]).movedim(-1, axis)
+        return ((moved - rows.mean(0)) * scale + mean).movedim(-1, axis)
 
-    hooks = [layer.register_forward_hook(corrected) for layer in layers]
-    try:
-        with torch.no_grad(), mode_of(branched):
-            for batch in inputs():
-                branched(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _hooked(dict.fromkeys(wanted, corrected)), mode_of(branched, training=False):
+        for batch in inputs():
+            branched(batch)
     with torch.no_grad():
-        for layer, (mean, deviation) in layers.items():
+        for layer, statistics in wanted.items():
             if moments[layer].count:
-                scale = deviation / moments[layer].deviation.clamp_min(1e-6)
-                weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-                axis = 1 if getattr(layer, "transposed", False) else 0
-                weight.copy_((weight.movedim(axis, -1) * scale.to(weight)).movedim(-1, axis))
-                bias.copy_((bias - moments[layer].mean.to(bias)) * scale.to(bias) + mean.to(bias))
+                _rescale(layer, moments[layer].statistics(), statistics)
+
+
+def _rescale(layer: nn.Module, found: _UnitStatistics, wanted: _UnitStatistics) -> None:
+    """Fold `(y - found mean) * wanted deviation / found deviation + wanted mean` into weight and bias."""
+    scale = wanted.deviation / found.deviation.clamp_min(SMALLEST_DEVIATION)
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    axis = 1 if getattr(layer, "transposed", False) else 0  # transposed convolutions hold (in, out, ...)
+    weight.copy_((weight.movedim(axis, -1) * scale.to(weight)).movedim(-1, axis))
+    bias.copy_((bias - found.mean.to(bias)) * scale.to(bias) + wanted.mean.to(bias))
+
+
+@contextmanager
+def _hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Tensor], Tensor | None]]) -> Iterator[None]:
+    """Without gradients, call each hook after its layer has run; the layers have no hook more afterwards."""
+    handles = [layer.register_forward_hook(hook) for layer, hook in hooks.items()]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _rescalable(layer: nn.Module) -> bool:
+    """Whether one axis of the weight holds the units; a grouped transposed convolution spreads them over two."""
     if isinstance(layer, _ConvNd):
         return not layer.transposed or layer.groups == 1
     return isinstance(layer, nn.Linear)

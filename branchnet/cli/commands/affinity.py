@@ -1,11 +1,11 @@
-"""`branchnet affinity`: how alike the networks are at every location."""
+"""`branchnet affinity`: how similar the networks are at every location."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -14,7 +14,9 @@ from branchnet.cli.options import AsJson, Config, Device, DryRun, Dtype, Quiet, 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.cli.loading import Source
-    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.data.samples import Samples
+    from branchnet.pipeline.config.run_config import RunConfig
+    from branchnet.pipeline.dry_run import Plan
     from branchnet.reporting.tables import Table
     from branchnet.specification import Architecture
 
@@ -25,24 +27,37 @@ Split = Annotated[
 ]
 
 
-def affinity(
-    config: Config,
-    split: Split,
-    *,
-    measure: Measure = "rsa",
-    probe: int | None = None,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    bootstrap: int = 100,
-    out: Path = Path("affinity.npz"),
-    seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Compare the networks of CONFIG at the locations of SPLIT on the same images; print who is alike.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AffinityOptions:
+    """The options of `branchnet affinity`.
+
+    Attributes:
+        measure: How two tasks are compared.
+        probe: How many images they are compared on; by default as the config says.
+        batch_size: Images run at once; by default as the config says.
+        steps: Batches that the shared network is trained on before its gradients are taken; by default as the config
+            says.
+        bootstrap: Resamplings of the images (of the batches, for gradients), from which intervals come; 0 for none.
+        out: The affinities, .npz.
+    """
+
+    measure: Measure = "rsa"
+    probe: int | None = None
+    batch_size: int | None = None
+    steps: int | None = None
+    bootstrap: int = 100
+    out: Path = Path("affinity.npz")
+    seed: Seed = 0
+    device: Device = None
+    dtype: Dtype = None
+    as_json: AsJson = False
+    quiet: Quiet = False
+    dry_run: DryRun = False
+
+
+def affinity(config: Config, split: Split, *, options: AffinityOptions = AffinityOptions()) -> None:
+    """Compare the networks of CONFIG at the locations of SPLIT on the same images; print which are similar.
 
     rsa, cka, svcca, pwcca and procrustes compare what the networks see. lookahead (TAG), first-order and
     gradient-cosine ask what a training step for one task does to the losses of the others: CONFIG then names `labels`
@@ -50,50 +65,34 @@ def affinity(
     network, that one is probed as it is.
 
     Example: `branchnet affinity branchnet-demo/run.yaml split.yaml --out affinity.npz`
-
-    Parameters
-    ----------
-    measure
-        How two tasks are compared.
-    probe
-        How many images they are compared on; by default as the config says.
-    batch_size
-        Images run at once; by default as the config says.
-    steps
-        Batches that the shared network is trained on before its gradients are taken; by default as the config says.
-    bootstrap
-        Resamplings of the images (of the batches, for gradients), from which intervals come; 0 for none.
-    out
-        The affinities, .npz.
     """
-    from branchnet.cli.loading import changed, read_source, read_spec
-    from branchnet.cli.printing import print_json, print_tables, say
-    from branchnet.errors import DataError, SpecError
+    from branchnet.cli.printing import print_json, print_plan, print_tables, say
     from branchnet.utils.progress import silence
 
-    if out.suffix != ".npz":
-        raise DataError(f"--out {out}: an affinity file ends in .npz")
-    spec = read_spec(split)
-    given = read_source(config, device=device, dtype=dtype)
-    if given.config is None or given.images is None:
-        raise SpecError(f"{config} holds no images (a config as `branchnet run` takes it would be right)")
-    if set(given.networks) != set(spec.tasks):
-        raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}, those of {config} {', '.join(given.networks)}")
-    if measure in GRADIENTS and dtype is not None:
-        raise DataError(f"--dtype {dtype}: gradients are taken in the type that the networks have")
-    if measure not in GRADIENTS and steps is not None:
-        raise DataError(f"--steps {steps}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
-    settings = changed(given.config, probe=probe, batch_size=batch_size, steps=steps)
-    given = replace(given, networks={task: given.networks[task] for task in spec.tasks})
-    request = _Request(given, settings, spec, config, split, measure, bootstrap, seed)
-    work = _gradients if measure in GRADIENTS else _features
-    with silence() if quiet else nullcontext():
-        found = work(request, device, dtype, out if dry_run else None, as_json=as_json)
-    if found is None:
-        return
-    found.save(out)
-    print_json(found.rows()) if as_json else print_tables([_summary(found)])
-    say(f"wrote {out}", quiet=quiet)
+    _check_options(options)
+    request = _request(config, split, options)
+    work = _Gradients(request) if options.measure in GRADIENTS else _Features(request)
+    with silence() if options.quiet else nullcontext():
+        if options.dry_run:
+            print_plan(work.plan(), [options.out], as_json=options.as_json)
+            return
+        found = work.measure()
+    found.save(options.out)
+    print_json(found.rows()) if options.as_json else print_tables([_summary(found)])
+    say(f"wrote {options.out}", quiet=options.quiet)
+
+
+def _check_options(options: AffinityOptions) -> None:
+    """Raise DataError where options do not go together."""
+    from branchnet.errors import DataError
+
+    by_gradients = options.measure in GRADIENTS
+    if options.out.suffix != ".npz":
+        raise DataError(f"--out {options.out}: an affinity file ends in .npz")
+    if by_gradients and options.dtype is not None:
+        raise DataError(f"--dtype {options.dtype}: gradients are taken in the type that the networks have")
+    if not by_gradients and options.steps is not None:
+        raise DataError(f"--steps {options.steps}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
 
 
 @dataclass(frozen=True)
@@ -101,80 +100,111 @@ class _Request:
     """What is compared: networks and images, the settings, the locations; and what the files are called."""
 
     given: Source
+    images: Samples
     settings: RunConfig
     spec: Architecture
     config: Path
     split: Path
-    measure: str
-    bootstrap: int
-    seed: int
+    options: AffinityOptions
 
 
-def _features(
-    request: _Request, device: str | None, dtype: str | None, planned: Path | None, *, as_json: bool
-) -> Affinity | None:
-    """Compare features on the probe; or show the plan for the file `planned`."""
-    import branchnet
-    from branchnet.cli.loading import placed
-    from branchnet.data.samples import count_samples
-    from branchnet.pipeline.dry_run import Plan, plan_comparison
-    from branchnet.pipeline.problem import divide, probe_of
+def _request(config: Path, split: Path, options: AffinityOptions) -> _Request:
+    from branchnet.cli.loading import changed, not_a_config, read_source, read_spec
+    from branchnet.errors import SpecError
 
-    given, settings, spec = request.given, request.settings, request.spec
-    assert given.images is not None
-    inputs = placed(probe_of(divide(given.images, settings)[0], settings), device, dtype)
-    if planned is not None:
+    spec = read_spec(split)
+    given = read_source(config, device=options.device, dtype=options.dtype)
+    if given.config is None or given.images is None:
+        raise not_a_config(config)
+    if set(given.networks) != set(spec.tasks):
+        raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}, those of {config} {', '.join(given.networks)}")
+    settings = changed(given.config, probe=options.probe, batch_size=options.batch_size, steps=options.steps)
+    networks = {task: given.networks[task] for task in spec.tasks}
+    return _Request(replace(given, networks=networks), given.images, settings, spec, config, split, options)
+
+
+class _Features:
+    """Comparing features on the probe."""
+
+    def __init__(self, request: _Request) -> None:
+        from branchnet.cli.loading import placed
+        from branchnet.pipeline.problem import divide, probe_of
+
+        self.request = request
+        probe = probe_of(divide(request.images, request.settings)[0], request.settings)
+        self.inputs = placed(probe, request.options.device, request.options.dtype)
+
+    def plan(self) -> Plan:
+        """Running the networks, and comparing them."""
+        from branchnet.data.samples import count_samples
+        from branchnet.pipeline.dry_run import Plan, plan_comparison
+
+        given, spec = self.request.given, self.request.spec
         cut_bytes = [cost.cut_bytes for cost in spec.stage_costs] if spec.stage_costs else [0] * len(spec.locations)
-        plan = plan_comparison(
+        return plan_comparison(
             Plan("affinity"),
             given.networks,
             given.example,
-            count=count_samples(inputs),
-            batch_size=settings.batch_size,
+            count=count_samples(self.inputs),
+            batch_size=self.request.settings.batch_size,
             cut_bytes=cut_bytes,
         )
-        plan.show(as_json=as_json, writes=[planned])
-        return None
-    staged = branchnet.split_all(given.networks, given.example, locations=list(spec.locations))
-    options = {"batch_size": settings.batch_size, "bootstrap": request.bootstrap, "seed": request.seed}
-    found: Affinity = getattr(branchnet, request.measure)(staged, inputs, **options)
-    return found
+
+    def measure(self) -> Affinity:
+        """The affinities."""
+        from branchnet.affinity import cka, procrustes, pwcca, rsa, svcca
+        from branchnet.stages import split_all
+
+        measures: dict[str, Any] = {"rsa": rsa, "cka": cka, "svcca": svcca, "pwcca": pwcca, "procrustes": procrustes}
+        given, options = self.request.given, self.request.options
+        staged = split_all(given.networks, given.example, locations=list(self.request.spec.locations))
+        how = {"batch_size": self.request.settings.batch_size, "bootstrap": options.bootstrap, "seed": options.seed}
+        found: Affinity = measures[options.measure](staged, self.inputs, **how)
+        return found
 
 
-def _gradients(
-    request: _Request, device: str | None, dtype: str | None, planned: Path | None, *, as_json: bool
-) -> Affinity | None:
-    """Take gradients on a saved network, or on a shared one that is trained here; or show the plan."""
-    from branchnet.cli.loading import read_branched
-    from branchnet.pipeline.gradient_steps import (
-        labelled,
-        measure_gradients,
-        plan_gradients,
-        shared_network,
-        train_shared,
-    )
+class _Gradients:
+    """Taking gradients on a saved network, or on a shared one that is trained here."""
 
-    given, settings = request.given, request.settings
-    assert given.images is not None
-    data = labelled(settings, request.config, given.images)
-    saved = request.split.is_dir()
-    if saved:
-        network = read_branched(request.split, request.config, device=device)
-    else:
-        network = shared_network(request.spec, given.networks, given.example, settings.donor)
-    if planned is not None:
-        plan = plan_gradients(network, data, settings, measure=request.measure, train=not saved)
-        plan.show(as_json=as_json, writes=[planned])
-        return None
-    if not saved:
-        train_shared(network, data, settings)
-    return measure_gradients(
-        network, data, settings, measure=request.measure, bootstrap=request.bootstrap, seed=request.seed
-    )
+    def __init__(self, request: _Request) -> None:
+        from branchnet.cli.loading import read_branched
+        from branchnet.pipeline.gradient_steps import labelled, shared_network
+
+        given, settings = request.given, request.settings
+        self.request = request
+        self.data = labelled(settings, request.config, request.images)
+        self.saved = request.split.is_dir()
+        if self.saved:
+            self.network = read_branched(request.split, request.config, device=request.options.device)
+        else:
+            self.network = shared_network(request.spec, given.networks, given.example, settings.donor)
+
+    def plan(self) -> Plan:
+        """Training, where there is any, and probing."""
+        from branchnet.pipeline.gradient_steps import plan_gradients
+
+        settings, measure = self.request.settings, self.request.options.measure
+        return plan_gradients(self.network, self.data, settings, measure=measure, train=not self.saved)
+
+    def measure(self) -> Affinity:
+        """The affinities."""
+        from branchnet.pipeline.gradient_steps import measure_gradients, train_shared
+
+        settings, options = self.request.settings, self.request.options
+        if not self.saved:
+            train_shared(self.network, self.data, settings)
+        return measure_gradients(
+            self.network,
+            self.data,
+            settings,
+            measure=options.measure,
+            bootstrap=options.bootstrap,
+            seed=options.seed,
+        )
 
 
 def _summary(found: Affinity) -> Table:
-    """One row for each location: the mean over pairs, and the pairs that are most and least alike."""
+    """One row for each location: the mean over pairs, and the pairs that are most and least similar."""
     from branchnet.reporting.tables import Column, Table
 
     number = "{:.3g}".format if found.directed else "{:.3f}".format  # the effects of a step are small numbers

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from branchnet.cli.options import AsJson, DryRun, OptionalConfig, Quiet, Seed
+from branchnet.cli.options import AsJson, DryRun, OptionalConfig, Quiet
 
 if TYPE_CHECKING:
     from torch import nn
 
     from branchnet.builder import BranchedNetwork
+    from branchnet.pipeline.dry_run import Plan
     from branchnet.specification import Architecture
 
 Spec = Annotated[
@@ -20,98 +22,106 @@ Spec = Annotated[
 ]
 
 
-def build(
-    architecture: Spec,
-    *,
-    config: OptionalConfig = None,
-    add: str | None = None,
-    beside: str | None = None,
-    until: str | None = None,
-    out: Path = Path("branched"),
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    dry_run: DryRun = False,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BuildOptions:
+    """The options of `branchnet build`.
+
+    Attributes:
+        add: A task of the config that the saved network does not have yet.
+        beside: The task whose nodes the new one shares.
+        until: The last location that they share.
+        out: Folder for architecture.yaml and weights.safetensors.
+        seed: Decides the random weights where there is no config.
+    """
+
+    config: OptionalConfig = None
+    add: str | None = None
+    beside: str | None = None
+    until: str | None = None
+    out: Path = Path("branched")
+    seed: int = 0
+    as_json: AsJson = False
+    quiet: Quiet = False
+    dry_run: DryRun = False
+
+
+def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None:
     """Build the branched network of ARCHITECTURE; each node starts with the weights of one of its tasks' networks.
 
     Without a config the networks come from the named constructors, with random weights: enough to try and to time.
 
     With --add, ARCHITECTURE is the folder of a network that is deployed: one more task gets a branch of its own in it,
-    and all others' outputs stay the same to the bit. `branchnet distill --only TASK` then trains that branch.
+    and all others' outputs stay bit-exact. `branchnet distill --only TASK` then trains that branch.
 
     Example: `branchnet build architecture.yaml --config branchnet-demo/run.yaml --out branched`
-
-    Parameters
-    ----------
-    add
-        A task of the config that the saved network does not have yet.
-    beside
-        The task whose nodes the new one shares.
-    until
-        The last location that they share.
-    out
-        Folder for architecture.yaml and weights.safetensors.
-    seed
-        Decides the random weights where there is no config.
     """
-    import torch
-
-    import branchnet
-    from branchnet.cli.loading import read_networks, read_source, read_spec
-    from branchnet.cli.printing import print_json, print_text, say
-    from branchnet.pipeline.dry_run import Plan, memory_of
+    from branchnet.cli.loading import read_networks, read_spec
+    from branchnet.cli.printing import print_json, print_plan, print_text, say
+    from branchnet.deploy import save
     from branchnet.pipeline.workspace import checked_folder
     from branchnet.reporting.units import si
+    from branchnet.specification import Architecture
 
-    _check_addition(add, beside, until, config)
-    spec = read_spec(architecture)
-    checked_folder(out)
-    networks = read_networks(config, spec.tasks if add is None else (add,))
-    grown = None if add is None else _grown(architecture, config, networks[add], (add, str(beside), str(until)))
-    if dry_run:
-        plan = Plan("build").step(f"read {len(networks)} networks", memory=memory_of(networks))
-        size = None if spec.stage_costs is None else 4 * _parameters(spec)
-        plan = plan.step("copy the donors' weights", memory=memory_of(networks) + (size or 0))
-        plan.show(as_json=as_json, writes=[out / "architecture.yaml", out / "weights.safetensors"])
+    _check_addition(options)
+    spec, out = read_spec(architecture), checked_folder(options.out)
+    networks = read_networks(options.config, spec.tasks if options.add is None else (options.add,))
+    grown = None if options.add is None else _grown(architecture, networks[options.add], options)
+    if options.dry_run:
+        writes = [out / "architecture.yaml", out / "weights.safetensors"]
+        print_plan(_plan(spec, networks), writes, as_json=options.as_json)
         return
-    if grown is None:
-        example = read_source(config).example if config is not None and spec.input is None else None
-        torch.manual_seed(seed)
-        branched = spec.build(networks, example=example).eval()
-    else:
-        branched = grown
-    search = spec.search if add is None else None
-    described = branchnet.Architecture.from_network(branched, search=search, description=spec.description)
-    branchnet.save(branched, out, architecture=described)
+    branched = grown or _built(spec, networks, options)
+    search = spec.search if grown is None else None
+    described = Architecture.from_network(branched, search=search, description=spec.description)
+    save(branched, out, architecture=described)
     count = sum(parameter.numel() for parameter in branched.parameters())
-    donors = {node.id: {"tasks": list(node.tasks), "donor": node.donor} for node in branched.members()}
-    if as_json:
+    if options.as_json:
+        donors = {node.id: {"tasks": list(node.tasks), "donor": node.donor} for node in branched.members()}
         print_json({"params": count, "nodes": donors})
     else:
         print_text(branched.tree, f"{si(count)} parameters; weights from: {_donors(branched)}")
-    say(f"wrote {out}", quiet=quiet)
-    if config is None:
-        say("the weights are random: pass --config to take those of trained networks", quiet=quiet)
+    say(f"wrote {out}", quiet=options.quiet)
+    if options.config is None:
+        say("the weights are random: pass --config to take those of trained networks", quiet=options.quiet)
 
 
-def _check_addition(add: str | None, beside: str | None, until: str | None, config: Path | None) -> None:
+def _check_addition(options: BuildOptions) -> None:
     """Raise DataError where a task is to be added and something is missing, or the other way round."""
     from branchnet.errors import DataError
 
-    if add is None and (beside, until) != (None, None):
+    if options.add is None and (options.beside, options.until) != (None, None):
         raise DataError("--beside and --until say where --add TASK attaches a task; there is no --add")
-    needed = {"--config": config, "--beside": beside, "--until": until}
-    if add is not None and (missing := [option for option, value in needed.items() if value is None]):
-        raise DataError(f"--add {add} needs {', '.join(missing)}, too")
+    needed = {"--config": options.config, "--beside": options.beside, "--until": options.until}
+    if options.add is not None and (missing := [option for option, value in needed.items() if value is None]):
+        raise DataError(f"--add {options.add} needs {', '.join(missing)}, too")
 
 
-def _grown(folder: Path, config: Path | None, network: nn.Module, place: tuple[str, str, str]) -> BranchedNetwork:
-    """The saved network with one more task, `place` = (its name, beside which task, until which location)."""
+def _grown(folder: Path, network: nn.Module, options: BuildOptions) -> BranchedNetwork:
+    """The saved network with one more task."""
     from branchnet.cli.loading import read_branched
 
-    name, beside, until = place
-    return read_branched(folder, config).add_task(name, network, beside=beside, until=until).eval()
+    saved = read_branched(folder, options.config)
+    return saved.add_task(str(options.add), network, beside=str(options.beside), until=options.until).eval()
+
+
+def _built(spec: Architecture, networks: dict[str, nn.Module], options: BuildOptions) -> BranchedNetwork:
+    """The network of the specification, with the config's weights or random ones."""
+    import torch
+
+    from branchnet.cli.loading import read_source
+
+    example = read_source(options.config).example if options.config is not None and spec.input is None else None
+    torch.manual_seed(options.seed)
+    return spec.build(networks, example=example).eval()
+
+
+def _plan(spec: Architecture, networks: dict[str, nn.Module]) -> Plan:
+    from branchnet.pipeline.dry_run import Plan, memory_of
+
+    plan = Plan("build").step(f"read {len(networks)} networks", memory=memory_of(networks))
+    size = None if spec.stage_costs is None else 4 * _parameters(spec)
+    return plan.step("copy the donors' weights", memory=memory_of(networks) + (size or 0))
 
 
 def _parameters(spec: Architecture) -> int:

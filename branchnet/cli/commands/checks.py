@@ -76,14 +76,17 @@ def _self_test() -> str:
     """Split two small networks, build the separate tree, and compare its outputs with the networks'."""
     import torch
 
-    import branchnet
+    from branchnet.builder import build
+    from branchnet.clustering import Tree
+    from branchnet.models import create
+    from branchnet.stages import split_all
 
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 64, 64, generator=generator)
-    networks = {name: branchnet.create("branchnet:scene_network", outputs=3).eval() for name in "ab"}
-    staged = branchnet.split_all(networks, x)
-    tree = branchnet.Tree.separate(("a", "b"), len(staged["a"].locations))
+    networks = {name: create("branchnet:scene_network", outputs=3).eval() for name in "ab"}
+    staged = split_all(networks, x)
+    tree = Tree.separate(("a", "b"), len(staged["a"].locations))
     with torch.no_grad():
-        outputs = branchnet.build(tree, staged)(x)
+        outputs = build(tree, staged)(x)
         exact = all(torch.equal(outputs[name], networks[name](x)) for name in "ab")
     return "passed" if exact else "FAILED: a separate tree does not reproduce its networks"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from branchnet.cli.options import AsJson, DryRun, Quiet
+
+if TYPE_CHECKING:
+    from branchnet.clustering import Grouping
 
 Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote.")]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote.")]
@@ -37,12 +40,13 @@ def group(
     location
         Only the affinities at this location count; by default the mean over all.
     out
-        The architecture, YAML: in it every stage is divided alike.
+        The architecture, YAML: in it every stage is divided in the same way.
     """
     from branchnet.cli.loading import read_affinity, read_spec
-    from branchnet.cli.printing import print_json, print_text, say
+    from branchnet.cli.printing import print_plan, say
     from branchnet.clustering import group_by_affinity
     from branchnet.errors import SpecError
+    from branchnet.pipeline.dry_run import Plan
     from branchnet.pipeline.search_inputs import with_networks_of
     from branchnet.specification import Architecture
 
@@ -50,13 +54,10 @@ def group(
     if tuple(found.tasks) != tuple(spec.tasks):
         raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {affinity} {', '.join(found.tasks)}")
     if location is not None and location not in found.locations:
-        raise SpecError(f"--location {location} is none (one of {', '.join(found.locations)} would be right)")
+        raise SpecError(f"--location: unknown location {location!r} (expected one of {', '.join(found.locations)})")
     if dry_run:
-        from branchnet.pipeline.dry_run import Plan
-
-        Plan("group").step(f"divide {len(found.tasks)} tasks into at most {groups} groups, exactly").show(
-            as_json=as_json, writes=[out]
-        )
+        plan = Plan("group").step(f"divide {len(found.tasks)} tasks into at most {groups} groups, exactly")
+        print_plan(plan, [out], as_json=as_json)
         return
     matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
     result = group_by_affinity(matrix, groups, tasks=found.tasks)
@@ -69,6 +70,13 @@ def group(
         description=f"Whole networks for groups of tasks, by {found.measure}.",
     )
     with_networks_of(spec, chosen).save(out)
+    _print(result, as_json=as_json)
+    say(f"wrote {out}", quiet=quiet)
+
+
+def _print(result: Grouping, *, as_json: bool) -> None:
+    from branchnet.cli.printing import print_json, print_text
+
     if as_json:
         assignment = {task: sorted(result.groups[index]) for task, index in result.assignment.items()}
         print_json({"groups": [sorted(one) for one in result.groups], "served_by": assignment, "score": result.score})
@@ -81,4 +89,3 @@ def group(
             ),
             f"mean affinity of a task to the others of its group: {result.score:.4g}",
         )
-    say(f"wrote {out}", quiet=quiet)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,10 @@ from cyclopts import Parameter
 from branchnet.cli.options import AsJson, Device, DryRun, Dtype, OptionalConfig, Quiet
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from branchnet.affinity import Affinity
+    from branchnet.pipeline.dry_run import Plan
     from branchnet.reporting import Page, Report
     from branchnet.specification import Architecture
 
@@ -18,36 +23,36 @@ _CALLS = 23  # of every network and node: timed and to warm up
 Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
 
 
-def report(
-    branched: Folder,
-    *,
-    affinity: Path | None = None,
-    config: OptionalConfig = None,
-    latency: bool = True,
-    out: Path = Path("report.html"),
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    dry_run: DryRun = False,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `branchnet report`.
+
+    Attributes:
+        affinity: What `branchnet affinity` wrote.
+        latency: Measure latencies, too.
+        out: .html, .md, .csv or .json.
+    """
+
+    affinity: Path | None = None
+    config: OptionalConfig = None
+    latency: bool = True
+    out: Path = Path("report.html")
+    device: Device = None
+    dtype: Dtype = None
+    as_json: AsJson = False
+    quiet: Quiet = False
+    dry_run: DryRun = False
+
+
+def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> None:
     """Report parameters, FLOPs and latency of the network in BRANCHED by stage, branch and task.
 
     With the affinities it was found from, the page also shows them, the Pareto front with random trees, and how sure
     the choice is.
 
     Example: `branchnet report distilled --affinity affinity.npz --out report.html`
-
-    Parameters
-    ----------
-    affinity
-        What `branchnet affinity` wrote.
-    latency
-        Measure latencies, too.
-    out
-        .html, .md, .csv or .json.
     """
-    import branchnet
     from branchnet.cli.loading import (
         placed,
         placed_networks,
@@ -56,44 +61,51 @@ def report(
         read_spec,
         separate_networks,
     )
-    from branchnet.cli.printing import print_json, say
+    from branchnet.cli.printing import print_json, print_plan, say
     from branchnet.errors import DataError
-    from branchnet.pipeline.dry_run import Plan, forward_seconds, memory_of
+    from branchnet.reporting import report as report_on
 
+    out, device, dtype = options.out, options.device, options.dtype
     if out.suffix not in (".html", ".md", ".csv", ".json"):
         raise DataError(f"--out {out}: a report ends in .html, .md, .csv or .json")
-    found = None if affinity is None else read_affinity(affinity).symmetric()
-    network = read_branched(branched, config, device=device, dtype=dtype)
-    networks = placed_networks(separate_networks(network, config) if latency else {}, device, dtype)
+    found = None if options.affinity is None else read_affinity(options.affinity).symmetric()
+    network = read_branched(branched, options.config, device=device, dtype=dtype)
+    alone = separate_networks(network, options.config) if options.latency else {}
+    networks = placed_networks(alone, device, dtype)
     example = placed(network.interface.random(), device, dtype)
-    if dry_run:
-        plan = Plan("report").step("count parameters and FLOPs", memory=memory_of({"": network}))
-        if latency:
-            calls = sum(forward_seconds(each, example) for each in (network, network, *networks.values()))
-            plan = plan.step("measure latencies", seconds=_CALLS * calls, memory=memory_of({"": network, **networks}))
-        plan.show(as_json=as_json, writes=[out])
+    if options.dry_run:
+        print_plan(_plan(network, networks, example, options), [out], as_json=options.as_json)
         return
-    made = branchnet.report(network, example, networks=networks or None, latency=latency)
+    made = report_on(network, example, networks=networks or None, latency=options.latency)
     if out.suffix == ".html":
-        options = {"--affinity": affinity, "--config": config, "--device": device, "--dtype": dtype, "--out": out}
-        commands = _commands(branched, options, latency=latency)
-        _page(made, read_spec(branched), found, commands).save(out)
+        _page(made, read_spec(branched), found, _commands(branched, options)).save(out)
     else:
         made.save(out)
-    if as_json:
+    if options.as_json:
         print_json(made.to_dict())
     else:
         import rich
 
         rich.print(made.table())
-    say(f"wrote {out}", quiet=quiet)
+    say(f"wrote {out}", quiet=options.quiet)
 
 
-def _commands(branched: Path, options: dict[str, Any], *, latency: bool) -> list[str]:
-    import shlex
+def _plan(network: nn.Module, networks: dict[str, nn.Module], example: Any, options: ReportOptions) -> Plan:
+    from branchnet.pipeline.dry_run import Plan, forward_seconds, memory_of
 
-    given = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
-    given += [] if latency else ["--no-latency"]
+    plan = Plan("report").step("count parameters and FLOPs", memory=memory_of({"": network}))
+    if not options.latency:
+        return plan
+    calls = sum(forward_seconds(each, example) for each in (network, network, *networks.values()))
+    return plan.step("measure latencies", seconds=_CALLS * calls, memory=memory_of({"": network, **networks}))
+
+
+def _commands(branched: Path, options: ReportOptions) -> list[str]:
+    """The shell commands that make the report again, and show the network."""
+    names = ("affinity", "config", "device", "dtype", "out")
+    values = {f"--{name}": getattr(options, name) for name in names}
+    given = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
+    given += [] if options.latency else ["--no-latency"]
     return [
         shlex.join(["branchnet", "report", str(branched), *given]),
         shlex.join(["branchnet", "show", str(branched)]),

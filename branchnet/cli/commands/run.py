@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
-
-if TYPE_CHECKING:
-    from branchnet.pipeline.dry_run import Plan
-    from branchnet.pipeline.steps import Problem
 
 
 def run(
@@ -36,67 +31,39 @@ def run(
     config
         YAML file: networks, images, budget. `branchnet schema --config` says which fields there are.
     out
-        Folder for the results; by default beside the config and named after it.
+        Folder for the results; by default next to the config and named after it.
     seed
         Instead of the config's.
     """
-    from branchnet.cli.loading import changed, read_config
-    from branchnet.pipeline.problem import problem_from_config
-    from branchnet.pipeline.run_outputs import finish
-    from branchnet.pipeline.steps import find_trees, judge, train_networks
-    from branchnet.pipeline.workspace import Workspace
-    from branchnet.utils.progress import silence
+    from branchnet.cli.loading import changed, checked_device, read_config
+    from branchnet.cli.printing import print_plan, print_run
+    from branchnet.errors import BudgetError
+    from branchnet.pipeline import run as run_networks
+    from branchnet.pipeline.config.config_sources import make_networks, read_images
+    from branchnet.pipeline.full_run import plan_run
+    from branchnet.pipeline.problem import make_problem
+    from branchnet.pipeline.workspace import checked_folder
 
-    workspace = Workspace(out or config.with_name(f"{config.stem}-branched"), quiet=quiet)
+    folder = checked_folder(out or config.with_name(f"{config.stem}-branched"))
     settings = changed(read_config(config), seed=seed)
-    problem = problem_from_config(settings, config.parent, device=device)
+    if settings.budget is None:
+        raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
+    networks = make_networks(settings, config.parent, device=checked_device(device))
+    images = read_images(settings, config.parent)
     if dry_run:
-        plan_of(problem, "run").show(as_json=as_json, writes=[workspace.directory])
+        problem = make_problem(networks, images, settings.budget, settings, kinds=settings.kinds, resumable=False)
+        print_plan(plan_run(problem), [folder], as_json=as_json)
         return
-    with silence() if quiet else nullcontext():
-        trees = find_trees(problem, workspace)
-        networks = train_networks(problem, trees, workspace)
-        results = judge(problem, trees, networks, workspace)
-    options: dict[str, Any] = {"--out": workspace.directory, "--seed": seed, "--device": device}
+    options: dict[str, Any] = {"--out": folder, "--seed": seed, "--device": device}
     given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-    command = shlex.join(["branchnet", "run", str(config), *given])
-    finish(problem, trees, networks["branched"], results, workspace, command=command, as_text=not as_json)
-
-
-def plan_of(problem: Problem, verb: str) -> Plan:
-    """The plan of a whole run: comparing, and distilling the chosen tree and the baselines.
-
-    Raises:
-        SplitError: networks without a common structure.
-        BudgetError: a budget of parameters or multiply-adds below the smallest tree.
-    """
-    import branchnet
-    from branchnet.data.samples import count_samples
-    from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_distillation
-    from branchnet.pipeline.steps import check_budget
-
-    staged = branchnet.split_all(problem.networks, problem.example, locations=problem.locations)
-    first = next(iter(staged.values()))
-    if problem.budget.unit != "latency":  # milliseconds would have to be measured
-        heads = {task: network.head_cost for task, network in staged.items()}
-        check_budget(problem, first.locations, first.costs, heads)
-    plan = plan_comparison(
-        Plan(verb),
-        problem.networks,
-        problem.example,
-        count=count_samples(problem.probe),
-        batch_size=problem.batch_size,
-        cut_bytes=[cost.cut_bytes for cost in first.costs],
+    result = run_networks(
+        networks,
+        images,
+        settings.budget,
+        folder=folder,
+        kinds=settings.kinds,
+        command=shlex.join(["branchnet", "run", str(config), *given]),
+        quiet=quiet,
+        **settings.options(),
     )
-    trees = 1 + ("shared" in problem.baselines) + ("random" in problem.baselines) * problem.random_trees
-    return plan_distillation(
-        plan,
-        f"distil {trees} branched networks, {problem.steps} batches each (at most: as slow as separate networks)",
-        list(problem.networks.values()),
-        problem.example,
-        steps=problem.steps * trees,
-        batch_size=problem.batch_size,
-        activations=sum(
-            cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
-        ),
-    )
+    print_run(result, as_json=as_json)

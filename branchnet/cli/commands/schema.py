@@ -29,7 +29,7 @@ def schema(
         Write it there instead of printing it.
     """
     from branchnet.cli.printing import say
-    from branchnet.pipeline.run_config import RunConfig
+    from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.specification.architecture import json_schema
     from branchnet.utils.files import write_text
 

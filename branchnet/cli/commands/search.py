@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,100 +20,80 @@ Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` wrote.")]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote: the costs of stages and heads.")]
 
 
-def search(
-    affinity: Affinities,
-    split: Split,
-    *,
-    budget: str = "60% params",
-    objective: str = "mean-pair",
-    method: Literal["auto", "exact", "local", "beam"] = "auto",
-    shared_stages: int = 0,
-    latency: Path | None = None,
-    time_limit: float | None = None,
-    front: Flag = False,
-    out: Path = Path("architecture.yaml"),
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    dry_run: DryRun = False,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SearchOptions:
+    """The options of `branchnet search`.
+
+    Attributes:
+        budget: `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
+        objective: How trees are judged: mean-pair, mean-max and others; see `branchnet.clustering.objectives`.
+        method: Exact with proof, local search, or the published beam search; auto takes exact where it fits.
+        shared_stages: So many stages are shared by all tasks, come what may.
+        latency: What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
+        time_limit: Seconds, after which the best tree so far is taken.
+        front: Print the whole front of size against cost, and write nothing.
+        out: The architecture, YAML.
+    """
+
+    budget: str = "60% params"
+    objective: str = "mean-pair"
+    method: Literal["auto", "exact", "local", "beam"] = "auto"
+    shared_stages: int = 0
+    latency: Path | None = None
+    time_limit: float | None = None
+    front: Flag = False
+    out: Path = Path("architecture.yaml")
+    seed: Seed = 0
+    as_json: AsJson = False
+    quiet: Quiet = False
+    dry_run: DryRun = False
+
+
+def search(affinity: Affinities, split: Split, *, options: SearchOptions = SearchOptions()) -> None:
     """Find the tree of least cost that fits the budget; print it, and how sure it is that none is better.
 
     Example: `branchnet search affinity.npz split.yaml --budget "60% params" --out architecture.yaml`
-
-    Parameters
-    ----------
-    budget
-        `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
-    objective
-        How trees are judged: mean-pair, mean-max and others; see `branchnet.clustering.objectives`.
-    method
-        Exact with proof, local search, or the published beam search; auto takes exact where it fits.
-    shared_stages
-        So many stages are shared by all tasks, come what may.
-    latency
-        What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
-    time_limit
-        Seconds, after which the best tree so far is taken.
-    front
-        Print the whole front of size against cost, and write nothing.
-    out
-        The architecture, YAML.
     """
-    import branchnet
     from branchnet.cli.loading import read_affinity, read_spec
-    from branchnet.cli.printing import print_json, print_tables, print_text, say
+    from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
+    from branchnet.clustering import Budget, pareto_front
+    from branchnet.clustering import search as find_tree
     from branchnet.pipeline.search_inputs import costs_for, plan_search, with_networks_of
     from branchnet.specification import Architecture
     from branchnet.utils.interrupt import deferred_interrupt
 
     found, spec = read_affinity(affinity).symmetric(), read_spec(split)
-    wanted = branchnet.Budget.parse(budget)
-    costs, heads = costs_for(wanted.unit, found, spec, latency, affinity, split)
-    if dry_run:
-        plan = plan_search(found, costs, wanted, method=method, objective=objective, shared_stages=shared_stages)
-        plan.show(as_json=as_json, writes=[] if front else [out])
+    wanted = Budget.parse(options.budget)
+    costs, heads = costs_for(wanted.unit, found, spec, options.latency, affinity, split)
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("objective", "method", "shared_stages")}
+    if options.dry_run:
+        plan = plan_search(found, costs, wanted, **how)
+        print_plan(plan, [] if options.front else [options.out], as_json=options.as_json)
         return
-    if front:
-        results = branchnet.pareto_front(
-            found,
-            costs,
-            unit=wanted.unit,
-            head_costs=heads,
-            objective=objective,
-            method=method,
-            shared_stages=shared_stages,
-            seed=seed,
-        )
-        print_json(list(map(as_record, results))) if as_json else print_tables([_front_table(results)])
+    how |= {"head_costs": heads, "seed": options.seed}
+    if options.front:
+        results = pareto_front(found, costs, unit=wanted.unit, **how)
+        print_json(list(map(as_record, results))) if options.as_json else print_tables([_front_table(results)])
         return
     with deferred_interrupt() as interrupted:
-        result = branchnet.search(
-            found,
-            costs,
-            wanted,
-            head_costs=heads,
-            objective=objective,
-            method=method,
-            shared_stages=shared_stages,
-            seed=seed,
-            time_limit=time_limit,
-        )
+        result = find_tree(found, costs, wanted, time_limit=options.time_limit, **how)
     chosen = Architecture.from_search(
         result,
         affinity=found,
         locations=spec.locations,
         costs=spec.stage_costs,
         head_costs=spec.head_costs,
-        budget=budget,
-        seed=seed,
+        budget=options.budget,
+        seed=options.seed,
     )
-    with_networks_of(spec, chosen).save(out)
-    if as_json:
+    with_networks_of(spec, chosen).save(options.out)
+    if options.as_json:
         print_json(as_record(result))
     else:
         print_text(result.tree, *_sentences(result, found, costs, heads))
-    say(f"wrote {out}" + (" (the search was interrupted)" if interrupted() else ""), quiet=quiet)
+    note = " (the search was interrupted)" if interrupted() else ""
+    say(f"wrote {options.out}{note}", quiet=options.quiet)
 
 
 def as_record(result: SearchResult) -> dict[str, object]:

@@ -43,24 +43,24 @@ def split(
     out
         The architecture of the separate networks, YAML.
     """
-    import branchnet
     from branchnet.cli.loading import read_source
-    from branchnet.cli.printing import print_json, print_tables, say
+    from branchnet.cli.printing import print_json, print_plan, print_tables, say
     from branchnet.clustering import Tree
     from branchnet.pipeline.dry_run import Plan, memory_of
     from branchnet.specification import Architecture
+    from branchnet.stages import candidate_locations, split_all
 
     given = read_source(source, device=device)
     if dry_run:
         plan = Plan("split").step(f"trace {len(given.networks)} networks", memory=memory_of(given.networks))
-        plan.show(as_json=as_json, writes=[] if candidates else [out])
+        print_plan(plan, [] if candidates else [out], as_json=as_json)
         return
     if candidates:
-        places = branchnet.candidate_locations(next(iter(given.networks.values())), given.example)
+        places = candidate_locations(next(iter(given.networks.values())), given.example)
         rows = [{"location": place.name, "cut": [list(shape) for shape in place.shapes]} for place in places]
         print_json(rows) if as_json else print_tables([_candidate_table(places)])
         return
-    staged = branchnet.split_all(given.networks, given.example, locations=parse_locations(locations))
+    staged = split_all(given.networks, given.example, locations=parse_locations(locations))
     first = next(iter(staged.values()))
     tree = Tree.separate(tuple(staged), len(first.locations))
     found = Architecture.from_tree(tree, networks=staged, description="Separate networks: where they can be shared.")

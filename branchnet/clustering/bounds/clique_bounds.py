@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+# For more tasks the search takes too long, and the bound by degrees stands alone.
 _SEARCHED_TASKS = 64
+# A search that is cut short counts as a clique found: the bound is then lower, and still a bound.
 _NODES = 2_000
 _THRESHOLDS = 800
 
@@ -99,9 +101,11 @@ def cover_thresholds(pairs: Floats, smallest: Floats) -> Floats:
     reached = above = 0
     for place in np.unique(np.linspace(0, len(thresholds) - 1, _THRESHOLDS).astype(int)).tolist():
         largest = (own[:, 1:] <= thresholds[place]).sum(axis=1)
+        # 1e-9: a sum that is a whole number must not be rounded down to the one below, which would not be a bound.
         excess = int(np.floor((1.0 - 1.0 / largest).sum() + 1e-9))
         if excess > reached:
             excess = min(excess, n - tasks_apart(pairs > thresholds[place]))
+            # The place just above the last one at which it was not possible: between two places nothing was checked.
             cover[reached + 1 : excess + 1] = thresholds[above]
             reached = max(reached, excess)
         above = place + 1
@@ -191,21 +195,21 @@ def _has_clique(tasks: int, needed: int, apart: list[int], nodes: list[int]) -> 
     nodes[0] -= 1
     if nodes[0] < 0:
         return True
-    spare = tasks.bit_count() - needed
-    while spare >= 0:
+    surplus = tasks.bit_count() - needed
+    while surplus >= 0:
         worst, conflicts, total = _worst_conflict(tasks, apart)
         if conflicts == 0:
             return True
-        if total > 2 * spare * conflicts:
+        if total > 2 * surplus * conflicts:  # leaving a task out ends at most `conflicts` of the total / 2 conflicts
             return False
-        if conflicts > spare:
+        if conflicts > surplus:  # keeping it would force more tasks out than may go
             tasks &= ~(1 << worst)
-            spare -= 1
+            surplus -= 1
             continue
         if conflicts > 1 and _has_clique(tasks & ~apart[worst], needed, apart, nodes):
             return True
         tasks &= ~(1 << worst)
-        spare -= 1
+        surplus -= 1
     return False
 
 

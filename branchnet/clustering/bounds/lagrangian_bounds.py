@@ -30,7 +30,10 @@ from branchnet.clustering.constraints import Rules
 from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
+# A step takes eigenvalues of D matrices and sorts D * N^3 numbers.
 _LARGEST = 60
+# How much of the last direction is kept, the first length of steps, after how many steps without progress it is halved,
+# and what counts as progress (relative). Any multipliers give a valid bound; these decide only how fast it rises.
 _MEMORY, _LENGTH, _PATIENCE, _PROGRESS = 0.8, 0.3, 12, 2e-4
 _PARTNER_STEP = 0.01
 
@@ -61,12 +64,12 @@ class _Multipliers:
 
     def norm(self) -> float:
         weights = (1.0, 1.0, 1.0, _PARTNER_STEP, _PARTNER_STEP)
-        return sum(weight * float((part**2).sum()) for weight, part in zip(weights, self._all(), strict=True))
+        return sum(weight * float((one**2).sum()) for weight, one in zip(weights, self._all(), strict=True))
 
     def rounding(self) -> float:
         """How far rounding may raise a value of the dual function at these multipliers."""
-        parts = sum(float(np.linalg.norm(part)) for part in self._all())
-        return 4 * len(self.rows[0]) * float(np.finfo(np.float64).eps) * parts
+        norms = sum(float(np.linalg.norm(one)) for one in self._all())
+        return 4 * len(self.rows[0]) * float(np.finfo(np.float64).eps) * norms
 
     def _all(self) -> tuple[Floats, ...]:
         return self.rows, self.order, self.shares, self.mutual, self.nested
@@ -105,6 +108,7 @@ def pair_bounds(
         norm = way.norm()
         if norm == 0.0:
             break
+        # Polyak's step: the distance to the target over the squared norm of the direction.
         at = at.moved(way, length * max(target - value, 0.0) / norm)
 
 
@@ -183,6 +187,7 @@ def _rank_sums(matrices: Floats) -> tuple[Floats, Floats]:
     Returns the sums, (D, N + 1), inf at k = 0, and eigenvectors orthogonal to the ones, (D, N, N - 1), best first.
     """
     depth, n = matrices.shape[:2]
+    # Z maps the vector of ones to itself, so k - 1 of its k directions lie in the complement, where Ky Fan applies.
     basis = np.linalg.qr(np.concatenate([np.ones((n, 1)), np.eye(n)[:, : n - 1]], axis=1))[0][:, 1:]
     values, vectors = np.linalg.eigh(basis.T @ matrices @ basis)
     sums = np.full((depth, n + 1), np.inf)

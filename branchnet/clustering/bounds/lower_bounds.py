@@ -2,14 +2,15 @@
 
 First each stage is bounded on its own, as a function of its width, and the widths are chosen at best within the budget:
 
-- Values by the largest loss (`max`): from cliques in the graphs of pairs below a threshold (`cliques`).
+- Values by the largest loss (`max`): from cliques in the graphs of pairs below a threshold (`clique_bounds`).
 - Values that are sums over tasks (`mean`, `sum`): a task in a cluster of s tasks loses at least what its s - 1 nearest
   tasks cost it, and sum over tasks of 1 / s is the number of clusters; the multiplier of that equation gives a line for
   every value of it, and their upper envelope bounds every width.
 - `medoid`: all tasks but the k representatives lose at least their nearest loss.
 
 Given the cost of a known tree, what ties the stages together is added where the number of tasks allows it: by branching
-on chains of nested clusters for `max` (`chains`), by Lagrangian relaxation for `mean` and `sum` (`duals`).
+on chains of nested clusters for `max` (`chain_branch_and_bound`), by Lagrangian relaxation for `mean` and `sum`
+(`lagrangian_bounds`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from branchnet.clustering.exact.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
-EFFORT = 400
+EFFORT = 400  # steps for 40 tasks
 
 
 def lower_bound(
@@ -49,6 +50,9 @@ def lower_bound(
         limit: largest size, heads not included.
         target: cost of a known tree, if a tighter bound is worth seconds.
         effort: how many steps the tighter bound may take.
+
+    Returns:
+        A number that no tree within the limit is below; inf where no tree fits.
     """
     return max(rising_bounds(losses, rules, sizes, limit, target=target, effort=effort))
 
@@ -64,7 +68,9 @@ def rising_bounds(
 ) -> Iterator[float]:
     """Lower bounds, each valid by itself, so that one can stop at any of them; arguments as `lower_bound`."""
     radii, below = None, np.minimum(losses.pairs.min(axis=(1, 2)), 0.0)
-    if losses.kind == "max":  # every cluster of several tasks loses at least what it does without gains, plus `below`
+    if losses.kind == "max":
+        # Cliques need losses that are not negative. Every cluster of several tasks loses at least what it does without
+        # gains, plus `below`.
         losses = replace(losses, pairs=np.maximum(losses.pairs, 0.0))
         radii = [stage_radii(pairs) for pairs in losses.pairs]
     table = np.array([_stage_bounds(losses, stage, radii, float(below[stage])) for stage in range(losses.depth)])

@@ -67,6 +67,7 @@ class WidthBounds:
 def _steps(sizes: Floats, limit: float, *, up: bool) -> Ints:
     if limit <= 0:
         return np.where(sizes > 0, STEPS + 1, 0)
+    # 1e-9 of a step: a size that is a whole number of steps must not become one more (or fewer) by rounding.
     exact = sizes * (STEPS / limit)
     rounded = np.ceil(exact - 1e-9) if up else np.floor(exact + 1e-9)
     return np.minimum(rounded, STEPS + 1).astype(np.int64)

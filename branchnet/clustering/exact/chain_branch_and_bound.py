@@ -1,9 +1,9 @@
 """A tighter lower bound for objectives by the largest loss: one chain of nested clusters through the stages.
 
-Stage bounds choose their tasks anew at every stage. But the clusters that hold one cluster of stage a, the anchor, form
-a chain through stages 0..a, and the tasks of the chain's cluster of stage d are together at all stages up to d: they
-are a clique in the graphs of all those stages at once. So not all radii (diameters of the chain's clusters) and sizes
-are possible together.
+Stage bounds choose their tasks again at every stage. But the clusters that hold one cluster of stage a, the anchor,
+form a chain through stages 0..a, and the tasks of the chain's cluster of stage d are together at all stages up to d:
+they are a clique in the graphs of all those stages at once. So not all radii (diameters of the chain's clusters) and
+sizes are possible together.
 
 Branch and bound over ranges of chains (see `chain_tables`), first on the anchor, the largest cluster of the last stage
 that has one of more than four tasks, and its size. At a node, pairs that are too far apart over the stages together are
@@ -28,8 +28,10 @@ from branchnet.clustering.exact.chain_tables import Bools, ChainRange, ChainTabl
 from branchnet.clustering.objectives import StageLosses
 
 _LARGEST = 200
+# Steps of one search for cliques: few inside bisections, many where a node would otherwise be given up.
 _NODES, _MANY_NODES = 300, 5000
 _HALVINGS, _PUSHES = 6, 4
+# A gain of less than this share of the target is worth less than branching at once.
 _WORTH = 1e-4
 
 

@@ -2,11 +2,11 @@
 
 The clusters that hold one cluster of stage a, the anchor, form a chain through stages 0..a. A range says, for every
 stage of the chain, how many tasks its cluster has at least and between which radii (diameters) it lies. A stage's table
-is a lower bound for every width: the chain's cluster takes its radius, the other clusters what `cliques` says.
+is a lower bound for every width: the chain's cluster takes its radius, the other clusters what `clique_bounds` says.
 
 Prices: with a multiplier on the budget, the stages' tables add up to a bound that tells stage by stage what a larger
-radius costs. So two tasks that are far apart at several stages may be too dear to be in one cluster, though no stage
-alone forbids it.
+radius costs. So two tasks that are far apart at several stages may be too expensive to be in one cluster, though no
+stage alone forbids it.
 """
 
 from __future__ import annotations

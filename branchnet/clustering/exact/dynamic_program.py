@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.deadline import Watch
+from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.exact.partition_lattice import Lattice, lattice
 from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.trees.counting import stirling
@@ -33,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 Strings = npt.NDArray[np.uint8]
 Tables = list[Floats]
 RELATIVE_TIE = 1e-12
+# Numbers of a chunk: 256 KB of float64, of which two are in use at once, stay in a core's second-level cache.
 _CHUNK = 1 << 15
 
 
@@ -44,7 +45,7 @@ class WidthTable:
         widths: (V, D), every non-decreasing vector of widths 1..N.
         costs: (V,), inf where the rules allow no tree.
         slack: absolute rounding error that `tolerance` allows for.
-        shared: the first so many stages, which the rules leave no choice, were not part of the programme.
+        shared: the first so many stages, which the rules leave no choice, were left out of the programme.
     """
 
     widths: npt.NDArray[np.int64]
@@ -79,7 +80,7 @@ class WidthTable:
         return int(places[np.flatnonzero(values <= best + self.tolerance(best))[0]])
 
     def _coarser(self, stage: int, level: int, goal: int, place: int, column: int) -> int:
-        """Follow the merges that keep the best value down from `level` to the `goal` level."""
+        """Trace the merges that keep the best value back from `level` to the `goal` level."""
         chains = self._chains[stage]
         best = float(chains[level][place, column])
         places = np.array([place])
@@ -102,26 +103,27 @@ def work(n: int, depth: int) -> tuple[int, int]:
     return compared, held
 
 
-def width_table(losses: StageLosses, rules: Rules, watch: Watch | None = None) -> WidthTable:
+def width_table(losses: StageLosses, rules: Rules, deadline: Deadline | None = None) -> WidthTable:
     """Solve for all vectors of widths at once.
 
     Raises:
-        OutOfTime: the watch's limit passed.
+        OutOfTime: the deadline has passed.
     """
-    watch = watch or Watch()
+    deadline = deadline or Deadline()
     n, depth = len(losses.tasks), losses.depth
     shared = forced_stages(rules)
     grid = lattice(n)
     stages = [_stage_costs(losses, rules, grid, d) for d in range(shared, depth)]
     chains: list[Tables] = []
     below = [np.zeros((level.shape[1], 1)) for level in grid.strings]
-    watch.begin("solving exactly", work(n, depth - shared)[0])
+    deadline.begin("solving exactly", work(n, depth - shared)[0])
     for d in range(depth - shared - 1):
-        below = _chain_costs(grid, below, stages[d], d, watch)
+        below = _chain_costs(grid, below, stages[d], d, deadline)
         chains.append(below)
     costs = np.concatenate([_least(below[k], stages[-1][k]) for k in range(1, n + 1)])
     fixed = math.fsum(losses.stage_cost(d, [range(n)]) for d in range(shared))
     largest = [max(_largest_finite(level) for level in stage[1:]) for stage in stages]
+    # Each sum of D terms rounds by a few units in the last place (1e-16) of its largest term.
     slack = 1e-15 * math.fsum([*largest, abs(fixed), abs(losses.offset)])
     return WidthTable(
         widths=_width_vectors(n, depth - shared, shared),
@@ -148,7 +150,10 @@ def best_groupings(losses: StageLosses, rules: Rules) -> list[tuple[float, Strin
 
 
 def forced_stages(rules: Rules) -> int:
-    """Number of first stages that must be shared by all tasks, the last stage not counted."""
+    """Number of first stages that must be shared by all tasks, the last stage not counted.
+
+    They have one partition, so leaving them out of the programme makes histories shorter and changes nothing.
+    """
     depth = len(rules.max_width)
     return next((d for d in range(depth - 1) if rules.max_width[d] > 1), depth - 1)
 
@@ -167,7 +172,7 @@ def _stage_costs(losses: StageLosses, rules: Rules, grid: Lattice, stage: int) -
     return levels
 
 
-def _chain_costs(grid: Lattice, below: Tables, stage: Tables, d: int, watch: Watch) -> Tables:
+def _chain_costs(grid: Lattice, below: Tables, stage: Tables, d: int, deadline: Deadline) -> Tables:
     """`G_d` from `G_{d-1}`, level by level."""
     chains = [np.zeros((0, 0))]
     for k in range(1, grid.n + 1):
@@ -175,25 +180,26 @@ def _chain_costs(grid: Lattice, below: Tables, stage: Tables, d: int, watch: Wat
         level = np.empty((len(stage[k]), inherited + below[k].shape[1]))
         np.add(below[k], stage[k][:, None], out=level[:, inherited:])
         if inherited:
-            _least_merge(chains[k - 1], grid.merges[k], level[:, :inherited], watch)
+            _least_merge(chains[k - 1], grid.merges[k], level[:, :inherited], deadline)
         chains.append(level)
     return chains
 
 
-def _least_merge(coarser: Floats, merges: npt.NDArray[np.int32], out: Floats, watch: Watch) -> None:
-    """`out[p] = min over columns c of coarser[merges[p, c]]`, in pieces that stay in the processor's cache."""
+def _least_merge(coarser: Floats, merges: npt.NDArray[np.int32], out: Floats, deadline: Deadline) -> None:
+    """`out[p] = min over columns c of coarser[merges[p, c]]`, in chunks that stay in the processor's cache."""
     rows = max(1, _CHUNK // out.shape[1])
-    piece = np.empty((rows, out.shape[1]))
-    least = np.empty_like(piece)
+    chunk = np.empty((rows, out.shape[1]))
+    least = np.empty_like(chunk)
     for start in range(0, len(out), rows):
         links = merges[start : start + rows]
         size = len(links)
+        # mode="clip": with the default, numpy buffers `out` to leave it untouched where an index is out of range.
         np.take(coarser, links[:, 0], axis=0, out=least[:size], mode="clip")
         for column in range(1, links.shape[1]):
-            np.take(coarser, links[:, column], axis=0, out=piece[:size], mode="clip")
-            np.minimum(least[:size], piece[:size], out=least[:size])
+            np.take(coarser, links[:, column], axis=0, out=chunk[:size], mode="clip")
+            np.minimum(least[:size], chunk[:size], out=least[:size])
         out[start : start + size] = least[:size]
-        watch.step(links.size * out.shape[1])
+        deadline.step(links.size * out.shape[1])
 
 
 def _least(chains: Floats, stage: Floats) -> Floats:
@@ -201,8 +207,8 @@ def _least(chains: Floats, stage: Floats) -> Floats:
     rows = max(1, _CHUNK // chains.shape[1])
     best = np.full(chains.shape[1], np.inf)
     for start in range(0, len(stage), rows):
-        part = chains[start : start + rows] + stage[start : start + rows, None]
-        np.minimum(best, part.min(axis=0), out=best)
+        chunk = chains[start : start + rows] + stage[start : start + rows, None]
+        np.minimum(best, chunk.min(axis=0), out=best)
     return best
 
 
@@ -237,6 +243,7 @@ def cluster_values(pairs: Floats, kind: str) -> Floats:
     join = np.maximum if kind == "max" else np.add
     empty = -np.inf if kind == "max" else 0.0
     values = np.full(1 << n, empty)
+    # Masks with `task` as their highest bit follow from those without it: 2^N values in N^2 vector operations.
     for task in range(n):
         links = np.full(1 << task, empty)
         for other in range(task):
@@ -246,6 +253,7 @@ def cluster_values(pairs: Floats, kind: str) -> Floats:
         values[half : 2 * half] = join(values[:half], links)
     sizes = _bit_counts(n)
     values[sizes < 2] = 0.0
+    # The mean loss to the others, summed over tasks, counts each pair twice.
     return 2.0 * values / np.maximum(sizes - 1, 1) if kind == "mean" else values
 
 

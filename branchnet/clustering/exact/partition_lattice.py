@@ -61,8 +61,8 @@ def _strings(n: int) -> list[npt.NDArray[np.uint8]]:
         for k in range(1, length + 1):
             same = levels[k] if k < length else np.zeros((length - 1, 0), np.uint8)
             fewer = levels[k - 1]
-            parts = [_append(same, digit) for digit in range(k)] + [_append(fewer, k - 1)]
-            joined = np.concatenate(parts, axis=1)
+            longer = [_append(same, digit) for digit in range(k)] + [_append(fewer, k - 1)]
+            joined = np.concatenate(longer, axis=1)
             level = np.empty_like(joined)
             level[:, _places(joined, k)] = joined
             grown.append(level)
@@ -82,6 +82,7 @@ def _completions(n: int, k: int) -> npt.NDArray[np.int32]:
     for rest in range(1, n + 1):
         for used in range(k + 1):
             table[rest, used] = used * table[rest - 1, used] + table[rest - 1, used + 1]
+    # Only counts that strings of N <= 15 tasks reach are used; larger entries belong to states that do not occur.
     return np.minimum(table, np.iinfo(np.int32).max).astype(np.int32)
 
 

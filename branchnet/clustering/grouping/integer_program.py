@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Chosen = tuple[int, ...]
 RELATIVE_TIE = 1e-9
-_SCALE = 1e3
+_SCALE = 1e3  # 1e-6 of HiGHS over 1e3 is RELATIVE_TIE
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,8 @@ def front(groups: Groups, largest: float = math.inf) -> list[Chosen]:
     budget = min(largest, math.fsum(groups.costs))
     while (choice := best_choice(groups, budget)) is not None:
         choices.append(choice)
+        # Below the last cost by more than the solver's tolerance; 1e-300 for a cost of 0, after which nothing is
+        # cheaper.
         budget = groups.cost(choice) * (1 - 2 * RELATIVE_TIE) - 1e-300
     return choices[::-1]
 
@@ -143,6 +145,7 @@ class _Programme:
         """Forbid exactly this choice."""
         from scipy.optimize import LinearConstraint
 
+        # sum over others of y - sum over chosen of y >= 1 - |chosen|: only this choice gives -|chosen|.
         row = np.concatenate([np.ones(self._m), np.zeros(self._x)])
         row[list(chosen)] = -1
         self._rows.append(LinearConstraint(row[None], lb=1 - len(chosen)))

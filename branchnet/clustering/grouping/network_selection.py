@@ -34,6 +34,15 @@ class Selection:
         assignment: `{task: index}`, the network that serves each task.
         total_loss: weighted sum over tasks of the loss in the serving network.
         total_cost: cost of the chosen networks.
+
+    >>> losses = [{"a": 1.0}, {"b": 1.0}, {"a": 0.8, "b": 1.3}]
+    >>> chosen = branchnet.select_networks(losses, costs=[1, 1, 1], budget=1)
+    >>> isinstance(chosen, branchnet.Selection), chosen.assignment
+    (True, {'a': 2, 'b': 2})
+    >>> chosen.total_on([{"a": 9.0}, {"b": 9.0}, {"a": 0.9, "b": 1.1}])               # on test data, say
+    2.0
+    >>> chosen.tree(depth=3) == branchnet.Tree.shared(["a", "b"], 3)
+    True
     """
 
     networks: tuple[int, ...]
@@ -42,11 +51,26 @@ class Selection:
     total_cost: float
 
     def total_on(self, losses: Losses, weights: Mapping[str, float] | None = None) -> float:
-        """Weighted loss of this assignment on another table of the same candidates: the honest evaluation."""
+        """Evaluate honestly: every task stays with the network that was chosen for it.
+
+        Args:
+            losses: another table of the same candidates.
+            weights: `{task: weight}` of the losses; None or a missing task = 1.
+
+        Returns:
+            Weighted loss of this assignment on that table.
+        """
         return math.fsum((weights or {}).get(task, 1.0) * losses[m][task] for task, m in self.assignment.items())
 
     def tree(self, depth: int) -> Tree:
-        """Whole networks as a tree: tasks served by the same network share all `depth` stages."""
+        """Write whole networks as a tree.
+
+        Args:
+            depth: number of stages.
+
+        Returns:
+            The tree in which tasks that are served by the same network share all stages.
+        """
         groups: dict[int, list[str]] = {}
         for task, network in self.assignment.items():
             groups.setdefault(network, []).append(task)
@@ -61,7 +85,7 @@ def select_networks(
     weights: Mapping[str, float] | None = None,
     partition: bool = False,
 ) -> Selection:
-    """The networks of least total loss within the budget; of equals (relative 1e-9) the cheaper ones.
+    """Choose the networks of least total loss within the budget; of equals (relative 1e-9) the cheaper ones.
 
     Args:
         losses: for each candidate network `{task: loss}`; the keys are the network's tasks.
@@ -70,9 +94,17 @@ def select_networks(
         weights: `{task: weight}` of the losses; None or a missing task = 1.
         partition: whether every task must be in exactly one chosen network.
 
+    Returns:
+        The networks, and which of them serves each task.
+
     Raises:
         BudgetError: no choice of networks serves all tasks within the budget.
         AffinityError: empty or non-finite losses, negative or non-finite costs or weights.
+
+    >>> losses = [{"a": 1.0}, {"b": 1.0}, {"a": 0.8, "b": 1.3}]
+    >>> chosen = branchnet.select_networks(losses, costs=[1, 1, 1], budget=2)
+    >>> chosen.networks, chosen.assignment, chosen.total_loss
+    ((1, 2), {'a': 2, 'b': 1}, 1.8)
     """
     groups, tasks = _groups(losses, costs, weights, partition)
     chosen = best_choice(groups, _checked_budget(budget))
@@ -89,7 +121,22 @@ def all_selections(
     weights: Mapping[str, float] | None = None,
     partition: bool = False,
 ) -> list[Selection]:
-    """All selections of least total loss and, among them, least cost; arguments and errors as `select_networks`."""
+    """Find all selections of least total loss and, among them, least cost.
+
+    Args:
+        losses: as `select_networks` takes them.
+        costs: as `select_networks` takes them.
+        budget: as `select_networks` takes it.
+        weights: as `select_networks` takes them.
+        partition: as `select_networks` takes it.
+
+    Returns:
+        The selections, in lexicographic order of their networks.
+
+    Raises:
+        BudgetError: as `select_networks`.
+        AffinityError: as `select_networks`.
+    """
     groups, tasks = _groups(losses, costs, weights, partition)
     choices = all_best_choices(groups, _checked_budget(budget))
     if not choices:
@@ -104,7 +151,20 @@ def selection_front(
     weights: Mapping[str, float] | None = None,
     partition: bool = False,
 ) -> list[Selection]:
-    """The best selection of every cost at which the best total loss changes, cheapest first."""
+    """Find the best selection of every cost at which the best total loss changes.
+
+    Args:
+        losses: as `select_networks` takes them.
+        costs: as `select_networks` takes them.
+        weights: as `select_networks` takes them.
+        partition: as `select_networks` takes it.
+
+    Returns:
+        The selections, cheapest first.
+
+    Raises:
+        AffinityError: as `select_networks`.
+    """
     groups, tasks = _groups(losses, costs, weights, partition)
     return [_selection(groups, tasks, chosen) for chosen in front(groups)]
 
@@ -121,10 +181,24 @@ def early_selection(
     """Early stopping approximation (ESA, Standley et al. 2020): losses from early in training choose, nothing more.
 
     Networks and assignment are those of least total early loss; `total_loss` is what that choice has on `losses`.
-    The other arguments and errors are those of `select_networks`.
+
+    Args:
+        early: losses early in training, of the candidates of `losses`.
+        losses: final losses, as `select_networks` takes them.
+        costs: as `select_networks` takes them.
+        budget: as `select_networks` takes it.
+        weights: as `select_networks` takes them.
+        partition: as `select_networks` takes it.
+
+    Returns:
+        The selection.
+
+    Raises:
+        BudgetError: as `select_networks`.
+        AffinityError: as `select_networks`; early losses of other networks or tasks.
     """
     if [set(row) for row in early] != [set(row) for row in losses]:
-        raise AffinityError("early and final losses must be of the same networks and tasks, in the same order")
+        raise AffinityError("early has other entries; expected losses of the same networks and tasks in the same order")
     chosen = select_networks(early, costs, budget, weights=weights, partition=partition)
     return dataclasses.replace(chosen, total_loss=chosen.total_on(losses, weights))
 
@@ -135,6 +209,13 @@ def higher_order_estimates(losses: Losses, sets: Iterable[Iterable[str]]) -> lis
     Sets of one or two tasks take their measured losses; in a larger set a task's loss is the mean of its losses in the
     pairs with each of the others.
 
+    Args:
+        losses: measured, for single tasks and pairs; larger sets are ignored.
+        sets: the sets to estimate.
+
+    Returns:
+        For each set `{task: loss}`.
+
     Raises:
         AffinityError: a single task or a pair that is needed was not measured.
     """
@@ -143,7 +224,15 @@ def higher_order_estimates(losses: Losses, sets: Iterable[Iterable[str]]) -> lis
 
 
 def task_sets(tasks: Sequence[Task], smallest: int = 1) -> list[tuple[Task, ...]]:
-    """All sets of at least `smallest` tasks, small ones first."""
+    """List sets of tasks.
+
+    Args:
+        tasks: the tasks.
+        smallest: least number of tasks in a set.
+
+    Returns:
+        All sets of at least so many tasks, small ones first.
+    """
     return [group for size in range(smallest, len(tasks) + 1) for group in combinations(tasks, size)]
 
 
@@ -151,7 +240,9 @@ def _estimate(tasks: tuple[str, ...], measured: Mapping[frozenset[str], Mapping[
     needed = [tasks] if len(tasks) <= 2 else list(combinations(tasks, 2))
     for group in needed:
         if frozenset(group) not in measured:
-            raise AffinityError(f"the losses of {', '.join(group)} trained together are needed and were not measured")
+            raise AffinityError(
+                f"losses lacks {', '.join(group)} trained together; expected every single task and pair"
+            )
     if len(tasks) <= 2:
         return dict(measured[frozenset(tasks)])
     return {
@@ -166,15 +257,17 @@ def _groups(
     tasks = tuple(dict.fromkeys(task for row in losses for task in row))
     prices = np.array(costs, dtype=np.float64)
     if not tasks or not all(losses):
-        raise AffinityError("every candidate network needs the loss of at least one task")
+        raise AffinityError("losses has an empty entry; expected the loss of at least one task for every candidate")
     if prices.shape != (len(losses),) or not np.isfinite(prices).all() or (prices < 0).any():
-        raise AffinityError(f"{len(losses)} candidate networks need as many finite costs, none negative: {list(costs)}")
+        raise AffinityError(f"costs is {list(costs)}; expected {len(losses)} finite numbers, none negative")
     table = np.full((len(losses), len(tasks)), np.inf)
     for m, row in enumerate(losses):
         for task, loss in row.items():
             value = float(loss) * _weight(weights, task)
             if not math.isfinite(value):
-                raise AffinityError(f"the loss of {task!r} in network {m} ({', '.join(row)}) is {loss}")
+                raise AffinityError(
+                    f"the loss of {task!r} in network {m} ({', '.join(row)}) is {loss}; expected a finite number"
+                )
             table[m, tasks.index(task)] = value
     return Groups(table, prices, partition), tasks
 
@@ -182,13 +275,13 @@ def _groups(
 def _weight(weights: Mapping[str, float] | None, task: str) -> float:
     weight = 1.0 if weights is None else float(weights.get(task, 1.0))
     if not math.isfinite(weight) or weight < 0:
-        raise AffinityError(f"the weight of {task!r} is {weight}; it must be a number, not negative")
+        raise AffinityError(f"the weight of {task!r} is {weight}; expected a finite number, not negative")
     return weight
 
 
 def _checked_budget(budget: float) -> float:
     if math.isnan(budget):
-        raise BudgetError("the budget is not a number")
+        raise BudgetError("the budget is NaN; expected a number")
     return float(budget)
 
 
@@ -196,10 +289,10 @@ def _too_small(groups: Groups, budget: float) -> BudgetError:
     cheapest = Groups(np.where(np.isfinite(groups.losses), 0.0, np.inf), groups.costs, groups.partition)
     choice = best_choice(cheapest, math.fsum(groups.costs))
     if choice is None:
-        return BudgetError("no choice of networks holds every task exactly once")
+        return BudgetError("no choice of networks holds every task exactly once; expected partition=False")
     smallest = groups.cost(choice)
     return BudgetError(
-        f"no choice of networks fits the budget of {budget:g}; {smallest:g} is needed", smallest=smallest
+        f"no choice of networks fits the budget of {budget:g}; expected at least {smallest:g}", smallest=smallest
     )
 
 

@@ -19,7 +19,7 @@ from branchnet.clustering.grouping.network_selection import task_sets
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError, BudgetError
 
-_LARGEST = 12
+_LARGEST = 12  # 4,095 groups, each a variable of the programme with one more for each of its tasks
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Grouping:
         groups: the groups.
         assignment: `{task: index into groups}`, the group that serves each task.
         score: mean over tasks of the effect of its group on it.
+
+    >>> effects = [[0.0, 0.5, -0.2], [0.4, 0.0, -0.1], [-0.3, -0.2, 0.0]]
+    >>> found = branchnet.group_by_affinity(effects, 2, tasks=["a", "b", "c"])
+    >>> isinstance(found, branchnet.Grouping), round(found.score, 4)
+    (True, 0.2667)
+    >>> found.tree(depth=2).partitions[0]                             # a and b are served by their own group
+    (('a', 'b'), ('c',))
     """
 
     groups: tuple[frozenset[str], ...]
@@ -37,7 +44,14 @@ class Grouping:
     score: float
 
     def tree(self, depth: int) -> Tree:
-        """Whole networks as a tree: tasks that the same group serves share all `depth` stages."""
+        """Write whole networks as a tree.
+
+        Args:
+            depth: number of stages.
+
+        Returns:
+            The tree in which tasks that the same group serves share all stages.
+        """
         served = [[task for task, group in self.assignment.items() if group == g] for g in range(len(self.groups))]
         return Tree.grouped([tasks for tasks in served if tasks], depth)
 
@@ -45,22 +59,31 @@ class Grouping:
 def group_by_affinity(
     matrix: npt.ArrayLike, max_groups: int, *, tasks: Sequence[str], singles: Sequence[float] | None = None
 ) -> Grouping:
-    """The grouping of best score with at most `max_groups` groups; of equals (relative 1e-9) the one of fewest groups.
+    """Find the grouping of best score; of equals (relative 1e-9) the one of fewest groups.
 
     Args:
-        matrix: (N, N); the diagonal is not used.
-        max_groups: at least 1.
+        matrix: (N, N); `[i, j]` is the effect of task i's step on task j's loss, larger is better; the diagonal is not
+            used.
+        max_groups: largest number of groups, at least 1.
         tasks: N distinct names.
         singles: score of each task when trained alone; groups of one task are allowed only if it is given.
+
+    Returns:
+        The groups, and which of them serves each task.
 
     Raises:
         AffinityError: a matrix of the wrong shape or with values that are not finite, or too many tasks (over 12).
         BudgetError: `max_groups` below 1.
+
+    >>> effects = [[0.0, 0.5, -0.2], [0.4, 0.0, -0.1], [-0.3, -0.2, 0.0]]
+    >>> found = branchnet.group_by_affinity(effects, 2, tasks=["a", "b", "c"])
+    >>> sorted(map(sorted, found.groups))
+    [['a', 'b'], ['b', 'c']]
     """
     names = Tree.shared(tasks, 1).tasks
     effects = _checked(matrix, names)
     if max_groups < 1:
-        raise BudgetError(f"at most {max_groups} groups were asked for; at least 1 is needed", smallest=1)
+        raise BudgetError(f"max_groups is {max_groups}; expected at least 1", smallest=1)
     sets = task_sets(tuple(range(len(names))), smallest=2 if singles is None and len(names) > 1 else 1)
     alone = np.zeros(len(names)) if singles is None else np.array(singles, dtype=np.float64)
     losses = np.full((len(sets), len(names)), np.inf)
@@ -70,7 +93,7 @@ def group_by_affinity(
     groups = Groups(losses, np.ones(len(sets)))
     chosen = best_choice(groups, max_groups)
     if chosen is None:
-        raise BudgetError(f"{max_groups} groups cannot hold all tasks")
+        raise BudgetError(f"{max_groups} groups cannot hold all tasks; expected more, or singles=")
     return Grouping(
         groups=tuple(frozenset(names[i] for i in sets[m]) for m in chosen),
         assignment={task: chosen.index(m) for task, m in zip(names, groups.servers(chosen), strict=True)},
@@ -89,11 +112,11 @@ def _checked(matrix: npt.ArrayLike, tasks: Sequence[str]) -> npt.NDArray[np.floa
     effects = np.array(matrix, dtype=np.float64)
     n = len(tasks)
     if effects.shape != (n, n):
-        raise AffinityError(f"the matrix of {n} tasks must have the shape {(n, n)}; it has {effects.shape}")
+        raise AffinityError(f"matrix has shape {effects.shape}; expected {(n, n)} for {n} tasks")
     if n > _LARGEST:
-        raise AffinityError(f"{n} tasks have too many groups to try; at most {_LARGEST} are supported")
+        raise AffinityError(f"{n} tasks have too many groups to try; expected at most {_LARGEST}")
     off = ~np.eye(n, dtype=np.bool_)
     if not np.isfinite(effects[off]).all():
         i, j = np.argwhere(~np.isfinite(effects) & off)[0]
-        raise AffinityError(f"the effect of {tasks[i]!r} on {tasks[j]!r} is {effects[i, j]}")
+        raise AffinityError(f"the effect of {tasks[i]!r} on {tasks[j]!r} is {effects[i, j]}; expected a finite number")
     return effects

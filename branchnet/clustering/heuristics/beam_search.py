@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from branchnet.clustering.deadline import Watch
+from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.heuristics.local_search import Labels, Landscape, membership, renumber
 
 Floats = npt.NDArray[np.float64]
@@ -30,12 +30,12 @@ class _Partial:
     size: float
 
 
-def beam_search(land: Landscape, watch: Watch, *, seed: int, width: int = 10) -> Labels | None:
+def beam_search(land: Landscape, deadline: Deadline, *, seed: int, width: int = 10) -> Labels | None:
     """The tree that the beam ends with, or None if the beam runs empty under the budget and the rules."""
     depth, n = land.losses.pairs.shape[:2]
     least = np.cumsum([land.sizes[d, 1:].min() for d in range(depth)])
     beam = [_Partial((), 0.0, 0.0)]
-    watch.begin("beam search", depth)
+    deadline.begin("beam search", depth)
     for d in range(depth - 1, -1, -1):
         room = land.limit * (1 + 1e-12) - (least[d - 1] if d else 0.0)
         grown: dict[bytes, _Partial] = {}
@@ -43,17 +43,12 @@ def beam_search(land: Landscape, watch: Watch, *, seed: int, width: int = 10) ->
             for row in _proposals(land, d, partial.rows[0] if partial.rows else np.arange(n), seed):
                 size = partial.size + float(land.sizes[d, row.max() + 1])
                 if size <= room and land.rules.allows(d, row.tolist()):
-                    cost = partial.cost + _stage_cost(land, d, row)
+                    cost = partial.cost + land.stage_cost(d, row)
                     rows = (row, *partial.rows)
                     grown[np.stack(rows).tobytes()] = _Partial(rows, cost, size)
         beam = sorted(grown.values(), key=lambda partial: (partial.cost, partial.size))[:width]
-        watch.step()
+        deadline.step()
     return renumber(np.stack(beam[0].rows)) if beam else None
-
-
-def _stage_cost(land: Landscape, stage: int, row: Row) -> float:
-    clusters = membership(row)
-    return float(land.values(stage, clusters).sum()) * land.losses.scale(len(clusters))
 
 
 def _proposals(land: Landscape, stage: int, fine: Row, seed: int) -> Iterator[Row]:
@@ -75,6 +70,7 @@ def _proposals(land: Landscape, stage: int, fine: Row, seed: int) -> Iterator[Ro
     for number in range(2, k):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # With zeros the graph may fall apart, for which scikit-learn warns and the eigenvectors are arbitrary.
             merged = spectral_clustering(
                 similarity + 1e-12, n_clusters=number, random_state=seed, assign_labels="cluster_qr"
             )

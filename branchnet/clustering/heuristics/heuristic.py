@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from branchnet.clustering.deadline import OutOfTime, Watch
+from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.heuristics.initial_trees import start_trees
 from branchnet.clustering.heuristics.local_search import Labels, Landscape, Moves, apply_move, descend, price_moves
 
 _STARTS = 3
+# A round takes one of the 40 best moves at random: enough that rounds differ, few enough that it is a good one.
 _CHOICES = 40
+# Every repair shrinks the tree, so it ends by itself; the limit guards against moves that save next to nothing.
 _REPAIRS = 200
 
 
@@ -28,7 +30,7 @@ class Found:
 
 
 def heuristic_search(
-    land: Landscape, watch: Watch, *, seed: int, rounds: int | None = None, start: Labels | None = None
+    land: Landscape, deadline: Deadline, *, seed: int, rounds: int | None = None, start: Labels | None = None
 ) -> Found | None:
     """The best tree found from several starts; None if no start fits the budget and the rules."""
     starts = list(start_trees(land.losses, land.rules, land.sizes, land.limit))
@@ -39,18 +41,19 @@ def heuristic_search(
     starts.sort(key=land.cost)
     best = starts[0]
     n = len(land.losses.tasks)
+    # Pricing all moves takes time as N^2 (sets times clusters), so the time of all rounds stays about the same.
     rounds = max(4, min(40, 64_000 // n**2)) if rounds is None else rounds
     generator = np.random.default_rng(seed)
     try:
-        watch.begin("searching trees", _STARTS + rounds)
+        deadline.begin("searching trees", _STARTS + rounds)
         for candidate in _distinct(starts)[:_STARTS]:
-            best = _better_of(land, best, descend(land, candidate, watch=watch)[0])
-            watch.step()
+            best = _better_of(land, best, descend(land, candidate, deadline=deadline)[0])
+            deadline.step()
         for _ in range(rounds):
             other = _repaired(land, _overdrawn(land, best, generator))
             if other is not None:
-                best = _better_of(land, best, descend(land, other, watch=watch)[0])
-            watch.step()
+                best = _better_of(land, best, descend(land, other, deadline=deadline)[0])
+            deadline.step()
     except OutOfTime:
         return Found(best, "stopped at the time limit")
     except KeyboardInterrupt:
@@ -64,6 +67,7 @@ def _distinct(starts: list[Labels]) -> list[Labels]:
 
 def _better_of(land: Landscape, best: Labels, other: Labels) -> Labels:
     difference = land.cost(other) - land.cost(best)
+    # Equal up to rounding goes to the smaller size: the rule for ties of all methods.
     slack = 1e-12 * max(abs(land.cost(best)), 1e-9)
     if difference < -slack or (difference <= slack and land.size(other) < land.size(best) * (1 - 1e-12)):
         return other

@@ -1,7 +1,9 @@
 """Trees to start from: chains of partitions, from one cluster to N, cut at the best widths for every stage.
 
-A chain holds one partition for each number of clusters, each refining the one before; so any non-decreasing choice of
-widths from it is a tree, and the best choice is a small dynamic programme.
+Chains come from agglomerative clustering by complete and by average linkage and from peeling off the farthest task,
+each on the mean loss over stages, on that of the last stage and on that of the first. A chain holds one partition for
+each number of clusters, each refining the one before; so any non-decreasing choice of widths from it is a tree, and the
+best choice is a small dynamic programme.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ Labels = npt.NDArray[np.int64]
 
 def start_trees(losses: StageLosses, rules: Rules, sizes: Floats, limit: float) -> Iterator[Labels]:
     """Feasible trees, (D, N) cluster numbers, from several chains; chains that hold none are left out."""
+    # The smallest tree first: wherever any tree fits, so does it, and the search has a place to start.
     smallest = smallest_tree(rules, sizes)
     if _fits(smallest, rules, sizes, limit):
         yield smallest
@@ -66,18 +69,18 @@ def _quick_value(block: Floats, kind: str) -> float:
 
 def _chains(losses: StageLosses, rules: Rules) -> Iterator[Labels]:
     """Agglomerative chains by several linkages, and the divisive one that peels off the farthest task."""
-    mixtures = [losses.pairs.mean(axis=0), losses.pairs[-1], losses.pairs[0]]
-    kept_apart = np.logical_or.reduce(rules.apart)
-    always = np.logical_and.reduce(rules.together)
-    for mixture in mixtures:
+    for mixture in (losses.pairs.mean(axis=0), losses.pairs[-1], losses.pairs[0]):
+        ruled = _with_rules(mixture, rules)
         for linkage in ("complete", "average"):
-            yield agglomerative_chain(_with_rules(mixture, always, kept_apart), linkage)
-        yield peeling_chain(_with_rules(mixture, always, kept_apart))
+            yield agglomerative_chain(ruled, linkage)
+        yield peeling_chain(ruled)
 
 
-def _with_rules(pairs: Floats, together: npt.NDArray[np.bool_], apart: npt.NDArray[np.bool_]) -> Floats:
+def _with_rules(pairs: Floats, rules: Rules) -> Floats:
+    """Losses at which pairs that must share every stage are merged first, and pairs that may not share one last."""
+    always, ever_apart = np.logical_and.reduce(rules.together), np.logical_or.reduce(rules.apart)
     far = 10.0 * (1.0 + float(np.abs(pairs).max(initial=0.0)))
-    return np.where(together, -far, np.where(apart, far, pairs))
+    return np.where(always, -far, np.where(ever_apart, far, pairs))
 
 
 def agglomerative_chain(pairs: Floats, linkage: str) -> Labels:
@@ -85,9 +88,9 @@ def agglomerative_chain(pairs: Floats, linkage: str) -> Labels:
     n = len(pairs)
     chain = np.empty((n, n), np.int64)
     distance = pairs + np.where(np.eye(n, dtype=np.bool_), np.inf, 0.0)
-    owner, sizes = np.arange(n), np.ones(n)
+    cluster, sizes = np.arange(n), np.ones(n)
     for k in range(n, 0, -1):
-        chain[k - 1] = np.unique(owner, return_inverse=True)[1]
+        chain[k - 1] = np.unique(cluster, return_inverse=True)[1]
         if k == 1:
             break
         a, b = sorted(divmod(int(distance.argmin()), n))
@@ -98,7 +101,7 @@ def agglomerative_chain(pairs: Floats, linkage: str) -> Labels:
         distance[a] = distance[:, a] = row
         distance[a, a] = np.inf
         distance[b] = distance[:, b] = np.inf
-        owner[owner == b] = a
+        cluster[cluster == b] = a
         sizes[a] += sizes[b]
     return chain
 
@@ -111,6 +114,7 @@ def peeling_chain(pairs: Floats) -> Labels:
     for k in range(2, n + 1):
         rest = np.flatnonzero(inside)
         block = pairs[np.ix_(rest, rest)] - np.where(np.eye(len(rest), dtype=np.bool_), np.inf, 0.0)
+        # The largest loss first, ties by the sum of all: lexsort takes its last key first.
         order = np.lexsort((-block.sum(axis=1, where=np.isfinite(block)), -block.max(axis=1)))
         inside[rest[order[0]]] = False
         chain[k - 1] = chain[k - 2]
@@ -124,8 +128,8 @@ def smallest_tree(rules: Rules, sizes: Floats) -> Labels:
     if (np.diff(sizes[:, 1:], axis=1) >= 0).all():
         return coarse
     n = sizes.shape[1] - 1
-    kept_apart, always = np.logical_or.reduce(rules.apart), np.logical_and.reduce(rules.together)
-    chain = agglomerative_chain(_with_rules(np.zeros((n, n)), always, kept_apart), "complete")
+    # Measured latencies need not grow with the width, so fewer clusters are not always smaller.
+    chain = agglomerative_chain(_with_rules(np.zeros((n, n)), rules), "complete")
     allowed = [[False, *(rules.allows(d, labels.tolist()) for labels in chain)] for d in range(len(sizes))]
     widths = best_widths(np.where(allowed, sizes, np.inf), np.zeros_like(sizes), 1.0)
     trees = [coarse] if widths is None else [coarse, np.array([chain[width - 1] for width in widths])]

@@ -10,12 +10,13 @@ priced at once with matrices of stage costs; swapping two tasks is tried when no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.deadline import Watch
+from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
@@ -47,9 +48,13 @@ class Landscape:
         """Cost of a tree in plain floating point."""
         total = 0.0
         for d, row in enumerate(labels):
-            clusters = membership(row)
-            total += float(self.values(d, clusters).sum()) * self.losses.scale(len(clusters))
+            total += self.stage_cost(d, row)
         return total
+
+    def stage_cost(self, stage: int, row: npt.NDArray[np.int64]) -> float:
+        """Cost of one stage's partition, given by cluster numbers, in plain floating point."""
+        clusters = membership(row)
+        return float(self.values(stage, clusters).sum()) * self.losses.scale(len(clusters))
 
     def values(self, stage: int, sets: Bools) -> Floats:
         """Value of each set of tasks, (M,), from memberships (M, N)."""
@@ -61,6 +66,7 @@ class Landscape:
                 out[m] = pairs[index[:, None], index][np.triu_indices(len(index), 1)].max()
             return out
         if kind == "medoid":
+            # Only a member represents its set, hence inf for the others.
             sums = np.where(sets.T, pairs @ sets.T, np.inf)
             return np.asarray(sums.min(axis=0))
         weights = sets.astype(float)
@@ -74,8 +80,9 @@ class Landscape:
         pairs, kind = self.losses.pairs[stage], self.losses.kind
         if kind == "max":
             reach = np.stack([pairs[:, c].max(axis=1) for c in clusters], axis=1)
-            owners, members = np.nonzero(sets)
-            link = np.maximum.reduceat(reach[members], np.searchsorted(owners, np.arange(len(sets))), axis=0)
+            rows, members = np.nonzero(sets)
+            link = np.maximum.reduceat(reach[members], np.searchsorted(rows, np.arange(len(sets))), axis=0)
+            # A single task has no pair, so its value of 0 is not a loss that a union with negative losses inherits.
             lone = (sets.sum(axis=1) == 1)[:, None], (clusters.sum(axis=1) == 1)[None]
             own = np.where(lone[0], -np.inf, set_values[:, None])
             theirs = np.where(lone[1], -np.inf, cluster_values[None])
@@ -92,6 +99,7 @@ class Landscape:
             return self.values(stage, clusters[home] & ~sets)
         pairs = self.losses.pairs[stage]
         out = values[home]
+        # A diameter stays as long as the two tasks that attain it stay, so only few clusters are looked at again.
         first, second = _farthest(pairs, clusters)
         rows = np.arange(len(sets))
         cut = sets[rows, first[home]] | sets[rows, second[home]]
@@ -165,15 +173,16 @@ def price_moves(land: Landscape, labels: Labels) -> Moves:
     depth = len(labels)
     sets, first = _movable(labels)
     stages = [_price_stage(land, labels[d], d, sets, first) for d in range(depth)]
-    alone_cost = np.cumsum([s[2] for s in stages][::-1], axis=0)[::-1]
-    alone_size = np.cumsum([s[3] for s in stages][::-1], axis=0)[::-1]
+    # A move joins stages before t and stays alone from t on: sums from the front of the one, from the back of the
+    # other.
+    alone_cost = np.cumsum([prices.alone_cost for prices in stages][::-1], axis=0)[::-1]
+    alone_size = np.cumsum([prices.alone_size for prices in stages][::-1], axis=0)[::-1]
     costs, sizes = [alone_cost[0][:, None]], [alone_size[0][:, None]]
     joined_cost = joined_size = np.zeros((len(sets), 1))
     parents = np.zeros(int(labels[0].max()) + 1, np.int64)
     for t in range(1, depth + 1):
-        join_cost, join_size = stages[t - 1][:2]
-        joined_cost = joined_cost[:, parents] + join_cost
-        joined_size = joined_size[:, parents] + join_size
+        joined_cost = joined_cost[:, parents] + stages[t - 1].join_cost
+        joined_size = joined_size[:, parents] + stages[t - 1].join_size
         rest_cost = alone_cost[t][:, None] if t < depth else 0.0
         rest_size = alone_size[t][:, None] if t < depth else 0.0
         costs.append(joined_cost + rest_cost)
@@ -198,48 +207,74 @@ def _movable(labels: Labels) -> tuple[Bools, npt.NDArray[np.int64]]:
     return np.array(sets), np.array(first, dtype=np.int64)
 
 
+class StagePrices(NamedTuple):
+    """What one stage costs after the moves of M sets; inf where a move breaks a rule.
+
+    Attributes:
+        join_cost: (M, K), after set m joined cluster k.
+        join_size: (M, K), the same for the size.
+        alone_cost: (M,), after set m was left alone.
+        alone_size: (M,), the same for the size.
+    """
+
+    join_cost: Floats
+    join_size: Floats
+    alone_cost: Floats
+    alone_size: Floats
+
+
 def _price_stage(
     land: Landscape, row: npt.NDArray[np.int64], d: int, sets: Bools, first: npt.NDArray[np.int64]
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Cost and size of stage d after S joined each cluster (M, K), and after S was left alone (M,)."""
+) -> StagePrices:
+    """Price every set joining each cluster of stage d, and every set left alone there.
+
+    At a stage before `first`, a set lies in one cluster, its home, and is taken out of it. From `first` on it fills
+    whole clusters: joining merges them into another one, and being alone changes nothing.
+    """
     clusters = membership(row)
     values, own = land.values(d, clusters), land.values(d, sets)
     unions = land.joined(d, sets, clusters, own, values)
-    inner = first <= d
+    whole = first <= d
     home = row[sets.argmax(axis=1)]
-    rest = np.where(inner, 0.0, land.removed(d, clusters, home, sets, values))
-    inside = (sets[:, None, :] & clusters[None]).any(axis=2)
-    owned_value = np.where(inner, inside @ values, values[home])
-    owned_count = np.where(inner, inside.sum(axis=1), 0)
+    rest = np.where(whole, 0.0, land.removed(d, clusters, home, sets, values))
+    touches = (sets[:, None, :] & clusters[None]).any(axis=2)
+    left_value = np.where(whole, touches @ values, values[home])
+    left_count = np.where(whole, touches.sum(axis=1), 0)
     total, k = float(values.sum()), len(clusters)
-    join_total = total - owned_value[:, None] + rest[:, None] - values[None] + unions
-    join_width = np.broadcast_to((k - owned_count)[:, None], join_total.shape)
-    stay = inside & ~inner[:, None]
+    join_total = total - left_value[:, None] + rest[:, None] - values[None] + unions
+    join_width = np.broadcast_to((k - left_count)[:, None], join_total.shape)
+    stay = touches & ~whole[:, None]  # joining the home cluster again
     join_total = np.where(stay, total, join_total)
-    alone_total = np.where(inner, total, total - owned_value + rest + own)
-    alone_width = np.where(inner, k, k + 1)
-    forbidden_join, forbidden_alone = _forbidden(land.rules, d, sets, clusters, inner, stay)
-    forbidden_join |= inside & inner[:, None]
-    scale = np.array([0.0] + [land.losses.scale(w) for w in range(1, len(row) + 1)])
-    wide_join, wide_alone = join_width > land.rules.max_width[d], alone_width > land.rules.max_width[d]
-    join_width = np.clip(join_width, 1, len(row))
-    alone_width = np.clip(alone_width, 1, len(row))
-    return (
-        np.where(forbidden_join | wide_join, np.inf, join_total * scale[join_width]),
-        land.sizes[d][join_width],
-        np.where(forbidden_alone | wide_alone, np.inf, alone_total * scale[alone_width]),
-        land.sizes[d][alone_width],
+    alone_total = np.where(whole, total, total - left_value + rest + own)
+    alone_width = np.where(whole, k, k + 1)
+    forbidden_join, forbidden_alone = _forbidden(land.rules, d, sets, clusters, whole, stay)
+    forbidden_join |= touches & whole[:, None]  # a cluster of the set itself
+    forbidden_join |= join_width > land.rules.max_width[d]
+    forbidden_alone |= alone_width > land.rules.max_width[d]
+    return StagePrices(
+        *_priced(land, d, join_total, join_width, forbidden_join),
+        *_priced(land, d, alone_total, alone_width, forbidden_alone),
     )
 
 
-def _forbidden(rules: Rules, d: int, sets: Bools, clusters: Bools, inner: Bools, stay: Bools) -> tuple[Bools, Bools]:
+def _priced(
+    land: Landscape, d: int, totals: Floats, widths: npt.NDArray[np.int64], forbidden: Bools
+) -> tuple[Floats, Floats]:
+    """Cost and size of stage d from the sums of cluster values and the widths after moves."""
+    n = land.sizes.shape[1] - 1
+    scale = np.array([0.0] + [land.losses.scale(w) for w in range(1, n + 1)])
+    widths = np.clip(widths, 1, n)  # only forbidden moves leave 1..N
+    return np.where(forbidden, np.inf, totals * scale[widths]), land.sizes[d][widths]
+
+
+def _forbidden(rules: Rules, d: int, sets: Bools, clusters: Bools, whole: Bools, stay: Bools) -> tuple[Bools, Bools]:
     """Which joins and which separations break a rule of stage d."""
     a, b = sets.astype(np.int64), clusters.astype(np.int64)
     apart, together = rules.apart[d].astype(np.int64), rules.together[d].astype(np.int64)
     clash = (a @ apart @ b.T > 0) | (np.einsum("mi,mi->m", a @ apart, a) > 0)[:, None]
     partners = ((a @ together) > 0) & ~sets
     outside = partners.sum(axis=1)[:, None] - partners.astype(np.int64) @ b.T > 0
-    alone = (partners.any(axis=1)) & ~inner
+    alone = (partners.any(axis=1)) & ~whole
     return (clash | outside) & ~stay, alone
 
 
@@ -256,12 +291,12 @@ def apply_move(labels: Labels, moves: Moves, s: int, t: int, cluster: int) -> La
     return renumber(moved)
 
 
-def descend(land: Landscape, labels: Labels, *, watch: Watch | None = None) -> tuple[Labels, float]:
+def descend(land: Landscape, labels: Labels, *, deadline: Deadline | None = None) -> tuple[Labels, float]:
     """Take the best feasible move until none lowers the cost (or, at equal cost, the size)."""
     cost, size = land.cost(labels), land.size(labels)
     while True:
-        if watch is not None:
-            watch.step(0)
+        if deadline is not None:
+            deadline.step(0)
         moves = price_moves(land, labels)
         best = _best_move(moves, land.limit)
         if best is None or not _better(best[0], best[1], cost, size):
@@ -276,6 +311,7 @@ def descend(land: Landscape, labels: Labels, *, watch: Watch | None = None) -> t
 
 
 def _better(cost: float, size: float, than_cost: float, than_size: float) -> bool:
+    # Prices of moves are sums in another order than the cost of the tree; without slack, rounding could go in circles.
     slack = 1e-11 * max(abs(than_cost), 1e-6)
     if cost < than_cost - slack:
         return True

@@ -1,4 +1,4 @@
-"""How many trees there are, all of them in order, and trees drawn uniformly at random.
+"""How many trees there are, and all of them in order.
 
 A tree of n tasks and D stages is a chain of D partitions. Below, `chains(n, D)` counts them:
 chains(n, 0) = 1 and chains(n, D) = sum over partitions of n tasks of the product over blocks of chains(|block|, D - 1),
@@ -17,19 +17,46 @@ from branchnet.errors import TreeError
 
 
 def count_trees(n_tasks: int, depth: int) -> int:
-    """Number of trees for `n_tasks` tasks and `depth` stages, those that split before stage 0 included.
+    """Count the trees, those that split before stage 0 included.
 
     The counts are n! times the coefficients of the (depth + 1)-fold composition of exp(x) - 1.
 
+    Args:
+        n_tasks: number of tasks.
+        depth: number of stages.
+
+    Returns:
+        The number of trees.
+
     Raises:
         TreeError: fewer than one task or stage.
+
+    >>> branchnet.count_trees(2, 3), branchnet.count_trees(5, 5), branchnet.count_trees(8, 5)
+    (4, 7556, 45592666)
     """
     _check_counts(n_tasks, depth)
     return _chains(n_tasks, depth)
 
 
 def enumerate_trees(tasks: Iterable[str], depth: int) -> Iterator[Tree]:
-    """All trees, lazily, each once; from fully shared to separate networks."""
+    """Make all trees, lazily, each once.
+
+    Args:
+        tasks: the task names.
+        depth: number of stages.
+
+    Returns:
+        The trees, from fully shared to separate networks.
+
+    Raises:
+        TreeError: fewer than one task or stage, or names that repeat; with the first tree.
+
+    >>> for tree in branchnet.enumerate_trees(["a", "b"], 2):
+    ...     print(tree.partitions)
+    ((('a', 'b'),), (('a', 'b'),))
+    ((('a', 'b'),), (('a',), ('b',)))
+    ((('a',), ('b',)), (('a',), ('b',)))
+    """
     names = tuple(tasks)
     _check_counts(len(names), depth)
     for partitions in _refinements((names,), depth):
@@ -84,4 +111,4 @@ def _splits(clusters: Sequence[tuple[str, ...]]) -> Iterator[list[tuple[str, ...
 
 def _check_counts(n_tasks: int, depth: int) -> None:
     if n_tasks < 1 or depth < 1:
-        raise TreeError(f"{n_tasks} tasks and {depth} stages were asked for; a tree needs at least one of each")
+        raise TreeError(f"{n_tasks} tasks and {depth} stages were asked for; expected at least one of each")

@@ -20,6 +20,7 @@ from branchnet.clustering.trees.counting import stirling
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError, TreeError
 
+# Vectors of widths of one half; they are listed and sorted in Python.
 _LARGEST_HALF = 2_000_000
 
 
@@ -33,7 +34,7 @@ def random_tree(
     head_costs: HeadCosts | None = None,
     shared_stages: int = 0,
 ) -> Tree:
-    """A tree drawn uniformly among all trees, or among all that fit the budget.
+    """Draw a tree uniformly among all trees, or among all that fit the budget.
 
     Args:
         tasks: the task names.
@@ -44,9 +45,18 @@ def random_tree(
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         shared_stages: the first so many stages are shared by all tasks.
 
+    Returns:
+        The tree.
+
     Raises:
         BudgetError: no tree fits the budget, or only one of `costs` and `budget` is given.
         TreeError: so many tasks and stages that the vectors of widths cannot be counted.
+
+    >>> tree = branchnet.random_tree(["a", "b", "c"], 4, seed=0, costs=[1.0, 1.0, 2.0, 2.0], budget="60% params")
+    >>> tree.depth, branchnet.clustering.tree_size(tree, [1.0, 1.0, 2.0, 2.0]) <= 0.6 * 18
+    (4, True)
+    >>> tree == branchnet.random_tree(["a", "b", "c"], 4, seed=0, costs=[1.0, 1.0, 2.0, 2.0], budget="60% params")
+    True
     """
     names = tuple(tasks)
     generator = seed if isinstance(seed, random.Random) else random.Random(seed)
@@ -68,7 +78,14 @@ class TreeSampler:
     _halves: _Halves
 
     def draw(self, generator: random.Random) -> Tree:
-        """One tree, each with the same probability."""
+        """Draw one tree, each with the same probability.
+
+        Args:
+            generator: the source of random numbers.
+
+        Returns:
+            The tree.
+        """
         widths = self._halves.pick(generator.randrange(self.count))
         labels = [_random_partition(len(self.tasks), widths[-1], generator)]
         for fine, coarse in pairwise(reversed(widths)):
@@ -86,22 +103,43 @@ def tree_sampler(
     head_costs: HeadCosts | None = None,
     shared_stages: int = 0,
 ) -> TreeSampler:
-    """Count the trees that fit and prepare to draw from them; the arguments and errors are those of `random_tree`."""
+    """Count the trees that fit and prepare to draw from them.
+
+    Args:
+        tasks: as `random_tree` takes them.
+        depth: as `random_tree` takes it.
+        costs: as `random_tree` takes them.
+        budget: as `random_tree` takes it.
+        head_costs: as `random_tree` takes them.
+        shared_stages: as `random_tree` takes it.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        BudgetError: as `random_tree`.
+        TreeError: as `random_tree`.
+    """
     names = Tree.shared(tasks, 1).tasks
     if depth < 1 or not 0 <= shared_stages <= depth:
-        raise TreeError(f"{depth} stages with {shared_stages} shared ones were asked for")
+        raise TreeError(
+            f"{depth} stages with {shared_stages} shared ones were asked for; expected at least one stage, and shared "
+            "ones among them"
+        )
     if (costs is None) != (budget is None):
-        raise BudgetError("a budget needs the costs of the stages, and the costs need a budget")
+        raise BudgetError("one of costs and budget is missing; expected both: a budget needs the costs of the stages")
     sizes, limit = None, math.inf
     if costs is not None and budget is not None:
         wanted = as_budget(budget)
         sizes = size_model(costs, names, wanted.unit, head_costs)
         if len(sizes.table) != depth:
-            raise BudgetError(f"there are costs of {len(sizes.table)} stages, but trees of {depth} were asked for")
+            raise BudgetError(f"costs has {len(sizes.table)} stages; expected {depth}, as the tree")
         limit = sizes.limit(wanted)
     halves = _Halves(len(names), depth, sizes, limit, shared_stages)
     if not halves.total:
-        raise BudgetError(f"no tree fits the budget of {limit:.6g}", smallest=halves.smallest)
+        raise BudgetError(
+            f"no tree fits the budget of {limit:.6g}; expected at least {halves.smallest:.6g}", smallest=halves.smallest
+        )
     return TreeSampler(names, halves.total, halves)
 
 
@@ -111,7 +149,9 @@ class _Halves:
     def __init__(self, n: int, depth: int, sizes: SizeModel | None, limit: float, shared: int) -> None:
         middle = (depth + 1) // 2
         if math.comb(n + middle - 1, middle) > _LARGEST_HALF:
-            raise TreeError(f"{n} tasks with {depth} stages have too many vectors of widths to be counted")
+            raise TreeError(
+                f"{n} tasks with {depth} stages have too many vectors of widths to be counted; expected fewer stages"
+            )
         self._n, self._depth, self._sizes, self._shared = n, depth, sizes, shared
         self._limit = limit + 1e-12 * abs(limit) - (sizes.heads if sizes else 0.0)
         self._tails = {first: self._tail(first, depth - middle) for first in range(1, n + 1)} if depth > middle else {}
@@ -178,6 +218,7 @@ def _links(widths: Sequence[int]) -> int:
 
 def _random_partition(n: int, k: int, generator: random.Random) -> list[int]:
     """A uniform partition of n things into k blocks, as block numbers."""
+    # S(n, k) = S(n - 1, k - 1) + k S(n - 1, k): the last thing is alone in its block, or in one of the k of the others.
     labels: list[int] = []
     blocks = k
     for things in range(n, 0, -1):

@@ -1,4 +1,4 @@
-"""Trees as text for the terminal, as a networkx graph, as DOT text and as a matplotlib drawing."""
+"""Trees as text for the terminal, as a networkx graph and as DOT text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import networkx as nx
-    from matplotlib.axes import Axes
 
     from branchnet.clustering.trees.tree import Tree
 
@@ -79,41 +78,3 @@ def tree_dot(tree: Tree) -> str:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
-
-
-def node_positions(tree: Tree) -> dict[Node, tuple[float, float]]:
-    """Coordinates (stage, height) of every node, such that no two edges cross."""
-    height = {task: float(row) for row, task in enumerate(_leaf_order(tree))}
-    return {
-        (stage, number): (float(stage), sum(height[task] for task in cluster) / len(cluster))
-        for stage, clusters in enumerate(tree.partitions)
-        for number, cluster in enumerate(clusters)
-    }
-
-
-def _leaf_order(tree: Tree) -> list[str]:
-    return sorted(tree.tasks, key=lambda task: [tree.cluster_of(task, stage) for stage in range(tree.depth)])
-
-
-def tree_plot(tree: Tree, ax: Axes | None = None) -> Axes:
-    """Draw the tree, input on the left, task names on the right; a line is as wide as the tasks that it serves."""
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(2 + 1.2 * tree.depth, 1 + 0.35 * len(tree.tasks)), layout="constrained").add_subplot()
-    places = node_positions(tree)
-    for stage in range(1, tree.depth):
-        for number, parent in enumerate(tree.parents[stage]):
-            (x0, y0), (x1, y1) = places[stage - 1, parent], places[stage, number]
-            width = 1 + 3 * len(tree.partitions[stage][number]) / len(tree.tasks)
-            ax.plot([x0, x1], [y0, y1], color="0.6", linewidth=width, zorder=1)
-    ax.scatter(*zip(*places.values(), strict=True), zorder=2)
-    for row, task in enumerate(_leaf_order(tree)):
-        x, y = places[tree.depth - 1, tree.cluster_of(task, tree.depth - 1)]
-        ax.plot([x, x + 0.4], [y, row], color="0.8", linewidth=1, zorder=0)
-        ax.annotate(task, (x + 0.45, row), va="center")
-    ax.set_xlabel("stage")
-    ax.set_xticks(range(tree.depth))
-    ax.set_yticks([])
-    ax.set_xlim(-0.3, tree.depth + 0.6)
-    return ax

@@ -16,7 +16,6 @@ from branchnet.errors import TreeError
 
 if TYPE_CHECKING:
     import networkx as nx
-    from matplotlib.axes import Axes
 
 Cluster = tuple[str, ...]
 Partition = tuple[Cluster, ...]
@@ -37,6 +36,18 @@ class Tree:
     Raises:
         TreeError: tasks that repeat or are empty, no stage, a stage that does not hold every task exactly once, or a
             stage that joins tasks which an earlier stage has separated.
+
+    >>> tree = branchnet.Tree(["depth", "normals", "scene"], [
+    ...     [["depth", "normals", "scene"]],
+    ...     [["depth", "normals"], ["scene"]],
+    ... ])
+    >>> tree.widths, tree.shared_depth("depth", "normals"), tree.shared_depth("depth", "scene")
+    ((1, 2), 2, 1)
+    >>> print(tree)
+    3 tasks, 2 stages, 3 nodes
+    stage 0: depth, normals, scene
+    ├── stage 1: depth, normals
+    └── stage 1: scene
     """
 
     tasks: tuple[str, ...]
@@ -47,32 +58,76 @@ class Tree:
         order = {task: index for index, task in enumerate(names)}
         stages = tuple(_canonical(stage, clusters, order) for stage, clusters in enumerate(partitions))
         if not stages:
-            raise TreeError("a tree needs at least one stage")
+            raise TreeError("partitions is empty; expected at least one stage")
         _check_nesting(stages)
         object.__setattr__(self, "tasks", names)
         object.__setattr__(self, "partitions", stages)
 
     @classmethod
     def shared(cls, tasks: Iterable[str], depth: int) -> Tree:
-        """The tree in which all tasks share all `depth` stages."""
+        """The tree in which all tasks share all stages.
+
+        Args:
+            tasks: N distinct names.
+            depth: number of stages.
+
+        Returns:
+            The tree.
+
+        Raises:
+            TreeError: as the class.
+        """
         names = tuple(tasks)
         return cls(names, [[names]] * depth)
 
     @classmethod
     def separate(cls, tasks: Iterable[str], depth: int) -> Tree:
-        """The tree of separate networks: no stage is shared."""
+        """The tree of separate networks: no stage is shared.
+
+        Args:
+            tasks: N distinct names.
+            depth: number of stages.
+
+        Returns:
+            The tree.
+
+        Raises:
+            TreeError: as the class.
+        """
         names = tuple(tasks)
         return cls(names, [[[task] for task in names]] * depth)
 
     @classmethod
     def grouped(cls, groups: Iterable[Iterable[str]], depth: int) -> Tree:
-        """One whole network for each group of tasks; groups must not overlap."""
+        """The tree of one whole network for each group of tasks.
+
+        Args:
+            groups: groups of tasks that do not overlap.
+            depth: number of stages.
+
+        Returns:
+            The tree; its tasks stand in the order of the groups.
+
+        Raises:
+            TreeError: as the class.
+        """
         clusters = [tuple(group) for group in groups]
         return cls([task for cluster in clusters for task in cluster], [clusters] * depth)
 
     @classmethod
     def from_labels(cls, tasks: Sequence[str], labels: Iterable[Sequence[int]]) -> Tree:
-        """Tree from cluster numbers: tasks i and j share stage d if `labels[d][i] == labels[d][j]`."""
+        """Tree from cluster numbers: tasks i and j share stage d if `labels[d][i] == labels[d][j]`.
+
+        Args:
+            tasks: N distinct names.
+            labels: for each stage the cluster number of each task.
+
+        Returns:
+            The tree.
+
+        Raises:
+            TreeError: as the class.
+        """
         partitions = []
         for stage in labels:
             clusters: dict[int, list[str]] = {}
@@ -101,7 +156,13 @@ class Tree:
         return tuple(above)
 
     def labels(self, tasks: Sequence[str] | None = None) -> Labels:
-        """For each stage the cluster number of each task, numbered by first appearance in `tasks` (default: own order).
+        """The tree as numbers.
+
+        Args:
+            tasks: the tree's tasks in the order in which they are wanted; None = its own.
+
+        Returns:
+            For each stage the cluster number of each task, numbered by first appearance.
 
         Raises:
             TreeError: `tasks` are not the tree's tasks.
@@ -111,50 +172,87 @@ class Tree:
         return tuple(_stage_labels(clusters, names) for clusters in self.partitions)
 
     def cluster_of(self, task: str, stage: int) -> int:
-        """Number of the cluster of `stage` that serves `task`."""
+        """Find a task's cluster.
+
+        Args:
+            task: its name.
+            stage: number of the stage.
+
+        Returns:
+            Number of the cluster of `stage` that serves it.
+
+        Raises:
+            TreeError: an unknown task.
+        """
         for number, cluster in enumerate(self.partitions[stage]):
             if task in cluster:
                 return number
-        raise TreeError(f"the tree has no task {task!r}; its tasks are {', '.join(self.tasks)}")
+        raise TreeError(f"unknown task {task!r}; expected one of {', '.join(self.tasks)}")
 
     def shared_depth(self, first: str, second: str) -> int:
-        """Number of stages that two tasks share, 0..D: their branch point."""
+        """Number of stages that two tasks share: their branch point.
+
+        Args:
+            first: a task.
+            second: another task.
+
+        Returns:
+            0..D.
+
+        Raises:
+            TreeError: an unknown task.
+        """
         return sum(self.cluster_of(first, d) == self.cluster_of(second, d) for d in range(self.depth))
 
     def distance(self, other: Tree) -> int:
-        """Number of stage-pairs (a stage and two tasks) that are shared in exactly one of the two trees.
+        """How much two trees differ.
+
+        Args:
+            other: a tree of the same tasks and depth.
+
+        Returns:
+            Number of stage-pairs (a stage and two tasks) that are shared in exactly one of the two trees.
 
         Raises:
             TreeError: other tasks or another depth.
         """
         other.check_tasks(self.tasks)
         if other.depth != self.depth:
-            raise TreeError(f"trees of {self.depth} and {other.depth} stages cannot be compared")
+            raise TreeError(f"the other tree has {other.depth} stages; expected {self.depth}")
         return len(_shared_pairs(self) ^ _shared_pairs(other))
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Raise TreeError unless `tasks` are exactly the tree's tasks, in any order."""
+        """Refuse other tasks than the tree's.
+
+        Args:
+            tasks: names in any order.
+
+        Raises:
+            TreeError: they are not exactly the tree's tasks.
+        """
         if len(tasks) != len(self.tasks) or set(tasks) != set(self.tasks):
             strange = sorted(set(tasks) ^ set(self.tasks)) or list(tasks)
-            raise TreeError(f"the tree has the tasks {', '.join(self.tasks)}; these differ: {', '.join(strange)}")
+            raise TreeError(f"expected the tree's tasks, {', '.join(self.tasks)}; these differ: {', '.join(strange)}")
 
     def to_networkx(self) -> nx.DiGraph:
-        """Directed graph of the nodes `(stage, number)` with attributes `stage` and `tasks`."""
+        """The tree as a graph.
+
+        Returns:
+            Directed graph of the nodes `(stage, number)` with attributes `stage` and `tasks`.
+        """
         from branchnet.clustering.trees.text_drawing import tree_graph
 
         return tree_graph(self)
 
     def to_dot(self) -> str:
-        """The tree as text in Graphviz's DOT language."""
+        """The tree as a graph for Graphviz.
+
+        Returns:
+            Text in the DOT language.
+        """
         from branchnet.clustering.trees.text_drawing import tree_dot
 
         return tree_dot(self)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the tree with matplotlib, input on the left; return the axes."""
-        from branchnet.clustering.trees.text_drawing import tree_plot
-
-        return tree_plot(self, ax)
 
     @cached_property
     def _key(self) -> tuple[frozenset[frozenset[str]], ...]:
@@ -174,16 +272,16 @@ class Tree:
 
 def _checked_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
     if isinstance(tasks, str):
-        raise TreeError(f"tasks are a sequence of names, not the text {tasks!r}")
+        raise TreeError(f"tasks is the text {tasks!r}; expected a sequence of names")
     names = tuple(tasks)
     for task in names:
         if not isinstance(task, str) or not task:
-            raise TreeError(f"a task name must be a non-empty string, not {task!r}")
+            raise TreeError(f"a task is named {task!r}; expected a non-empty string")
     repeated = sorted({task for task in names if names.count(task) > 1})
     if repeated:
-        raise TreeError(f"task names must differ; given more than once: {', '.join(repeated)}")
+        raise TreeError(f"tasks names more than once: {', '.join(repeated)}; expected distinct names")
     if not names:
-        raise TreeError("a tree needs at least one task")
+        raise TreeError("tasks is empty; expected at least one name")
     return names
 
 
@@ -192,13 +290,13 @@ def _canonical(stage: int, clusters: Iterable[Iterable[str]], order: dict[str, i
     flat = [task for cluster in given for task in cluster]
     for task in flat:
         if task not in order:
-            raise TreeError(f"stage {stage} names the task {task!r}; the tasks are {', '.join(order)}")
+            raise TreeError(f"stage {stage} names the unknown task {task!r}; expected some of {', '.join(order)}")
     missing = [task for task in order if task not in flat]
     if missing:
-        raise TreeError(f"stage {stage} leaves out {', '.join(missing)}")
+        raise TreeError(f"stage {stage} leaves out {', '.join(missing)}; expected every task once")
     if len(flat) > len(order):
         twice = sorted({task for task in flat if flat.count(task) > 1})
-        raise TreeError(f"stage {stage} names more than once: {', '.join(twice)}")
+        raise TreeError(f"stage {stage} names more than once: {', '.join(twice)}; expected every task once")
     inner = [tuple(sorted(cluster, key=order.__getitem__)) for cluster in given]
     return tuple(sorted(inner, key=lambda cluster: order[cluster[0]]))
 
@@ -206,11 +304,11 @@ def _canonical(stage: int, clusters: Iterable[Iterable[str]], order: dict[str, i
 def _cluster(stage: int, cluster: Iterable[str]) -> tuple[str, ...]:
     if isinstance(cluster, str):
         raise TreeError(
-            f"stage {stage} has the text {cluster!r} where a group of task names is expected: [{cluster!r}]"
+            f"stage {stage} has the text {cluster!r}; expected a group of task names, such as [{cluster!r}]"
         )
     tasks = tuple(cluster)
     if not tasks:
-        raise TreeError(f"stage {stage} has an empty cluster")
+        raise TreeError(f"stage {stage} has an empty cluster; expected at least one task in each")
     return tasks
 
 
@@ -222,7 +320,7 @@ def _check_nesting(stages: Sequence[Partition]) -> None:
             if other is not None:
                 raise TreeError(
                     f"stage {stage + 1} joins {cluster[0]!r} and {other!r}, which stage {stage} has separated; "
-                    "a branch cannot grow together again"
+                    "expected clusters that only split: a branch cannot grow together again"
                 )
 
 

@@ -7,18 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luma of ITU-R BT.601."""
 _EDGE_SCALE, _CORNER_SCALE = 0.08, 0.05
+"""Responses that tanh maps to 0.76: clear edges come close to 1, faint ones stay far below."""
 
 
 def edge_strength(images: Tensor) -> Tensor:
-    """Texture edges (K, 1, H, W) of RGB images (K, 3, H, W): tanh(|gradient of the smoothed grey values| / 0.08)."""
+    """Return texture edges (K, 1, H, W) of RGB images (K, 3, H, W): tanh(|gradient of smoothed grey values| / 0.08)."""
     across, down = _gradient(images)
     return torch.tanh((across**2 + down**2).sqrt() / _EDGE_SCALE)[:, None]
 
 
 def corner_strength(images: Tensor) -> Tensor:
-    """Keypoints (K, 1, H, W) of RGB images (K, 3, H, W): tanh(sqrt(smaller eigenvalue of the structure tensor) / 0.05).
+    """Return keypoints (K, 1, H, W) of RGB images (K, 3, H, W).
 
+    They are tanh(sqrt(smaller eigenvalue of the structure tensor) / 0.05).
     The smaller eigenvalue is the response of Shi and Tomasi (1994), here over a 5 x 5 binomial window.
     """
     across, down = _gradient(images)

@@ -1,6 +1,6 @@
-"""What stands where: random worlds in six layouts, drawn for many images at once.
+"""Where everything is: random worlds in six layouts, drawn for many images at once.
 
-World frame: x right, y down, z forward, in metres; the floor is y = 0 and the camera stands above x = z = 0.
+World frame: x right, y down, z forward, in metres; the floor is y = 0 and the camera is above x = z = 0.
 A world has nine slots for solids: three boxes of furniture (a table, stairs), then two boxes, two spheres and two
 cylinders as objects. Every number comes from one column of uniform draws per image, so no image influences another.
 """

@@ -25,8 +25,10 @@ from branchnet.errors import DataError
 
 SEGMENTS = ("sky", "wall", "floor", "furniture", "box", "sphere", "cylinder")
 _PIXELS_AT_ONCE = 2**17
+"""A chunk: 32 scenes at 64 x 64, whose intermediate tensors (nine solids a ray) take tens of megabytes a thread."""
 _MOST_THREADS = 8
 _SMALLEST = 16
+"""Below, small objects fall between the pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,22 @@ def scenes(count: int, *, size: int = 64, seed: int = 0, start: int = 0) -> Scen
         seed: at least 0.
         start: number of the first, at least 0.
 
+    Returns:
+        images and labels, on the CPU.
+
     Raises:
         DataError: an argument is too small.
     """
     for name, value, least in (("count", count, 1), ("size", size, _SMALLEST), ("seed", seed, 0), ("start", start, 0)):
         if value < least:
-            raise DataError(f"{name} is {value}; it has to be at least {least}")
+            raise DataError(f"{name}={value}; expected {least} or more")
     chunk = max(1, _PIXELS_AT_ONCE // size**2)
     numbers = range(start // chunk * chunk, start + count, chunk)
     # Always whole chunks from multiples of `chunk`, so that rounding, too, is the same for every range.
-    parts = _rendered([range(first, first + chunk) for first in numbers], size, seed)
+    chunks = _rendered([range(first, first + chunk) for first in numbers], size, seed)
     kept = slice(start - numbers.start, start - numbers.start + count)
-    labels = {task: torch.cat([part.labels[task] for part in parts])[kept] for task in parts[0].labels}
-    return Scenes(torch.cat([part.images for part in parts])[kept], labels)
+    labels = {task: torch.cat([each.labels[task] for each in chunks])[kept] for task in chunks[0].labels}
+    return Scenes(torch.cat([each.images for each in chunks])[kept], labels)
 
 
 def _rendered(chunks: list[range], size: int, seed: int) -> list[Scenes]:

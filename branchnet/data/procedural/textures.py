@@ -34,19 +34,19 @@ class Material:
     gloss: Tensor
 
     def index(self, *index: Tensor | int | slice | None) -> Material:
-        """Every field indexed alike in its last dimensions, where it has the shape of a scalar field."""
+        """Return every field indexed in the same way in its last dimensions, where a scalar field has its shape."""
         fields = (getattr(self, name) for name in self.__dataclass_fields__)
         return Material(*(field[(..., *index)] for field in fields))
 
 
 def albedo(material: Material, coordinates: Tensor, footprint: Tensor) -> Tensor:
-    """Linear RGB (3, n) at texture coordinates (3, n), where a pixel covers `footprint` (n) cells."""
+    """Return linear RGB (3, n) at texture coordinates (3, n), where a pixel covers `footprint` (n) cells."""
     share = mixture(material.pattern, coordinates, footprint)
     return material.second + share * (material.first - material.second)
 
 
 def mixture(pattern: Tensor, coordinates: Tensor, footprint: Tensor) -> Tensor:
-    """The first colour's share in [0, 1], (...), of patterns (...) at texture coordinates (3, ...).
+    """Return the first colour's share in [0, 1], (...), of patterns (...) at texture coordinates (3, ...).
 
     Along an axis on which the coordinate is 0 everywhere, a checker is the same as without that axis.
     """

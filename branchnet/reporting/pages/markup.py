@@ -1,4 +1,4 @@
-"""Pieces of HTML; whatever may come from a user is escaped here."""
+"""Elements of HTML; whatever may come from a user is escaped here."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ _SHRINK = 0.8
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: its anchor, its heading, and its content as HTML."""
+    """A section of a page: its anchor, its heading, and its content as HTML."""
 
     id: str
     heading: str
     content: str
 
     def to_html(self) -> str:
-        """The section element."""
+        """Return the section element."""
         return f'<section id="{self.id}"><h2>{escaped(self.heading)}</h2>\n{self.content}</section>\n'
 
 
 def escaped(text: str) -> str:
-    """`text` made safe for element content and quoted attributes."""
+    """Return `text` made safe for element content and quoted attributes."""
     return html.escape(text, quote=True)
 
 
 def paragraph(text: str) -> str:
-    """A paragraph."""
+    """Return a paragraph."""
     return f"<p>{escaped(text)}</p>\n"
 
 
 def bullets(items: Sequence[str], css: str = "") -> str:
-    """A list; items that begin with "Warning" are marked."""
+    """Return a list; items that begin with "Warning" are marked."""
     lines = (f"<li{' class=warning' if item.startswith('Warning') else ''}>{escaped(item)}</li>" for item in items)
     return f'<ul class="{css}">{"".join(lines)}</ul>\n'
 
 
 def facts(pairs: Mapping[str, str]) -> str:
-    """Names and values in two columns."""
+    """Return names and values in two columns."""
     rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in pairs.items())
     return f'<dl class="facts">{rows}</dl>\n'
 
 
 def picture(figure: Figure, name: str, label: str, caption: str = "") -> str:
-    """A figure that shrinks a little on narrow screens and scrolls inside its own box where that is not enough."""
+    """Return a figure that shrinks a little on narrow screens, and scrolls inside its own box beyond that."""
     svg, width = inline_svg(figure, name, label)
     svg = svg.replace("<svg ", f'<svg width="{width:.0f}" style="min-width:{_SHRINK * width:.0f}px" ', 1)
     text = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
@@ -58,20 +58,20 @@ def picture(figure: Figure, name: str, label: str, caption: str = "") -> str:
 
 
 def table(content: Table) -> str:
-    """A table that scrolls inside its own box."""
+    """Return a table that scrolls inside its own box."""
     return scrolling(content.to_html(), content.title) + "\n"
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that opens on demand."""
+    """Return content that opens on demand."""
     return f"<details><summary>{escaped(summary)}</summary>\n{content}</details>\n"
 
 
 def preformatted(text: str) -> str:
-    """Text as it is, in a fixed-width font."""
+    """Return text as it is, in a fixed-width font."""
     return f'<pre tabindex="0">{escaped(text)}</pre>\n'
 
 
 def scrolling(content: str, label: str) -> str:
-    """A box that keyboards can scroll."""
+    """Return a box that keyboards can scroll."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(label)}">{content}</div>'

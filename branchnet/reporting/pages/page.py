@@ -16,7 +16,6 @@ from branchnet.reporting.pages import page_sections as sections
 from branchnet.reporting.pages.markup import escaped
 from branchnet.reporting.plots.front_plot import FrontPlot
 from branchnet.reporting.plots.samples_plot import SamplesPlot
-from branchnet.reporting.summary import Report
 from branchnet.utils.files import write_text
 from branchnet.utils.version import __version__
 
@@ -24,13 +23,15 @@ if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
     from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.tree_stability import Stability
+    from branchnet.reporting.summary import Report
 
+# Whatever a name of a task may hold, the browser runs and fetches nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What a page shows; only the title is needed, and each part that is missing is left out.
+    """What a page shows; only the title is needed, and each section that has nothing to show is left out.
 
     Attributes:
         title: the heading.
@@ -40,10 +41,10 @@ class Page:
         report: costs and latency of the branched network.
         affinity: what the tree was found from.
         front: the Pareto front.
-        comparison: the branched network beside the separate networks and others.
-        samples: predictions beside the truth.
+        comparison: the branched network compared with the separate networks and others.
+        samples: predictions next to the truth.
         stability: how often the tree and its nodes came back on other data.
-        certainty: sentences on how sure the choice is, beside those that follow from the fields above.
+        certainty: sentences on how sure the choice is, in addition to those that the fields above give.
         commands: shell or Python lines that make all of this again.
     """
 
@@ -61,9 +62,9 @@ class Page:
     commands: Sequence[str] = ()
 
     def to_html(self) -> str:
-        """The page as text; equal pages give equal text."""
+        """Return the page as text; equal pages give equal text."""
         tree = self.report.tree if self.report else self.chosen.tree if self.chosen else None
-        parts = [
+        every = [
             sections.asked(self.asked, self.chosen),
             sections.tree(tree, self.report, self.affinity),
             sections.results(self.comparison),
@@ -75,8 +76,8 @@ class Page:
             sections.certainty(self.certainty, self.chosen, self.affinity, self.stability),
             sections.commands(self.commands),
         ]
-        shown = [part for part in parts if part is not None]
-        links = "".join(f'<a href="#{part.id}">{escaped(part.heading)}</a>' for part in shown)
+        shown = [section for section in every if section is not None]
+        links = "".join(f'<a href="#{section.id}">{escaped(section.heading)}</a>' for section in shown)
         style = files("branchnet.reporting.pages").joinpath("page.css").read_text(encoding="utf-8")
         head = (
             f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -88,10 +89,14 @@ class Page:
             f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n'
             f"<header><h1>{escaped(self.title)}</h1>{summary}{sections.cards(self.report, self.comparison)}"
             f'<nav aria-label="Sections">{links}</nav></header>\n'
-            f"<main>\n{''.join(part.to_html() for part in shown)}</main>\n"
+            f"<main>\n{''.join(section.to_html() for section in shown)}</main>\n"
             f"<footer>Made with branchnet {escaped(__version__)}.</footer>\n</body>\n</html>\n"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the page, atomically."""
+        """Write the page.
+
+        Args:
+            path: the file, written atomically.
+        """
         write_text(path, self.to_html())

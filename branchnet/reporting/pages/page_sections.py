@@ -35,7 +35,6 @@ from branchnet.reporting.plots.latency_plot import draw_latency, latency_plot_da
 from branchnet.reporting.plots.metric_plot import draw_metrics
 from branchnet.reporting.plots.samples_plot import SamplesPlot, draw_samples
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
-from branchnet.reporting.summary import Report
 from branchnet.reporting.tables import Column, Table
 from branchnet.reporting.units import percent, si, signed
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.tree_stability import Stability
     from branchnet.clustering.trees.tree import Tree
+    from branchnet.reporting.summary import Report
 
 _PAIRS_LISTED = 2000
 _NORMAL_95 = 1.96
@@ -99,10 +99,7 @@ def tree(shown: Tree | None, report: Report | None, affinity: Affinity | None) -
     if shown is None:
         return None
     locations = report.costs.locations if report else affinity.locations if affinity else None
-    params = None
-    if report:
-        totals = report.costs.per_stage()[: len(shown.partitions)]
-        params = [total.params / total.nodes for total in totals]
+    params = report.costs.node_params() if report else None
     plot = tree_plot_data(shown, locations=locations, stage_params=params)
     caption = (
         "From the input on the left to the tasks on the right. Grey nodes serve several tasks, coloured ones just one."
@@ -140,10 +137,10 @@ def latency(comparison: Comparison | None, report: Report | None) -> Section | N
 
 
 def samples(plot: SamplesPlot | None) -> Section | None:
-    """Predictions beside the truth."""
+    """Predictions next to the truth."""
     if plot is None:
         return None
-    return Section("samples", "Predictions", picture(draw_samples(plot), "samples", "Predictions beside the truth"))
+    return Section("samples", "Predictions", picture(draw_samples(plot), "samples", "Predictions next to the truth"))
 
 
 def costs(report: Report | None) -> Section | None:
@@ -185,7 +182,7 @@ def front(plot: FrontPlot | None) -> Section | None:
     if plot is None:
         return None
     caption = (
-        "Each point is a tree that no other tree beats in both size and cost; the shaded part is within the budget."
+        "Each point is a tree that no other tree beats in both size and cost; the shaded area is within the budget."
     )
     return Section(
         "front", "What other budgets would give", picture(draw_front(plot), "front", "Pareto front", caption)

@@ -15,6 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from branchnet.reporting.plots.figures import bare, shorten, styled
 from branchnet.reporting.plots.palette import BLACK, WHITE, text_on
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
     from branchnet.clustering.trees.tree import Tree
 
 _ANNOTATED = 12
+"""Tasks up to which a value of 7.5 points fits into its cell; with its error below, up to `_WITH_ERRORS`."""
 _WITH_ERRORS = 8
 _SMALL_PRINT = 24
+"""Tasks up to which names are set in 8 points, above in 7."""
 _WIDEST = 12.6
+"""Inches: panels that do not fit next to each other go into another row."""
 _NORMAL_95 = 1.96
+"""Half a 95 % interval in standard errors of a normal distribution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +77,17 @@ class AffinityPlot:
 
 
 def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> AffinityPlot:
-    """What the heat maps of `affinity` show.
+    """Return what the heat maps of `affinity` show.
 
     With a tree of the same tasks and depth, tasks are ordered as its leaves and each cluster of two or more tasks is
-    outlined at its location. A diagonal of ones is left out, so that the scale serves the other cells.
+    outlined at its location; without, similar tasks are next to each other. A diagonal of ones is left out, so that the
+    scale serves the other cells.
+
+    Args:
+        affinity: values (D, N, N).
+        tree: over the same tasks and locations.
     """
-    tasks = leaf_order(tree) if tree else tuple(affinity.tasks)
+    tasks = leaf_order(tree) if tree else _linkage_order(affinity)
     order = [affinity.tasks.index(task) for task in tasks]
     values = affinity.values[:, order][:, :, order].copy()
     errors = affinity.standard_errors
@@ -101,9 +112,30 @@ def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> Affin
     )
 
 
+def _linkage_order(affinity: Affinity) -> tuple[str, ...]:
+    """The leaves of a dendrogram (average linkage, of the mean over locations and directions), neighbours most similar.
+
+    One order for all locations, so that a row is the same task in every panel.
+    """
+    if len(affinity.tasks) < 3:
+        return tuple(affinity.tasks)
+    mean = affinity.values.mean(axis=0)
+    distances = mean.max() - (mean + mean.T) / 2
+    np.fill_diagonal(distances, 0.0)
+    joined = linkage(squareform(distances, checks=False), "average", optimal_ordering=True)
+    return tuple(affinity.tasks[index] for index in leaves_list(joined))
+
+
 @styled
 def draw_affinity(plot: AffinityPlot) -> Figure:
-    """The heat maps, with values written into the cells where there are at most 12 tasks (8 with standard errors)."""
+    """Draw the heat maps, with values in the cells where there are at most 12 tasks (8 with standard errors).
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
     depth, n_tasks = len(plot.locations), len(plot.tasks)
     cell = 0.46 if n_tasks <= _ANNOTATED else 0.17 if n_tasks <= _SMALL_PRINT else 0.125
     side = max(cell * n_tasks, 1.5)
@@ -190,13 +222,18 @@ def _short(value: float) -> str:
 
 
 def _scale_label(plot: AffinityPlot) -> str:
-    label = {"rsa": "RSA (Spearman)", "cka": "CKA"}.get(plot.measure, plot.measure)
+    label = measure_label(plot.measure)
     return f"{label}, row helps column" if plot.diverging else label
+
+
+def measure_label(measure: str) -> str:
+    """Return what the axis of an affinity is called."""
+    return {"rsa": "RSA (Spearman)", "cka": "CKA"}.get(measure, measure)
 
 
 def _outlines(tree: Tree, tasks: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], ...]:
     row = {task: i for i, task in enumerate(tasks)}
     return tuple(
-        tuple(sorted((min(map(row.__getitem__, c)), max(map(row.__getitem__, c))) for c in part if len(c) > 1))
-        for part in tree.partitions
+        tuple(sorted((min(map(row.__getitem__, c)), max(map(row.__getitem__, c))) for c in clusters if len(c) > 1))
+        for clusters in tree.partitions
     )

@@ -63,6 +63,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150)
     """Write `figure` to `path` in the format that its suffix names (.png, .svg, .pdf), atomically.
 
     Text in SVG files becomes outlines, so that they look the same everywhere. Equal figures give equal bytes.
+
+    Args:
+        figure: what `branchnet.plot` or a `draw_` function returned.
+        path: the file.
+        dpi: pixels an inch, of formats with pixels.
+
+    Raises:
+        ValueError: a suffix that matplotlib does not know.
     """
     suffix = Path(path).suffix.lower()
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -71,11 +79,15 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150)
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> tuple[str, float]:
-    """`figure` as an SVG element to put into an HTML page, and its natural width in CSS pixels.
+    """Return `figure` as an SVG element to put into an HTML page, and its natural width in CSS pixels.
 
     Text stays text; the colours of the style become CSS variables (--ink, --muted, --grid, --paper, --shared), so that
-    the picture follows the page's light or dark scheme. `prefix` keeps its ids apart from those of other pictures;
-    `label` is what a screen reader says.
+    the picture takes on the page's light or dark scheme.
+
+    Args:
+        figure: the figure.
+        prefix: of its ids, which distinguishes them from those of other pictures.
+        label: what a screen reader says.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, **_SVG, "svg.fonttype": "none"}):
@@ -93,17 +105,17 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> tuple[str, float]:
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert view is not None
     head = f'<svg role="img" aria-label="{html.escape(label)}" viewBox="0 0 {view[1]} {view[2]}">'
-    return head + svg[svg.index(">") + 1 :], float(view[1]) * 4 / 3
+    return head + svg[svg.index(">") + 1 :], float(view[1]) * 4 / 3  # 72 points and 96 CSS pixels are an inch
 
 
 def bare(axes: Axes) -> None:
-    """Take the frame and the tick marks away; tick labels stay."""
+    """Remove the frame and the tick marks of `axes`; tick labels stay."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def shorten(name: str, longest: int = 18) -> str:
-    """`name`, or its end after an ellipsis, cut at a dot where one is near: the ends of module paths differ."""
+    """Return `name`, or its end after an ellipsis, cut at a dot where one is near: the ends of module paths differ."""
     if len(name) <= longest:
         return name
     end = name[1 - longest :]

@@ -13,26 +13,28 @@ from matplotlib.ticker import PercentFormatter
 from branchnet.errors import BranchnetError
 from branchnet.reporting.plots.figures import styled
 from branchnet.reporting.plots.palette import COLOURS, GRID, INK, MUTED, PAPER
+from branchnet.reporting.units import si
 
 if TYPE_CHECKING:
     from branchnet.clustering.search_result import SearchResult
 
 Point = tuple[float, float]
-"""A tree in the plane of the plot: size as a share of the separate networks, clustering cost."""
+"""A tree in the plane of the plot: size, clustering cost."""
 
 
 @dataclass(frozen=True)
 class FrontPlot:
-    """What the plot of a Pareto front shows; every point is (share of the separate size, clustering cost).
+    """What the plot of a Pareto front shows; every point is (size, clustering cost).
 
     Attributes:
         front: trees that no other tree beats in both, by size.
         proven: for each of them, whether that is proven.
         chosen, shared, separate: the marked trees, or None.
         random: other trees, for comparison.
-        budget: share of the separate size that was allowed, or None.
+        budget: the size that was allowed, or None.
         resource: what size counts.
         objective: what cost counts.
+        relative: whether sizes are shares of the separate networks, and not in their unit.
     """
 
     front: tuple[Point, ...]
@@ -44,11 +46,12 @@ class FrontPlot:
     budget: float | None = None
     resource: str = "parameters"
     objective: str = "clustering cost"
+    relative: bool = True
 
 
 def front_plot_data(
     front: Sequence[SearchResult],
-    separate_size: float,
+    separate_size: float | None = None,
     *,
     chosen: SearchResult | None = None,
     random: Sequence[Point] = (),
@@ -56,13 +59,14 @@ def front_plot_data(
     resource: str = "parameters",
     objective: str = "clustering cost",
 ) -> FrontPlot:
-    """What the plot of `front` shows.
+    """Return what the plot of `front` shows.
 
     The fully shared and the separate trees are found on the front by their widths.
 
     Args:
         front: search results, in any order.
-        separate_size: size of the N separate networks, in the unit of the results' sizes.
+        separate_size: size of the N separate networks, in the unit of the results' sizes; by default that of the
+            separate tree where it is on the front, otherwise sizes are drawn as they are.
         chosen: the result to mark.
         random: (size, cost) of other trees, in the unit of the results' sizes.
         budget: the size that was allowed, in the same unit.
@@ -73,31 +77,42 @@ def front_plot_data(
         BranchnetError: an empty front.
     """
     if not front:
-        raise BranchnetError("the front is empty: there is no tree to draw")
-
-    def point(result: SearchResult) -> Point:
-        return (result.size / separate_size, result.cost)
-
+        raise BranchnetError("the front is empty; expected one or more results of branchnet.pareto_front")
     ordered = sorted(front, key=lambda result: (result.size, result.cost))
     n_tasks = len(ordered[0].tree.tasks)
-    shared = [point(result) for result in ordered if max(map(len, result.tree.partitions)) == 1]
-    separate = [point(result) for result in ordered if min(map(len, result.tree.partitions)) == n_tasks]
+    alone = [result for result in ordered if min(result.tree.widths) == n_tasks]
+    relative = separate_size is not None or bool(alone)
+    whole = separate_size if separate_size is not None else alone[0].size if alone else 1.0
+
+    def point(result: SearchResult) -> Point:
+        return (result.size / whole, result.cost)
+
+    shared = [point(result) for result in ordered if max(result.tree.widths) == 1]
+    separate = [point(result) for result in alone]
     return FrontPlot(
         front=tuple(map(point, ordered)),
         proven=tuple(result.proven for result in ordered),
         chosen=None if chosen is None else point(chosen),
         shared=shared[0] if shared else None,
         separate=separate[0] if separate else None,
-        random=tuple((size / separate_size, cost) for size, cost in random),
-        budget=None if budget is None else budget / separate_size,
+        random=tuple((size / whole, cost) for size, cost in random),
+        budget=None if budget is None else budget / whole,
         resource=resource,
         objective=objective,
+        relative=relative,
     )
 
 
 @styled
 def draw_front(plot: FrontPlot) -> Figure:
-    """The front as a staircase of points, hollow where not proven, with the named trees marked."""
+    """Draw the front as a staircase of points, hollow where not proven, with the named trees marked.
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
     figure = Figure(figsize=(6.4, 3.9))
     axes = figure.add_axes((0.1, 0.13, 0.86, 0.72))
     axes.grid(True)
@@ -110,9 +125,9 @@ def draw_front(plot: FrontPlot) -> Figure:
     _mark(axes, plot.shared, "s", COLOURS[4], "fully shared", 8)
     _mark(axes, plot.separate, "^", COLOURS[2], "separate", 9)
     _mark(axes, plot.chosen, "*", COLOURS[1], "chosen", 17)
-    axes.set_xlabel(f"{plot.resource}, share of the separate networks")
+    axes.set_xlabel(f"{plot.resource}, share of the separate networks" if plot.relative else plot.resource)
     axes.set_ylabel(plot.objective)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0) if plot.relative else lambda size, _: si(size))
     _limits(axes, plot)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=6, columnspacing=1.3, handletextpad=0.4)
     return figure

@@ -1,16 +1,21 @@
-"""Latency bars: the median, the spread of the runs as a line, and the ratio to a baseline."""
+"""Latencies: bars of networks with the ratio to a baseline, and curves of a table's stages by number of copies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from branchnet.inference.latency import Latency
-from branchnet.reporting.plots.figures import bare, styled
-from branchnet.reporting.plots.palette import COLOURS, INK, MUTED, SHARED
+from branchnet.reporting.plots.figures import bare, shorten, styled
+from branchnet.reporting.plots.palette import COLOURS, INK, MUTED, SHARED, series_marks
 from branchnet.reporting.units import milliseconds
+
+if TYPE_CHECKING:
+    from branchnet.inference.latency_tables import LatencyTable
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,12 @@ class LatencyPlot:
 
 
 def latency_plot_data(latencies: Mapping[str, Latency], *, baseline: str | None = None) -> LatencyPlot:
-    """What the bars of `latencies` show; `baseline` is one of the names."""
+    """Return what the bars of `latencies` show.
+
+    Args:
+        latencies: measurements by name.
+        baseline: the name that ratios are relative to, or None.
+    """
     medians = tuple(latency.median for latency in latencies.values())
     return LatencyPlot(
         names=tuple(latencies),
@@ -48,7 +58,14 @@ def latency_plot_data(latencies: Mapping[str, Latency], *, baseline: str | None 
 
 @styled
 def draw_latency(plot: LatencyPlot) -> Figure:
-    """One horizontal bar for each measurement."""
+    """Draw one horizontal bar for each measurement, a line from the 10th to the 90th percentile, and the ratios.
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
     rows = len(plot.names)
     figure = Figure(figsize=(6.4, 0.6 + 0.34 * rows))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -68,4 +85,35 @@ def draw_latency(plot: LatencyPlot) -> Figure:
     axes.grid(True, axis="x")
     axes.set_xlabel("milliseconds for one call (median; line: 10th to 90th percentile)")
     axes.tick_params(axis="x", colors=MUTED)
+    return figure
+
+
+@styled
+def draw_latency_table(table: LatencyTable) -> Figure:
+    """Draw milliseconds against the number of copies: a line for each stage, dashed where its copies are fused.
+
+    Args:
+        table: what `branchnet.latency_table` returned.
+
+    Returns:
+        a matplotlib figure.
+    """
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(True)
+    marks = series_marks(table.locations)
+    for name, apart, together in zip(table.locations, table.unfused, table.fused, strict=True):
+        colour, marker = marks[name].colour, marks[name].marker
+        values = [1e3 * latency.median for latency in apart]
+        axes.plot(table.widths, values, color=colour, marker=marker, markersize=4, label=shorten(name, 24))
+        fused = [(width, 1e3 * t.median) for width, t in zip(table.widths, together, strict=True) if t is not None]
+        if fused:
+            axes.plot(*zip(*fused, strict=True), color=colour, marker=marker, markersize=4, linestyle="--")
+    if any(latency is not None for row in table.fused for latency in row):
+        axes.plot([], [], color=INK, linestyle="--", label="as one fused computation")
+    axes.set_ylim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("copies of the stage")
+    axes.set_ylabel("milliseconds (median)")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="stage ends at")
     return figure

@@ -36,7 +36,7 @@ class MetricPlot:
 def metric_plot_data(
     single: Mapping[str, float], variants: Mapping[str, Mapping[str, float]], lower_is_better: Mapping[str, bool]
 ) -> MetricPlot:
-    """What the bars show.
+    """Return what the bars show.
 
     Args:
         single: metric of each task's single-task network.
@@ -57,7 +57,14 @@ def metric_plot_data(
 
 @styled
 def draw_metrics(plot: MetricPlot) -> Figure:
-    """Horizontal bars, a group for each task and one for the mean over all tasks at the top."""
+    """Draw horizontal bars, a group for each task and one for the mean over all tasks at the top.
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
     n_variants, rows = len(plot.variants), len(plot.tasks) + 1
     bar = 0.17 if rows <= 13 else 0.09
     row_height = bar * n_variants + 0.14

@@ -1,4 +1,4 @@
-"""Colours and marks that stay apart for colour-blind readers, in grey print, and on light and dark paper."""
+"""Colours and marks that colour-blind readers can distinguish, also in grey print, and on light and dark paper."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class Mark:
 
 
 def task_marks(tasks: Sequence[str]) -> dict[str, Mark]:
-    """One mark for each task: eight colours, and another shape each time that the colours begin again.
+    """Return one mark for each task: eight colours, and another shape each time that the colours begin again.
 
-    The first 64 marks are distinct; a task's name is always printed beside its mark.
+    The first 64 marks are distinct; a task's name is always printed next to its mark.
     """
     return {task: Mark(COLOURS[i % 8], MARKERS[i // 8 % len(MARKERS)]) for i, task in enumerate(tasks)}
 
 
 def series_marks(names: Sequence[str]) -> dict[str, Mark]:
-    """One mark for each series of a chart: both the colour and the shape change from one to the next."""
+    """Return one mark for each series of a chart: both the colour and the shape change from one to the next."""
     return {name: Mark(COLOURS[i % 8], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
 def class_palette(n_classes: int) -> npt.NDArray[np.uint8]:
-    """Colours of segmentation classes, (n_classes, 3): class 0 light grey, then the eight colours, then mixtures.
+    """Return colours of classes, (n_classes, 3): class 0 light grey, then the eight colours, then mixtures.
 
     After each round of eight the colours are mixed with black, then with white, ever more strongly.
     """
@@ -59,7 +59,13 @@ def class_palette(n_classes: int) -> npt.NDArray[np.uint8]:
 
 
 def text_on(rgb: Sequence[float]) -> str:
-    """Black or white, whichever reads better on `rgb` (three numbers in 0..1; WCAG relative luminance)."""
+    """Return black or white, whichever reads better on `rgb`.
+
+    By the relative luminance of WCAG 2.1; at 0.179 the contrast of black and of white is the same.
+
+    Args:
+        rgb: three numbers in 0..1.
+    """
     channels = np.asarray(rgb[:3], dtype=np.float64)
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return BLACK if float(linear @ [0.2126, 0.7152, 0.0722]) > 0.179 else WHITE

@@ -58,7 +58,7 @@ class SamplesPlot:
 
 
 def samples_plot_data(images: npt.NDArray[Any], tasks: Sequence[TaskSamples]) -> SamplesPlot:
-    """The rows of the grid: the images, then for each task its truth above each network's prediction.
+    """Return the rows of the grid: the images, then for each task its truth above each network's prediction.
 
     Depth and grey values of one task share one scale, that of its truth; labels that agree with the truth are marked.
 
@@ -85,8 +85,8 @@ def _check(samples: TaskSamples, n_images: int) -> None:
     for source, values in sources.items():
         if values.ndim != dimensions or len(values) != n_images:
             raise BranchnetError(
-                f"{source} of {samples.task!r} has shape {values.shape}; "
-                f"{samples.kind!r} takes {dimensions} dimensions, the first of them {n_images} (images)"
+                f"{source} of {samples.task!r} has shape {values.shape}; expected {dimensions} dimensions for "
+                f"{samples.kind!r}, the first of them {n_images} (images)"
             )
 
 
@@ -142,7 +142,14 @@ _TEXT_ROW, _PICTURE, _GAP, _SEAM, _NAME, _SOURCE = 0.22, 1.0, 0.12, 0.04, 0.08, 
 
 @styled
 def draw_samples(plot: SamplesPlot) -> Figure:
-    """The grid; right labels carry a tick, wrong ones a cross."""
+    """Draw the grid; right labels have a tick, wrong ones a cross.
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
     n_images = len(plot.rows[0].pictures) if plot.rows[0].pictures is not None else 0
     left = 0.3 + _NAME * max(len(shorten(row.task, 22)) for row in plot.rows)
     left += _SOURCE * max(len(row.source) for row in plot.rows)

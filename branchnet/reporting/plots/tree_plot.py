@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from branchnet.clustering.trees.tree import Tree
 
 _BODY = 0.7
+"""Length of a node, where stages are 1 apart: the rest is for the curves."""
 _THICKEST, _THINNEST = 0.72, 0.07
+"""In rows: below 1, so that neighbours do not touch, and above 0, so that a node without parameters is seen."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,20 @@ class TreePlot:
 
 
 def leaf_order(tree: Tree) -> tuple[str, ...]:
-    """The tasks in an order that keeps every cluster of every stage together; earlier clusters first."""
-    position = {
-        task: tuple(k for part in tree.partitions for k, cluster in enumerate(part) if task in cluster)
-        for task in tree.tasks
-    }
-    return tuple(sorted(tree.tasks, key=lambda task: position[task]))
+    """Return the tasks in an order that keeps every cluster of every stage together; earlier clusters first.
+
+    Args:
+        tree: the tree.
+    """
+    # Sorted by the clusters on the path: tasks of one cluster agree in all numbers up to that stage.
+    path = {task: [tree.cluster_of(task, stage) for stage in range(tree.depth)] for task in tree.tasks}
+    return tuple(sorted(tree.tasks, key=path.__getitem__))
 
 
 def tree_plot_data(
     tree: Tree, *, locations: Sequence[str] | None = None, stage_params: Sequence[float] | None = None
 ) -> TreePlot:
-    """Where everything in the drawing of `tree` goes.
+    """Return where everything in the drawing of `tree` goes.
 
     Args:
         tree: the tree.
@@ -88,9 +92,9 @@ def tree_plot_data(
     nodes: list[TreeNode] = []
     links: list[TreeLink] = []
     above: dict[str, int] = {}
-    for stage, part in enumerate(tree.partitions):
+    for stage, clusters in enumerate(tree.partitions):
         share = stage_params[stage] / largest if stage_params else 0.5
-        for cluster in part:
+        for cluster in clusters:
             members = tuple(sorted(cluster, key=row.__getitem__))
             centre = (row[members[0]] + row[members[-1]]) / 2
             nodes.append(TreeNode(stage, members, centre, _THINNEST + (_THICKEST - _THINNEST) * share))
@@ -103,7 +107,7 @@ def tree_plot_data(
         task_order=tuple(tree.tasks),
         locations=tuple(locations) if locations else tuple(str(d) for d in range(len(tree.partitions))),
         stage_params=tuple(map(float, stage_params)) if stage_params else None,
-        widths=tuple(len(part) for part in tree.partitions),
+        widths=tuple(tree.widths),
         nodes=tuple(nodes),
         links=tuple(links),
     )
@@ -111,7 +115,14 @@ def tree_plot_data(
 
 @styled
 def draw_tree(plot: TreePlot) -> Figure:
-    """The drawing: shared nodes grey, nodes of one task in its colour, the task's mark and name at the end."""
+    """Draw shared nodes grey, nodes of one task in its colour, and the task's mark and name at the end.
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
     rows, depth = len(plot.tasks), len(plot.locations)
     row_height = 0.5 if rows <= 8 else 0.36 if rows <= 16 else 0.25
     figure = Figure(figsize=(1.5 + 1.05 * depth, 0.9 + row_height * rows))

@@ -1,4 +1,4 @@
-"""The code that runs a part of a graph: in-place operations, devices, attribute look-ups, pickling.
+"""The code that runs a subgraph: in-place operations, devices, attribute look-ups, pickling.
 
-Which part that is, the rooms above decide.
+Which nodes make up the subgraph is decided by `stages` itself.
 """

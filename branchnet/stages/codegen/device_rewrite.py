@@ -13,7 +13,7 @@ _VARIABLE = "_device"
 
 
 def on_device_of_inputs(source: str, traced: torch.device) -> str:
-    """The code with the device of the moment for the one that it was traced on, which tracing writes down as constant.
+    """The code with the device of the moment for the one that it was traced on, which tracing records as a constant.
 
     Other constant devices stay. The code calls two names that it has to be given: `device_now` and the traced device.
     """
@@ -44,6 +44,7 @@ class _Placing(ast.NodeTransformer):
 
 def device_now(traced: torch.device, module: nn.Module, *values: Any) -> torch.device:
     """The traced device if any of the values is there, else that of the first tensor, or of the module's own."""
+    # An input left on the traced device decides: a network that spans devices keeps what its own code said.
     devices = [value.device for value in values if isinstance(value, Tensor)]
     if not devices:
         devices = [tensor.device for tensor in (*module.parameters(), *module.buffers())]

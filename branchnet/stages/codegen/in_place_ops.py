@@ -1,7 +1,7 @@
 """Write `x += y` where the network's own code does: torch.fx records `x + y`, which needs memory of its own.
 
 The graph keeps the sum as a new value, so that every analysis may take each value for what it was when it was made.
-Only the code of a piece overwrites x, and only where nothing reads x afterwards.
+Only the code of a subgraph overwrites x, and only where nothing reads x afterwards.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def is_marked(node: fx.Node) -> bool:
 def reusable(
     flow: Dataflow, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> frozenset[fx.Node]:
-    """Those nodes of a piece that may overwrite their first operand, as the network's own code does.
+    """Those nodes of a subgraph that may overwrite their first operand, as the network's own code does.
 
-    Nothing but them needs the operand's memory from then on; it is not the piece's input; and the operand depends on
-    the piece's parameters: `torch.func.vmap` over nodes that share their input can overwrite no other value.
+    Nothing but them needs the operand's memory from then on; it is not the subgraph's input; and the operand depends on
+    the subgraph's parameters: `torch.func.vmap` over nodes that share their input can overwrite no other value.
     """
     last = {source: k for k, node in enumerate(nodes) for source in node.all_input_nodes}
     last |= dict.fromkeys(outputs, len(nodes))

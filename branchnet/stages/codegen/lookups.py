@@ -45,8 +45,8 @@ def _path(node: ast.AST) -> list[str] | None:
     if isinstance(node, ast.Attribute):
         outer, name = _path(node.value), node.attr
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-        owner, key = node.args
-        outer, name = _path(owner), str(key.value) if isinstance(key, ast.Constant) else ""
+        holder, key = node.args
+        outer, name = _path(holder), str(key.value) if isinstance(key, ast.Constant) else ""
     else:
         return None
     return None if outer is None else [*outer, name]

@@ -76,6 +76,7 @@ def _named(target: Any) -> Any:
     name, module = getattr(target, "__name__", ""), getattr(target, "__module__", None)
     if isinstance(target, FunctionType) and "<locals>" in target.__qualname__:  # such as max_pool2d
         return _Function(f"{module}.{name}") if getattr(sys.modules.get(str(module)), name, None) is target else target
+    # pickle looks functions of C extensions up by a module name that they do not always have; builtins it does know.
     foreign = isinstance(target, _OF_EXTENSIONS) and not hasattr(builtins, name)
     return _Function(_get_qualified_name(target)) if foreign else target
 

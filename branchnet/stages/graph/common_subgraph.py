@@ -2,7 +2,7 @@
 
 Two nodes are the same if they do the same thing (operator, or module of equal type, settings and parameter shapes) to
 the same earlier values and give a result of the same shape and type. Names do not count. What is common is closed under
-"what it was computed from", so it starts at the inputs; several networks may run it in different orders, with parts
+"what it was computed from", so it starts at the inputs; several networks may run it in different orders, with nodes
 of their own in between.
 """
 
@@ -21,6 +21,8 @@ from branchnet.stages.graph.propagation import NodeFacts, TensorForm
 from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 
+# Settings that may differ between single-task networks of one backbone and change no result in evaluation mode, or only
+# number the layers; a shared stage keeps its donor's.
 _IGNORED_SETTINGS = frozenset(
     ("training", "p", "drop_prob", "drop_rate", "inplace", "momentum", "layer_idx", "layer_id", "layer_index")
 )
@@ -52,7 +54,7 @@ def align(flows: Sequence[Dataflow]) -> Alignment:
 
 
 def _share_queries(alignment: Alignment) -> bool:
-    """Let every network ask for the shape of a common value for which one of them asks: whether any had to be told.
+    """Let every network ask for the shape of a common value for which one of them asks: whether any query was added.
 
     A head that needs only the shape of an early tensor then does not keep that tensor alive.
     """
@@ -93,6 +95,7 @@ def node_keys(flow: Dataflow) -> dict[fx.Node, int]:
     for node in flow.order:
         facts = flow.facts[node]
         key = hash((_signature(flow, node), _argument_keys(flow, node, keys, writers), _form_key(facts.form)))
+        # Two equal computations in one network (siblings without parameters) are numbered, so that each has one key.
         seen[key] += 1
         keys[node] = hash((key, seen[key]))
         for block in facts.overwritten:
@@ -103,7 +106,7 @@ def node_keys(flow: Dataflow) -> dict[fx.Node, int]:
 def _overwrites_too_early(flow: Dataflow, keys: dict[fx.Node, int], shared: set[int]) -> set[int]:
     """Common nodes that may not run before the rest of this network, with all that depends on them.
 
-    They overwrite a value that a node outside the common part reads before.
+    They overwrite a value that a node outside the common structure reads before.
     """
     read_outside: set[int] = set()
     removed: set[fx.Node] = set()
@@ -142,9 +145,9 @@ def _plain(value: Any, key: Any) -> Any:
     if isinstance(value, fx.Node):
         return key(value)
     if isinstance(value, tuple | list):
-        return tuple(_plain(part, key) for part in value)
+        return tuple(_plain(item, key) for item in value)
     if isinstance(value, dict):
-        return tuple((name, _plain(part, key)) for name, part in sorted(value.items()))
+        return tuple((name, _plain(item, key)) for name, item in sorted(value.items()))
     if isinstance(value, slice):
         return ("slice", _plain((value.start, value.stop, value.step), key))
     return repr(value)
@@ -166,12 +169,12 @@ def module_signature(module: nn.Module) -> Any:
     return tuple(
         (
             name,
-            _qualified_name(type(part)),
-            tuple(sorted((key, repr(_setting(value))) for key, value in vars(part).items() if _is_setting(key, value))),
-            tuple((key, _setting(value)) for key, value in part.named_parameters(recurse=False)),
-            tuple((key, _setting(value)) for key, value in part.named_buffers(recurse=False)),
+            _qualified_name(type(child)),
+            tuple(sorted((k, repr(_setting(value))) for k, value in vars(child).items() if _is_setting(k, value))),
+            tuple((key, _setting(value)) for key, value in child.named_parameters(recurse=False)),
+            tuple((key, _setting(value)) for key, value in child.named_buffers(recurse=False)),
         )
-        for name, part in module.named_modules()
+        for name, child in module.named_modules()
     )
 
 
@@ -186,7 +189,7 @@ def _setting(value: Any) -> Any:
     if isinstance(value, Tensor):
         return (tuple(value.shape), str(value.dtype))
     if isinstance(value, tuple | list):
-        return tuple(_setting(part) for part in value)
+        return tuple(_setting(item) for item in value)
     if hasattr(value, "__qualname__"):  # functions: different ones compute differently
         return f"{value.__module__}.{value.__qualname__}"
     return value if isinstance(value, bool | int | float | str | torch.dtype | None) else type(value).__name__
@@ -196,7 +199,7 @@ def _form_key(form: Any) -> Any:
     if isinstance(form, TensorForm):
         return (form.shape, str(form.dtype))
     if isinstance(form, tuple | list):
-        return tuple(_form_key(part) for part in form)
+        return tuple(_form_key(item) for item in form)
     return repr(form) if isinstance(form, bool | int | float | str | torch.dtype | None) else type(form).__name__
 
 

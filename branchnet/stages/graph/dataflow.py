@@ -1,8 +1,8 @@
-"""The order in which a traced network computes, what is alive at each point, and pieces of it as graphs.
+"""The order in which a traced network computes, what is alive at each point, and subgraphs of it.
 
 A *position* p is the point after the p-th node of the order. The values *alive* at p were made at or before p and are
 used after it: everything after p depends on everything before only through them. *Free* nodes (parameters, buffers,
-constants and what is computed from constants alone) belong to no position: every piece takes those that it uses.
+constants and what is computed from constants alone) belong to no position: every subgraph takes those that it uses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Dataflow:
 
     @cached_property
     def free(self) -> frozenset[fx.Node]:
-        """Nodes that every piece may compute for itself."""
+        """Nodes that every subgraph may compute for itself."""
         free: set[fx.Node] = set()
         for node in self.trace.graph.nodes:
             if node.op == "get_attr" or (self._from_constants(node, free)):
@@ -55,18 +55,19 @@ class Dataflow:
 
     @cached_property
     def order(self) -> tuple[fx.Node, ...]:
-        """The nodes that are not free, as the network runs them; what takes a tuple apart stands right behind it."""
+        """The nodes that are not free, as the network runs them; what unpacks a tuple stands right behind it."""
         nodes = [node for node in self.trace.graph.nodes if node not in self.free and node.op != "output"]
-        parts = {node for node in nodes if _takes_apart(node)}
+        # Otherwise a cut could fall between a call and the `getitem` on its result, and would have to carry a tuple.
+        unpacking = {node for node in nodes if _unpacks(node)}
         ordered: list[fx.Node] = []
         for node in nodes:
-            if node not in parts:
-                ordered += _with_parts(node, parts)
+            if node not in unpacking:
+                ordered += _with_unpacking(node, unpacking)
         return tuple(ordered)
 
     def calls(self, node: fx.Node) -> tuple[str, ...]:
-        """The module calls that the node lies in, outermost first; what takes a result apart belongs to its maker."""
-        while _takes_apart(node) and isinstance(node.args[0], fx.Node) and node.args[0] not in self.free:
+        """The module calls that the node lies in, outermost first; what unpacks a result belongs to its maker."""
+        while _unpacks(node) and isinstance(node.args[0], fx.Node) and node.args[0] not in self.free:
             node = node.args[0]
         return module_calls(node)
 
@@ -110,6 +111,7 @@ class Dataflow:
         target = node.target
         if isinstance(target, torch._ops.OpOverload):
             return torch.Tag.nondeterministic_seeded in target.tags
+        # Functions and methods carry no tag as operators do. A name too many costs nothing: the node is then not free.
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         return any(word in name for word in ("rand", "dropout", "bernoulli", "normal", "uniform", "multinomial"))
 
@@ -117,8 +119,8 @@ class Dataflow:
 def attribute(root: nn.Module, path: str) -> Any:
     """The value at a dotted path below the root."""
     value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
+    for name in path.split("."):
+        value = getattr(value, name)
     return value
 
 
@@ -140,7 +142,7 @@ def overwritten_in(flow: Dataflow, nodes: Iterable[fx.Node]) -> frozenset[int]:
     return frozenset().union(*(flow.facts[node].overwritten for node in nodes))
 
 
-def piece(
+def subgraph(
     flow: Dataflow,
     nodes: Sequence[fx.Node],
     inputs: Sequence[fx.Node],
@@ -148,7 +150,7 @@ def piece(
 ) -> fx.Graph:
     """A graph of `nodes` from the values `inputs` to the tuple of `outputs`, or to the network's result for None.
 
-    Inputs that the nodes would overwrite are copied first, so that the piece leaves its arguments as they were.
+    Inputs that the nodes would overwrite are copied first, so that the subgraph leaves its arguments as they were.
     """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -177,19 +179,19 @@ def piece(
 
 
 def carryable(form: Any) -> bool:
-    """Whether a value can be part of a cut: a tensor, or something without tensors (sizes, numbers)."""
+    """Whether a value can be in a cut: a tensor, or something without tensors (sizes, numbers)."""
     return isinstance(form, TensorForm) or not any(isinstance(leaf, TensorForm) for leaf in tree_leaves(form))
 
 
-def _takes_apart(node: fx.Node) -> bool:
+def _unpacks(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int | str)
 
 
-def _with_parts(node: fx.Node, parts: set[fx.Node]) -> list[fx.Node]:
+def _with_unpacking(node: fx.Node, unpacking: set[fx.Node]) -> list[fx.Node]:
     ordered = [node]
     for user in node.users:
-        if user in parts and user.args[0] is node:
-            ordered += _with_parts(user, parts)
+        if user in unpacking and user.args[0] is node:
+            ordered += _with_unpacking(user, unpacking)
     return ordered
 
 

@@ -68,7 +68,7 @@ class Propagation:
 
 
 def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation:
-    """Run the graph once on the example without gradients; on real tensors where fake ones cannot follow.
+    """Run the graph once on the example without gradients; on real tensors where fake ones cannot be used.
 
     Parameters, buffers and the random state stay as they are.
     """
@@ -78,6 +78,8 @@ def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation
         with mode:
             return _run(root, graph, inputs, _faked_state(root, mode))
     except Exception:
+        # Custom kernels without a fake implementation, or code that reads values. A training run on real tensors writes
+        # to BatchNorm statistics and draws dropout masks, hence the copy and the forked random state.
         copied = copy.deepcopy(root) if root.training else root
         with torch.random.fork_rng(devices=[]):
             return _run(copied, graph, tuple(tensor.clone() for tensor in flat_example(example)), {})
@@ -145,6 +147,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         arguments = [self.env[node] for node in n.all_input_nodes]
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        # torch counts in-place writes per tensor (and per view of it): a changed number means that it was overwritten.
         versions = [tensor._version for tensor in tensors]
         flops, size = self.counter.flops, self.counter.bytes
         result = super().run_node(n)
@@ -168,4 +171,5 @@ def _form(value: Any) -> Any:
 
 
 def _storage(tensor: Tensor) -> int:
+    # Fake tensors have no data pointer; the address of the storage object itself is the same for all views of it.
     return int(tensor.untyped_storage()._cdata)

@@ -73,6 +73,7 @@ def _dimension(user: fx.Node) -> Any:
 
 
 def _behind(node: fx.Node, user: fx.Node) -> None:
+    # Its module calls are forgotten, too: the question now belongs to no call, so it does not prolong one.
     _last_of_placeholders(node).append(user)
     user.meta = {}
 

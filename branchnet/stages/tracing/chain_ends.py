@@ -1,6 +1,6 @@
-"""The parts of a network's own forward pass that lie around a chain of its modules.
+"""What a network's own forward pass computes before and after a chain of its modules.
 
-Each part is the forward pass of a copy without values, in which some modules are exchanged: it is a function of
+Either end is the forward pass of a copy without values, in which some modules are exchanged: it is a function of
 parameters, buffers and inputs.
 """
 
@@ -37,7 +37,7 @@ class _Reached(Exception):
     """Carries the arguments of the chain's first call out of the network's forward pass."""
 
 
-class Part:
+class PartialForward:
     """The network's forward pass with some modules exchanged, as a function of parameters, buffers and inputs.
 
     Attributes:
@@ -50,11 +50,12 @@ class Part:
         self._skeleton = _without_tensors(root, exchanged)
         self._keywords = tuple(example) if isinstance(example, Mapping) else ()
         signature = repr([entry for entry in module_signature(self._skeleton) if entry[0] in self._scope(root, chain)])
+        # Nodes of two networks are the same where their functions have one name, so it stands for the settings.
         self.__name__ = self.__qualname__ = f"{type(self).__name__}_{zlib.crc32(signature.encode()):08x}"
         self.__module__ = __name__
 
     def _scope(self, root: nn.Module, chain: Chain) -> set[str]:
-        """Names of the modules whose settings decide what this part computes."""
+        """Names of the modules whose settings decide what this end computes."""
         return {name for name, _ in root.named_modules()}
 
     def _run(self, values: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Any:
@@ -84,7 +85,7 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Beginning(Part):
+class Beginning(PartialForward):
     """From the inputs to the arguments of the chain's first call and the results of the modules called before it."""
 
     def __init__(self, root: nn.Module, chain: Chain, example: Example) -> None:
@@ -95,6 +96,7 @@ class Beginning(Part):
         self.arguments = 1 + len(tensors_of(recorded))
         self.count = self.arguments + sum(len(tensors_of(made.output)) for made in chain.before)
         self._before = tuple(made.path for made in chain.before)
+        self._first = chain.links[0].path
         self._find_state(root, lambda state: self(state, *flat_example(copied(example))))
 
     def _scope(self, root: nn.Module, chain: Chain) -> set[str]:
@@ -117,25 +119,28 @@ class Beginning(Part):
             self._check_fixed((tuple(others), reached.args[1]))
             found = (first, *tensors_of((tuple(others), reached.args[1])), *results)
         else:
-            raise SplitError("the network did not call the modules that it called when it was split")
+            raise SplitError(
+                f"for these inputs the network did not call {self._first!r}, which it called when it was split; "
+                "expected inputs that take the same way through its code as the example"
+            )
         finally:
             for handle in handles:
                 handle.remove()
         return found
 
     def _check_fixed(self, given: tuple[Any, ...]) -> None:
-        """The graph passes on what is no tensor as it was recorded, so another input must not change it."""
+        """The graph keeps what is not a tensor as it was recorded, so another input must not change it."""
         leaves, form = tree_flatten(given)
         pairs = [pair for pair in zip(self._fixed, leaves, strict=False) if pair[0] is not _FREE]
         if form != self.form or any(isinstance(now, Tensor) or was != now for was, now in pairs):
             raise SplitError(
                 "for these inputs the chain's modules are called with other arguments than for the example "
-                f"({[now for _, now in pairs]} instead of {[was for was, _ in pairs]}); split the network with an "
+                f"({[now for _, now in pairs]}; expected {[was for was, _ in pairs]}); split the network with an "
                 "example of their size"
             )
 
 
-class End(Part):
+class End(PartialForward):
     """From the chain's result to the network's: modules called before the chain's end give what they gave before."""
 
     def __init__(self, root: nn.Module, chain: Chain, example: Example) -> None:

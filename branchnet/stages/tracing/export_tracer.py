@@ -1,4 +1,4 @@
-"""Follow a network's forward pass with torch.export, for networks whose code torch.fx cannot follow.
+"""Trace a network's forward pass with torch.export, for networks whose code torch.fx cannot trace.
 
 The graph has operators instead of modules; parameters and buffers keep their names. What the code decided from values
 other than sizes is fixed as the example decided it, and so is the mode.
@@ -35,31 +35,36 @@ _CHECKS = frozenset(
 
 
 def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace:
-    """Follow the network in the mode that it is in.
+    """Trace the network in the mode that it is in.
 
     Args:
         network: a borrowed structure.
         example: what it takes; with a batch of at least two where the batch is to stay free.
         dynamic: `"sizes"` keeps batch and lengths free, `"batch"` the batch alone, `"none"` neither.
 
+    Returns:
+        A trace whose graph has operators of ATen; parameters and buffers keep their names.
+
     Raises:
-        SplitError: torch.export cannot follow it; the cause is chained.
+        SplitError: torch.export cannot trace it; the cause is chained.
     """
     inner = transformed(network, example)
     args, kwargs = call_arguments(inner)
     shapes = _dynamic_shapes(inner, dynamic)
     try:
         with _without_dumps(), _SimpleSizes():
+            # Not strict: Python runs the code itself. Strict mode traces bytecode with Dynamo and refuses far more.
             program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
         module = program.module(check_guards=False)
     except Exception as error:
-        raise SplitError(f"torch.export cannot follow {type(network).__name__}: {where(error)}") from error
+        raise SplitError(f"torch.export cannot trace {type(network).__name__}: {where(error)}") from error
     graph = _plain_graph(module, network)
     if PREPROCESSING in network._modules:
         _start_with_preprocessing(graph)
     return Trace(network, graph, "export")
 
 
+# A stride or a padding adds two or three operations to a size, and sizes are nested layer by layer.
 _MOST_OPERATIONS = 24
 
 
@@ -87,7 +92,7 @@ def _operations(sizes: Sequence[Any]) -> int:
 
 @contextmanager
 def _without_dumps() -> Iterator[None]:
-    """Keep back the graphs that torch prints when it fails; what else was printed follows on success."""
+    """Hold back the graphs that torch prints when it fails; what else was printed is written out on success."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before, printed = logger.disabled, io.StringIO()
     logger.disabled = True
@@ -109,6 +114,8 @@ def _dynamic_shapes(example: Example, dynamic: str) -> Any:
 
 
 def _dynamic_shape(tensor: Tensor, batch: int | None, dynamic: str) -> dict[int, Any] | None:
+    # The order of dimensions decides what may be free: floats are (batch, channels, sizes...) and the weights fix the
+    # channels; integers are (batch, length...).
     free = {0: Dim.AUTO} if tensor.dim() and tensor.shape[0] == batch and dynamic != "none" else {}
     if dynamic == "sizes":
         first = 2 if tensor.is_floating_point() else 1
@@ -120,6 +127,7 @@ def _plain_graph(module: fx.GraphModule, root: nn.Module) -> fx.Graph:
     """The exported graph without its checks, with values that the root does not have put there."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
+    # torch.export puts look-ups of constants before the placeholders; fx wants placeholders first. The sort is stable.
     nodes = sorted(module.graph.nodes, key=lambda node: node.op != "placeholder")
     for node in nodes:
         if node.target in _CHECKS or (node.op == "call_module" and node.target == "_guards_fn"):
@@ -137,16 +145,16 @@ def _plain_graph(module: fx.GraphModule, root: nn.Module) -> fx.Graph:
 
 def _provide(root: nn.Module, module: fx.GraphModule, path: str) -> None:
     """Give the root a constant that exporting made; its own parameters and buffers stay."""
-    owner: Any = root
+    target: Any = root
     source: Any = module
-    for part in path.split(".")[:-1]:
-        source = getattr(source, part)
-        if not hasattr(owner, part):
-            owner.add_module(part, nn.Module())
-        owner = getattr(owner, part)
-    name = path.rpartition(".")[2]
-    if not hasattr(owner, name):
-        setattr(owner, name, getattr(source, name))
+    *parents, name = path.split(".")
+    for parent in parents:
+        source = getattr(source, parent)
+        if not hasattr(target, parent):
+            target.add_module(parent, nn.Module())
+        target = getattr(target, parent)
+    if not hasattr(target, name):
+        setattr(target, name, getattr(source, name))
 
 
 def _start_with_preprocessing(graph: fx.Graph) -> None:

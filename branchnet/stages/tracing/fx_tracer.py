@@ -1,8 +1,8 @@
-"""Follow a network's forward pass with torch.fx, keeping modules without children whole.
+"""Trace a network's forward pass with torch.fx, keeping modules without children whole.
 
 A module without children is kept as one node, so dropout, drop-path and batch normalisation keep their behaviour in
-both modes and every parameter keeps its name. A module whose code fx cannot follow (it looks at values, say) is kept
-whole too, and the network is followed again around it.
+both modes and every parameter keeps its name. A module whose code fx cannot trace (it looks at values, say) is kept
+whole too, and the network is traced again around it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,17 @@ from branchnet.stages.interface import Example, call_arguments
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""
 
+# Each try finds one more type of module to keep whole. A network has a few such types: at 40, something else is wrong.
 _MOST_RETRIES = 40
-_FOLLOWED = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)
+# Containers of torch.nn that are entered; all other modules of torch.nn stay one node.
+_ENTERED = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.Transformer,
+)
 
 
 @dataclass
@@ -76,10 +85,18 @@ def borrow(network: nn.Module) -> nn.Module:
 
 
 def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = ()) -> Trace:
-    """Follow the network in the mode that it is in. Its structure is used as it is: pass a borrowed copy.
+    """Trace the network in the mode that it is in. Its structure is used as it is: pass a borrowed copy.
+
+    Args:
+        network: a borrowed structure.
+        example: what it takes.
+        kept_whole: types of modules that are kept as one node from the start.
+
+    Returns:
+        A trace whose graph has modules without children as nodes.
 
     Raises:
-        SplitError: the network's own forward cannot be followed; the cause is chained.
+        SplitError: the network's own forward cannot be traced; the cause is chained.
     """
     whole = set(kept_whole)
     for _ in range(_MOST_RETRIES):
@@ -88,12 +105,12 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
             graph = tracer.trace(network)
         except Exception as error:
             if tracer.culprit is None or tracer.culprit in whole:
-                raise SplitError(f"torch.fx cannot follow {type(network).__name__}: {where(error)}") from error
+                raise SplitError(f"torch.fx cannot trace {type(network).__name__}: {where(error)}") from error
             whole.add(tracer.culprit)
             continue
         settle_queries(graph)
         return Trace(network, graph, "fx", frozenset(whole))
-    raise SplitError(f"torch.fx cannot follow {type(network).__name__}: too many modules that it cannot enter")
+    raise SplitError(f"torch.fx cannot trace {type(network).__name__}: too many modules that it cannot enter")
 
 
 def transformed(root: nn.Module, example: Example) -> Example:
@@ -130,6 +147,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, example: Example, whole: set[type]) -> None:
         modules, functions, leaves = _library_lists()
+        # Shapes of parameters are plain numbers then: code such as `weight.shape[0] // 2` runs as Python.
         super().__init__((math, *modules), functions, param_shapes_constant=True)
         self._example = example
         self._whole = whole | leaves
@@ -143,14 +161,15 @@ class _Tracer(fx.Tracer):
         """Whether the module stays one node."""
         if module_qualified_name == PREPROCESSING:
             return True
+        # A parametrised weight is computed from others when it is read, which only the module's own call does.
         if type(m) in self._whole or isinstance(m, torch.jit.ScriptModule) or hasattr(m, "parametrizations"):
             return True
         if next(m.children(), None) is None:
             return True
-        return type(m).__module__.startswith("torch.nn") and not isinstance(m, _FOLLOWED)
+        return type(m).__module__.startswith("torch.nn") and not isinstance(m, _ENTERED)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Follow or keep the module; remember the innermost one that could not be followed."""
+        """Enter or keep the module; remember the innermost one that could not be traced."""
         if isinstance(m, torch._dynamo.OptimizedModule):
             return m._orig_mod(*args, **kwargs)
         try:

@@ -47,7 +47,7 @@ class Chain:
 
 
 def find_chain(root: nn.Module, example: Example) -> Chain:
-    """The chain with the most parameters.
+    """Find the chain with the most parameters.
 
     Raises:
         SplitError: no module takes what another one returned.
@@ -58,7 +58,10 @@ def find_chain(root: nn.Module, example: Example) -> Chain:
         siblings.setdefault(made.parent, []).append(made)
     runs = [run for group in siblings.values() for run in _runs(group)]
     if not runs:
-        raise SplitError(f"{type(root).__name__} has no two modules of which one takes what the other returns")
+        raise SplitError(
+            f"{type(root).__name__} has no two modules of which one takes what the other returns; expected a run of "
+            "layers, each called with the result of the one before"
+        )
     links = max(runs, key=lambda run: sum(p.numel() for made in run for p in made.module.parameters()))
     around = links[0].enclosing
     ended = [made for made in calls[: calls.index(links[0])] if made not in around]
@@ -103,7 +106,7 @@ def _runs(siblings: Sequence[ModuleCall]) -> list[list[ModuleCall]]:
 def _linked(before: ModuleCall, after: ModuleCall, reused: Collection[int]) -> bool:
     """Whether the second call takes the first one's result, and otherwise what the first one took.
 
-    Tensors made anew for each call are compared by value. Of two tensors of which one goes to several calls, as masks
+    Tensors made again for each call are compared by value. Of two tensors of which one goes to several calls, as masks
     of layers of two kinds do, equal values are chance: they differ for another input.
     """
     if not (before.args and after.args) or after.args[0] is not _first(before.output):

@@ -1,4 +1,4 @@
-"""Follow a network as a chain of module calls, for networks whose own code neither torch.fx nor torch.export follows.
+"""Trace a network as a chain of module calls, for networks whose own code neither torch.fx nor torch.export can trace.
 
 The chain is a run of calls in which each takes what the one before returned, such as the layers of a transformer. The
 code around it stays Python: the graph begins with the network's forward pass up to the chain and ends with the same
@@ -17,25 +17,36 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, Interface, call, flat_example
-from branchnet.stages.tracing.chain_ends import Beginning, End, Part
+from branchnet.stages.tracing.chain_ends import Beginning, End, PartialForward
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, where
 from branchnet.stages.tracing.module_calls import Chain, ModuleCall, copied, find_chain, run_apart
 
 
 def trace_chain(root: nn.Module, example: Example) -> Trace:
-    """Follow the network in the mode that it is in, and compare the result with it on two inputs.
+    """Trace the network in the mode that it is in, and compare the result with it on two inputs.
+
+    Args:
+        root: a borrowed structure, without a transform.
+        example: what it takes.
+
+    Returns:
+        A trace whose graph is the pass up to the chain, the modules of the chain, and the pass after it.
 
     Raises:
         SplitError: it has no chain of module calls, or running it as one changes its outputs.
     """
     name = type(root).__name__
     if PREPROCESSING in root._modules:
-        raise SplitError(f"{name} can only be followed as a chain of modules, and then takes no transform")
+        raise SplitError(
+            f"{name} can only be traced as a chain of modules, and then takes no transform; expected transforms= "
+            "without it: put the preprocessing into the network or the data"
+        )
     try:
         chain = find_chain(root, example)
         graph = _graph(root, chain, example)
+        # The second input shows values that the chain keeps from the example although they depend on the input.
         for inputs in (example, Interface.of(example).random(seed=1)):
-            if not _agrees(root, graph, inputs):
+            if not _reproduces(root, graph, inputs):
                 raise SplitError(f"running {name} as the chain {chain.links[0].path}, ... changes its outputs")
     except SplitError:
         raise
@@ -68,8 +79,8 @@ def _input_names(example: Example) -> list[str]:
     return [f"input_{k}" if k else "input" for k in range(len(flat_example(example)))]
 
 
-def _state(graph: fx.Graph, part: Part) -> dict[str, fx.Node]:
-    return {name: graph.get_attr(name) for name in part.state}
+def _state(graph: fx.Graph, end: PartialForward) -> dict[str, fx.Node]:
+    return {name: graph.get_attr(name) for name in end.state}
 
 
 def _stack(made: ModuleCall) -> dict[str, tuple[str, type]]:
@@ -82,7 +93,7 @@ def _refilled(recorded: Any, tensors: Iterable[Any]) -> list[Any]:
     return [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(recorded)]
 
 
-def _agrees(root: nn.Module, graph: fx.Graph, example: Example) -> bool:
+def _reproduces(root: nn.Module, graph: fx.Graph, example: Example) -> bool:
     """Whether the graph gives the network's outputs, and leaves its buffers and the random state as it does."""
     wanted, found = (
         run_apart(root, lambda run=run: (run(), torch.rand(1), [b.clone() for b in root.buffers()]))  # type: ignore[misc]

@@ -1,4 +1,8 @@
-"""Follow a network in both modes by the most faithful way that works, and check the result against the network."""
+"""Trace a network in both modes by the most faithful method that works, and check the result against the network.
+
+torch.fx keeps modules as they are; torch.export turns them into operators; a chain of module calls leaves the code
+around it to Python. They are tried in this order.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,16 @@ from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, borrow, tra
 from branchnet.stages.tracing.module_chain import trace_chain
 from branchnet.utils.modes import mode_of
 
+# A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted.
 _WHOLE_SHARE = 0.25
+# Exported operators may be other kernels than the modules' (decompositions), so float32 results differ by rounding,
+# relative to the largest output.
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class Followed:
-    """A network followed in evaluation mode and, where possible, in training mode.
+class TracedNetwork:
+    """A network traced in evaluation mode and, where possible, in training mode.
 
     Attributes:
         network: the network as it was given, without wrappers.
@@ -45,29 +52,48 @@ class Followed:
     eval_only: str | None
 
 
-def follow_all(
+def trace_all(
     networks: Mapping[str, nn.Module], example: Example, transforms: Mapping[str, nn.Module]
-) -> list[Followed]:
-    """Follow every network by the same way, so that they can be compared."""
+) -> list[TracedNetwork]:
+    """Trace every network by the same method, so that their graphs can be compared.
+
+    Args:
+        networks: networks by task.
+        example: what all of them take.
+        transforms: preprocessing of the first input by task; may lack tasks.
+
+    Returns:
+        One traced network per task, in order.
+
+    Raises:
+        SplitError: the arguments do not fit together, or a network cannot be traced.
+    """
     if not isinstance(networks, Mapping):
-        raise SplitError(f"networks must be a mapping of task names to networks; a {type(networks).__name__} was given")
+        raise SplitError(
+            f"networks is a {type(networks).__name__}; expected a mapping of task names to networks, such as "
+            '{"depth": network}'
+        )
     if not networks:
-        raise SplitError("there are no networks to split")
+        raise SplitError("networks is empty; expected at least one network by task name")
     if unknown := sorted(set(transforms) - set(networks)):
-        raise SplitError(f"transforms are given for {unknown}, which are no networks; there are {sorted(networks)}")
+        raise SplitError(f"transforms names unknown tasks {unknown}; expected some of {sorted(networks)}")
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
     for root in roots:
         _check_example(root, example)
-    traces = _alike([_trace(root, example) for root in roots], example)
+    traces = _by_one_method([_trace(root, example) for root in roots], example)
     return [
         _complete(unwrap(network), trace, example) for network, trace in zip(networks.values(), traces, strict=True)
     ]
 
 
-def follow(network: nn.Module, example: Example) -> Followed:
-    """Follow one network."""
-    return follow_all({"network": network}, example, {})[0]
+def trace_network(network: nn.Module, example: Example) -> TracedNetwork:
+    """Trace one network.
+
+    Raises:
+        SplitError: it cannot be traced.
+    """
+    return trace_all({"network": network}, example, {})[0]
 
 
 def _check_example(root: nn.Module, example: Example) -> None:
@@ -75,7 +101,7 @@ def _check_example(root: nn.Module, example: Example) -> None:
         return
     name = type(root).__name__
     try:
-        with mode_of(root), torch.no_grad():
+        with mode_of(root, training=False), torch.no_grad():
             outputs = _outputs(root, example)
             if PREPROCESSING not in root._modules:
                 return
@@ -89,15 +115,18 @@ def _check_example(root: nn.Module, example: Example) -> None:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
         raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
     if _apart(expected, outputs) > _ROUNDING:
-        raise SplitError(f"{name} runs all modules that it holds, a transform among them: hold it in another module")
+        raise SplitError(
+            f"{name} runs all modules that it holds, a transform among them; expected a forward that names its "
+            "modules: hold it in another module"
+        )
 
 
 def _without_values(root: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in (*root.parameters(), *root.buffers()))
 
 
-def _alike(traces: list[Trace], example: Example) -> list[Trace]:
-    """The traces, all by the same way and with the same types of modules kept whole."""
+def _by_one_method(traces: list[Trace], example: Example) -> list[Trace]:
+    """The traces, all by the same method and with the same types of modules kept whole."""
     methods = {trace.method for trace in traces}
     if len(methods) > 1:
         method, again = ("chain", _by_chain) if "chain" in methods else ("export", _by_export)
@@ -116,7 +145,7 @@ def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool)
 
 
 def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
-    """A class of sequences in which the transform that is added to them is no step."""
+    """A class of sequences in which the transform that is added to them is not a step."""
 
     def steps(self: nn.Sequential) -> Iterator[nn.Module]:
         transform = self._modules.get(PREPROCESSING)
@@ -140,7 +169,7 @@ def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
                 shapes[task] = tuple(transform(flat_example(example)[0].clone()).shape)
     if len(set(shapes.values())) > 1:
         text = ", ".join(f"{task}: {shape}" for task, shape in shapes.items())
-        raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text})")
+        raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text}); expected one")
 
 
 def _trace(root: nn.Module, example: Example) -> Trace:
@@ -149,7 +178,7 @@ def _trace(root: nn.Module, example: Example) -> Trace:
     A network whose own code decides by values is refused: a chain of its modules would fix what the example decided.
 
     Raises:
-        SplitError: no way works; it says why each failed.
+        SplitError: no method works; it says why each failed.
     """
     found = None
     reasons = []
@@ -179,7 +208,7 @@ def _trace(root: nn.Module, example: Example) -> Trace:
 
 
 def _by_fx(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
-    with mode_of(root):
+    with mode_of(root, training=False):
         return _verified(trace_fx(root, example, whole), example)
 
 
@@ -188,7 +217,7 @@ def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
 
 
 def _by_chain(root: nn.Module, example: Example) -> Trace:
-    with mode_of(root):
+    with mode_of(root, training=False):
         return _verified(trace_chain(root, example), example)
 
 
@@ -201,11 +230,11 @@ def _by_export(root: nn.Module, example: Example) -> Trace:
             return _exported(root, example, "batch")
         with suppress(SplitError):
             return _exported(root, example, "none")
-        raise first
+        raise first  # the error of the freest export says most about the network's own code
 
 
 def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
-    with mode_of(root):
+    with mode_of(root, training=False):
         trace = trace_export(root, example if dynamic == "none" else _at_least_two(example), dynamic=dynamic)
         return replace(_verified(trace, example), dynamic=dynamic)
 
@@ -228,16 +257,16 @@ def _largest_node(trace: Trace) -> int:
     return max(sizes)
 
 
-def _complete(network: nn.Module, trace: Trace, example: Example) -> Followed:
+def _complete(network: nn.Module, trace: Trace, example: Example) -> TracedNetwork:
     root = trace.root
-    with mode_of(root):
+    with mode_of(root, training=False):
         evaluation = Dataflow(trace, propagate(root, trace.graph, example))
     try:
         with mode_of(root, training=True):
             training = _training_flow(trace, example)
     except Exception as error:
-        return Followed(network, root, evaluation, None, f"its training mode cannot be followed: {error}")
-    return Followed(network, root, evaluation, training, None)
+        return TracedNetwork(network, root, evaluation, None, f"its training mode cannot be traced: {error}")
+    return TracedNetwork(network, root, evaluation, training, None)
 
 
 def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
@@ -264,8 +293,8 @@ def _output_form(trace: Trace, propagation: Propagation, example: Example) -> Tr
 def _verified(trace: Trace, example: Example) -> Trace:
     """The trace, if it gives what the network gives; with the network's own form of output.
 
-    Networks without values (on the meta device) cannot be checked. A graph of modules must agree exactly, a graph of
-    operators up to rounding.
+    Networks without values (on the meta device) cannot be checked. A graph of modules must be bit-exact, a graph of
+    operators equal up to rounding.
 
     Raises:
         SplitError: the outputs differ.
@@ -278,7 +307,7 @@ def _verified(trace: Trace, example: Example) -> Trace:
     allowed = _ROUNDING if trace.method == "export" else 0.0
     difference = _apart(expected, got)
     if difference > allowed:
-        raise SplitError(f"following {type(trace.root).__name__} with {trace.method} changes its outputs")
+        raise SplitError(f"tracing {type(trace.root).__name__} with {trace.method} changes its outputs")
     spec = tree_structure(expected)
     return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import branchnet
 from branchnet.data import LAYOUTS, SEGMENTS, scenes
+from branchnet.models import create
 from branchnet.reporting.plots.samples_plot import Kind, TaskSamples
 from branchnet.specification.yaml_text import dump_yaml
 from branchnet.training import Metric, accuracy, mean_absolute_error, mean_angle, mean_iou, rmse
@@ -49,7 +49,7 @@ class SceneTask:
 
     def network(self) -> nn.Module:
         """A new network for the task."""
-        return branchnet.create("branchnet:scene_network", outputs=self.outputs, kind=self.kind)
+        return create("branchnet:scene_network", outputs=self.outputs, kind=self.kind)
 
     def samples(self, name: str, labels: Tensor, outputs: Mapping[str, Tensor]) -> TaskSamples:
         """Truth and each network's predictions for some images, in the form in which they are drawn."""

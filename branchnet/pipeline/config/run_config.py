@@ -1,26 +1,23 @@
-"""The config of `branchnet run`: which networks, which images, which budget.
+"""How a run goes, and the config of `branchnet run`: which networks, which images, which budget.
 
 A config names Python factories, which are imported and called: it is trusted code, unlike an architecture spec.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from branchnet.clustering import OBJECTIVES
-from branchnet.errors import DataError, SpecError
+from branchnet.errors import SpecError
 from branchnet.specification.sections import NetworkSection
-from branchnet.specification.validation import RuleError
+from branchnet.specification.validation import RuleError, model_problems
 from branchnet.utils.document_keys import Keys
 
+Kind = Literal["classification", "regression"]
 FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
@@ -44,11 +41,11 @@ class NetworkConfig(_Strict):
     constructor: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
-    kind: Literal["classification", "regression"] = "regression"
+    kind: Kind = "regression"
     loss: FactoryName | None = None
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """Not exactly one way to make the network, or a constructor that is none."""
+        """Not exactly one way to make the network, or an unknown constructor."""
         if (self.factory is None) == (self.constructor is None):
             return [((), "needs either a factory or a constructor")]
         if self.constructor is None:
@@ -77,13 +74,10 @@ class ImagesConfig(_Strict):
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-class RunConfig(_Strict):
-    """A whole run. The verbs that do one step read from it what they need.
+class RunOptions(_Strict):
+    """How a run goes, whatever its networks and images; what `branchnet.run` and a config have in common.
 
     Attributes:
-        networks: the single-task networks by task.
-        images: unlabelled images: the probe, the distillation set and the held-out set are taken from them.
-        budget: e.g. `60% params`, `25e6 params`, `4 GMACs`; `branchnet run` needs it.
         objective: how trees are judged by the affinity.
         locations: where to branch: a number of places, their names, or nothing for branchnet's choice.
         probe: how many images the networks are compared on.
@@ -91,19 +85,14 @@ class RunConfig(_Strict):
         steps: batches of distillation for each branched network; 0 leaves the donors' weights.
         batch_size: images in a batch.
         learning_rate: peak learning rate.
-        baselines: what the chosen tree is compared with, trained alike.
+        baselines: what the chosen tree is compared with, trained in the same way.
         random_trees: how many random trees of about the chosen one's size, where they are among the baselines; fewer
             where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
             default the medoid of the tasks that a node serves.
         seed: decides the split of the images and the order of the batches.
-        labels: `package.module:function`, returns K labels for each task, in the order of the images; only affinities
-            by gradients need them.
     """
 
-    networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
-    images: ImagesConfig
-    budget: str | None = None
     objective: str = "mean-pair"
     locations: Annotated[int, Field(ge=1)] | list[str] | None = None
     probe: Annotated[int, Field(ge=3)] = 500
@@ -115,72 +104,72 @@ class RunConfig(_Strict):
     random_trees: Annotated[int, Field(ge=1, le=100)] = 3
     donor: str | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    labels: FactoryName | None = None
+
+    @classmethod
+    def checked(cls, **options: Any) -> RunOptions:
+        """The options, each checked.
+
+        Args:
+            **options: the attributes above.
+
+        Raises:
+            SpecError: every option that is wrong.
+        """
+        try:
+            return RunOptions.model_validate(options)
+        except ValidationError as error:
+            raise SpecError([f"{keys[0]}: {text}" for keys, text in model_problems(error, RunOptions)]) from error
 
     @model_validator(mode="after")
-    def _known_names(self) -> RunConfig:
-        problems: list[tuple[Keys, str]] = [
+    def _follows_rules(self) -> RunOptions:
+        if problems := self.problems():
+            raise RuleError(problems)
+        return self
+
+    def problems(self) -> list[tuple[Keys, str]]:
+        """An unknown objective."""
+        if self.objective in OBJECTIVES:
+            return []
+        return [(("objective",), f"unknown objective {self.objective!r} (expected one of {', '.join(OBJECTIVES)})")]
+
+
+class RunConfig(RunOptions):
+    """A whole run. The verbs that do one step read from it what they need.
+
+    Attributes:
+        networks: the single-task networks by task.
+        images: unlabelled images: the probe, the distillation set and the held-out set are taken from them.
+        budget: e.g. `60% params`, `25e6 params`, `4 GMACs`; `branchnet run` needs it.
+        labels: `package.module:function`, returns K labels for each task, in the order of the images; only affinities
+            by gradients need them.
+    """
+
+    networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
+    images: ImagesConfig
+    budget: str | None = None
+    labels: FactoryName | None = None
+
+    def problems(self) -> list[tuple[Keys, str]]:
+        """What is wrong with the options or the networks, or a donor that is none of the tasks."""
+        found: list[tuple[Keys, str]] = [
             (("networks", task, *keys), text)
             for task, network in self.networks.items()
             for keys, text in network.problems()
         ]
         if self.donor is not None and self.donor not in self.networks:
-            problems.append((("donor",), f"{self.donor!r} is no task (one of {', '.join(self.networks)} would be)"))
-        if self.objective not in OBJECTIVES:
-            problems.append((("objective",), f"{self.objective!r} is none (one of {', '.join(OBJECTIVES)} would be)"))
-        if problems:
-            raise RuleError(problems)
-        return self
+            found.append((("donor",), unknown_donor(self.donor, self.networks)))
+        return found + super().problems()
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of each task."""
+        return {task: network.kind for task, network in self.networks.items()}
+
+    def options(self) -> dict[str, Any]:
+        """The options by name, as `branchnet.run` takes them."""
+        return {name: getattr(self, name) for name in RunOptions.model_fields}
 
 
-def find_function(name: str, folder: Path) -> Any:
-    """The function that `package.module:function` names; modules beside the config are found too.
-
-    Raises:
-        SpecError: no such module or function.
-    """
-    module_name, function_name = name.split(":")
-    with _importable(folder):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise SpecError(f"{name!r}: {error} (looked beside the config and in the environment)") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
-    return function
-
-
-def call_factory(name: str, folder: Path) -> Any:
-    """Call the function that `package.module:function` names without arguments.
-
-    Raises:
-        SpecError: no such module or function, or one that needs arguments.
-    """
-    function = find_function(name, folder)
-    try:
-        inspect.signature(function).bind()
-    except TypeError as error:
-        raise SpecError(f"factory {name!r} is called without arguments: {error}") from error
-    return function()
-
-
-def one_source(images: ImagesConfig) -> str:
-    """Name the one source of images that the config gives.
-
-    Raises:
-        DataError: none, or more than one.
-    """
-    given = [name for name in ("folder", "npz", "factory") if getattr(images, name) is not None]
-    if len(given) != 1:
-        raise DataError(f"images: exactly one of folder, npz and factory is needed; given: {given or 'none'}")
-    return given[0]
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder.resolve()))
+def unknown_donor(donor: str, tasks: Mapping[str, object]) -> str:
+    """What an error says of a donor that is none of the tasks."""
+    return f"unknown task {donor!r} (expected one of {', '.join(tasks)})"

@@ -1,0 +1,86 @@
+"""Parts in processes of their own: what crashes or hangs there is recorded, and the rest goes on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpu_parts.pages import write_page
+from gpu_parts.plan import Part
+from gpu_parts.records import Record
+from gpu_parts.settings import Settings
+
+GRACE = 5.0
+"""Seconds that a process gets beyond its time before it is killed with everything that it started."""
+TAIL = 4000
+"""Characters of its output that are kept of a process that ended in the middle of a unit."""
+
+
+def run_parts(records: Mapping[Part, Record], settings: Settings, arguments: argparse.Namespace, until: float) -> None:
+    """Measure the missing units of some parts, in one process, until the time is up; after a failure in a new one."""
+    print(f"\n== {', '.join(part.name for part in records)} ({until - time.time():.0f} s at most)", flush=True)
+    log = arguments.results / f"{next(iter(records)).name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    least = min(part.least for part in records)
+    progress = True
+    while progress and missing(records) and time.time() + least < until:
+        before = measured(records)
+        ended = _run(list(records), arguments, until, log)
+        text = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        for part, record in records.items():
+            if record.blame(f"{ended}\n{text}"):
+                write_page(part, record, settings)
+        progress = measured(records) > before
+    log.unlink(missing_ok=True)
+
+
+def missing(records: Mapping[Part, Record]) -> bool:
+    """Whether something is still to be measured."""
+    return any(record.missing != [] for record in records.values())
+
+
+def measured(records: Mapping[Part, Record]) -> int:
+    """How many units have an outcome."""
+    return sum(len(record.read()["units"]) for record in records.values())
+
+
+def _run(parts: list[Part], arguments: argparse.Namespace, until: float, log: Path) -> str:
+    """Run one process to its end, show what it prints, and say how it ended."""
+    command = [sys.executable, "-u", str(Path(sys.argv[0]).resolve()), "--measure"]
+    command += ["--parts", *(part.name for part in parts), "--device", arguments.device]
+    command += ["--until", str(until), "--results", str(arguments.results)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            shown = _show_while_running(process, log, until + GRACE)
+        finally:
+            running = process.poll() is None
+            if running:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    _show(log, shown)
+    return "ran past its time and was killed" if running else f"the process ended with {process.returncode}"
+
+
+def _show_while_running(process: subprocess.Popen[bytes], log: Path, end: float) -> int:
+    shown = log.stat().st_size
+    while process.poll() is None and time.time() < end:
+        shown = _show(log, shown)
+        time.sleep(0.2)
+    return shown
+
+
+def _show(log: Path, start: int) -> int:
+    """Print what was logged from `start` on; give its end."""
+    with log.open("rb") as written:
+        written.seek(start)
+        text = written.read()
+    print(text.decode(errors="replace"), end="", flush=True)
+    return start + len(text)

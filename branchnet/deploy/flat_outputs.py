@@ -1,0 +1,73 @@
+"""A branched network as exporters understand it: plain arguments, and outputs that are tensors by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.call_inputs import Input
+from branchnet.errors import BuildError
+
+_SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size)
+_LEFT_OUT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_SIZES)
+"""What an output may hold next to its tensors: constants, which the exported file leaves out."""
+
+
+class FlatOutputs(nn.Module):
+    """A branched network with plain arguments whose outputs are tensors by name: what exporters understand.
+
+    A task with several tensors gives `task.key` or `task.0`, `task.1`, ...
+
+    Args:
+        network: the network.
+        names: the inputs' names, where it takes named ones.
+        all_of: whether values that exporters cannot unpack are refused; otherwise they are left out.
+    """
+
+    def __init__(self, network: BranchedNetwork, names: Sequence[str] = (), *, all_of: bool = True) -> None:
+        super().__init__()
+        self.network = network
+        self.all_of = all_of
+
+        def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+            return self.outputs(kwargs or (args if len(args) > 1 else args[0]))
+
+        if names:
+            # torch.export asks for the dynamic shapes of named arguments, and cannot describe `**kwargs`.
+            parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+            forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = forward
+
+    def outputs(self, x: Input) -> dict[str, Tensor]:
+        """Return every tensor of every task's output by its name.
+
+        Raises:
+            BuildError: two outputs of one name, a value that exporters cannot unpack, or a task without a tensor.
+        """
+        named = {}
+        for task, output in self.network(x).items():
+            for keys, value in pytree.tree_flatten_with_path(output)[0]:
+                name = ".".join((task, *(str(_key(key)) for key in keys)))
+                if name in named:
+                    raise BuildError(f"two outputs are called {name!r}; expected different names; rename a task")
+                if isinstance(value, Tensor):
+                    named[name] = value
+                elif self.all_of and not isinstance(value, _LEFT_OUT):
+                    raise BuildError(
+                        f"the output of {task!r} holds a {type(value).__name__}, which exporters cannot unpack; "
+                        "expected tensors in tuples, lists or dicts, or a class registered with torch.utils._pytree"
+                    )
+            if self.all_of and not any(name == task or name.startswith(f"{task}.") for name in named):
+                raise BuildError(f"the output of {task!r} holds no tensor; expected one; leave the task out of tasks=")
+        return named
+
+
+def _key(key: Any) -> Any:
+    """The name or number in a step of a path through nested outputs."""
+    return next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind))

@@ -1,0 +1,111 @@
+"""One writer for each export format: it writes the file, loads it again and returns what runs the loaded model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from branchnet.deploy.flat_outputs import FlatOutputs
+from branchnet.deploy.model_card import input_names
+from branchnet.deploy.weight_files import load_weights, save_weights
+from branchnet.errors import BuildError
+from branchnet.inference.torch_compile import compiler_problem, device_of
+from branchnet.stages import Example, call, flat_example
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_ONNX_BYTES = 2_000_000_000
+"""A protobuf message, which an ONNX file is, holds less than 2 GiB."""
+
+
+def _traced(flat: FlatOutputs, example: Example, dynamic: bool) -> ExportedProgram:
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (flat_example(example), {})
+    shapes: Any = None
+    if dynamic:
+        batch, symbol = batch_size(example), torch.export.Dim("batch", min=1)
+
+        def shape_of(tensor: Tensor) -> dict[int, Any]:
+            return {0: symbol} if tensor.dim() and tensor.shape[0] == batch else {}
+
+        named = {name: shape_of(tensor) for name, tensor in kwargs.items()}
+        shapes = named if kwargs else {"args": tuple(shape_of(tensor) for tensor in args)}
+    return torch.export.export(flat, args, kwargs, dynamic_shapes=shapes)
+
+
+def _write_pt2(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+    torch.export.save(_traced(flat, example, dynamic), path)
+    loaded = torch.export.load(path).module()
+    return lambda x: call(loaded, x)
+
+
+def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    if problem := compiler_problem(device_of(flat)):
+        raise BuildError(f"AOTInductor cannot compile here: {problem}; use format='pt2' or 'onnx'")
+    aoti_compile_and_package(_traced(flat, example, dynamic), package_path=str(path))
+    index = next((t.device.index for t in flat.parameters() if t.is_cuda and t.device.index is not None), -1)
+    loaded: Any = aoti_load_package(str(path), device_index=index)
+    return lambda x: call(loaded, x)
+
+
+def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BuildError(f"ONNX export needs {error.name}: pip install 'branchnet[export]'") from error
+    size = sum(tensor.numel() * tensor.element_size() for tensor in flat.state_dict().values())
+    if size > _ONNX_BYTES:
+        raise BuildError(
+            f"the weights are {size:,} bytes; expected at most {_ONNX_BYTES:,} in one ONNX file; use fewer tasks= or "
+            "format='pt2'"
+        )
+    names = list(call(flat, example))
+    inputs = input_names(example)
+    if both := [name for name in names if name in inputs]:
+        raise BuildError(
+            f"{both[0]!r} is an input and an output of the file; expected different names; rename that task"
+        )
+    program = torch.onnx.export(
+        _traced(flat, example, dynamic), input_names=inputs, output_names=names, dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(x: Example) -> dict[str, Tensor]:
+        arrays = {name: tensor.numpy(force=True) for name, tensor in zip(inputs, flat_example(x), strict=True)}
+        return {name: torch.from_numpy(array) for name, array in zip(names, session.run(names, arrays), strict=True)}
+
+    return run
+
+
+def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+    save_weights(flat.network, path)
+    # Loaded into zeros: weights that the file lacks cannot pass for those of the network.
+    emptied = FlatOutputs(copy.deepcopy(flat.network), all_of=False)
+    for tensor in (*emptied.parameters(), *emptied.buffers()):
+        tensor.zero_()
+    load_weights(emptied.network, path)
+    return lambda x: call(emptied, x)
+
+
+WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, bool], Callable[[Example], Any]]] = {
+    "pt2": _write_pt2,
+    "aoti": _write_aoti,
+    "onnx": _write_onnx,
+    "safetensors": _write_safetensors,
+}
+"""By format what writes a file and returns the function that was loaded from it."""
+
+
+def batch_size(example: Example) -> int:
+    """Return the length of dimension 0 of the example's first tensor that has one."""
+    return next((tensor.shape[0] for tensor in flat_example(example) if tensor.dim()), 0)

@@ -1,0 +1,158 @@
+"""What a config names, made: networks with their weights, images, and the functions of one's own modules."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from branchnet.data import ImageFolder, load_images
+from branchnet.data.samples import Samples, read_samples
+from branchnet.deploy import load_weights
+from branchnet.errors import DataError, SpecError
+from branchnet.models import create
+from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
+from branchnet.pipeline.problem import as_samples
+
+BYTES_IN_MEMORY = 2 * 2**30
+
+
+def make_networks(config: RunConfig, folder: Path, *, device: torch.device | None = None) -> dict[str, nn.Module]:
+    """Call the factories and constructors, and load the weights.
+
+    Args:
+        config: the config.
+        folder: where it lies; paths in it are relative to that.
+        device: where the networks shall be.
+
+    Returns:
+        The networks by task, in eval mode.
+
+    Raises:
+        SpecError: a factory or constructor that is missing or makes no network.
+        CheckpointError: weights that are missing, damaged or do not fit.
+    """
+    networks = {}
+    for task, wanted in config.networks.items():
+        network = make_network(wanted, folder)
+        if not isinstance(network, nn.Module):
+            made = f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}"
+            raise SpecError(f"{made} (expected a torch.nn.Module)")
+        if wanted.weights is not None:
+            load_weights(network, folder / wanted.weights)
+        networks[task] = network.eval() if device is None else network.eval().to(device)
+    return networks
+
+
+def make_network(wanted: NetworkConfig, folder: Path) -> Any:
+    """Call the factory or the constructor of one network."""
+    if wanted.constructor is not None:
+        with torch.random.fork_rng(devices=[]):  # initial weights draw random numbers
+            return create(wanted.constructor, **wanted.arguments)
+    return call_factory(str(wanted.factory), folder)
+
+
+def read_images(config: RunConfig, folder: Path) -> Samples:
+    """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
+
+    Args:
+        config: the config.
+        folder: where it lies.
+
+    Returns:
+        The reader of K images.
+
+    Raises:
+        DataError: not exactly one source, or images that cannot be read.
+    """
+    wanted = config.images
+    source = one_source(wanted)
+    if source == "factory":
+        return as_samples(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
+    scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
+    if source == "npz":
+        return read_samples(load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale))
+    files = ImageFolder(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
+    if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
+        return read_samples(files)
+    return read_samples(load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale))
+
+
+def one_source(images: ImagesConfig) -> str:
+    """Name the one source of images that the config gives.
+
+    Args:
+        images: that section of the config.
+
+    Returns:
+        `"folder"`, `"npz"` or `"factory"`.
+
+    Raises:
+        DataError: none, or more than one.
+    """
+    given = [name for name in ("folder", "npz", "factory") if getattr(images, name) is not None]
+    if len(given) != 1:
+        raise DataError(f"images: exactly one of folder, npz and factory is needed; given: {given or 'none'}")
+    return given[0]
+
+
+def find_function(name: str, folder: Path) -> Any:
+    """The function that `package.module:function` names; modules next to the config are found too.
+
+    Args:
+        name: the name.
+        folder: where the config lies.
+
+    Returns:
+        The function.
+
+    Raises:
+        SpecError: no such module or function.
+    """
+    module_name, function_name = name.split(":")
+    with _importable(folder):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise SpecError(f"{name!r}: {error} (looked next to the config and in the environment)") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
+    return function
+
+
+def call_factory(name: str, folder: Path) -> Any:
+    """Call the function that `package.module:function` names without arguments.
+
+    Args:
+        name: the name.
+        folder: where the config lies.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        SpecError: no such module or function, or one that needs arguments.
+    """
+    function = find_function(name, folder)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise SpecError(f"factory {name!r} is called without arguments: {error}") from error
+    return function()
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))

@@ -1,0 +1,224 @@
+"""`branchnet.run`: from trained networks and images to the branched network of a budget, measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from branchnet.builder import BranchedNetwork
+from branchnet.clustering import Budget
+from branchnet.data.samples import Source, count_samples
+from branchnet.pipeline.config.run_config import Kind, RunOptions
+from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_distillation
+from branchnet.pipeline.problem import Problem, make_problem
+from branchnet.pipeline.run_outputs import write_results
+from branchnet.pipeline.run_result import RunResult
+from branchnet.pipeline.steps import Results, Trees, check_budget, find_trees, judge, train_networks
+from branchnet.pipeline.workspace import Workspace
+from branchnet.reporting import TaskSamples, report
+from branchnet.stages import split_all
+from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.progress import silence
+
+if TYPE_CHECKING:
+    from branchnet.training import Metric
+
+
+def run(
+    networks: Mapping[str, nn.Module],
+    images: Source,
+    budget: Budget | str,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    objective: str = "mean-pair",
+    locations: int | Sequence[str] | None = None,
+    probe: int = 500,
+    held_out: float = 0.2,
+    steps: int = 1000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    baselines: Sequence[str] = ("shared", "random"),
+    random_trees: int = 3,
+    donor: str | None = None,
+    seed: int = 0,
+    kinds: Mapping[str, Kind] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    compiled: bool = True,
+    command: str = "",
+    quiet: bool = False,
+) -> RunResult:
+    """Find, build, distil and measure the branched network of a budget; no labels are needed.
+
+    The images are divided: the networks are compared (RSA) on a probe, the branched network and the baselines are
+    distilled on the training part, which holds the probe, and everything is measured on the held-out part, by how well
+    it agrees with the single-task networks. `branchnet run` is this function, called with what a config names.
+
+    Args:
+        networks: trained single-task networks by task, on the device where they shall run; two or more. They are not
+            changed.
+        images: K samples that can be read by number, in tensors, a list or a Dataset, as `branchnet.data.read_samples`
+            takes them; labels with them are not read.
+        budget: the size that the branched network may have: `"60% params"`, `"25e6 params"`, `"4 GMACs"`, `"4 ms"`.
+        folder: where the network, the affinities, the measurements and a page are written, and where finished steps
+            are kept: the same call goes on where it was interrupted. None writes nothing.
+        objective: how trees are judged by the affinity, see `branchnet.clustering.objectives`.
+        locations: where to branch: a number of places, their names, or None for branchnet's choice.
+        probe: how many images the networks are compared on.
+        held_out: share of the images that the results are measured on and nothing is trained on.
+        steps: batches of distillation for each branched network; 0 leaves the donors' weights.
+        batch_size: images in a batch.
+        learning_rate: peak learning rate.
+        baselines: what the chosen tree is compared with, trained in the same way: `"shared"`, `"random"`, or nothing.
+        random_trees: how many random trees of about the chosen one's size, fewer where the budget admits fewer.
+        donor: the task whose weights every node that serves it starts from; None for the medoid of a node's tasks.
+        seed: decides the division of the images and the order of the batches.
+        kinds: for each task `"regression"` (measured by the explained variance, the default) or `"classification"` (by
+            the top-1 agreement, and by the KL divergence).
+        metrics: metrics (`branchnet.training.Metric`) of some tasks instead of those of their kinds; targets are the
+            outputs of the single-task network.
+        compiled: measure latencies compiled, too, where torch.compile works.
+        command: the shell command or Python line that the page names as the way to make all of this again.
+        quiet: no progress and no messages on stderr.
+
+    Returns:
+        The tree, the network, the comparison, the report, and what they were found from.
+
+    Raises:
+        SpecError: options that are wrong, all of them named; fewer than two networks; unknown tasks.
+        DataError: images that cannot be read, or too few; a folder that is a file.
+        SplitError: networks without a common structure.
+        BudgetError: a budget below the smallest tree; `smallest` says its size.
+        TrainingError: a loss that diverges.
+
+    Examples:
+        >>> made = branchnet.create("branchnet:scene_network", outputs=1, width=4)
+        >>> nets = {"depth": made, "edges": branchnet.create("branchnet:scene_network", outputs=1, width=4)}
+        >>> images = branchnet.data.scenes(30, size=32).images
+        >>> result = branchnet.run(nets, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
+        >>> list(result.network(images[:2]))
+        ['depth', 'edges']
+        >>> [network.name for network in result.comparison.networks]
+        ['separate', 'branched']
+    """
+    options = RunOptions.checked(
+        objective=objective,
+        locations=locations,
+        probe=probe,
+        held_out=held_out,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        baselines=baselines,
+        random_trees=random_trees,
+        donor=donor,
+        seed=seed,
+    )
+    workspace = Workspace(folder, quiet=quiet)
+    with ExitStack() as inside:
+        for network in networks.values():
+            if isinstance(network, nn.Module):
+                inside.enter_context(evaluation_mode(network))
+        if quiet:
+            inside.enter_context(silence())
+        problem = make_problem(
+            networks,
+            images,
+            budget,
+            options,
+            kinds=kinds,
+            metrics=metrics,
+            compiled=compiled,
+            resumable=folder is not None,
+        )
+        trees = find_trees(problem, workspace)
+        trained = train_networks(problem, trees, workspace)
+        results = judge(problem, trees, trained, workspace)
+        return finish(problem, trees, trained["branched"], results, workspace, command=command)
+
+
+def finish(
+    problem: Problem,
+    trees: Trees,
+    branched: BranchedNetwork,
+    results: Results,
+    workspace: Workspace,
+    *,
+    command: str = "",
+    samples: Sequence[TaskSamples] = (),
+) -> RunResult:
+    """Put the results together, and write them where there is a folder.
+
+    Args:
+        problem: what was asked.
+        trees: what was found.
+        branched: the network of the chosen tree.
+        results: what was measured.
+        workspace: where the results go.
+        command: what makes all of this again.
+        samples: truth and predictions of the first test images.
+
+    Returns:
+        The result.
+    """
+    result = RunResult(
+        tree=trees.chosen.tree,
+        network=branched,
+        comparison=results.comparison,
+        report=report(branched, problem.example, latency=False),
+        folder=workspace.directory,
+        budget=problem.budget,
+        affinity=trees.affinity,
+        search=trees.chosen,
+        front=tuple(trees.front),
+        stability=results.stability,
+        trees=trees.compared,
+        further=results.further,
+    )
+    if result.folder is not None:
+        write_results(result, problem, trees, result.folder, command=command, samples=samples)
+    return result
+
+
+def plan_run(problem: Problem) -> Plan:
+    """The plan of a whole run: comparing, and distilling the chosen tree and the baselines.
+
+    Args:
+        problem: what is asked.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SplitError: networks without a common structure.
+        BudgetError: a budget of parameters or multiply-adds below the smallest tree.
+    """
+    options = problem.options
+    staged = split_all(problem.networks, problem.example, locations=options.locations)
+    first = next(iter(staged.values()))
+    if problem.budget.unit != "latency":  # milliseconds would have to be measured
+        heads = {task: network.head_cost for task, network in staged.items()}
+        check_budget(problem, first.locations, first.costs, heads)
+    plan = plan_comparison(
+        Plan("run"),
+        problem.networks,
+        problem.example,
+        count=count_samples(problem.probe),
+        batch_size=options.batch_size,
+        cut_bytes=[cost.cut_bytes for cost in first.costs],
+    )
+    trees = 1 + ("shared" in options.baselines) + ("random" in options.baselines) * options.random_trees
+    return plan_distillation(
+        plan,
+        f"distil {trees} branched networks, {options.steps} batches each (at most: as slow as separate networks)",
+        list(problem.networks.values()),
+        problem.example,
+        steps=options.steps * trees,
+        batch_size=options.batch_size,
+        activations=sum(
+            cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
+        ),
+    )

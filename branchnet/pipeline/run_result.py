@@ -1,0 +1,93 @@
+"""What a run gives: the network, how it was found, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from branchnet.affinity import Affinity
+from branchnet.builder import BranchedNetwork
+from branchnet.clustering import Budget, SearchResult, Stability, Tree
+from branchnet.reporting import Comparison, Report
+from branchnet.reporting.conclusion import verdict
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What `branchnet.run` found, built and measured.
+
+    Attributes:
+        tree: which tasks share which stage in the branched network.
+        network: the branched network, distilled and in eval mode.
+        comparison: the separate networks, the branched one and the baselines: size, latency, every task's metric.
+        report: what the branched network costs.
+        folder: where the results were written, or None.
+        budget: the size that was allowed.
+        affinity: how well each pair of tasks could share each stage.
+        search: the chosen tree with its cost, its bound, and whether it is proven best.
+        front: the trees that no other tree beats in both parameters and cost.
+        stability: how often the same tree is chosen on bootstrap replicates of the probe.
+        trees: the trees that were built and trained, the chosen one (`"branched"`) first.
+        further: further metrics, by label and network.
+        threads: threads that the CPU used.
+    """
+
+    tree: Tree
+    network: BranchedNetwork
+    comparison: Comparison
+    report: Report
+    folder: Path | None
+    budget: Budget
+    affinity: Affinity
+    search: SearchResult
+    front: tuple[SearchResult, ...]
+    stability: Stability
+    trees: Mapping[str, Tree]
+    further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def __str__(self) -> str:
+        """The tree, how sure its choice is, and what was gained and lost."""
+        return f"{self.tree}\n{self.certainty}\n{verdict(self.comparison)}"
+
+    @property
+    def certainty(self) -> str:
+        """How sure the choice of the tree is, in a few words."""
+        return f"the same tree in {100 * self.stability.same_tree:.0f}% of bootstrap replicates"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was measured, as JSON values; latencies in seconds."""
+        chosen, comparison = self.search, self.comparison
+        return {
+            "budget": str(self.budget),
+            "objective": chosen.objective,
+            "chosen": {
+                "cost": chosen.cost,
+                "size": chosen.size,
+                "lower_bound": chosen.lower_bound,
+                "proven": chosen.proven,
+                "method": chosen.method,
+            },
+            "trees": {name: [list(map(list, stage)) for stage in tree.partitions] for name, tree in self.trees.items()},
+            "same_tree_in_replicates": self.stability.same_tree,
+            "metrics": dict(comparison.metric_names),
+            "networks": {
+                network.name: {
+                    "params": network.params,
+                    "flops": network.flops,
+                    "latency": {
+                        how: asdict(latency) | {"median": latency.median} for how, latency in network.latency.items()
+                    },
+                    "metrics": dict(network.metrics),
+                    "further": {label: values[network.name] for label, values in self.further.items()},
+                    "delta": comparison.delta(network),
+                }
+                for network in comparison.networks
+            },
+            "threads": self.threads,
+            "torch": torch.__version__,
+        }

@@ -1,0 +1,106 @@
+"""Losses over the steps of training: each step thin, and their running mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from branchnet.errors import BranchnetError
+from branchnet.reporting.plots.figures import styled
+from branchnet.reporting.plots.palette import MUTED, task_marks
+
+if TYPE_CHECKING:
+    from branchnet.training import History
+
+_WINDOWS = 25
+"""The running mean is over a 25th of the steps: short enough to follow a curve, long enough to smooth batches."""
+
+
+@dataclass(frozen=True)
+class HistoryPlot:
+    """What the plot of a training history shows.
+
+    Attributes:
+        tasks: task names.
+        losses: for each task its loss at every step.
+        smoothed: the mean of each loss over the last `window` steps (of fewer at the start).
+        window: that number of steps.
+        resumed_at: the step at which training was resumed, or None.
+        logarithmic: whether losses are drawn on a logarithmic scale: all of them are positive.
+    """
+
+    tasks: tuple[str, ...]
+    losses: tuple[tuple[float, ...], ...]
+    smoothed: tuple[tuple[float, ...], ...]
+    window: int
+    resumed_at: int | None
+    logarithmic: bool
+
+
+def history_plot_data(history: History) -> HistoryPlot:
+    """Return what the plot of `history` shows.
+
+    Args:
+        history: what `fit` or `distill` returned.
+
+    Raises:
+        BranchnetError: a history without steps.
+    """
+    steps = max((len(losses) for losses in history.losses.values()), default=0)
+    if not steps:
+        raise BranchnetError("the history has no losses; expected at least one step of training")
+    window = math.ceil(steps / _WINDOWS)
+    return HistoryPlot(
+        tasks=tuple(history.losses),
+        losses=tuple(tuple(losses) for losses in history.losses.values()),
+        smoothed=tuple(_running_mean(losses, window) for losses in history.losses.values()),
+        window=window,
+        resumed_at=history.resumed_at or None,
+        logarithmic=all(loss > 0 for losses in history.losses.values() for loss in losses),
+    )
+
+
+def _running_mean(values: tuple[float, ...], window: int) -> tuple[float, ...]:
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return tuple(((sums[ends] - sums[starts]) / (ends - starts)).tolist())
+
+
+@styled
+def draw_history(plot: HistoryPlot) -> Figure:
+    """Draw one curve for each task; a dotted line marks where training was resumed.
+
+    Args:
+        plot: what to show.
+
+    Returns:
+        a matplotlib figure.
+    """
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(True)
+    marks = task_marks(plot.tasks)
+    for task, losses, smoothed in zip(plot.tasks, plot.losses, plot.smoothed, strict=True):
+        steps = np.arange(1, len(losses) + 1)
+        if plot.window > 1:
+            axes.plot(steps, losses, color=marks[task].colour, linewidth=0.5, alpha=0.35)
+        marker: Any = {"marker": marks[task].marker, "markersize": 4, "markevery": max(1, len(losses) // 8)}
+        axes.plot(steps, smoothed, color=marks[task].colour, linewidth=1.6, label=task, **marker)
+    if plot.resumed_at is not None:
+        axes.axvline(plot.resumed_at, color=MUTED, linestyle=":", label="resumed")
+    if plot.logarithmic:
+        axes.set_yscale("log")
+        # Plain numbers: the style prints `$` as it is, for tasks' names, and so cannot set powers of ten.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss" if plot.window == 1 else f"loss (thick: mean of {plot.window} steps)")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure

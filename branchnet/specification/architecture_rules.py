@@ -1,0 +1,34 @@
+"""Rules of a specification that concern several values: each gives the places and the texts of what breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from branchnet.specification.sections import InputSection
+from branchnet.utils.document_keys import Keys
+
+
+def name_problems(section: str, names: Sequence[str]) -> list[tuple[Keys, str]]:
+    """List names in a section that are empty, or occur more than once."""
+    empty = [((section, i), "is empty") for i, name in enumerate(names) if not name]
+    twice = [((section, i), f"{name!r} occurs twice") for i, name in enumerate(names) if name in names[:i]]
+    return [*empty, *twice]
+
+
+def input_problems(section: InputSection | Sequence[InputSection] | None) -> list[tuple[Keys, str]]:
+    """List what is wrong with the inputs: each tensor's own problems, and names of some tensors but not of others."""
+    if section is None:
+        return []
+    if isinstance(section, InputSection):
+        named = [(("input", "name"), "one tensor alone has no name (write a list of one)")] if section.name else []
+        return [*named, *inside("input", section.problems())]
+    names = [tensor.name for tensor in section]
+    problems = [(("input", i, *keys), text) for i, tensor in enumerate(section) for keys, text in tensor.problems()]
+    if len({name is None for name in names}) == 2:
+        return [*problems, (("input",), "names some of its tensors (name all or none)")]
+    return problems + name_problems("input", [name for name in names if name is not None])
+
+
+def inside(section: str, problems: Sequence[tuple[Keys, str]]) -> list[tuple[Keys, str]]:
+    """Return problems of a section with their places counted from the top of the file."""
+    return [((section, *keys), text) for keys, text in problems]

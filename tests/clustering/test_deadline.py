@@ -1,0 +1,30 @@
+"""A search's progress is drawn where it is asked for; time limits are kept."""
+
+import pytest
+from clustering_instances import rsa_like_affinity
+
+from branchnet.clustering import search
+from branchnet.clustering.deadline import OutOfTime, Watch
+
+
+def test_progress_is_drawn_only_if_asked_for(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    for shown in (False, True):
+        search(rsa_like_affinity(5, 2, 0), [1.0, 2.0], "60% params", progress=shown)
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert ("solving exactly" in captured.err) == shown
+
+
+def test_steps_after_the_limit_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("branchnet.clustering.deadline.time.monotonic", lambda: now[0])
+    watch, free = Watch(5.0), Watch()
+    now[0] = 104.9
+    watch.step()
+    now[0] = 105.1
+    free.step()
+    with pytest.raises(OutOfTime, match="time limit"):
+        watch.step(0)

@@ -1,0 +1,76 @@
+"""Distillation on the GPU: as on the CPU, with teachers elsewhere, and resumed where it was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import branchnet
+from branchnet.training import Teachers
+from branchnet.training.loop import Group, History, optimize
+
+from .toys import TASKS, branched, images, networks
+
+X = images(64, seed=9)
+
+
+def distilled(device: str, teachers_on: str, *, recorded_bytes: int = 2**31) -> branchnet.training.History:
+    donors = {task: network.to(teachers_on) for task, network in networks().items()}
+    network = branched(branchnet.Tree.shared(TASKS, 3)).to(device)
+    teachers = Teachers(donors, X, recorded_bytes=recorded_bytes, progress=False)
+    history = branchnet.distill(network, teachers, X, steps=30, batch_size=16, learning_rate=1e-2, progress=False)
+    assert {parameter.device.type for parameter in network.parameters()} == {device}
+    assert {parameter.device.type for donor in donors.values() for parameter in donor.parameters()} == {teachers_on}
+    return history
+
+
+def test_distillation_takes_the_steps_that_it_takes_on_the_cpu(device: str) -> None:
+    found, expected = distilled(device, device), distilled("cpu", "cpu")
+    for task in TASKS:
+        assert found.losses[task][0] == pytest.approx(expected.losses[task][0], rel=1e-3)
+        assert found.losses[task][4] == pytest.approx(expected.losses[task][4], rel=5e-2)
+    assert sum(found.losses[task][-1] for task in TASKS) < 0.9 * sum(found.losses[task][0] for task in TASKS)
+
+
+@pytest.mark.parametrize("recorded_bytes", [0, 2**31])
+def test_teachers_may_be_on_the_cpu(device: str, recorded_bytes: int) -> None:
+    found = distilled(device, "cpu", recorded_bytes=recorded_bytes)
+    assert found.losses["scene"][0] == pytest.approx(distilled(device, device).losses["scene"][0], rel=1e-3)
+
+
+def test_the_generator_of_the_device_is_saved_too(device: str, tmp_path: Path) -> None:
+    x, y = torch.rand(24, 5).to(device), torch.rand(24, 2).to(device)
+
+    def trained(*, interrupt_at: int | None = None, checkpoint: Path | None = None) -> History:
+        torch.manual_seed(7)
+        network = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)).to(device).train()
+        steps = itertools.count()
+
+        def losses(index: Tensor) -> Mapping[str, Tensor]:
+            if next(steps) == interrupt_at:
+                signal.raise_signal(signal.SIGINT)
+            return {"a": (network(x[index]) - y[index]).square().mean()}
+
+        return optimize(
+            network,
+            losses,
+            [Group(list(network.parameters()), 1e-2)],
+            samples=24,
+            steps=12,
+            batch_size=8,
+            seed=3,
+            description="test",
+            progress=False,
+            checkpoint=checkpoint,
+        )
+
+    expected = trained()
+    with pytest.raises(KeyboardInterrupt):
+        trained(interrupt_at=4, checkpoint=tmp_path / "run.pt")
+    assert trained(checkpoint=tmp_path / "run.pt").losses == expected.losses

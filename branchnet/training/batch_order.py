@@ -24,12 +24,12 @@ class BatchOrder:
     def __init__(self, samples: Samples, batch_size: int, seed: int) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self._step = 0
-        self._batches = self._read()
+        self._batches = _epochs(samples, batch_size, seed)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of this step, which is not before that of the call before."""
-        if self.samples.by_number and self.samples.count is not None:
-            return self.samples.take(sample_indices(step, self.samples.count, self.batch_size, self.seed))
+        """The batch of this step, which comes after that of the call before."""
+        if self.samples.by_number:
+            return self.samples.take(sample_indices(step, self.samples.known_count, self.batch_size, self.seed))
         with torch.random.fork_rng(devices=[]):
             while self._step < step:
                 next(self._batches)
@@ -37,18 +37,16 @@ class BatchOrder:
         self._step += 1
         return next(self._batches)
 
-    def _read(self) -> Iterator[Batch]:
-        for epoch in count():
-            batches = self.samples.batches(self.batch_size)
-            with seeded((self.seed * 1_000_003 + epoch) % 2**63):  # a loader draws its order before its first batch
-                first = next(batches, None)
-            if first is None:
-                raise DataError(f"no batch was read in epoch {epoch}; expected an iterable that starts again each time")
-            yield first
-            yield from self._full(batches)
 
-    def _full(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Leave out the last batch of an epoch where it was cut short here: BatchNorm could not train on one sample."""
+def _epochs(samples: Samples, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Read the samples without end; a last batch that was cut short here is left out, as it may be a single sample."""
+    for epoch in count():
+        batches = samples.batches(batch_size)
+        with seeded((seed * 1_000_003 + epoch) % 2**63):  # a loader draws its order before its first batch
+            first = next(batches, None)
+        if first is None:
+            raise DataError(f"no batch was read in epoch {epoch}; expected an iterable that starts again each time")
+        yield first
         for batch in batches:
-            if self.samples.kind == "batched" or len(batch) == self.batch_size:
+            if samples.kind == "batched" or len(batch) == batch_size:
                 yield batch

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from branchnet.pipeline.run_config import RunConfig
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import branchnet
@@ -17,6 +16,8 @@ from branchnet.data import ImageFolder, to_images
 from branchnet.data.samples import Samples
 from branchnet.errors import DataError
 from branchnet.pipeline import problem
+from branchnet.pipeline.config import config_sources
+from branchnet.pipeline.config.run_config import RunConfig
 
 BYTES = torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = to_images(BYTES)
@@ -47,8 +48,8 @@ NETWORKS = {
 
 
 def read(returned: Any, monkeypatch: pytest.MonkeyPatch) -> Samples:
-    monkeypatch.setattr(problem, "call_factory", lambda name, folder: returned)
-    return problem.read_images(CONFIG, Path(), NETWORKS)
+    monkeypatch.setattr(config_sources, "call_factory", lambda name, folder: returned)
+    return config_sources.read_images(CONFIG, Path())
 
 
 @pytest.mark.parametrize(
@@ -78,10 +79,10 @@ def test_a_run_takes_whatever_can_be_read_by_number(make: Callable[[], Any], mon
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (None, "must return images.*a NoneType; expected"),
-        (torch.rand(20), "must return images.*expected more than a number"),
+        (None, "images: factory 'made:images': expected images.*a NoneType; expected"),
+        (torch.rand(20), "expected images.*expected more than a number"),
         ((image for image in IMAGES), "can be read once only"),
-        (DataLoader(TensorDataset(IMAGES), 4), "must return images.*expected samples that can be read by number"),
+        (DataLoader(TensorDataset(IMAGES), 4), "expected images.*expected samples that can be read by number"),
     ],
 )
 def test_what_a_run_cannot_divide_is_refused(returned: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +102,8 @@ def test_a_folder_that_is_read_on_demand_gives_the_same_as_one_in_memory(
     )
     found = []
     for limit in (0, 2**30):
-        monkeypatch.setattr(problem, "BYTES_IN_MEMORY", limit)
-        samples = problem.read_images(config, Path(), NETWORKS)
+        monkeypatch.setattr(config_sources, "BYTES_IN_MEMORY", limit)
+        samples = config_sources.read_images(config, Path())
         assert isinstance(samples.source, ImageFolder) is (limit == 0)
         found.append(torch.cat([batch.inputs for batch in problem.divide(samples, config)[0].batches(7)]))
     assert torch.equal(*found)

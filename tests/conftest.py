@@ -1,4 +1,7 @@
-"""Lets torchvision's CUDA build be imported next to a CPU build of torch; skips tests of GPUs where there is none."""
+"""Lets torchvision's CUDA build be imported next to a CPU build of torch; skips tests of GPUs where there is none.
+
+And what tests of several rooms need.
+"""
 
 from __future__ import annotations
 
@@ -33,3 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none"))
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips where torch.compile does not work. To ask is to compile something, so only what compiles asks."""
+    from branchnet.inference import compiler_problem
+
+    if problem := compiler_problem():
+        pytest.skip(f"torch.compile does not work here: {problem}")

@@ -10,10 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from affinity.toys import Block, Staged, given, images, rows, small_cnn
 from branchnet.affinity import cka, pwcca, rsa
 from branchnet.errors import AffinityError
+from tests.affinity.toys import Block, Staged, given, images, rows, small_cnn
 
 MEASURES = {
     "rsa": rsa,

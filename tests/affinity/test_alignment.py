@@ -8,8 +8,7 @@ import torch
 
 from branchnet.affinity import cka
 from branchnet.errors import AffinityError
-
-from .toys import given, images, rows, small_cnn
+from tests.affinity.toys import given, images, rows, small_cnn
 
 
 def tables(inputs: int = 20) -> list[torch.Tensor]:

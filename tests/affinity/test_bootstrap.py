@@ -10,8 +10,7 @@ from scipy.stats import spearmanr
 from branchnet.affinity import cka, compare_rdms, rdm, rsa
 from branchnet.affinity.bootstrap import draw_weights, resample_entries
 from branchnet.errors import AffinityError
-
-from .toys import given, images, rows, small_cnn
+from tests.affinity.toys import given, images, rows, small_cnn
 
 
 def related(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,8 +15,7 @@ from torch import nn
 
 from branchnet.affinity import rsa
 from branchnet.errors import AffinityError
-
-from .toys import Block, Staged, images, small_cnn
+from tests.affinity.toys import Block, Staged, images, small_cnn
 
 
 class Counting(nn.Module):

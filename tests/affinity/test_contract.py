@@ -15,8 +15,7 @@ from torch import nn
 
 from branchnet.affinity import Affinity, cka, procrustes, pwcca, rsa, svcca
 from branchnet.errors import AffinityError
-
-from .toys import Block, Staged, given, images, rows, small_cnn
+from tests.affinity.toys import Block, Staged, given, images, rows, small_cnn
 
 MEASURES = {
     "rsa": rsa,

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from branchnet.affinity import Affinity
+from tests.affinity.distributed_worker import MEASURES
+from tests.affinity.toys import images, small_cnn
 
-from .distributed_worker import MEASURES
-from .toys import images, small_cnn
-
-WORKER = Path(__file__).with_name("distributed_worker.py")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -23,8 +22,9 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 def test_equals_one_process(processes: int, inputs: int, tmp_path: Path) -> None:
     """Four networks on three processes: one is read by all of them together, in uneven shares of the probe."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["--module", "tests.affinity.distributed_worker", str(tmp_path), str(inputs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(WORKER), str(tmp_path), str(inputs)], check=True, env=environment, timeout=550)
+    subprocess.run(command, cwd=ROOT, check=True, env=environment, timeout=550)
     networks = {f"task{seed}": small_cnn(seed) for seed in range(5)}
     for name, measure in MEASURES.items():
         single = measure(networks, images(inputs), batch_size=5)

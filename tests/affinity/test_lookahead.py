@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from branchnet.affinity import gradient_affinity, probing_cost
 from branchnet.errors import AffinityError
-
-from .toys import Block
+from tests.affinity.toys import Block
 
 ORACLE = json.loads((Path(__file__).parents[1] / "facts" / "tag_affinity_micro_oracle.json").read_text())
 TASKS = ("t0", "t1", "t2")

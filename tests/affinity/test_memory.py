@@ -20,8 +20,7 @@ from branchnet.affinity import cka, compare_rdms, pwcca, rdm, rsa
 from branchnet.affinity.features.feature_buffer import Keeper
 from branchnet.affinity.features.memory_plan import Chunk, default_limit, plan_passes
 from branchnet.errors import AffinityError
-
-from .toys import Staged, given, images, rows, small_cnn
+from tests.affinity.toys import Staged, given, images, rows, small_cnn
 
 INPUTS = 40
 WIDTHS = (6 * 8 * 8, 12 * 3 * 3, 6)

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from branchnet.affinity import rsa
 from branchnet.errors import AffinityError, DataError
-
-from .toys import Block, Staged, images, small_cnn
+from tests.affinity.toys import Block, Staged, images, small_cnn
 
 
 def pair() -> dict[str, Staged]:

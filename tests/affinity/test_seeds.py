@@ -10,8 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 from branchnet.affinity import compare_rdms, rdm, rsa
-
-from .toys import given, rows
+from tests.affinity.toys import given, rows
 
 INPUTS = 30
 

@@ -11,8 +11,7 @@ from sklearn.cross_decomposition import CCA
 
 from branchnet.affinity import procrustes, pwcca, svcca
 from branchnet.errors import AffinityError
-
-from .toys import given, rows
+from tests.affinity.toys import given, rows
 
 
 def tables(inputs: int = 40, widths: tuple[int, int] = (5, 5)) -> list[torch.Tensor]:

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specs import NAMES, architectures, shuffled, trees
 
 from branchnet.affinity import Affinity
 from branchnet.builder.weights.donors import choose_donors
@@ -23,6 +22,7 @@ from branchnet.errors import SpecError
 from branchnet.specification.architecture import SCHEMA_VERSION, Architecture, json_schema
 from branchnet.specification.nested_tree import donors_of, flatten, nest
 from branchnet.specification.sections import budget_text
+from tests.architecture.toys import NAMES, architectures, shuffled, trees
 
 RELAXED = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPEC = """\

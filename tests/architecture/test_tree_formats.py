@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specs import trees
 
 from branchnet.clustering import Tree, enumerate_trees
 from branchnet.errors import SpecError
@@ -23,6 +22,7 @@ from branchnet.specification.tree_formats import (
     tree_to_json,
     tree_to_treemtl,
 )
+from tests.architecture.toys import trees
 
 RELAXED = settings(deadline=None, max_examples=100)
 FACTS = Path(__file__).parents[1] / "facts"

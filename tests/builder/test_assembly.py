@@ -22,8 +22,7 @@ from branchnet.builder.weights.donors import choose_donors
 from branchnet.clustering import tree_size
 from branchnet.errors import BuildError, SplitError
 from branchnet.stages.codegen.device_rewrite import device_now, on_device_of_inputs
-
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, TiedStages, images, networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()
@@ -164,20 +163,6 @@ def test_donors_that_do_not_fit_the_tree_are_refused() -> None:
         branchnet.build(tree, STAGED, donors=(("mood",),) * DEPTH)
     with pytest.raises(BuildError, match=r"donors name \[2, 2\] nodes"):
         branchnet.build(tree, STAGED, donors=(("depth", "edges"),) * 2)
-
-
-class TiedStages(nn.Module):
-    """Two stages that share one linear layer, and a head of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-        self.second = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-        self.second[0].weight = self.first[0].weight
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.second(self.first(x)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("split_at", "tied"), [(2, True), (1, False)])

@@ -19,51 +19,16 @@ from branchnet.errors import BuildError
 from branchnet.inference import CompiledNetwork, compiler_problem, prepare
 from branchnet.inference.compilation import _copied
 from branchnet.inference.torch_compile import compiled_apart
-
-from .toys import KINDS, images, networks, staged
-
-TASKS = tuple("abcd")
-
-
-def branched() -> branchnet.BranchedNetwork:
-    def network(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
-
-    cut = branchnet.split_all({t: network(i) for i, t in enumerate(TASKS)}, torch.rand(3, 6), locations=["1", "3"])
-    return branchnet.build(Tree(TASKS, [[TASKS], [("a", "b"), ("c", "d")]]), cut)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Compile with a backend that runs each graph eagerly and counts them."""
-    counted: list[int] = []
-    compile_ = torch.compile
-
-    def counting(function: object, **options: object) -> object:
-        def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
-            counted.append(len(graph.graph.nodes))
-            return graph.forward
-
-        for given in ("mode", "backend"):
-            options.pop(given, None)
-        return compile_(function, backend=backend, **options)  # type: ignore[call-overload]
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", counting)
-    monkeypatch.setattr("branchnet.inference.compilation.compiler_problem", lambda device: "")
-    return counted
+from tests.builder.toys import KINDS, LETTERS, Unruly, images, linear_tree, split_networks
 
 
 def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNetwork:
-    groups = [tasks[:2], tasks[2:]]
-    tree = Tree(tasks, [[tasks], [tasks], groups, groups, [(task,) for task in tasks]])
-    return branchnet.build(tree, staged(networks(tasks))).eval()
+    tree = Tree(tasks, [[tasks]] * 3 + [[tasks[:2], tasks[2:]], [(task,) for task in tasks]])
+    return branchnet.build(tree, split_networks(tasks)).eval()
 
 
 def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: list[int]) -> None:
-    compiled = CompiledNetwork(branched())
+    compiled = CompiledNetwork(linear_tree())
     for batch in (2, 5, 9, 33, 2):
         assert compiled(torch.rand(batch, 6))["a"].shape == (batch, 2)
     assert len(graphs) == 1
@@ -72,9 +37,9 @@ def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: li
 
 
 def test_every_subset_of_tasks_has_its_own_single_graph(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
     compiled = CompiledNetwork(network)
-    subsets = [s for n in range(1, 5) for s in itertools.combinations(TASKS, n)]
+    subsets = [s for n in range(1, 5) for s in itertools.combinations(LETTERS, n)]
     x = torch.rand(4, 6)
     for _ in range(2):
         for subset in subsets:
@@ -101,18 +66,18 @@ def test_equal_stages_of_many_networks_share_one_graph(graphs: list[int]) -> Non
 
 def test_the_callers_tensor_is_not_marked(graphs: list[int]) -> None:
     x = torch.rand(4, 6)
-    CompiledNetwork(branched())(x)
+    CompiledNetwork(linear_tree())(x)
     assert not hasattr(x, "_dynamo_dynamic_indices")
 
 
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(BuildError, match="'z'"):
-        CompiledNetwork(branched())(torch.rand(2, 6), ["z"])
+        CompiledNetwork(linear_tree())(torch.rand(2, 6), ["z"])
 
 
 @pytest.mark.parametrize("fuse", [False, True])
 def test_wrong_inputs_are_compared_with_the_example(graphs: list[int], fuse: bool) -> None:
-    network = branched().eval()
+    network = linear_tree().eval()
     compiled = branchnet.compile(network, torch.rand(2, 6), fuse=fuse)
     with pytest.raises(BuildError, match=r"inputs of shape \(2, 7\) float32; expected \(3, 6\) float32"):
         compiled(torch.rand(2, 7))
@@ -173,7 +138,7 @@ def test_every_option_keeps_the_outputs_with_one_graph_or_one_for_each_size_of_f
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
+@pytest.mark.usefixtures("compiler")
 def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inductor lowers one graph for each kind of node next to the whole, whatever the number of copies."""
     from torch._inductor.graph import GraphLowering
@@ -210,7 +175,7 @@ def test_equal_nodes_are_compiled_once_as_regions(monkeypatch: pytest.MonkeyPatc
 )
 def test_options_that_make_no_sense_are_refused(graphs: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        branchnet.compile(branched(), torch.rand(2, 6), **options)
+        branchnet.compile(linear_tree(), torch.rand(2, 6), **options)
 
 
 def test_training_mode_is_compiled_with_a_warning_and_evaluation_mode_without(graphs: list[int]) -> None:
@@ -287,16 +252,8 @@ def test_folding_leaves_alone_what_it_must() -> None:
     assert torch.equal(folded(x)["a"], made["a"](x))
 
 
-class Unruly(nn.Module):
-    """Works eagerly and breaks every graph."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        torch._dynamo.graph_break()
-        return 2 * x
-
-
 def test_a_head_that_cannot_be_compiled_runs_eagerly_and_is_named(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
     network.heads[1] = Unruly()
     compiled = CompiledNetwork(network)
     x = torch.rand(3, 6)
@@ -308,13 +265,13 @@ def test_a_head_that_cannot_be_compiled_runs_eagerly_and_is_named(graphs: list[i
     compiled(x, ["a", "b", "d"])
     assert len(graphs) == graphs_before + 1  # the trunk and the heads of a and d
     expected = network(x)
-    assert list(found) == list(TASKS) and compiled.eager_heads == ("b",)
-    assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+    assert list(found) == list(LETTERS) and compiled.eager_heads == ("b",)
+    assert all(torch.equal(found[task], expected[task]) for task in LETTERS)
     assert list(compiled(x, ["a", "c"])) == ["a", "c"]
 
 
 def test_a_trunk_that_cannot_be_compiled_is_an_error(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
 
     class UnrulyNode(Unruly):
         def forward(self, x: Tensor) -> tuple[Tensor]:  # type: ignore[override]
@@ -343,17 +300,17 @@ def test_outputs_are_copied_out_of_memory_that_the_next_call_overwrites(
         return replay
 
     monkeypatch.setattr(torch, "compile", replaying)
-    compiled = CompiledNetwork(branched(), mode="reduce-overhead", copy_outputs=copy_outputs)
+    compiled = CompiledNetwork(linear_tree(), mode="reduce-overhead", copy_outputs=copy_outputs)
     assert not compiled._copies  # there are no CUDA graphs on a CPU
     compiled._copies = copy_outputs
     kept = compiled(torch.zeros(2, 6))
     before = {task: value.clone() for task, value in kept.items()}
     compiled(torch.ones(2, 6))
-    assert all(torch.equal(kept[task], before[task]) for task in TASKS) is safe
+    assert all(torch.equal(kept[task], before[task]) for task in LETTERS) is safe
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(compiler_problem()), reason=f"torch.compile does not work here: {compiler_problem()}")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("options", [{}, {"fuse": "auto"}, {"fold_batchnorm": True, "channels_last": True}])
 def test_inductor_equals_eager(options: dict[str, Any]) -> None:
     network = convolutional()
@@ -373,7 +330,7 @@ class PerImage(nn.Module):
 
 
 def test_a_head_that_fixes_the_batch_size_runs_eagerly_at_every_size(graphs: list[int]) -> None:
-    network = branched()
+    network = linear_tree()
     network.heads[2] = PerImage()
     compiled = CompiledNetwork(network)
     with pytest.warns(UserWarning, match="the head of 'c' cannot be compiled"):
@@ -382,7 +339,7 @@ def test_a_head_that_fixes_the_batch_size_runs_eagerly_at_every_size(graphs: lis
     for size in (2, 5, 7):
         x = torch.rand(size, 6)
         found, expected = compiled(x), network(x)
-        assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+        assert all(torch.equal(found[task], expected[task]) for task in LETTERS)
     assert len(graphs) == before and compiled.eager_heads == ("c",)
     later = CompiledNetwork(network)
     later(torch.rand(1, 6))  # one sample has a graph of its own, in which nothing is dynamic
@@ -416,7 +373,7 @@ def test_a_head_that_the_backend_refuses_runs_eagerly(monkeypatch: pytest.Monkey
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compiling)
-    network = branched()
+    network = linear_tree()
     network.heads[0] = Peculiar()
     compiled = CompiledNetwork(network)
     x = torch.rand(3, 6)
@@ -442,7 +399,7 @@ def test_outputs_are_copied_wherever_cuda_graphs_are_recorded(
     places = ["cpu", device]
     monkeypatch.setattr("branchnet.inference.compilation.device_of", lambda network: places[0])
     with torch._inductor.config.patch({"triton.cudagraphs": everywhere}):
-        compiled = CompiledNetwork(branched(), mode=mode)
+        compiled = CompiledNetwork(linear_tree(), mode=mode)
         assert not compiled._copies
         del places[0]
         compiled._forget()  # as when the network was moved there
@@ -464,38 +421,41 @@ def test_tensors_in_classes_that_torch_does_not_take_apart_are_copied() -> None:
 
 
 def backbone(name: str) -> tuple[nn.Module, Any, list[str]]:
-    """A network of a kind that is in use, small; what it takes; and where to split it."""
+    """A network of a kind that is in use, as shallow as it can be; what it takes; and where to split it."""
     if name == "transformers vit":
         pytest.importorskip("transformers")
         from transformers import ViTConfig, ViTForImageClassification
 
-        sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
         network = ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8))
         layers = [n for n, m in network.named_modules() if type(m).__name__ == "ViTLayer"]
-        return network, {"pixel_values": torch.rand(2, 3, 32, 32)}, layers[:2]
+        return network, {"pixel_values": torch.rand(2, 3, 32, 32)}, layers
     if name == "timm vit":
         import timm
 
-        network = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3)
+        network = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
         return network, torch.rand(2, 3, 32, 32), ["blocks.0", "blocks.1"]
-    from torchvision import models
+    from torchvision.models import convnext, mobilenetv3, resnet
 
-    places = {
-        "resnet18": ["layer1", "layer3"],
-        "mobilenet_v3_small": ["features.3", "features.8"],
-        "convnext_tiny": ["features.1", "features.3"],
-    }
-    return models.get_model(name), torch.rand(2, 3, 64, 64), places[name]
+    x = torch.rand(2, 3, 64, 64)
+    if name == "resnet":
+        return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10), x, ["layer1", "layer3"]
+    if name == "convnext":
+        blocks = [convnext.CNBlockConfig(8, 16, 1), convnext.CNBlockConfig(16, None, 1)]
+        return convnext.ConvNeXt(blocks, num_classes=10), x, ["features.1", "features.3"]
+    sizes = [(16, 3, 16, 16, True, "RE", 2, 1), (16, 3, 32, 24, False, "RE", 2, 1), (24, 5, 48, 24, True, "HS", 1, 1)]
+    settings = [mobilenetv3.InvertedResidualConfig(*values, width_mult=1.0) for values in sizes]
+    return mobilenetv3.MobileNetV3(settings, 32, num_classes=10), x, ["features.1", "features.3"]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "timm vit", "transformers vit"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v3", "convnext", "timm vit", "transformers vit"])
 def test_backbones_have_one_graph_for_all_sizes_from_two_up_and_one_for_size_one(name: str, graphs: list[int]) -> None:
     network, example, locations = backbone(name)
     cut = branchnet.split(network.eval(), example, locations=locations)
     tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)]])
     network_of_all = branchnet.build(tree, dict.fromkeys(tree.tasks, cut)).eval()
     compiled = CompiledNetwork(network_of_all)
-    for size in (2, 3, 5, 2, 1, 1):
+    for size in (2, 5, 2, 1, 1):
         x = pytree.tree_map(lambda tensor, size=size: tensor[:1].repeat(size, 1, 1, 1), example)
         with torch.no_grad():
             found, expected = (pytree.tree_leaves(run(x)) for run in (compiled, network_of_all))
@@ -504,8 +464,8 @@ def test_backbones_have_one_graph_for_all_sizes_from_two_up_and_one_for_size_one
 
 
 def test_inputs_that_are_not_contiguous_and_empty_batches(graphs: list[int]) -> None:
-    network, compiled = branched(), CompiledNetwork(branched())
+    network, compiled = linear_tree(), CompiledNetwork(linear_tree())
     wide = torch.rand(3, 12)
     for x in (wide[:, ::2], torch.rand(6, 3).T, torch.rand(0, 6)):
         found, expected = compiled(x), network(x)
-        assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+        assert all(torch.equal(found[task], expected[task]) for task in LETTERS)

@@ -20,8 +20,7 @@ import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.builder import replicate, shard
 from branchnet.errors import BuildError
-
-from .test_assembly import TiedStages
+from tests.builder.toys import TiedStages
 
 STEPS: list[Sequence[str] | None] = [None, ["a"], ["b"], None]
 """The tasks of each step."""

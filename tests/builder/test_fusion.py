@@ -26,8 +26,7 @@ from branchnet.builder.network.module_structure import structure
 from branchnet.errors import BuildError
 from branchnet.inference import FusedNetwork, FusedNodes, Latency, fusion_choice
 from branchnet.stages.flops import without_attention_fast_path
-
-from .toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, images, split_networks
 
 TASKS = tuple(KINDS)
 DEPTH = 5
@@ -37,7 +36,7 @@ TREE = Tree(TASKS, [[TASKS], [TASKS], TWO_BY_TWO, TWO_BY_TWO, [(task,) for task 
 
 @pytest.fixture(scope="module")
 def cut() -> dict[str, branchnet.StagedNetwork]:
-    return staged(networks())
+    return split_networks()
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 
 import pytest
@@ -17,8 +18,7 @@ from branchnet import Tree
 from branchnet.builder import estimate_batchnorm, weight_distance
 from branchnet.builder.weights.averaging import average_nodes
 from branchnet.errors import BuildError
-
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, images, networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()
@@ -41,10 +41,15 @@ def relatives(noise: float) -> dict[str, nn.Module]:
     return made
 
 
+@functools.cache
+def split_relatives() -> dict[str, branchnet.StagedNetwork]:
+    return staged(relatives(0.2))
+
+
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=8, deadline=None)
 def test_a_node_of_the_mean_is_the_mean_of_its_tasks_networks(seed: int) -> None:
-    cut = staged(relatives(0.2))
+    cut = split_relatives()
     tree = branchnet.random_tree(TASKS, DEPTH, seed=random.Random(seed))
     branched = branchnet.build(tree, cut, init="mean")
     for node in branched.members():

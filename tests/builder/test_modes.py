@@ -12,9 +12,7 @@ import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.errors import BuildError, SplitError
 from branchnet.training import distill
-
-from .test_assembly import TiedStages
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, TiedStages, TwoInputs, images, networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()
@@ -36,15 +34,6 @@ def test_an_unknown_task_is_named_with_the_nearest_known() -> None:
         built()(images(), tasks=["scenes", "depth"])
     with pytest.raises(BuildError, match="did you mean 'edges'"):
         built().path("edge")
-
-
-class TwoInputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.mix, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.out(torch.tanh(self.mix(self.first(left) + right)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("named", [True, False])

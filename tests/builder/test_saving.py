@@ -19,15 +19,14 @@ from branchnet.deploy import save_weights
 from branchnet.deploy.checkpoint_metadata import read_record, write_record
 from branchnet.deploy.weight_files import checksum, file_checksum, read_metadata
 from branchnet.errors import CheckpointError, SpecError
-
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, images, split_networks
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)
 
 
 def test_round_trip_gives_the_same_outputs(tmp_path: Path) -> None:
-    branched = branchnet.build(TREE, staged(networks()))
+    branched = branchnet.build(TREE, split_networks())
     branchnet.save(branched, tmp_path)
     loaded = branchnet.load(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.yaml", "weights.safetensors"]
@@ -52,7 +51,7 @@ def test_networks_without_a_constructor_must_be_passed(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_tree_are_refused_by_name(tmp_path: Path) -> None:
-    cut = staged(networks())
+    cut = split_networks()
     branchnet.save(branchnet.build(TREE, cut), tmp_path)
     save_weights(branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), cut), tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"nodes\.2\.1\.layer2\.0\.conv1\.weight: not in the file"):
@@ -65,7 +64,7 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_specification_of_another_tree_is_not_written(tmp_path: Path) -> None:
-    cut = staged(networks())
+    cut = split_networks()
     other = branchnet.Architecture.from_network(branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), cut))
     with pytest.raises(CheckpointError, match="describes another tree"):
         branchnet.save(branchnet.build(TREE, cut), tmp_path, architecture=other)
@@ -74,7 +73,7 @@ def test_a_specification_of_another_tree_is_not_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kept() -> BranchedNetwork:
-    branched = branchnet.build(TREE, staged(networks()), probe=images(12, 16))
+    branched = branchnet.build(TREE, split_networks(), probe=images(12, 16))
     branched.freeze("depth", "heads.2")
     branched.recompute("layer3", "stem")
     return branched
@@ -202,9 +201,9 @@ def test_a_folder_whose_metadata_do_not_fit_is_not_loaded(kept: BranchedNetwork,
 
 def test_a_specification_with_its_tasks_in_another_order_is_refused(tmp_path: Path) -> None:
     """Weights of heads are stored in the order of the tasks."""
-    branched = branchnet.build(TREE, staged(networks()))
+    branched = branchnet.build(TREE, split_networks())
     other = branchnet.Architecture.from_network(
-        branchnet.build(Tree(TASKS[::-1], TREE.partitions), staged(networks(TASKS[::-1])))
+        branchnet.build(Tree(TASKS[::-1], TREE.partitions), split_networks(TASKS[::-1]))
     )
     assert other.tree == TREE
     with pytest.raises(CheckpointError, match=r"lists the tasks as \['count', 'scene', 'edges', 'depth'\]"):

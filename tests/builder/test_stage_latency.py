@@ -17,8 +17,7 @@ from branchnet import Affinity, Budget, LatencyTable, Tree
 from branchnet.errors import BudgetError, BuildError
 from branchnet.inference import Latency, compiler_problem, measure_latency, ratio_interval
 from branchnet.inference.latency_tables import predicted_rounds, table_and_others
-
-from .test_modes import TwoInputs
+from tests.builder.toys import TwoInputs
 
 TASKS = ("a", "b", "c")
 SECONDS = {"fast": 0.002, "slow": 0.008, "head": 0.004}
@@ -182,7 +181,7 @@ def test_networks_are_left_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(compiler_problem()), reason="torch.compile does not work here")
+@pytest.mark.usefixtures("compiler")
 def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {t: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval() for t in TASKS}
     compiler_problem("cpu")  # compiles a probe of its own, once

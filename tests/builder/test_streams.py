@@ -26,9 +26,7 @@ from branchnet.inference import streams as streams_module
 from branchnet.inference.schedule import INPUTS, Schedule
 from branchnet.inference.streams import check_streams, run_schedule
 from branchnet.stages import call
-
-from .test_compilation import Unruly, branched, graphs  # noqa: F401
-from .toys import KINDS, images, networks, staged
+from tests.builder.toys import KINDS, Unruly, images, linear_tree, split_networks
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ class OneQueue:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_outputs_are_the_networks_to_the_bit(seed: int) -> None:
-    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=seed), staged(networks())).eval()
+    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=seed), split_networks()).eval()
     functions = {node.id: lambda cut, module=node.module: call(module, cut) for node in network.members()}
     x = images(2, seed=seed)
     with torch.no_grad():
@@ -194,8 +192,8 @@ def one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams_module, "open_streams", lambda device: lambda count: OneQueue())
 
 
-def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int], one_queue: None) -> None:  # noqa: F811
-    network = branched()
+def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int], one_queue: None) -> None:
+    network = linear_tree()
     compiled = branchnet.compile(network, torch.rand(2, 6), streams=True)
     for batch in (2, 7, 33):
         x = torch.rand(batch, 6)
@@ -208,8 +206,8 @@ def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int],
     assert len(graphs) == 6
 
 
-def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[int], one_queue: None) -> None:  # noqa: F811
-    network = branched()
+def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[int], one_queue: None) -> None:
+    network = linear_tree()
     network.heads[1] = Unruly()
     with pytest.warns(UserWarning, match="the head of 'b' cannot be compiled"):
         compiled = branchnet.compile(network, torch.rand(2, 6), streams=True)
@@ -229,6 +227,6 @@ def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[i
 )
 def test_what_cannot_run_on_streams_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        branchnet.compile(branched(), torch.rand(2, 6), streams=True, **options)
+        branchnet.compile(linear_tree(), torch.rand(2, 6), streams=True, **options)
     with pytest.raises(BuildError, match="'mps'"):
         check_streams("mps", None)

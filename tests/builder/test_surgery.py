@@ -16,9 +16,7 @@ from branchnet import BranchedNetwork, Tree
 from branchnet.builder import add_task
 from branchnet.clustering import tree_size
 from branchnet.errors import BranchnetError, BuildError
-
-from .test_assembly import TiedStages
-from .toys import KINDS, LOCATIONS, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, TiedStages, images, networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()
@@ -58,7 +56,7 @@ def assert_size(branched: BranchedNetwork) -> None:
 @settings(max_examples=12, deadline=None)
 def test_a_new_task_shares_its_siblings_path_and_changes_no_output(seed: int, beside: str, until: str | None) -> None:
     before = built(tree_of(seed, TASKS[:3]))
-    after = before.add_task("count", DONORS["count"], beside=beside, until=until)
+    after = before.add_task("count", STAGED["count"], beside=beside, until=until)
     assert_same(before, after, TASKS[:3])
     assert after.tasks == TASKS and before.tasks == TASKS[:3]
     shared = 0 if until is None else LOCATIONS.index(until) + 1

@@ -19,8 +19,7 @@ from branchnet.builder.weights.normalisation import estimate_batchnorm
 from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
 from branchnet.builder.weights.unit_spaces import permuted
 from branchnet.errors import BuildError
-
-from .toys import images, networks, staged
+from tests.builder.toys import images, split_networks
 
 
 class Residual(nn.Module):
@@ -141,7 +140,7 @@ def test_any_order_of_the_units_keeps_the_function_of_known_backbones(name: str)
 
 
 def test_a_network_and_its_reordered_copy_merge_to_the_same_function_exactly() -> None:
-    donors = staged(networks(("depth", "scene")))
+    donors = split_networks(("depth", "scene"))
     probe = images(64, 16)
     found = find_symmetries({"depth": donors["depth"]}, probe[:2])
     pair = {"a": donors["depth"], "b": shuffled(donors["depth"], found, 3, "depth")}

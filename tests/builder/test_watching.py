@@ -17,8 +17,6 @@ from branchnet.builder import SeparateNetworks
 from branchnet.inference.change_detection import ChangeDetector
 from branchnet.inference.compilation import CompiledNetwork
 
-from .test_compilation import graphs  # noqa: F401
-
 TASKS = ("a", "b", "c", "d")
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -110,7 +108,7 @@ OTHERS = [without_bias, other_layout, exchange_module, tie, train_one_node, hook
 
 
 @pytest.mark.parametrize("change", KEEPING + OTHERS)
-def test_every_change_counts_at_the_next_call(graphs: list[int], change: Callable[..., None]) -> None:  # noqa: F811
+def test_every_change_counts_at_the_next_call(graphs: list[int], change: Callable[..., None]) -> None:
     network = branched()
     compiled = CompiledNetwork(network)
     before = compiled(X)
@@ -124,7 +122,7 @@ def test_every_change_counts_at_the_next_call(graphs: list[int], change: Callabl
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_an_exchanged_node_counts(graphs: list[int], regions: bool) -> None:  # noqa: F811
+def test_an_exchanged_node_counts(graphs: list[int], regions: bool) -> None:
     network = branched()
     compiled = branchnet.compile(network, X, regions=regions)
     before = compiled(X)
@@ -136,7 +134,7 @@ def test_an_exchanged_node_counts(graphs: list[int], regions: bool) -> None:  # 
     assert all(torch.equal(found[task], expected[task]) for task in TASKS)
 
 
-def test_modes_are_remembered(graphs: list[int]) -> None:  # noqa: F811
+def test_modes_are_remembered(graphs: list[int]) -> None:
     network = branched()
     compiled = CompiledNetwork(network)
     for _ in range(3):
@@ -148,7 +146,7 @@ def test_modes_are_remembered(graphs: list[int]) -> None:  # noqa: F811
     assert len(graphs) == 2
 
 
-def test_another_type_is_compiled_anew(graphs: list[int]) -> None:  # noqa: F811
+def test_another_type_is_compiled_anew(graphs: list[int]) -> None:
     network = branched()
     compiled = CompiledNetwork(network)
     compiled(X)
@@ -215,7 +213,7 @@ class Bare(nn.Module):
         return x @ self.weight
 
 
-def test_pruning_a_layer_of_one_parameter_counts(graphs: list[int]) -> None:  # noqa: F811
+def test_pruning_a_layer_of_one_parameter_counts(graphs: list[int]) -> None:
     layer = Bare()
     network = SeparateNetworks({"a": nn.Sequential(layer, nn.Tanh())}).eval()
     compiled = CompiledNetwork(network)

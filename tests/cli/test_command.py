@@ -13,27 +13,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import branchnet
 from branchnet import LatencyTable, Tree
 from branchnet.cli import VERBS, main
 from branchnet.data import scenes
-from branchnet.inference import compiler_problem
+from tests.cli.toys import Walker
 
 EXAMPLE = Path(__file__).parents[2] / "tools" / "example"
 # torchvision beside a CPU build of torch needs the operators that tests/conftest.py defines.
 COMMAND = [
     sys.executable,
     "-c",
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); import conftest, branchnet.cli; sys.exit(branchnet.cli.main())",
-    str(Path(__file__).parents[1]),
+    "import sys; sys.path += [sys.argv.pop(1)]; import tests.conftest; from branchnet import cli; sys.exit(cli.main())",
+    str(Path(__file__).parents[2]),
 ]
 SINGLE = {"OMP_NUM_THREADS": "1"}
+EAGER = {"CXX": "no-compiler"}  # compiling takes minutes
 
 
 def branchnet_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -42,16 +46,31 @@ def branchnet_command(*arguments: str | Path, cwd: Path) -> subprocess.Completed
     )
 
 
-@pytest.fixture
-def example(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ready example beside a folder of images, made small."""
-    shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "images").mkdir()
+    folder = tmp_path_factory.mktemp("made") / "example"
+    shutil.copytree(EXAMPLE, folder)
+    (folder / "images").mkdir()
     for i, image in enumerate(scenes(24, size=40).images):
         pixels = (image.movedim(0, -1) * 255).round().byte().numpy()
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
-    change(tmp_path, steps=2, images={**yaml.safe_load((tmp_path / "run.yaml").read_text())["images"], "size": 32})
+        Image.fromarray(pixels).save(folder / "images" / f"{i:02}.png")
+    change(folder, steps=2, images={**yaml.safe_load((folder / "run.yaml").read_text())["images"], "size": 32})
+    return folder
+
+
+@pytest.fixture
+def example(made: Path, tmp_path: Path) -> Path:
+    """A copy of the ready example."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture
+def walker(example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Walker:
+    """The command in a copy of the ready example, inside this process."""
+    monkeypatch.delitem(sys.modules, "networks", raising=False)  # another test's module of factories
+    return Walker(example, monkeypatch, capsys)
 
 
 def change(folder: Path, **settings: object) -> None:
@@ -59,20 +78,15 @@ def change(folder: Path, **settings: object) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump({**config, **settings}))
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_and_wrong_usage_need_no_torch() -> None:
     code = (
-        "import sys; from branchnet.cli import main; main(['--help']); "
-        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+        "import sys; from branchnet.cli import main; main(['--help']); code = main(['demmo']); "
+        "sys.exit('loaded' if 'torch' in sys.modules or 'matplotlib' in sys.modules else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0
+    assert done.returncode == 2, done.stderr
     assert all(f" {verb} " in done.stdout for verb in VERBS)
-
-
-def test_wrong_usage_exits_2_and_suggests(tmp_path: Path) -> None:
-    done = branchnet_command("demmo", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "demo" in done.stderr and not done.stdout
+    assert "demo" in done.stderr and "demmo" not in done.stdout
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,18 +98,70 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_checks_passes_its_self_test(tmp_path: Path) -> None:
-    done = branchnet_command("checks", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "passed" in done.stdout and branchnet.__version__ in done.stdout
+def test_checks_passes_its_self_test(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checks", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["self-test"] == "passed" and told["torch"] == torch.__version__
+    assert told["branchnet"] in (branchnet.__version__, "not installed")  # from a checkout
+    assert main(["checks"]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert all(word in table for word in ("passed", told["torch"], told["branchnet"]))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """`branchnet demo --quick`, interrupted when its first network was trained, and then the same command again."""
+
+    folder: Path
+    interrupted: int
+    errors: str
+    files: list[str]
+    finished: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, **SINGLE, **EAGER}
+    command = [*COMMAND, "demo", "--quick"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    steps = folder / "branchnet-demo" / ".steps"
+    deadline = time.monotonic() + 300
+    while not (steps / "single-segmentation.safetensors.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    files = [path.name for path in steps.iterdir()]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    return Demo(folder, process.returncode, errors, files, finished)
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_exits_130_leaves_nothing_half_written_and_goes_on(demo: Demo) -> None:
+    assert demo.interrupted == 130, demo.errors
+    assert demo.files and not any(name.startswith(".") for name in demo.files)
+    assert demo.finished.returncode == 0, demo.finished.stderr
+    assert "reused single-segmentation.safetensors" in demo.finished.stderr
+    expected = {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"}
+    result = demo.folder / "branchnet-demo"
+    assert expected | {"samples.png"} <= {path.name for path in result.iterdir()}
+    assert "7 tasks" in demo.finished.stdout
+    loaded = branchnet.load(result)
+    assert set(loaded(scenes(1).images)) == set(loaded.tasks)
+    assert branchnet_command("show", "branchnet-demo", cwd=demo.folder).returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_examples_of_all_verbs_work_one_after_another_in_an_empty_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_examples_of_all_verbs_work_one_after_another(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", "no-compiler")  # everything eager: compiling takes minutes
+    """The first, `branchnet demo`, finds the demo finished."""
+    shutil.copytree(demo.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("CXX", EAGER["CXX"])
     for verb in VERBS:
         page = inspect.getdoc(getattr(importlib.import_module(f"branchnet.cli.commands.{verb}"), verb))
         (example,) = re.findall(r"^Example: `branchnet (.*)`$", page, re.MULTILINE)
@@ -137,7 +203,6 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        ({"budget": "10% params"}, 3, "smallest"),
         ({"budgget": "10% params"}, 2, "did you mean budget"),
         ({"budget": "sixty"}, 2, "cannot read the budget 'sixty'"),
         ({"networks": {"a": {"factory": "nowhere:a"}, "b": {"factory": "networks:plants"}}}, 2, "nowhere"),
@@ -156,70 +221,40 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_config_is_said(
-    example: Path, settings: dict[str, object], code: int, message: str
+    walker: Walker, settings: dict[str, object], code: int, message: str
 ) -> None:
-    change(example, **settings)
+    change(walker.folder, **settings)
+    assert walker("run run.yaml") == code, walker.err
+    assert message in " ".join(walker.err.split())
+    assert "Traceback" not in walker.err
+    assert not (walker.folder / "run-branched").exists()
+
+
+def test_a_process_that_fails_has_the_exit_code_and_says_why_on_stderr(example: Path) -> None:
+    """Through a new interpreter, as a shell starts it; the tests above and below call `main` in this one."""
+    change(example, budget="10% params")
     done = branchnet_command("run", "run.yaml", cwd=example)
-    assert done.returncode == code, done.stderr
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
-    assert not (example / "run-branched").exists()
+    assert done.returncode == 3 and "smallest" in done.stderr and "Traceback" not in done.stderr and not done.stdout
 
 
-def test_results_do_not_go_into_a_file(example: Path) -> None:
-    (example / "taken").write_text("mine")
-    done = branchnet_command("run", "run.yaml", "--out", "taken", cwd=example)
-    assert done.returncode == 2 and "taken is or lies in a file" in " ".join(done.stderr.split())
-    assert (example / "taken").read_text() == "mine"
+def test_results_do_not_go_into_a_file(walker: Walker) -> None:
+    (walker.folder / "taken").write_text("mine")
+    assert walker("run run.yaml --out taken") == 2
+    assert "taken is or lies in a file" in " ".join(walker.err.split())
+    assert (walker.folder / "taken").read_text() == "mine"
 
 
-def test_weights_that_do_not_fit_exit_4(example: Path) -> None:
-    import conftest  # noqa: F401  # torchvision needs it
-    from safetensors.torch import save_file
-    from torch import zeros
-
-    save_file({"fc.weight": zeros(3, 3)}, example / "w.safetensors")
+def test_weights_that_do_not_fit_exit_4(walker: Walker) -> None:
+    save_file({"fc.weight": torch.zeros(3, 3)}, walker.folder / "w.safetensors")
     networks = {name: {"factory": f"networks:{name}"} for name in ("animals", "plants")}
     networks["plants"]["weights"] = "w.safetensors"
-    change(example, networks=networks)
-    done = branchnet_command("run", "run.yaml", cwd=example)
-    assert done.returncode == 4
-    assert "fc.weight: expected (20, 512) float32, found (3, 3) float32" in done.stderr
+    change(walker.folder, networks=networks)
+    assert walker("run run.yaml") == 4
+    assert "fc.weight: expected (20, 512) float32, found (3, 3) float32" in walker.err
 
 
 @pytest.mark.slow
-def test_an_interrupted_demo_exits_130_leaves_nothing_half_written_and_goes_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "demo", "--quick", "--out", "result"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **SINGLE},
-    )
-    first = tmp_path / "result" / ".steps" / "single-segmentation.safetensors.json"
-    deadline = time.monotonic() + 300
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    names = [path.name for path in (tmp_path / "result" / ".steps").iterdir()]
-    assert not any(name.startswith(".") for name in names)
-    done = branchnet_command("demo", "--quick", "--out", "result", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "reused single-segmentation.safetensors" in done.stderr
-    expected = {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"}
-    assert expected | {"samples.png"} <= {path.name for path in (tmp_path / "result").iterdir()}
-    assert "7 tasks" in done.stdout
-    loaded = branchnet.load(tmp_path / "result")
-    assert set(loaded(scenes(1).images)) == set(loaded.tasks)
-    assert branchnet_command("show", "result", cwd=tmp_path).returncode == 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(compiler_problem()), reason="torch.compile does not work here")
+@pytest.mark.usefixtures("compiler")
 def test_a_budget_in_milliseconds_is_measured_on_this_machine(example: Path) -> None:
     change(example, budget="1e-6 s", baselines=[])
     done = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)

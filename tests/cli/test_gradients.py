@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 from torch.nn.functional import mse_loss
-from walking import SIZE, TASKS, Walker, make_folder
 
 import branchnet
 from branchnet import Affinity, Tree
 from branchnet.cli import main
 from branchnet.data import scenes
+from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 COUNT = 40
 TRUTH = """

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from walking import SIZE, TASKS, Walker, make_folder
 
 import branchnet
 from branchnet import Architecture, Tree
 from branchnet.cli import main
 from branchnet.data import scenes
+from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 OLD = ["edges", "depth"]
 SPLIT = "split two.yaml --locations layer1,layer2,layer3 --out two-split.yaml --quiet"

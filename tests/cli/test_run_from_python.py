@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from walking import SIZE, TASKS, Walker, make_folder
 
 import branchnet
 from branchnet import Affinity, Architecture, RunResult, Tree
@@ -23,6 +22,7 @@ from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 from branchnet.pipeline import RunConfig, held_out_rows
 from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.training import Metric
+from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 QUICK = {"steps": 2, "batch_size": 8, "compiled": False, "quiet": True}
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from clustering_instances import as_affinity, rsa_like_affinity
 
 from branchnet.clustering import Budget, Tree, search
 from branchnet.errors import BudgetError
+from tests.clustering.toys import as_affinity, rsa_like_affinity
 
 
 def test_planted_groups_are_found() -> None:

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from clustering_instances import facts_rows
 
 from branchnet.clustering import Budget, Tree, tree_size
 from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
+from tests.clustering.toys import facts_rows
 
 COSTS = StageCosts((StageCost("a", 10, 100), StageCost("b", 30, 50)))
 

@@ -5,7 +5,6 @@ from collections import defaultdict
 import networkx as nx
 import numpy as np
 import pytest
-from clustering_instances import all_trees, random_affinity, slow_stage_cost
 
 from branchnet.clustering.bounds.clique_bounds import (
     clique_diameters,
@@ -15,6 +14,7 @@ from branchnet.clustering.bounds.clique_bounds import (
     stage_radii,
     tasks_apart,
 )
+from tests.clustering.toys import all_trees, random_affinity, slow_stage_cost
 
 
 def random_graph(seed: int) -> np.ndarray:

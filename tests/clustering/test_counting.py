@@ -4,11 +4,11 @@ import random
 from collections import Counter
 
 import pytest
-from clustering_instances import all_trees, facts_json, names
 from scipy.stats import chisquare
 
 from branchnet.clustering import Budget, count_trees, enumerate_trees, random_tree, tree_sampler, tree_size
 from branchnet.errors import BudgetError, TreeError
+from tests.clustering.toys import all_trees, facts_json, names
 
 COSTS = [1.3, 2.1, 3.7]
 

@@ -1,10 +1,10 @@
 """A search's progress is drawn where it is asked for; time limits are kept."""
 
 import pytest
-from clustering_instances import rsa_like_affinity
 
 from branchnet.clustering import search
-from branchnet.clustering.deadline import OutOfTime, Watch
+from branchnet.clustering.deadline import OutOfTime, Deadline
+from tests.clustering.toys import rsa_like_affinity
 
 
 def test_progress_is_drawn_only_if_asked_for(
@@ -21,7 +21,7 @@ def test_progress_is_drawn_only_if_asked_for(
 def test_steps_after_the_limit_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("branchnet.clustering.deadline.time.monotonic", lambda: now[0])
-    watch, free = Watch(5.0), Watch()
+    watch, free = Deadline(5.0), Deadline()
     now[0] = 104.9
     watch.step()
     now[0] = 105.1

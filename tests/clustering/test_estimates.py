@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from clustering_instances import all_trees, facts_rows, random_affinity, rsa_like_affinity
 from scipy.stats import spearmanr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
@@ -23,6 +22,7 @@ from branchnet.clustering import (
     stability,
 )
 from branchnet.errors import AffinityError
+from tests.clustering.toys import all_trees, facts_rows, random_affinity, rsa_like_affinity
 
 TASKS = ["seg", "normal", "depth"]
 

@@ -4,11 +4,11 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
-from clustering_instances import Counting, random_affinity
 
 from branchnet.clustering import Constraints
 from branchnet.clustering.exact.dynamic_program import width_table, work
 from branchnet.clustering.tree_search import make_problem
+from tests.clustering.toys import Counting, random_affinity
 
 
 def held_bytes(thing: object) -> int:

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from clustering_instances import Counting, names, random_affinity, rsa_like_affinity
 
 from branchnet.clustering import OBJECTIVES, Tree, random_tree, search
-from branchnet.clustering.deadline import Watch
+from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.heuristics.heuristic import _repaired, heuristic_search
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
 from branchnet.clustering.tree_search import make_problem
+from tests.clustering.toys import Counting, names, random_affinity, rsa_like_affinity
 
 COSTS = [0.2, 1.2, 7.1]
 
@@ -17,7 +17,7 @@ def test_rounds_that_overdraw_the_budget_reach_an_optimum_that_descents_miss() -
     affinity = rsa_like_affinity(8, 3, 4)
     exact = search(affinity, COSTS, "50% params", objective="mean-pair", method="exact")
     land = make_problem(affinity, COSTS, "params", objective="mean-pair").landscape(exact.limit)
-    descents = heuristic_search(land, Watch(), seed=0, rounds=0)
+    descents = heuristic_search(land, Deadline(), seed=0, rounds=0)
     assert descents is not None
     assert land.cost(descents.labels) > exact.cost * 1.001
     found = search(affinity, COSTS, "50% params", objective="mean-pair", method="local")
@@ -73,7 +73,7 @@ def test_a_start_that_is_given_is_never_made_worse() -> None:
     for name in OBJECTIVES:
         best = search(affinity, COSTS, "60% params", objective=name, method="exact")
         land = make_problem(affinity, COSTS, "params", objective=name).landscape(best.limit)
-        found = heuristic_search(land, Watch(), seed=0, rounds=2, start=np.array(best.tree.labels()))
+        found = heuristic_search(land, Deadline(), seed=0, rounds=2, start=np.array(best.tree.labels()))
         assert found is not None
         assert land.cost(found.labels) == pytest.approx(best.cost, abs=1e-12)
         assert land.size(found.labels) <= best.size * (1 + 1e-12)

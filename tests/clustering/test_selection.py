@@ -4,7 +4,6 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from clustering_instances import facts_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from branchnet.clustering import (
     task_sets,
 )
 from branchnet.errors import AffinityError, BudgetError
+from tests.clustering.toys import facts_rows
 
 Table = dict[tuple[str, float], dict[str, float]]
 

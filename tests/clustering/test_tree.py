@@ -4,12 +4,12 @@ import random
 
 import networkx as nx
 import pytest
-from clustering_instances import all_trees, facts_json
 from hypothesis import given
 from hypothesis import strategies as st
 
 from branchnet.clustering import Tree, count_trees
 from branchnet.errors import TreeError
+from tests.clustering.toys import all_trees, facts_json
 
 EXAMPLE = Tree(list("abcd"), [[list("abcd")], [list("ab"), list("cd")], [list("ab"), ["c"], ["d"]]])
 

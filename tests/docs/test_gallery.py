@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "docs" / "gallery"
 # torchvision beside a CPU build of torch needs the operators that tests/conftest.py defines.
-RUN = "import sys, runpy; sys.path.insert(0, sys.argv[2]); import conftest; runpy.run_path(sys.argv[1])"
+RUN = "import sys, runpy; sys.path.append(sys.argv[2]); import tests.conftest; runpy.run_path(sys.argv[1])"
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ RUN = "import sys, runpy; sys.path.insert(0, sys.argv[2]); import conftest; runp
 def test_a_gallery_script_prints_what_the_page_shows(name: str) -> None:
     if name == "bert_four_tasks":
         pytest.importorskip("transformers")
-    command = [sys.executable, "-W", "ignore", "-c", RUN, str(GALLERY / f"{name}.py"), str(ROOT / "tests")]
+    command = [sys.executable, "-W", "ignore", "-c", RUN, str(GALLERY / f"{name}.py"), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr
     shown = (GALLERY / f"{name}.txt").read_text(encoding="utf-8")

@@ -10,8 +10,7 @@ import torch
 
 import branchnet
 from branchnet import Affinity
-
-from .toys import TASKS, branched, images, networks, staged
+from tests.gpu.toys import TASKS, branched, images, networks, staged
 
 PROBE = images(40, seed=3)
 

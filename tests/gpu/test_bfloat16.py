@@ -7,8 +7,7 @@ import torch
 
 import branchnet
 from branchnet.inference import FusedNetwork
-
-from .toys import TREE, assert_close, branched, images, networks, staged
+from tests.gpu.toys import TREE, assert_close, branched, images, networks, staged
 
 HALF = torch.bfloat16
 

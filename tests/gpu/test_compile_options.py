@@ -9,8 +9,7 @@ import torch
 
 import branchnet
 from branchnet.inference import FusedNetwork
-
-from .toys import TASKS, TREE, assert_close, branched, images
+from tests.gpu.toys import TASKS, TREE, assert_close, branched, images
 
 OPTIONS: list[tuple[dict[str, Any], float]] = [
     ({}, 1e-3),

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import branchnet
-
-from .toys import assert_close, branched, images
+from tests.gpu.toys import assert_close, branched, images
 
 CALLS = [(batch, tasks) for batch in (1, 2, 4) for tasks in (None, ["scene", "depth"])]
 

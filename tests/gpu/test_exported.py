@@ -10,8 +10,7 @@ import torch
 
 from branchnet.deploy import load_weights, save_weights
 from branchnet.deploy.exporting import write_model
-
-from .toys import TASKS, assert_close, branched, images
+from tests.gpu.toys import TASKS, assert_close, branched, images
 
 
 def outputs_of(loaded: Any, device: str, batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -8,8 +8,7 @@ import torch
 import branchnet
 from branchnet import Budget, LatencyTable
 from branchnet.inference import measure_latency
-
-from .toys import LOCATIONS, TASKS, TREE, branched, images, networks, staged
+from tests.gpu.toys import LOCATIONS, TASKS, TREE, branched, images, networks, staged
 
 
 def check(table: LatencyTable) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet import Tree
 from branchnet.inference import CompiledNetwork
-
-from .toys import TASKS, TREE, assert_close, branched, images, networks, staged
+from tests.gpu.toys import TASKS, TREE, assert_close, branched, images, networks, staged
 
 
 class Positions(nn.Module):

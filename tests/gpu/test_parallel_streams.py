@@ -9,8 +9,7 @@ import branchnet
 from branchnet import Tree
 from branchnet.inference import make_schedule
 from branchnet.inference.streams import open_streams, run_schedule
-
-from .toys import assert_close, branched, images
+from tests.gpu.toys import assert_close, branched, images
 
 
 class Slow(nn.Module):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet.training import Teachers
 from branchnet.training.loop import Group, History, optimize
-
-from .toys import TASKS, branched, images, networks
+from tests.gpu.toys import TASKS, branched, images, networks
 
 X = images(64, seed=9)
 

@@ -10,8 +10,7 @@ from torch import nn
 import branchnet
 from branchnet.clustering import Tree
 from branchnet.reporting.costing import network_costs
-
-from .toys import EXAMPLE, TASKS, Toy, toy_branched, toy_networks
+from tests.reporting.toys import EXAMPLE, TASKS, Toy, toy_branched, toy_networks
 
 BATCH, PIXELS = 2, 64
 FIRST_PARAMS = 3 * 4 * 9 + 4

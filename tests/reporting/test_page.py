@@ -5,9 +5,8 @@ import html.parser
 import pytest
 
 from branchnet.reporting.pages.page import Page
-
-from .browser import CHROMIUM, Browser
-from .pages import HOSTILE, full_page
+from tests.reporting.browser import CHROMIUM, Browser
+from tests.reporting.pages import HOSTILE, full_page
 
 SECTIONS = [
     "asked",

@@ -20,8 +20,7 @@ from branchnet.reporting.plots.affinity_plot import affinity_plot_data
 from branchnet.reporting.plots.depth_plot import depth_lines
 from branchnet.reporting.plots.history_plot import history_plot_data
 from branchnet.training import History
-
-from .toys import EXAMPLE, toy_branched
+from tests.reporting.toys import EXAMPLE, toy_branched
 
 
 def random_affinity(tasks: int, depth: int, *, directed: bool = False) -> Affinity:

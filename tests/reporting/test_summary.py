@@ -9,8 +9,7 @@ from branchnet import BranchnetError
 from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.summary import report
-
-from .toys import EXAMPLE, TASKS, toy_branched, toy_networks
+from tests.reporting.toys import EXAMPLE, TASKS, toy_branched, toy_networks
 
 
 @pytest.fixture(scope="module")

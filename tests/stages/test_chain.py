@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from branchnet import SplitError
 from branchnet.stages import split, split_all
-
-from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+from tests.stages.checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
 
 
 class Layer(nn.Module):

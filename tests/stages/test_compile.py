@@ -5,8 +5,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from branchnet.stages import split
-
-from .networks import Block
+from tests.stages.toys import Block
 
 
 def test_one_graph_serves_every_batch_size():

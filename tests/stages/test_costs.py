@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from branchnet.stages import candidate_locations, count_flops, split
 from branchnet.stages.flops import convolution_flops
-
-from .networks import Block
+from tests.stages.toys import Block
 
 IMAGE = torch.randn(2, 4, 8, 8)
 

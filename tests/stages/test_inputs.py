@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.stages import split
-
-from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+from tests.stages.checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
 
 
 class Series(nn.Module):

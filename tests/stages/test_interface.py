@@ -4,8 +4,7 @@ from torch import nn
 
 from branchnet.errors import CheckpointError, SplitError
 from branchnet.stages import Interface, candidate_locations, split
-
-from .networks import Block
+from tests.stages.toys import Block
 
 
 @pytest.mark.parametrize(

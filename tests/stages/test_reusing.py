@@ -10,9 +10,8 @@ import branchnet
 from branchnet import Tree
 from branchnet.inference import FusedNetwork
 from branchnet.stages import StagedNetwork, candidate_locations, split
-
-from .checks import assert_evaluates_alike, assert_trains_alike
-from .networks import Block
+from tests.stages.checks import assert_evaluates_alike, assert_trains_alike
+from tests.stages.toys import Block
 
 IMAGE = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -6,8 +7,7 @@ from torch import nn
 
 from branchnet.errors import SplitError
 from branchnet.stages import split, split_all
-
-from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike
+from tests.stages.checks import assert_evaluates_alike, assert_same, assert_same_keys, assert_trains_alike
 
 IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
@@ -103,14 +103,25 @@ def test_every_network_keeps_its_outputs(split_networks, task):
         assert_trains_alike(originals[task], staged[task], example)
 
 
+def encoder(network):
+    return {Dense: lambda: network.backbone["encoder"], Interleaved: lambda: network.e}.get(
+        type(network), lambda: network
+    )()
+
+
 def test_stages_of_one_network_run_in_another(split_networks):
-    _, staged = split_networks
+    """As the network itself does when it has the weights of those whose stages ran."""
+    originals, staged = split_networks
     with torch.no_grad():
         cut = staged["a"].eval().stages[0](IMAGE)
         for stage in staged["dense"].eval().stages[1:]:
             cut = stage(*cut)
-        for network in staged.values():
-            network.eval().head(*cut)
+        for task, network in staged.items():
+            mixed = copy.deepcopy(originals[task]).eval()
+            for layer, source in (("layer1", "a"), ("layer2", "dense"), ("layer3", "dense")):
+                weights = getattr(encoder(originals[source]), layer).state_dict()
+                getattr(encoder(mixed), layer).load_state_dict(weights)
+            assert_same(mixed(IMAGE), network.eval().head(*cut))
 
 
 def test_a_cut_carries_what_some_head_needs_but_not_the_input(split_networks):

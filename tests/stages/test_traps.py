@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from branchnet.errors import SplitError
 from branchnet.stages import candidate_locations, split
-
-from .checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike, compose, run
-from .networks import Block
+from tests.stages.checks import assert_evaluates_alike, assert_same_keys, assert_trains_alike, compose, run
+from tests.stages.toys import Block
 
 IMAGE = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import Tree, enumerate_trees
-from branchnet.clustering.deadline import Watch
+from branchnet.clustering.deadline import Deadline
 
 FACTS = Path(__file__).parents[1] / "facts"
 
 
-class Counting(Watch):
+class Counting(Deadline):
     """Adds up the steps that it is told of."""
 
     announced = counted = 0

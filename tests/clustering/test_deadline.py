@@ -3,7 +3,7 @@
 import pytest
 
 from branchnet.clustering import search
-from branchnet.clustering.deadline import OutOfTime, Deadline
+from branchnet.clustering.deadline import Deadline, OutOfTime
 from tests.clustering.toys import rsa_like_affinity
 
 

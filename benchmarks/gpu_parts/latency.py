@@ -42,7 +42,7 @@ def measure(settings: Settings, network: str, batch: int) -> dict[str, Any]:
         device=case.device,
         mode=case.mode,
         widths=sorted({*subject.tree.widths, 1}),
-        repeats=settings.rounds(1.0),
+        repeats=settings.rounds(0.2),
     )
     return result | {
         "batch": batch,

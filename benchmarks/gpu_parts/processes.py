@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from gpu_parts.pages import write_page
@@ -62,7 +63,7 @@ def _run(parts: list[Part], arguments: argparse.Namespace, until: float, log: Pa
             shown = _show_while_running(process, log, until + GRACE)
         finally:
             running = process.poll() is None
-            if running:
+            with suppress(ProcessLookupError):  # what it started, such as compilers, may have outlived it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     _show(log, shown)

@@ -50,6 +50,10 @@ class CompiledNetwork:
     dynamic batch one graph serves every batch size from 2 up, and size 1 has a graph of its own. `compile` explains the
     arguments.
 
+    Args:
+        branched: the network.
+        mode, dynamic, streams, regions, autocast, cast, channels_last, copy_outputs: see `compile`.
+
     Attributes:
         branched: the network that is run.
         options: how it is compiled.

@@ -62,10 +62,13 @@ class FusedNodes(nn.Module):
         self._templates = [on_meta(modules[0])]  # in a list: its empty tensors are no state of ours
 
     def forward(self, x: Input) -> Cut:
-        """Return what all members return for the same input: each tensor with a first dimension G.
+        """Run all members on the same input.
 
         Args:
             x: the input of every member.
+
+        Returns:
+            what they return, each tensor with a first dimension G.
 
         Raises:
             BuildError: members that return other values than tensors.
@@ -94,25 +97,35 @@ class FusedNodes(nn.Module):
         return vmap(one)(self._state(), tensors)
 
     def member(self, index: int, x: Input) -> Any:
-        """Return what one member alone returns.
+        """Run one member alone.
 
         Args:
             index: number of the member.
             x: its input.
+
+        Returns:
+            what it returns.
         """
         state = {name: tensor[index] for name, tensor in self._state().items()}
         return functional_call(self._templates[0], state, *_arguments(x))
 
     def unstack(self) -> list[nn.Module]:
-        """Return the members as modules of their own again, with copies of their weights."""
+        """Undo the fusion.
+
+        Returns:
+            the members as modules of their own, with copies of their weights.
+        """
         states = [self.member_state(index) for index in range(self.count)]
         return [copied_with(self._templates[0], {n: t.clone() for n, t in state.items()}) for state in states]
 
     def member_state(self, index: int) -> dict[str, Tensor]:
-        """Return one member's parameters and buffers by their names, as views of the stacked ones.
+        """Look up one member's parameters and buffers.
 
         Args:
             index: number of the member.
+
+        Returns:
+            tensors by their names in the member, as views of the stacked ones.
         """
         return {name: stacked[index].detach() for name, stacked in self._state().items()}
 
@@ -208,7 +221,11 @@ class FusedNetwork(nn.Module):
         return {self.tasks[task]: before[self._clusters[-1][task]].cut() for task in wanted}
 
     def unfuse(self) -> BranchedNetwork:
-        """Return the branched network with every node a module of its own again, with copies of these weights."""
+        """Undo the fusion.
+
+        Returns:
+            the branched network with every node a module of its own, with copies of these weights.
+        """
         state: dict[str, Tensor] = {}
         for stage in range(self.tree.depth):
             for group, module in self._units(stage):

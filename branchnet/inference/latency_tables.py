@@ -88,10 +88,13 @@ class LatencyTable:
         return {task: 1e3 * latency.median for task, latency in self.heads.items()}
 
     def predict(self, tree: Tree) -> float:
-        """Return the milliseconds that the branched network of `tree` should take for all tasks, heads included.
+        """Predict how long the branched network of `tree` takes for all tasks.
 
         Args:
             tree: a tree over these tasks and stages.
+
+        Returns:
+            milliseconds, heads included.
         """
         return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency")
 
@@ -105,7 +108,11 @@ class LatencyTable:
         return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a JSON file; latencies are lists of seconds."""
+        """Convert to plain values, for a JSON file.
+
+        Returns:
+            dictionaries, lists and numbers; latencies are lists of seconds.
+        """
         return {
             "tasks": list(self.tasks),
             "locations": list(self.locations),
@@ -118,10 +125,13 @@ class LatencyTable:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> LatencyTable:
-        """Return the table that `to_dict` wrote.
+        """Read what `to_dict` wrote.
 
         Args:
             plain: what it wrote.
+
+        Returns:
+            the table.
         """
         return cls(
             tuple(plain["tasks"]),

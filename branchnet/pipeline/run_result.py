@@ -34,6 +34,14 @@ class RunResult:
         trees: the trees that were built and trained, the chosen one (`"branched"`) first.
         further: further metrics, by label and network.
         threads: threads that the CPU used.
+
+    >>> import branchnet
+    >>> tasks = ("depth", "edges")
+    >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=4) for task in tasks}
+    >>> images = branchnet.data.scenes(30, size=32).images
+    >>> result = branchnet.run(networks, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
+    >>> isinstance(result, branchnet.RunResult), result.tree.tasks, result.to_dict()["budget"]
+    (True, ('depth', 'edges'), '80% params')
     """
 
     tree: Tree

@@ -52,15 +52,22 @@ class Comparison:
         return self.networks[0]
 
     def delta(self, network: ComparedNetwork) -> float:
-        """Return the multi-task performance in percent: the mean relative change over tasks (Maninis et al. 2019).
+        """Compute the multi-task performance of one network against the baseline (Maninis et al. 2019).
 
         Args:
             network: one of `networks`.
+
+        Returns:
+            the mean relative change over tasks, in percent; better is positive.
         """
         return multi_task_performance(self.baseline.metrics, network.metrics, self.lower_is_better)
 
     def size_table(self) -> Table:
-        """Return one row for each network: parameters, FLOPs, latencies, Delta."""
+        """Tabulate parameters, FLOPs, latencies and Delta.
+
+        Returns:
+            one row for each network.
+        """
         ways = list(dict.fromkeys(way for network in self.networks for way in network.latency))
         columns = [Column("network"), Column("parameters", si), Column("share", percent), Column("FLOPs", si)]
         columns += [Column(f"latency, {way}", milliseconds, "s") for way in ways]
@@ -73,7 +80,11 @@ class Comparison:
         return Table("Networks compared", tuple(columns), tuple(rows))
 
     def task_table(self) -> Table:
-        """Return one row for each task, one column for each network; the last row is Delta."""
+        """Tabulate every task's metric.
+
+        Returns:
+            one row for each task, one column for each network; the last row is Delta.
+        """
         columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.networks)]
         rows: list[tuple[Cell, ...]] = []
         for task, name in self.metric_names.items():
@@ -85,12 +96,20 @@ class Comparison:
         return Table("Metric of each task", tuple(columns), tuple(rows), frozenset({len(rows) - 1}))
 
     def metric_plot(self) -> MetricPlot:
-        """Return what bars of the change of every task show, in every network but the first."""
+        """Prepare bars of the change of every task.
+
+        Returns:
+            what the bars show, of every network but the first.
+        """
         others = {network.name: network.metrics for network in self.networks[1:]}
         return metric_plot_data(self.baseline.metrics, others, self.lower_is_better)
 
     def latency_plot(self) -> LatencyPlot | None:
-        """Return what bars of all latencies show, with ratios to the first network; None where nothing was timed."""
+        """Prepare bars of all latencies.
+
+        Returns:
+            what the bars show, with ratios to the first network; None where nothing was timed.
+        """
         measured = {
             f"{network.name}, {way}": latency for network in self.networks for way, latency in network.latency.items()
         }

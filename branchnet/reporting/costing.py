@@ -117,37 +117,60 @@ class NetworkCosts:
         return sum(total.flops for total in self.per_task())
 
     def per_stage(self) -> tuple[Total, ...]:
-        """Return one total for each stage, and one for all heads."""
+        """Sum over stages.
+
+        Returns:
+            one total for each stage, and one for all heads.
+        """
         return tuple(
             _total(name, self.tasks, [node for node in self.nodes if node.stage == stage])
             for stage, name in enumerate((*self.locations, "heads"))
         )
 
     def per_branch(self) -> tuple[Total, ...]:
-        """Return one total for each branch: the nodes, and the head, that serve the same tasks one after another."""
+        """Sum over branches: the nodes, and the head, that serve the same tasks one after another.
+
+        Returns:
+            one total for each branch.
+        """
         members: dict[tuple[str, ...], list[NodeCost]] = {}
         for node in self.nodes:
             members.setdefault(node.tasks, []).append(node)
         return tuple(_total(f"{nodes[0].id} to {nodes[-1].id}", tasks, nodes) for tasks, nodes in members.items())
 
     def per_task(self) -> tuple[Total, ...]:
-        """Return one total for each task: what runs when only this task is asked for."""
+        """Sum over what runs when only one task is asked for.
+
+        Returns:
+            one total for each task.
+        """
         return tuple(_total(task, (task,), [n for n in self.nodes if task in n.tasks]) for task in self.tasks)
 
     def node_params(self) -> tuple[float, ...]:
-        """Return for each stage the mean parameters of its nodes: nodes of one stage have the same structure."""
+        """Count the parameters of one node of each stage.
+
+        Returns:
+            one number for each stage: the mean over its nodes, which have the same structure.
+        """
         return tuple(total.params / total.nodes for total in self.per_stage()[: len(self.locations)])
 
     def exclusive_params(self, task: str) -> int:
-        """Return the number of parameters that serve one task alone: what leaving it out would save.
+        """Count the parameters that serve one task alone: what leaving it out would save.
 
         Args:
             task: the task.
+
+        Returns:
+            their number.
         """
         return sum(node.params for node in self.nodes if node.tasks == (task,))
 
     def notes(self) -> tuple[str, ...]:
-        """Return the convention, and what a reader must know to trust the numbers."""
+        """Say by which convention was counted, and what a reader must know to trust the numbers.
+
+        Returns:
+            one sentence or two for each note.
+        """
         shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs)
         notes = [f"FLOPs by {CONVENTION}; for the whole example ({shapes})."]
         if self.uncounted:

@@ -87,7 +87,11 @@ class Report:
         return "\n".join(lines)
 
     def tables(self) -> tuple[Table, ...]:
-        """Return all tables, the summary first."""
+        """Tabulate everything.
+
+        Returns:
+            all tables, the summary first.
+        """
         costs = self.costs
         tables = [summary_table(costs), stage_table(costs), task_table(costs), branch_table(costs)]
         tables.append(node_table(costs, self.node_latencies))
@@ -96,12 +100,20 @@ class Report:
         return tuple(tables)
 
     def table(self) -> rich.console.Group:
-        """Return the summary, stages, tasks and latencies for the terminal: `rich.print(report.table())`."""
+        """Tabulate for the terminal: `rich.print(report.table())`.
+
+        Returns:
+            the summary, stages, tasks and latencies.
+        """
         tables = [table for table in self.tables() if not table.title.startswith(("By branch", "By node"))]
         return rich.console.Group(*(table.to_rich() for table in tables), *self.costs.notes())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain lists, numbers and strings."""
+        """Convert to plain values.
+
+        Returns:
+            dictionaries, lists, numbers and strings.
+        """
         costs = self.costs
         return {
             "convention": CONVENTION,
@@ -125,15 +137,27 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """Return `to_dict` as JSON."""
+        """Write `to_dict` as JSON.
+
+        Returns:
+            the text.
+        """
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def to_csv(self) -> str:
-        """Return the table by node as comma-separated values, unrounded; latencies in seconds."""
+        """Write the table by node as comma-separated values.
+
+        Returns:
+            the text; numbers are not rounded, latencies in seconds.
+        """
         return node_table(self.costs, self.node_latencies).to_csv()
 
     def to_markdown(self) -> str:
-        """Return all tables and notes as Markdown."""
+        """Write all tables and notes as Markdown.
+
+        Returns:
+            the text.
+        """
         notes = "".join(f"- {note}\n" for note in self.costs.notes())
         return "\n".join(table.to_markdown() for table in self.tables()) + "\n" + notes
 

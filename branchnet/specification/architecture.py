@@ -61,7 +61,8 @@ class Architecture(Section):
         input: one tensor that the networks take, or several; None where it is not known.
         networks: per task the named constructor of its network; tasks without one must be passed to `build`.
         locations: the D locations at which the networks are cut.
-        roots: the tree as nodes inside nodes (`tree` in the file, `.tree` as a `Tree`).
+        tree: which tasks share which stages, as a `Tree`.
+        roots: the same as nodes inside nodes: `tree` in the file.
         costs: cost of one copy of every stage and of every head; None where they are not known.
         search: how the tree was found; None where it was written by hand.
         versions: package versions it was made with.
@@ -311,11 +312,18 @@ class Architecture(Section):
         return {task: cost.cost("head") for task, cost in self.costs.heads.items()} if self.costs else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content as plain data, e.g. for JSON, in the file's order."""
+        """Convert to plain data, e.g. for JSON.
+
+        Returns:
+            the content in the file's order.
+        """
         return in_file_order(self)
 
     def to_yaml(self) -> str:
-        """Return the text that `save` writes.
+        """Write the specification as text.
+
+        Returns:
+            what `save` writes.
 
         Raises:
             SpecError: the tree branches so often on one path that the text would be nested too deeply to be read back.

@@ -38,9 +38,10 @@ class Metric:
 
 
 def accuracy() -> Metric:
-    """Return a metric: the share of samples (or pixels) whose largest logit is the target's class, in percent.
+    """Share of samples (or pixels) whose largest logit, along dimension 1, is the target's class; in percent.
 
-    Outputs are logits (B, classes, ...), targets integers (B, ...).
+    Returns:
+        a metric of logits (B, classes, ...) and integers (B, ...).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
@@ -51,12 +52,13 @@ def accuracy() -> Metric:
 
 
 def mean_iou(classes: int) -> Metric:
-    """Return a metric: the mean intersection over union of the classes that occur, in percent (Everingham et al. 2010).
-
-    Outputs are logits (B, classes, ...), targets integers (B, ...); negative targets are ignored.
+    """Mean over the classes that occur of intersection over union (Everingham et al. 2010); in percent.
 
     Args:
         classes: the number of classes.
+
+    Returns:
+        a metric of logits (B, classes, ...) and integers (B, ...), of which negative ones are ignored.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
@@ -75,10 +77,13 @@ def mean_iou(classes: int) -> Metric:
 
 
 def rmse(unit: str = "") -> Metric:
-    """Return a metric: the root of the mean squared difference of outputs and targets of one shape.
+    """Root of the mean squared difference.
 
     Args:
         unit: for the metric's name.
+
+    Returns:
+        a metric of outputs and targets of one shape.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
@@ -88,10 +93,13 @@ def rmse(unit: str = "") -> Metric:
 
 
 def mean_absolute_error(unit: str = "") -> Metric:
-    """Return a metric: the mean absolute difference of outputs and targets of one shape.
+    """Mean absolute difference.
 
     Args:
         unit: for the metric's name.
+
+    Returns:
+        a metric of outputs and targets of one shape.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
@@ -101,7 +109,11 @@ def mean_absolute_error(unit: str = "") -> Metric:
 
 
 def mean_angle() -> Metric:
-    """Return a metric: the mean angle between vectors along dimension 1 of (B, C, ...), e.g. normals; in degrees."""
+    """Mean angle between vectors along dimension 1, such as surface normals; in degrees.
+
+    Returns:
+        a metric of outputs and targets (B, C, ...).
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         cosine = F.cosine_similarity(output.double(), target.double(), dim=1).clamp(-1, 1)
@@ -111,7 +123,11 @@ def mean_angle() -> Metric:
 
 
 def explained_variance() -> Metric:
-    """Return a metric: the share of the target's variance, around its mean by channel, that is explained, in %."""
+    """Share of the target's variance (around its mean for each channel) that the output explains; in percent.
+
+    Returns:
+        a metric of outputs and targets (B, C, ...) or (B,).
+    """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         wanted = channels_last_rows(target).double()
@@ -129,9 +145,10 @@ def explained_variance() -> Metric:
 
 
 def top1_agreement() -> Metric:
-    """Return a metric: the share of samples on which two sets of logits (B, classes, ...) agree in the largest one.
+    """Share of samples on which two sets of logits have the same largest class; in percent.
 
-    In percent.
+    Returns:
+        a metric of logits and logits (B, classes, ...).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
@@ -142,9 +159,10 @@ def top1_agreement() -> Metric:
 
 
 def kl_divergence() -> Metric:
-    """Return a metric: the mean Kullback-Leibler divergence KL(target || output) of softmax over dimension 1, in nats.
+    """Mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats.
 
-    Outputs and targets are logits (B, classes, ...).
+    Returns:
+        a metric of logits and logits (B, classes, ...).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:

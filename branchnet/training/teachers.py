@@ -88,10 +88,13 @@ class Teachers:
         return tuple(self.networks)
 
     def variances(self, task: str) -> tuple[float, ...]:
-        """Return the variance of each floating-point tensor of the task's output, around its mean for each channel.
+        """Look up the variances of a task's output, around its mean for each channel.
 
         Args:
             task: one of `tasks`.
+
+        Returns:
+            one number for each floating-point tensor of the output.
         """
         return self._variances[task]
 

@@ -284,7 +284,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 def test_networks_without_names_are_refused() -> None:
     with pytest.raises(BuildError, match="networks is a list; expected a mapping"):
         branchnet.build(SHARED, list(STAGED.values()))  # type: ignore[arg-type]
-    with pytest.raises(BuildError, match="must be a mapping"):
+    with pytest.raises(BuildError, match="expected a mapping"):
         branchnet.SeparateNetworks([nn.Linear(2, 2)])  # type: ignore[arg-type]
 
 

@@ -49,12 +49,14 @@ def test_several_inputs_by_position_or_name(named: bool) -> None:
         net(left)
     with pytest.raises(BuildError, match="the inputs are a list"):
         net([left, right])
-    with pytest.raises(BuildError, match="did you mean 'right' instead of 'rigth'" if named else "takes .'2 without"):
+    with pytest.raises(
+        BuildError, match="did you mean 'right' instead of 'rigth'" if named else "expected .'2 without"
+    ):
         net({"left": left, "rigth": right})
 
 
 def test_inputs_of_a_wrong_shape_are_compared_with_the_example() -> None:
-    with pytest.raises(BuildError, match=r"inputs of shape \(2, 1, 32, 32\) float32; .* split with \(2, 3, 32, 32\)"):
+    with pytest.raises(BuildError, match=r"inputs of shape \(2, 1, 32, 32\) float32; expected \(2, 3, 32, 32\)"):
         built()(torch.rand(2, 1, 32, 32))
     with pytest.raises(BuildError, match="int64"):
         built()(torch.ones(2, 3, 32, 32, dtype=torch.int64))
@@ -79,7 +81,7 @@ def test_one_node_alone_changes_its_mode() -> None:
     changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     assert changed and all(name.startswith("nodes.1.0.") and name.endswith(statistics) for name in changed)
-    with pytest.raises(BuildError, match=r"no node 'nodes\.1\.1'; did you mean"):
+    with pytest.raises(BuildError, match=r"unknown node 'nodes\.1\.1'; did you mean"):
         net.member("nodes.1.1")
 
 

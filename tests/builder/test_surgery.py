@@ -192,7 +192,7 @@ class OtherCut(nn.Module):
         ),
         (lambda net: net.add_task("n", nn.Conv2d(3, 1, 1), beside="edges", until="stem"), "no place at which to cut"),
         (lambda net: net.remove_task("dept"), "did you mean 'depth'"),
-        (lambda net: net.split_node("nodes.9.0", [["depth"], ["edges"]]), "no node 'nodes.9.0'"),
+        (lambda net: net.split_node("nodes.9.0", [["depth"], ["edges"]]), "unknown node 'nodes.9.0'"),
         (lambda net: net.split_node("heads.0", [["depth"], ["edges"]]), "is a head"),
         (lambda net: net.split_node("nodes.0.0", [TASKS]), "two or more"),
         (lambda net: net.split_node("nodes.0.0", [["depth"], ["edges"]]), "do not partition the tasks"),
@@ -221,7 +221,7 @@ def test_a_network_of_another_backbone_is_refused() -> None:
         BuildError, match=r"'two' is of another backbone \(.*two.weight is \(4, 4\) in one and \(5, 4\) in the other"
     ):
         add_task(net, "c", OtherCut(5), beside="a", until="one")
-    with pytest.raises(BuildError, match=r"its head needs the tensors \[\(2, 4\), \(2, 4\)\], the others \[\(2, 4\)\]"):
+    with pytest.raises(BuildError, match=r"its head needs the tensors \[\(2, 4\), \(2, 4\)\]; expected \[\(2, 4\)\]"):
         add_task(net, "c", OtherCut(skip=True), beside="a", until="one")
     with pytest.raises(BuildError, match="has 1 stages, the branched network 2"):
         add_task(net, "c", branchnet.split(OtherCut(), torch.rand(2, 3), locations=["one"]), beside="a", until="one")
@@ -246,7 +246,7 @@ def test_of_many_differences_the_first_is_named_and_the_others_are_counted() -> 
 
 def test_a_task_is_added_to_a_network_of_another_type() -> None:
     before = built(tree_of(3, TASKS[:3])).double()
-    with pytest.raises(BuildError, match=r"'count' is torch.float32, the branched network torch.float64"):
+    with pytest.raises(BuildError, match=r"'count' is torch.float32; expected torch.float64"):
         before.add_task("count", DONORS["count"], beside="edges", until="layer1")
     network = networks()["count"].double()
     after = before.add_task("count", network, beside="edges", until=None)

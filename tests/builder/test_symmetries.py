@@ -197,7 +197,7 @@ def test_heads_tied_to_their_stages_are_refused() -> None:
 
 def test_merging_needs_a_probe() -> None:
     donors = {task: branchnet.split(made(0), X, locations=CUTS) for task in "ab"}
-    with pytest.raises(BuildError, match="pass probe="):
+    with pytest.raises(BuildError, match="expected probe="):
         branchnet.build(Tree.shared(donors, 3), donors, init="merge")
 
 
@@ -209,6 +209,6 @@ def test_merging_refuses_batches_without_statistics() -> None:
         branchnet.build(tree, donors, init="merge", probe=[torch.rand(1, 3) for _ in range(20)])
     branched = branchnet.build(tree, donors)
     before = {name: value.clone() for name, value in branched.state_dict().items()}
-    with pytest.raises(BuildError, match="there is none"):
+    with pytest.raises(BuildError, match="there are no inputs"):
         estimate_batchnorm(branched, [branched], [])
     assert all(torch.equal(value, before[name]) for name, value in branched.state_dict().items())

@@ -21,10 +21,10 @@ def test_progress_is_drawn_only_if_asked_for(
 def test_steps_after_the_limit_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("branchnet.clustering.deadline.time.monotonic", lambda: now[0])
-    watch, free = Deadline(5.0), Deadline()
+    deadline, free = Deadline(5.0), Deadline()
     now[0] = 104.9
-    watch.step()
+    deadline.step()
     now[0] = 105.1
     free.step()
     with pytest.raises(OutOfTime, match="time limit"):
-        watch.step(0)
+        deadline.step(0)

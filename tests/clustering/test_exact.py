@@ -152,6 +152,8 @@ def test_contradicting_constraints_are_refused() -> None:
         search(affinity, [1, 1], 8, constraints=Constraints(together=[["t0", "t1"]], apart=[["t0", "t1"]]))
     with pytest.raises(TreeError, match="task 'x'"):
         search(affinity, [1, 1], 8, constraints=Constraints(together=[["t0", "x"]]))
+    with pytest.raises(TreeError, match="the tree to extend has 3 stages; expected 2"):
+        search(affinity, [1, 1], 8, constraints=Constraints(extend=Tree.shared(["t0", "t1"], 3)))
     with pytest.raises(TreeError, match="do not fit in 2 stages"):
         search(affinity, [1, 1], 8, shared_stages=3)
 

@@ -23,17 +23,17 @@ def held_bytes(thing: object) -> int:
 @pytest.mark.parametrize(("n", "depth"), [(1, 1), (2, 3), (5, 1), (6, 2), (7, 4), (9, 3)])
 def test_work_and_memory_are_what_is_compared_and_held(n: int, depth: int) -> None:
     problem = make_problem(random_affinity(n, depth, 0), [1.0] * depth, "params")
-    watch = Counting()
-    table = width_table(problem.losses, problem.rules, watch)
+    deadline = Counting()
+    table = width_table(problem.losses, problem.rules, deadline)
     compared, held = work(n, depth)
-    assert compared == watch.announced == watch.counted
+    assert compared == deadline.announced == deadline.counted
     assert held == held_bytes(table) - table.widths.nbytes - table.costs.nbytes
 
 
 def test_stages_that_must_be_shared_are_no_work() -> None:
     problem = make_problem(random_affinity(6, 4, 0), [1.0] * 4, "params", constraints=Constraints(shared_stages=2))
-    watch = Counting()
-    table = width_table(problem.losses, problem.rules, watch)
-    assert watch.counted == watch.announced == work(6, 2)[0]
+    deadline = Counting()
+    table = width_table(problem.losses, problem.rules, deadline)
+    assert deadline.counted == deadline.announced == work(6, 2)[0]
     assert table.widths[:, :2].max() == 1
     assert table.widths.shape == (21, 4)  # the non-decreasing pairs of widths 1..6

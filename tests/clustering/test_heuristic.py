@@ -80,10 +80,10 @@ def test_a_start_that_is_given_is_never_made_worse() -> None:
 
 
 def test_steps_are_announced_and_no_more_than_fifty() -> None:
-    watch = Counting()
+    deadline = Counting()
     land = make_problem(rsa_like_affinity(8, 2, 0), COSTS[:2], "params").landscape(6.0)
-    assert heuristic_search(land, watch, seed=0) is not None
-    assert 4 < watch.counted == watch.announced <= 50
+    assert heuristic_search(land, deadline, seed=0) is not None
+    assert 4 < deadline.counted == deadline.announced <= 50
 
 
 def test_a_tree_within_the_budget_is_left_as_it_is_and_one_beyond_repair_is_given_up() -> None:

@@ -5,11 +5,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Constraints, Tree, random_tree
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
 from branchnet.clustering.heuristics.local_search import apply_move, best_swap, descend, price_moves, renumber
 from branchnet.clustering.tree_search import Problem, make_problem
-from tests.clustering.toys import names, random_affinity, rsa_like_affinity
+from tests.clustering.toys import as_affinity, names, random_affinity, rsa_like_affinity
 
 COSTS = [0.2, 1.2, 7.1]
 RULES = [
@@ -40,7 +41,19 @@ def trees(problem: Problem, n: int, count: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("rules", RULES)
 def test_the_best_swap_is_the_best_of_all_exchanges_that_the_rules_allow(name: str, rules: Constraints) -> None:
-    affinity = random_affinity(7, 3, 8)
+    _check_best_swaps(random_affinity(7, 3, 8), name, rules)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_best_swap_where_affinities_are_above_one(name: str) -> None:
+    """Sharing may gain then: the largest loss of two tasks is negative, that of one is 0."""
+    for seed in range(3):
+        affinity = as_affinity(random_affinity(7, 3, seed).values + 1.2 * (1 - np.eye(7)))
+        assert affinity.values.max() > 1.5
+        _check_best_swaps(affinity, name, Constraints())
+
+
+def _check_best_swaps(affinity: Affinity, name: str, rules: Constraints) -> None:
     problem = make_problem(affinity, COSTS, "params", objective=name, constraints=rules)
     land = problem.landscape(1e9)
     bound = {task for group in rules.together for task in group}

@@ -133,7 +133,7 @@ def test_a_bound_that_reaches_the_cost_is_a_proof(name: str) -> None:
 @pytest.mark.parametrize("effort", [1, 3])
 def test_effort_limits_the_number_of_branchings(effort: int) -> None:
     """After a bound of stages on their own and one for each range of chains (4 stages, sizes 5 to 10)."""
-    problem = make_problem(random_affinity(10, 4, 1), COSTS[:4], "params")
+    problem = make_problem(random_affinity(10, 4, 1), COSTS[:4], "params", objective="mean-max")
     limit = 0.5 * problem.sizes.separate
 
     def bounds(effort: int) -> list[float]:

@@ -17,30 +17,6 @@ SETUP = Path(__file__).parents[2] / "docs" / "doctest_setup.py"
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-WITHOUT_EXAMPLE = frozenset(
-    {
-        "Architecture",
-        "BranchedNetwork",
-        "CompiledNetwork",
-        "LatencyTable",
-        "Report",
-        "SeparateNetworks",
-        "Teachers",
-        "build",
-        "compile",
-        "distill",
-        "evaluate",
-        "export",
-        "fit",
-        "latency_table",
-        "load",
-        "multi_task_performance",
-        "report",
-        "save",
-    }
-)
-"""Names whose example is still to be written; none may be added."""
-
 
 @pytest.fixture(scope="module")
 def names() -> dict[str, Any]:
@@ -55,15 +31,8 @@ def test_an_example_runs(name: str, names: dict[str, Any], tmp_path: Path, monke
     torch.manual_seed(0)
     tests = doctest.DocTestFinder().find(getattr(branchnet, name), name, globs=dict(names))
     examples = sum(len(test.examples) for test in tests)
-    assert examples or name in WITHOUT_EXAMPLE, f"the docstring of branchnet.{name} has no `>>>` example"
+    assert examples, f"the docstring of branchnet.{name} has no `>>>` example"
     printed = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
     failed = sum(runner.run(test, out=printed.write).failed for test in tests)
     assert not failed, printed.getvalue()
-
-
-def test_no_exception_outlives_its_reason() -> None:
-    """A name that has an example by now leaves the list."""
-    finder = doctest.DocTestFinder()
-    shown = {name for name in WITHOUT_EXAMPLE if any(t.examples for t in finder.find(getattr(branchnet, name), name))}
-    assert not shown

@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-ROOMS = ("affinity", "clustering", "models", "stages")
+ROOMS = (
+    "affinity",
+    "builder",
+    "clustering",
+    "data",
+    "deploy",
+    "inference",
+    "models",
+    "reporting",
+    "specification",
+    "stages",
+    "training",
+)
 
 
 def described(doc: str, section: str) -> set[str]:

@@ -174,6 +174,9 @@ class BranchedNetwork(nn.Module):
         Args:
             task: the task.
 
+        Returns:
+            that network; its modules are those of this one.
+
         Raises:
             BuildError: a task that the network does not know.
         """
@@ -183,7 +186,11 @@ class BranchedNetwork(nn.Module):
         return TaskPath(nodes, self.heads[self.tasks.index(task)], self.locations)
 
     def members(self) -> Iterator[Node]:
-        """Yield every node from input to output, then every head."""
+        """Go through the nodes from input to output, then through the heads.
+
+        Returns:
+            an iterator of them.
+        """
         for stage, (row, clusters, donors) in enumerate(
             zip(self.nodes, self.tree.partitions, self.donors, strict=True)
         ):
@@ -197,6 +204,9 @@ class BranchedNetwork(nn.Module):
 
         Args:
             name: the id, e.g. `nodes.2.0`.
+
+        Returns:
+            the node or head.
 
         Raises:
             BuildError: no such id.
@@ -299,6 +309,9 @@ class BranchedNetwork(nn.Module):
         Args:
             name, network, beside, until: as for `branchnet.builder.add_task`.
 
+        Returns:
+            a new network; this one stays as it is.
+
         Raises:
             BuildError: as `branchnet.builder.add_task`.
         """
@@ -311,6 +324,9 @@ class BranchedNetwork(nn.Module):
 
         Args:
             name: the task.
+
+        Returns:
+            a new network; this one stays as it is.
 
         Raises:
             BuildError: as `branchnet.builder.remove_task`.
@@ -325,6 +341,9 @@ class BranchedNetwork(nn.Module):
         Args:
             kept, others: as for `branchnet.builder.merge_nodes`.
 
+        Returns:
+            a new network; this one stays as it is.
+
         Raises:
             BuildError: as `branchnet.builder.merge_nodes`.
         """
@@ -337,6 +356,9 @@ class BranchedNetwork(nn.Module):
 
         Args:
             node, groups: as for `branchnet.builder.split_node`.
+
+        Returns:
+            a new network; this one stays as it is.
 
         Raises:
             BuildError: as `branchnet.builder.split_node`.

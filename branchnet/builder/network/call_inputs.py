@@ -51,7 +51,7 @@ def unlike(x: Input, interface: Interface) -> str:
     if [(len(shape), shape[1:], dtype) for shape, dtype in given] == [(len(s), s[1:], d) for s, d in known]:
         return ""
     text = ", ".join(f"{shape} {dtype}" for shape, dtype in given)
-    return f"inputs of shape {text}; expected {_described(interface)} (any batch size), as the networks were split with"
+    return f"inputs of shape {text}; expected {_described(interface)}, with any batch size"
 
 
 def _described(interface: Interface) -> str:

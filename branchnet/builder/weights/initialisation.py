@@ -50,7 +50,11 @@ class Initialisation:
     nodes: tuple[NodeStart, ...]
 
     def table(self) -> str:
-        """Return text with one line for each node: its tasks, its source, and the match with each donor."""
+        """Describe every node: its tasks, its source, and the match with each donor.
+
+        Returns:
+            text with one line for each node.
+        """
         rows = [("node", "location", "tasks", "source", "RSA with donors", "CKA with donors")]
         rows += [
             (node.id, node.location, ", ".join(node.tasks), node.source, _text(node.rsa), _text(node.cka))

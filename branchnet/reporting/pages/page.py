@@ -62,7 +62,11 @@ class Page:
     commands: Sequence[str] = ()
 
     def to_html(self) -> str:
-        """Return the page as text; equal pages give equal text."""
+        """Write the page as text; equal pages give equal text.
+
+        Returns:
+            the HTML document.
+        """
         tree = self.report.tree if self.report else self.chosen.tree if self.chosen else None
         every = [
             sections.asked(self.asked, self.chosen),

@@ -77,7 +77,7 @@ class AffinityPlot:
 
 
 def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> AffinityPlot:
-    """Return what the heat maps of `affinity` show.
+    """Prepare the heat maps of `affinity`.
 
     With a tree of the same tasks and depth, tasks are ordered as its leaves and each cluster of two or more tasks is
     outlined at its location; without, similar tasks are next to each other. A diagonal of ones is left out, so that the
@@ -86,6 +86,9 @@ def affinity_plot_data(affinity: Affinity, *, tree: Tree | None = None) -> Affin
     Args:
         affinity: values (D, N, N).
         tree: over the same tasks and locations.
+
+    Returns:
+        what the heat maps show.
     """
     tasks = leaf_order(tree) if tree else _linkage_order(affinity)
     order = [affinity.tasks.index(task) for task in tasks]

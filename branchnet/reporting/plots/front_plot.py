@@ -59,7 +59,7 @@ def front_plot_data(
     resource: str = "parameters",
     objective: str = "clustering cost",
 ) -> FrontPlot:
-    """Return what the plot of `front` shows.
+    """Prepare the plot of `front`.
 
     The fully shared and the separate trees are found on the front by their widths.
 
@@ -72,6 +72,9 @@ def front_plot_data(
         budget: the size that was allowed, in the same unit.
         resource: what size counts, for the axis.
         objective: what cost counts, for the axis.
+
+    Returns:
+        what the plot shows.
 
     Raises:
         BranchnetError: an empty front.

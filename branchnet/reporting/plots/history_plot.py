@@ -43,10 +43,13 @@ class HistoryPlot:
 
 
 def history_plot_data(history: History) -> HistoryPlot:
-    """Return what the plot of `history` shows.
+    """Prepare the plot of `history`.
 
     Args:
         history: what `fit` or `distill` returned.
+
+    Returns:
+        what the plot shows.
 
     Raises:
         BranchnetError: a history without steps.

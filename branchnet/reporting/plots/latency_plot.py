@@ -39,11 +39,14 @@ class LatencyPlot:
 
 
 def latency_plot_data(latencies: Mapping[str, Latency], *, baseline: str | None = None) -> LatencyPlot:
-    """Return what the bars of `latencies` show.
+    """Prepare the bars of `latencies`.
 
     Args:
         latencies: measurements by name.
         baseline: the name that ratios are relative to, or None.
+
+    Returns:
+        what the bars show.
     """
     medians = tuple(latency.median for latency in latencies.values())
     return LatencyPlot(

@@ -36,12 +36,15 @@ class MetricPlot:
 def metric_plot_data(
     single: Mapping[str, float], variants: Mapping[str, Mapping[str, float]], lower_is_better: Mapping[str, bool]
 ) -> MetricPlot:
-    """Return what the bars show.
+    """Prepare the bars.
 
     Args:
         single: metric of each task's single-task network.
         variants: for each network compared, the metric of each task.
         lower_is_better: for each task, whether a smaller metric is better.
+
+    Returns:
+        what the bars show.
 
     Raises:
         TrainingError: as `relative_changes`.

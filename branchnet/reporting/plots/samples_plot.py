@@ -52,19 +52,26 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class SamplesPlot:
-    """What the grid shows, from the top row down."""
+    """What the grid shows.
+
+    Attributes:
+        rows: from the top down.
+    """
 
     rows: tuple[SampleRow, ...]
 
 
 def samples_plot_data(images: npt.NDArray[Any], tasks: Sequence[TaskSamples]) -> SamplesPlot:
-    """Return the rows of the grid: the images, then for each task its truth above each network's prediction.
+    """Prepare the rows of the grid: the images, then for each task its truth above each network's prediction.
 
     Depth and grey values of one task share one scale, that of its truth; labels that agree with the truth are marked.
 
     Args:
         images: (S, H, W, 3) or (S, H, W), in 0..1 or as uint8.
         tasks: what to show below.
+
+    Returns:
+        what the grid shows.
 
     Raises:
         BranchnetError: shapes that do not fit the kind, or another number of samples than of images.

@@ -79,12 +79,15 @@ def leaf_order(tree: Tree) -> tuple[str, ...]:
 def tree_plot_data(
     tree: Tree, *, locations: Sequence[str] | None = None, stage_params: Sequence[float] | None = None
 ) -> TreePlot:
-    """Return where everything in the drawing of `tree` goes.
+    """Place everything in the drawing of `tree`.
 
     Args:
         tree: the tree.
         locations: one name per stage; by default their numbers.
         stage_params: parameters of one node of each stage, which make its thickness; by default all are equal.
+
+    Returns:
+        what is drawn where.
     """
     tasks = leaf_order(tree)
     row = {task: float(i) for i, task in enumerate(tasks)}

@@ -35,7 +35,7 @@ class Options:
 
     Attributes:
         locations: where plain networks are cut, as `branchnet.split_all` takes it.
-        batch_size: inputs run at once where the probe is one tensor; iterables bring their own batches.
+        batch_size: inputs run at once; loaders, and other iterables of batches, bring their own.
         device: where the networks run; by default each runs where it is. They are put back afterwards.
         features: applied to every tensor that counts, (B, ...) -> (B, ...), e.g. to choose the class token; by default
             all features count, flattened.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from branchnet.affinity.features.signatures import Kind, Signature, read_signatures
 from branchnet.affinity.measure_options import Options
-from branchnet.affinity.networks import Family, Networks, gather_networks
+from branchnet.affinity.networks import Family, Networks, form_of, gather_networks
 from branchnet.affinity.probes import Probe, read_probe
 from branchnet.affinity.seeds import measure_reliability, task_values
 from branchnet.affinity.tensor import Affinity
@@ -25,7 +25,7 @@ Resample: TypeAlias = Callable[[Sequence[Signature], Options], Matrix]
 
 def prepare(networks: Networks, probe: Any, options: Options) -> tuple[Family, Probe]:
     """Read the probe once and cut the networks."""
-    fixed = read_probe(probe, options.batch_size)
+    fixed = read_probe(probe, options.batch_size, form_of(networks))
     return gather_networks(networks, fixed.example, options.locations), fixed
 
 

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from branchnet.affinity.probes import Batch
+from branchnet.data.call_forms import CallForm, Inputs
 from branchnet.errors import AffinityError
+from branchnet.stages.interface import call_form
 
 Networks: TypeAlias = Mapping[str, "nn.Module | Sequence[nn.Module]"]
 
@@ -50,7 +51,16 @@ class Family:
         return tuple(dict.fromkeys(member.task for member in self.members))
 
 
-def gather_networks(networks: Networks, example: Batch, locations: int | Sequence[str] | None) -> Family:
+def form_of(networks: Networks) -> CallForm:
+    """What the first network takes.
+
+    Raises:
+        AffinityError: no network.
+    """
+    return call_form(_flatten(networks)[0][2])
+
+
+def gather_networks(networks: Networks, example: Inputs, locations: int | Sequence[str] | None) -> Family:
     """Flatten the mapping and cut the networks that are not staged yet.
 
     Raises:
@@ -108,7 +118,7 @@ def is_staged(network: nn.Module) -> bool:
 
 
 def _split(
-    flat: Sequence[tuple[str, int, nn.Module, str]], example: Batch, locations: int | Sequence[str] | None
+    flat: Sequence[tuple[str, int, nn.Module, str]], example: Inputs, locations: int | Sequence[str] | None
 ) -> list[nn.Module]:
     from branchnet.stages import split_all
 

@@ -1,25 +1,25 @@
-"""The probe: one fixed sequence of inputs, the same for every network, checked by content each time it is read.
-
-A batch is a tensor, or a tuple or dict of tensors whose first dimension counts inputs.
-"""
+"""The probe: one fixed sequence of inputs, the same for every network, checked by content each time it is read."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from branchnet.errors import AffinityError
-
-Batch: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
+from branchnet.data.call_forms import CallForm, Inputs
+from branchnet.data.collation import gather, leaves, map_tensors
+from branchnet.data.samples import Batch, Samples, Source, read_samples
+from branchnet.errors import AffinityError, DataError
 
 MINIMUM_INPUTS = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,144 +27,94 @@ class Probe:
     """A probe that has been read once.
 
     Attributes:
-        source: the whole inputs as one batch, or an iterable of batches.
-        batch_size: inputs per batch where `source` is one batch.
+        samples: the reader of its inputs.
+        batch_size: inputs per batch where the samples do not come in batches.
         sizes: inputs in every batch.
         content: hash of all inputs; it does not depend on how they are divided into batches.
         checksums: of the tensors of every batch, by which later readings are compared with the first.
         example: the first two inputs.
     """
 
-    source: Any
+    samples: Samples
     batch_size: int
     sizes: tuple[int, ...]
     content: str
     checksums: tuple[tuple[int, ...], ...]
-    example: Batch
+    example: Inputs
 
     @property
     def inputs(self) -> int:
         """K, the number of inputs."""
         return sum(self.sizes)
 
-    def batches(self, reader: str) -> Iterator[Batch]:
+    def batches(self, reader: str) -> Iterator[Inputs]:
         """The batches, each compared with the first reading.
 
         Raises:
-            AffinityError: a batch differs, or there are more or fewer; the message names `reader`.
+            DataError: a batch differs, or there are more or fewer; the message names `reader`.
         """
         count = 0
-        for batch in _batches(self.source, self.batch_size):
-            if count >= len(self.checksums) or _checksums(batch) != self.checksums[count]:
-                raise AffinityError(
-                    f"the probe changed: batch {count}, as read for {reader}, is not the one first read. Every network "
-                    "must see the same inputs in the same order; switch shuffling and random augmentation off"
+        for batch in self.samples.batches(self.batch_size):
+            if count >= len(self.checksums) or _checksums(batch.inputs) != self.checksums[count]:
+                raise DataError(
+                    f"the probe changed: batch {count}, as read for {reader}, is not the one first read; expected the "
+                    "same inputs in the same order for every network: switch shuffling and random augmentation off"
                 )
             count += 1
-            yield batch
+            yield batch.inputs
         if count != len(self.checksums):
-            raise AffinityError(
-                f"the probe changed: {count} batches were read for {reader}, {len(self.checksums)} at first"
+            raise DataError(
+                f"the probe changed: {count} batches were read for {reader}, {len(self.checksums)} at first; expected "
+                "an iterable that starts again for every network"
             )
 
 
-def read_probe(source: Any, batch_size: int) -> Probe:
+def read_probe(source: Source, batch_size: int, form: CallForm | None = None) -> Probe:
     """Read the probe once: count its inputs and fix its content.
 
-    source: tensor or array (K, ...); tuple or dict of them, a network's arguments; or a re-iterable of batches.
+    Args:
+        source: K samples, in whatever `branchnet.data.read_samples` takes; labels beside them are dropped.
+        batch_size: of inputs that do not come in batches.
+        form: what the networks take.
 
     Raises:
-        AffinityError: fewer than three inputs, a source that can be read only once, or batches without tensors.
+        AffinityError: fewer than three inputs.
+        DataError: inputs that cannot be read, can be read only once, or come in another order each time.
     """
     if batch_size < 1:
         raise AffinityError(f"batch_size is {batch_size}; at least 1 was expected")
-    if isinstance(source, Iterator):
-        raise AffinityError(
-            f"the probe is a {type(source).__name__}, which can be read once only; every network reads it again, so "
-            "pass a tensor, a list of batches or a loader"
+    samples = read_samples(source, form)
+    if samples.shuffled:
+        raise DataError(
+            "the probe is a DataLoader that shuffles; expected the same inputs in the same order for every network: "
+            "make it with shuffle=False, or pass its data set"
         )
     hasher, sizes, checksums, example = _Hasher(), [], [], None
-    for batch in _batches(source, batch_size):
-        example = _slice(batch, 0, 2) if example is None else example
-        sizes.append(batch_length(batch))
-        hasher.add(batch)
-        checksums.append(_checksums(batch))
+    with torch.random.fork_rng(devices=[]):  # loaders draw random numbers whenever they are read
+        for batch in samples.batches(batch_size):
+            if example is None:
+                example = gather(batch.inputs, slice(0, 2))
+                _say_dropped(batch, form)
+            sizes.append(len(batch))
+            hasher.add(batch.inputs)
+            checksums.append(_checksums(batch.inputs))
     if example is None or sum(sizes) < MINIMUM_INPUTS:
         raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
-    return Probe(source, batch_size, tuple(sizes), hasher.digest(), tuple(checksums), example)
+    return Probe(samples, batch_size, tuple(sizes), hasher.digest(), tuple(checksums), example)
 
 
-def batch_length(batch: Batch) -> int:
-    """Number of inputs in a batch."""
-    lengths = {len(leaf) for leaf in leaves(batch) if leaf.dim()}
-    if len(lengths) != 1:
-        raise AffinityError(f"the tensors of a probe batch have first dimensions {sorted(lengths)}; one was expected")
-    return lengths.pop()
-
-
-def leaves(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch, in a fixed order."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    items = batch.values() if isinstance(batch, dict) else batch
-    return [leaf for item in items if isinstance(item, (Tensor, tuple, dict)) for leaf in leaves(item)]
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
+def on_device(batch: Inputs, device: torch.device) -> Any:
     """A copy of the batch on `device`: a network that works in place never touches the probe."""
-    return _map(batch, lambda tensor: tensor.to(device, copy=True))
+    return map_tensors(lambda tensor: tensor.to(device, copy=True), batch)
 
 
-def _batches(source: Any, batch_size: int) -> Iterator[Batch]:
-    if isinstance(source, (Tensor, np.ndarray, tuple, Mapping)):
-        whole = as_batch(source)
-        length = batch_length(whole)
-        for start in range(0, length, batch_size):
-            yield _slice(whole, start, min(start + batch_size, length))
-    elif isinstance(source, Iterable):
-        for batch in source:
-            yield as_batch(batch)
-    else:
-        raise AffinityError(f"the probe is a {type(source).__name__}; a tensor, an array or batches were expected")
+def _say_dropped(batch: Batch, form: CallForm | None) -> None:
+    if batch.dropped:
+        level = logging.INFO if form is not None and form.certain else logging.WARNING  # a guess may be wrong
+        logger.log(level, "the samples of the probe hold more than inputs; the rest is taken for labels and dropped")
 
 
-def as_batch(value: Any) -> Batch:
-    """A batch from what a loader yields: arrays become tensors, a list the arguments of a call."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, Mapping):
-        return {str(key): _as_leaf(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = tuple(_as_leaf(item) for item in value)
-        return items[0] if len(items) == 1 and isinstance(items[0], Tensor) else items
-    raise AffinityError(
-        f"a probe batch is a {type(value).__name__}; a tensor, or a tuple or dict of them, was expected"
-    )
-
-
-def _as_leaf(value: Any) -> Any:
-    return as_batch(value) if isinstance(value, (Tensor, np.ndarray, Mapping, tuple, list)) else value
-
-
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    return _map(batch, lambda tensor: tensor[start:stop] if tensor.dim() else tensor)
-
-
-def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {key: _map_leaf(item, change) for key, item in batch.items()}
-    return tuple(_map_leaf(item, change) for item in batch)
-
-
-def _map_leaf(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return _map(item, change) if isinstance(item, (Tensor, tuple, dict)) else item
-
-
-def _checksums(batch: Batch) -> tuple[int, ...]:
+def _checksums(batch: Inputs) -> tuple[int, ...]:
     """One number for every tensor; quick, as every network's reading is checked."""
     shapes = [repr((leaf.dtype, tuple(leaf.shape))).encode() for leaf in leaves(batch)]
     return tuple(
@@ -182,7 +132,7 @@ class _Hasher:
     def __init__(self) -> None:
         self._running: list[Any] = []
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Inputs) -> None:
         for index, leaf in enumerate(leaves(batch)):
             if index == len(self._running):
                 self._running.append(hashlib.sha256(f"{leaf.dtype}{tuple(leaf.shape[1:])}".encode()))

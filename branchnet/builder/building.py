@@ -12,6 +12,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.weights.donors import Donors, choose_donors
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
+from branchnet.stages.interface import call_form
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
@@ -146,7 +147,7 @@ def _initialise(
         from branchnet.affinity.probes import read_probe
         from branchnet.builder.weights.merging import merge_donors
 
-        return merge_donors(branched, staged, read_probe(probe, PROBE_BATCH))
+        return merge_donors(branched, staged, read_probe(probe, PROBE_BATCH, call_form(next(iter(staged.values())))))
     if init == "pretrained":
         from branchnet.builder.weights.pretrained_and_random import load_pretrained
 

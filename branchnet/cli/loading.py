@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from branchnet.affinity import Affinity
     from branchnet.builder import BranchedNetwork
-    from branchnet.data.samples import Inputs
+    from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.specification import Architecture
 
@@ -33,7 +33,7 @@ class Source:
 
     networks: dict[str, nn.Module]
     example: Any
-    images: Inputs | None = None
+    images: Samples | None = None
     config: RunConfig | None = None
 
 
@@ -162,9 +162,11 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     """
     import torch
 
-    from branchnet.data.samples import take
+    from branchnet.data.collation import placed as placed_copy
+    from branchnet.data.samples import read_samples
     from branchnet.pipeline.config.config_sources import make_networks, read_images
     from branchnet.specification.realisation import interface_of, make_all
+    from branchnet.stages.interface import call_form
 
     if not path.is_dir() and is_specification(path):
         spec = read_spec(path)
@@ -173,8 +175,8 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
-    images = read_images(config, path.parent)
-    example = take(images, torch.tensor([0]), torch.device("cpu"))
+    images = read_samples(read_images(config, path.parent), call_form(next(iter(networks.values()))))
+    example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from branchnet.data.samples import Source, as_example
 from branchnet.errors import BranchnetError
 from branchnet.stages.interface import Example, call_arguments, flat_example
 
@@ -43,12 +44,13 @@ class Latency:
         return float(np.quantile(self.samples, 0.9))
 
 
-def measure_latency(function: Callable[..., Any], example: Example, *, repeats: int = 30, warmup: int = 3) -> Latency:
+def measure_latency(function: Callable[..., Any], example: Source, *, repeats: int = 30, warmup: int = 3) -> Latency:
     """Latency of `function` on `example` (a tensor, or a tuple or dict of them), without gradients.
 
     Args:
         function: a network, compiled or not, or any callable.
-        example: what it is called with; the tensors' device decides what is synchronised.
+        example: what it is called with; the tensors' device decides what is synchronised. Of a DataLoader it is the
+            first batch, of a data set the first sample, without labels.
         repeats: calls measured.
         warmup: calls before them, which are not (compilation, caches, clocks).
 
@@ -62,7 +64,7 @@ def measure_latency(function: Callable[..., Any], example: Example, *, repeats: 
 
 
 def compare_latency(
-    functions: Mapping[str, Callable[..., Any]], example: Example, *, repeats: int = 30, warmup: int = 3
+    functions: Mapping[str, Callable[..., Any]], example: Source, *, repeats: int = 30, warmup: int = 3
 ) -> dict[str, Latency]:
     """Latency of each function on the same example, measured in turns.
 
@@ -83,6 +85,7 @@ def compare_latency(
     """
     if repeats < 1 or warmup < 0:
         raise BranchnetError(f"repeats={repeats}, warmup={warmup}; expected repeats >= 1 and warmup >= 0")
+    example = as_example(example)
     names = list(functions)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with torch.no_grad():

@@ -21,6 +21,7 @@ from torch import nn
 
 from branchnet.builder.network.module_structure import structure
 from branchnet.clustering.budgets import tree_size
+from branchnet.data.samples import Source, as_example
 from branchnet.errors import BuildError
 from branchnet.inference.fusion import FusedNodes, groups_of
 from branchnet.inference.fusion_choice import all_fused
@@ -145,7 +146,7 @@ class LatencyTable:
 
 def latency_table(
     networks: Mapping[str, nn.Module],
-    example: Example,
+    example: Source,
     device: str | torch.device | None = None,
     *,
     locations: Sequence[str] | int | None = None,
@@ -203,7 +204,7 @@ def latency_table(
 
 def table_and_others(
     networks: Mapping[str, nn.Module],
-    example: Example,
+    example: Source,
     others: Mapping[str, Callable[[Any], Any]],
     *,
     device: str | torch.device | None = None,
@@ -227,6 +228,7 @@ def table_and_others(
         the table, and the latencies of `others` by name.
     """
     wanted = _checked_widths(widths, len(networks))
+    example = as_example(example)
     staged = _staged(networks, example, locations)
     first = next(iter(staged.values()))
     place = torch.device(device_of(first) if device is None else device)

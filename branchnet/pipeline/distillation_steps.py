@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
-from branchnet.data.samples import Inputs
+from branchnet.data.samples import Source
 from branchnet.pipeline.config.run_config import Kind, RunOptions
 from branchnet.pipeline.problem import divide, donor_outputs, metrics_of
 from branchnet.reporting import ComparedNetwork, Comparison
@@ -18,7 +18,7 @@ from branchnet.training import distill, evaluate, reestimate_batchnorm
 def distil_and_compare(
     branched: BranchedNetwork,
     networks: Mapping[str, nn.Module],
-    images: Inputs,
+    images: Source,
     options: RunOptions,
     *,
     kinds: Mapping[str, Kind],

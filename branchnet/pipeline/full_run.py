@@ -11,7 +11,7 @@ from torch import nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget
-from branchnet.data.samples import Inputs, count_samples
+from branchnet.data.samples import Source, count_samples
 from branchnet.pipeline.config.run_config import Kind, RunOptions
 from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_distillation
 from branchnet.pipeline.problem import Problem, make_problem
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def run(
     networks: Mapping[str, nn.Module],
-    images: Inputs,
+    images: Source,
     budget: Budget | str,
     *,
     folder: str | os.PathLike[str] | None = None,
@@ -60,7 +60,8 @@ def run(
     Args:
         networks: trained single-task networks by task, on the device where they shall run; two or more. They are not
             changed.
-        images: K samples as the networks take them, without labels.
+        images: K samples that can be read by number, in tensors, a list or a Dataset, as `branchnet.data.read_samples`
+            takes them; labels with them are not read.
         budget: the size that the branched network may have: `"60% params"`, `"25e6 params"`, `"4 GMACs"`, `"4 ms"`.
         folder: where the network, the affinities, the measurements and a page are written, and where finished steps
             are kept: the same call goes on where it was interrupted. None writes nothing.

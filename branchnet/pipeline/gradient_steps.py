@@ -17,14 +17,16 @@ from branchnet.affinity import Affinity, gradient_affinity
 from branchnet.affinity.measures.gradient import probing_cost
 from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.clustering import Tree
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.collation import gather, placed
+from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.config_sources import call_factory, find_function
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
-from branchnet.pipeline.problem import divide
+from branchnet.pipeline.problem import divide, held_out_rows
 from branchnet.specification import Architecture
 from branchnet.stages import split_all
+from branchnet.stages.interface import call_form
 from branchnet.training import fit
 
 METHODS: Mapping[str, Any] = {"lookahead": "lookahead", "first-order": "first-order", "gradient-cosine": "cosine"}
@@ -40,12 +42,12 @@ class Labelled:
         losses: a function of (output, labels of a batch) by task.
     """
 
-    images: Inputs
+    images: Source
     labels: dict[str, Tensor]
     losses: dict[str, Callable[[Any, Any], Tensor]]
 
 
-def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
+def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
     """Call the config's factory of labels and find its losses; leave out what is held out.
 
     Args:
@@ -65,10 +67,11 @@ def labelled(config: RunConfig, path: Path, images: Inputs) -> Labelled:
     if missing:
         advice = '`labels: "module:function"`, which returns {task: labels}, and `loss: "torch.nn.functional:mse_loss"`'
         raise SpecError(f"{path}: gradients need labels and losses; missing: {', '.join(missing)} (such as {advice})")
-    labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count_samples(images))
+    count = count_samples(images)
+    labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count)
     return Labelled(
         images=divide(images, config)[0],
-        labels=cast(dict[str, Tensor], divide(labels, config)[0]),
+        labels=gather(labels, torch.tensor(held_out_rows(count, config.held_out, config.seed)[0])),
         losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
     )
 
@@ -152,8 +155,8 @@ def measure_gradients(
     device = next(network.parameters()).device
     count = min(options.probe, count_samples(data.images))
     found = [
-        (take(data.images, index, device), {task: take(labels, index, device) for task, labels in data.labels.items()})
-        for index in batches(count, options.batch_size)
+        (placed(batch.inputs, device), placed(gather(data.labels, cast(Tensor, batch.index)), device))
+        for batch in read_samples(data.images, call_form(network)).first(count, options.batch_size)
     ]
     return gradient_affinity(
         network,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import Subset
 
 from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, to_images
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.call_forms import CallForm, described
+from branchnet.data.collation import placed
+from branchnet.data.samples import Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
+from branchnet.stages.interface import call_form
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 
 _HASHED_AT_ONCE = 64
@@ -44,9 +46,9 @@ class Problem:
     """
 
     networks: Mapping[str, nn.Module]
-    train: Inputs
-    probe: Inputs
-    test: Inputs
+    train: Source
+    probe: Source
+    test: Source
     targets: Mapping[str, Tensor]
     metrics: Mapping[str, Metric]
     budget: Budget
@@ -58,7 +60,7 @@ class Problem:
     @property
     def example(self) -> Any:
         """One input, as the networks take it, where they are."""
-        return take(self.test, torch.tensor([0]), self.device)
+        return placed(read_samples(self.test).take(torch.tensor([0])).inputs, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +75,7 @@ class Problem:
 
 def make_problem(
     networks: Mapping[str, nn.Module],
-    images: Inputs,
+    images: Source,
     budget: Budget | str,
     options: RunOptions,
     *,
@@ -103,10 +105,10 @@ def make_problem(
         BudgetError: a budget that cannot be read.
     """
     _check_tasks(networks, options.donor, kinds or {}, metrics or {})
-    inputs = as_inputs(images, "images")
-    train, test = divide(inputs, options)
+    samples = as_samples(images, "images", call_form(next(iter(networks.values()))))
+    train, test = divide(samples, options)
     chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
-    hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(inputs)] if resumable else []
+    hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
     return Problem(
         networks=networks,
         train=train,
@@ -141,31 +143,33 @@ def _check_tasks(
             raise SpecError(f"kinds: {kind!r} of {task!r} is unknown (expected 'classification' or 'regression')")
 
 
-def as_inputs(images: Any, source: str) -> Inputs:
+def as_samples(images: Any, source: str, form: CallForm | None = None) -> Samples:
     """Images as the networks take them: arrays, uint8 and channels-last images are converted.
 
     Args:
-        images: K samples.
+        images: K samples that can be read by number.
         source: what an error calls them.
+        form: what the networks take, where it is known.
 
     Returns:
-        The samples; sequences that are read on demand as they are.
+        The reader of the samples.
 
     Raises:
-        DataError: something else than samples.
+        DataError: something else than samples, or samples that cannot be divided.
     """
-    named = isinstance(images, Mapping) or (isinstance(images, tuple) and images)
-    if named and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in pytree.tree_leaves(images)):
-        return cast(Inputs, images)
-    if isinstance(images, Sequence) and not isinstance(images, str):
-        return cast(Inputs, images)
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images)
-    if not isinstance(images, Tensor) or images.dim() < 2:
-        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise DataError(f"{source}: expected images (K, C, H, W), or a dict or tuple of tensors; found {found}")
-    channels_last = images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
-    return to_images(images) if images.dtype == torch.uint8 or channels_last else images
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        channels_last = images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
+        images = to_images(images) if channels_last else images
+    try:
+        samples = read_samples(images, form)
+        inputs = samples.take(torch.tensor([0])).inputs
+        if isinstance(inputs, Tensor) and inputs.dim() < 2:
+            raise DataError(f"the samples are {described(images)}; expected more than a number for each")
+    except DataError as error:
+        raise DataError(
+            f"{source}: expected images (K, C, H, W), a tuple or dict of tensors, a list or a Dataset; {error}"
+        ) from error
+    return samples
 
 
 def held_out_rows(count: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -194,7 +198,7 @@ def held_out_rows(count: int, share: float, seed: int = 0) -> tuple[list[int], l
     return order[held_out:], order[:held_out]
 
 
-def divide(images: Inputs, options: RunOptions) -> tuple[Inputs, Inputs]:
+def divide(images: Source, options: RunOptions) -> tuple[Samples, Samples]:
     """Divide the images, shuffled by the seed, into those that are trained on and those that are held out.
 
     Args:
@@ -205,15 +209,18 @@ def divide(images: Inputs, options: RunOptions) -> tuple[Inputs, Inputs]:
         Both parts.
 
     Raises:
-        DataError: too few images.
+        DataError: too few images, or images that cannot be read by number.
     """
-    train, test = held_out_rows(count_samples(images), options.held_out, options.seed)
-    return _subset(images, train), _subset(images, test)
+    samples = read_samples(images)
+    train, test = held_out_rows(samples.known_count, options.held_out, options.seed)
+    return samples.subset(train), samples.subset(test)
 
 
-def probe_of(train: Inputs, options: RunOptions) -> Any:
+def probe_of(train: Source, options: RunOptions) -> Any:
     """The images on which the networks are compared."""
-    return take(train, torch.arange(min(options.probe, count_samples(train))), torch.device("cpu"))
+    samples = read_samples(train)
+    chosen = samples.take(torch.arange(min(options.probe, samples.known_count)))
+    return placed(chosen.inputs, torch.device("cpu"))
 
 
 def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
@@ -235,8 +242,8 @@ def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, 
     return metrics, further
 
 
-def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size: int) -> dict[str, Tensor]:
-    """First floating-point tensor of each network's output, for all images.
+def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
+    """First floating-point tensor of each network's output, for all images, each of which is read once.
 
     Args:
         networks: the networks by task.
@@ -246,16 +253,13 @@ def donor_outputs(networks: Mapping[str, nn.Module], images: Inputs, batch_size:
     Returns:
         K outputs by task, on the CPU.
     """
+    found: dict[str, list[Tensor]] = {task: [] for task in networks}
     with torch.no_grad():
-        return {
-            task: torch.cat(
-                [
-                    first_tensor(call(network, take(images, index, next(network.parameters()).device))).cpu()
-                    for index in batches(count_samples(images), batch_size)
-                ]
-            )
-            for task, network in networks.items()
-        }
+        for batch in read_samples(images).batches(batch_size):
+            for task, network in networks.items():
+                inputs = placed(batch.inputs, next(network.parameters()).device)
+                found[task].append(first_tensor(call(network, inputs)).cpu())
+    return {task: torch.cat(outputs) for task, outputs in found.items()}
 
 
 def on_first_tensor(metric: Metric) -> Metric:
@@ -290,17 +294,18 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def images_hash(images: Inputs) -> str:
+def images_hash(images: Source) -> str:
     """Content hash of images; of names, sizes and times of a folder's files, which are not read for it."""
     digest = hashlib.sha256()
-    if isinstance(images, ImageFolder):
-        for path in images.paths:
+    samples = read_samples(images)
+    if isinstance(folder := samples.source, ImageFolder):
+        for path in folder.paths:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(f"{images.size} {images.mean} {images.std}".encode())
+        digest.update(f"{folder.size} {folder.mean} {folder.std}".encode())
         return digest.hexdigest()
-    for index in batches(count_samples(images), _HASHED_AT_ONCE):
-        leaves, form = pytree.tree_flatten(take(images, index, torch.device("cpu")))
+    for batch in samples.batches(_HASHED_AT_ONCE):
+        leaves, form = pytree.tree_flatten(batch.inputs)
         digest.update(str(form).encode())
         for leaf in leaves:
             digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
@@ -310,11 +315,3 @@ def images_hash(images: Inputs) -> str:
 
 def _content(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _subset(images: Inputs, rows: list[int]) -> Inputs:
-    if isinstance(images, Tensor):
-        return images[rows]
-    if isinstance(images, Mapping | tuple):
-        return cast(Inputs, take(images, torch.tensor(rows), torch.device("cpu")))
-    return Subset(cast(Any, images), rows)  # type: ignore[return-value]

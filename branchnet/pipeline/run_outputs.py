@@ -11,7 +11,7 @@ import torch
 
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Tree, clustering_cost
-from branchnet.data.samples import take
+from branchnet.data.samples import read_samples
 from branchnet.deploy import save
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.run_result import RunResult
@@ -107,8 +107,9 @@ def ways_to_load(branched: BranchedNetwork, directory: Path) -> tuple[str, str]:
 def sample_grid(problem: Problem, samples: Sequence[TaskSamples]) -> SamplesPlot:
     """The first test images with truth and predictions below."""
     shown = len(next(iter(samples[0].predictions.values())))
-    images = take(problem.test, torch.arange(shown), torch.device("cpu"))
-    return samples_plot_data(images.movedim(1, -1).numpy(), samples)
+    images = read_samples(problem.test).take(torch.arange(shown)).inputs
+    assert isinstance(images, torch.Tensor)
+    return samples_plot_data(images.movedim(1, -1).cpu().numpy(), samples)
 
 
 def write_pictures(problem: Problem, trees: Trees, grid: SamplesPlot | None, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,9 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from branchnet.data.call_forms import LABEL_NAMES, CallForm, Inputs
 from branchnet.errors import SplitError
 
-Example: TypeAlias = "Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]"
+Example: TypeAlias = Inputs
+"""One batch that a network is split, timed or exported with."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,49 @@ def call(network: nn.Module, example: Example) -> Any:
     if isinstance(example, Mapping):
         return network(**example)
     return network(*example) if isinstance(example, tuple) else network(example)
+
+
+def call_form(network: nn.Module) -> CallForm:
+    """What is known of a network's inputs: those that it was split with, or the parameters of its `forward`."""
+    interface = getattr(network, "interface", None)
+    if isinstance(interface, Interface):
+        return _form_of_interface(interface, _floating_type(network))
+    if getattr(network, "takes_inputs_as_one", False):  # its forward passes tuples and mappings on
+        inner = getattr(network, "networks", None)
+        return call_form(inner[0]) if isinstance(inner, nn.ModuleList) else CallForm(floating=_floating_type(network))
+    return _form_of_signature(network)
+
+
+def _form_of_interface(interface: Interface, floating: torch.dtype | None) -> CallForm:
+    first = interface.tensors[0]
+    return CallForm(
+        positional=None if interface.form == "dict" else len(interface.tensors),
+        most=None if interface.form == "dict" else len(interface.tensors),
+        names=interface.names,
+        complete=interface.form == "dict",
+        dims=len(first.shape),
+        takes_bytes=any(spec.dtype == "uint8" for spec in interface.tensors),
+        floating=floating,
+    )
+
+
+def _form_of_signature(network: nn.Module) -> CallForm:
+    floating = _floating_type(network)
+    try:
+        parameters = inspect.signature(network.forward).parameters.values()
+    except (TypeError, ValueError):  # scripted modules have none
+        return CallForm(floating=floating)
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in LABEL_NAMES]
+    if not named or any(p.kind is p.VAR_POSITIONAL for p in named):
+        return CallForm(floating=floating)
+    needed = [p for p in named if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    names = tuple(p.name for p in named if p.kind is not p.POSITIONAL_ONLY)
+    most = sum(p.kind is not p.KEYWORD_ONLY for p in named)
+    return CallForm(max(1, len(needed)), max(1, most), names, floating=floating)
+
+
+def _floating_type(network: nn.Module) -> torch.dtype | None:
+    return next((tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()), None)
 
 
 def _spec_of(tensor: Tensor) -> TensorSpec:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, estimate_batchnorm
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.collation import placed
+from branchnet.data.samples import Source, read_samples
+from branchnet.stages.interface import call_form
+from branchnet.utils.random_state import seeded
 
 SAMPLES = 512
 """A mean over so many samples is off by about 1 / sqrt(512) = 4% of a channel's deviation, by less with pixels."""
@@ -28,7 +31,7 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
     return foreign
 
 
-def reestimate_batchnorm(branched: BranchedNetwork, images: Inputs, *, batch_size: int = 64) -> int:
+def reestimate_batchnorm(branched: BranchedNetwork, images: Source, *, batch_size: int = 64) -> int:
     """Replace the running statistics below foreign features by the mean over batches of up to 512 samples.
 
     BatchNorm that tracing turned into operators of a stage's graph cannot be estimated; a warning counts those layers.
@@ -42,6 +45,7 @@ def reestimate_batchnorm(branched: BranchedNetwork, images: Inputs, *, batch_siz
         the number of BatchNorm layers that were estimated.
     """
     device = next(branched.parameters()).device
-    indices = batches(min(count_samples(images), SAMPLES), batch_size)
-    inputs = (take(images, index, device) for index in indices if len(index) > 1)  # one sample has no variance
-    return estimate_batchnorm(branched, foreign_modules(branched), inputs)
+    batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size)
+    inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance
+    with seeded(0):  # loaders draw random numbers whenever they are read
+        return estimate_batchnorm(branched, foreign_modules(branched), inputs)

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.samples import Inputs, count_samples, take
+from branchnet.data.collation import placed
+from branchnet.data.samples import Batch, Source, read_samples
 from branchnet.errors import TrainingError
+from branchnet.stages.interface import call_form
+from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.loop import History, content_hash, optimize
@@ -30,7 +33,7 @@ from branchnet.training.teachers import Teachers
 def distill(
     branched: BranchedNetwork,
     networks: Mapping[str, nn.Module] | Teachers,
-    images: Inputs,
+    images: Source,
     *,
     steps: int = 1000,
     batch_size: int = 64,
@@ -50,7 +53,9 @@ def distill(
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
             several runs. Tasks of which everything is frozen need none, and are not run.
-        images: K samples.
+        images: K samples, in whatever `branchnet.data.read_samples` takes; labels beside them are not read. Tensors and
+            data sets are drawn from at random; a DataLoader, which may shuffle and use workers and pinned memory, is
+            read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
         steps: batches to train on.
         batch_size: samples a batch.
         learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
@@ -66,6 +71,7 @@ def distill(
     Raises:
         TrainingError: tasks without a network, a network that cannot be trained or is frozen throughout, a constant
             output, a diverging loss.
+        DataError: samples that cannot be read, or only once.
 
     >>> import torch, branchnet
     >>> tree = branchnet.Tree.shared(["depth", "edges"], 1)
@@ -80,24 +86,30 @@ def distill(
         raise TrainingError(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
-    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, images, progress=progress)
+    samples = read_samples(images, call_form(branched))
+    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
     tasks = trained_tasks(branched)
     if missing := [task for task in tasks if task not in teachers.tasks]:
         raise TrainingError(
             f"tasks {missing} have no single-task network; expected one for each, found {list(teachers.tasks)}"
         )
-    if teachers.images is not images:
+    if teachers is networks and teachers.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
+    if teachers.samples.kind != samples.kind:
+        raise TrainingError(
+            f"the teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
+            "expected Teachers of split networks, whose inputs are known"
+        )
     device = next(branched.parameters()).device
-    content = content_hash(branched, images, branched.frozen) if checkpoint is not None else ""
+    content = content_hash(branched, samples, branched.frozen) if checkpoint is not None else ""
     scales = {task: teachers.variances(task) for task in tasks}
     # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
     if checkpoint is None or not Path(checkpoint).exists():
-        reestimate_batchnorm(branched, images)
+        reestimate_batchnorm(branched, samples)
 
-    def task_losses(index: Tensor) -> dict[str, Tensor]:
-        wanted = teachers.outputs(index, tasks, device)
-        outputs = branched(take(images, index, device), tasks)
+    def task_losses(batch: Batch) -> dict[str, Tensor]:
+        wanted = teachers.outputs(batch, tasks, device)
+        outputs = branched(placed(batch.inputs, device), tasks)
         return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in tasks}
 
     branched.train()
@@ -106,7 +118,8 @@ def distill(
             branched,
             task_losses,
             node_groups(branched, learning_rate, divided=divide_rate),
-            samples=count_samples(images),
+            samples=samples.count,
+            draw=BatchOrder(samples, batch_size, seed),
             steps=steps,
             batch_size=batch_size,
             seed=seed,

@@ -10,21 +10,23 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from branchnet.data.samples import Inputs, count_samples, take
+from branchnet.data.collation import leaves
+from branchnet.data.samples import Source, read_samples
 from branchnet.errors import CheckpointError, TrainingError
+from branchnet.stages.interface import call_form
 from branchnet.utils.files import atomic_write
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
+from branchnet.utils.random_state import seeded
 
 WARM_UP = 0.05
 """Share of the steps in which the rate rises: AdamW's second moments are estimated from few gradients at first."""
@@ -34,8 +36,8 @@ LARGEST_GRADIENT = 5.0
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 """So an interruption costs half a minute of training at most, and writing a small share of that."""
 
-TaskLosses = Callable[[Tensor], Mapping[str, Tensor]]
-"""From the indices of a batch to the scalar loss of each task."""
+TaskLosses = Callable[[Any], Mapping[str, Tensor]]
+"""From what a step is given, the indices of a batch or the batch itself, to the scalar loss of each task."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,17 @@ def optimize(
     task_losses: TaskLosses,
     groups: Sequence[Group],
     *,
-    samples: int,
+    samples: int | None,
     steps: int,
     batch_size: int,
     seed: int,
     description: str,
+    draw: Callable[[int], Any] | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     content: str = "",
 ) -> History:
-    """Train `module` in place for `steps` batches drawn without replacement, epoch by epoch.
+    """Train `module` in place for `steps` batches, each `draw(step)`: by default the `sample_indices` of `samples`.
 
     A checkpoint is resumed only by a run of the same settings and `content`, see `content_hash`.
 
@@ -110,12 +113,13 @@ def optimize(
     optimized = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters]
     if not optimized:
         raise TrainingError("all parameters are frozen; expected at least one to train; unfreeze some")
+    draw = draw or partial(sample_indices, samples=samples or 0, batch_size=batch_size, seed=seed)
     optimizer = torch.optim.AdamW(optimized, weight_decay=WEIGHT_DECAY)
     peaks = [group["lr"] for group in optimizer.param_groups]
     shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
     saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes} {content}")
     started = time.monotonic()
-    with _seeded(seed, _device(module)):
+    with seeded(seed, _device(module)):
         state = saved.restore(module, optimizer)
         resumed_at = state.step
         with (
@@ -125,7 +129,7 @@ def optimize(
             for step in range(state.step, steps):
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * schedule(step, steps)
-                losses = task_losses(sample_indices(step, samples, batch_size, seed))
+                losses = task_losses(draw(step))
                 optimizer.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
                 nn.utils.clip_grad_norm_(module.parameters(), LARGEST_GRADIENT)
@@ -141,17 +145,19 @@ def optimize(
     )
 
 
-def content_hash(module: nn.Module, inputs: Inputs, frozen: Iterable[str] = ()) -> str:
+def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) -> str:
     """Return a hash of the initial weights, the first samples and the frozen nodes: what a run was started from.
 
     Args:
         module: before training.
-        inputs: the samples; the first 8 are read, as reading all could take longer than training.
+        images: the samples; the first 8 are read, as reading all could take longer than training.
         frozen: ids of frozen nodes.
     """
     digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
-    first = take(inputs, torch.arange(min(8, count_samples(inputs))), torch.device("cpu"))
-    for tensor in [*module.state_dict().values(), *pytree.tree_leaves(first)]:
+    samples = read_samples(images, call_form(module))
+    with seeded(0):  # random augmentation and shuffling are the same for each start
+        first = [leaf for batch in samples.first(8, 8) for leaf in leaves(batch.inputs)]
+    for tensor in [*module.state_dict().values(), *first]:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -190,13 +196,6 @@ def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
         state.losses.setdefault(task, []).append(value)
     state.step += 1
     return sum(values)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -5,15 +5,18 @@ So a metric over a whole data set is exact (a mean IoU is not the mean of batch 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.collation import moved, placed
+from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
+from branchnet.stages.interface import call_form
+from branchnet.training.labels import labels_of
 from branchnet.utils.modes import evaluation_mode
 
 
@@ -172,8 +175,8 @@ def kl_divergence() -> Metric:
 
 def evaluate(
     network: nn.Module,
-    inputs: Inputs,
-    targets: Mapping[str, Tensor],
+    inputs: Source,
+    targets: Mapping[str, Tensor] | None,
     metrics: Mapping[str, Metric],
     *,
     batch_size: int = 64,
@@ -182,16 +185,19 @@ def evaluate(
 
     Args:
         network: a `BranchedNetwork`, or `SeparateNetworks`.
-        inputs: K samples.
-        targets: for each task K targets: labels, or another network's outputs.
+        inputs: K samples, in whatever `branchnet.data.read_samples` takes; each is read once for all tasks.
+        targets: for each task K targets: labels, or another network's outputs. None where the samples come with
+            labels: (inputs, {task: target}).
         metrics: for each task its metric.
-        batch_size: samples a batch; it does not change the metrics, which are of the whole set.
+        batch_size: samples a batch, where they do not come in batches; it does not change the metrics, which are of
+            the whole set.
 
     Returns:
         the metrics by task.
 
     Raises:
         TrainingError: a metric without targets, or targets of another number than inputs.
+        DataError: samples that cannot be read, or cannot be matched with the targets.
 
     >>> import torch, branchnet
     >>> from branchnet.training import accuracy, rmse
@@ -201,22 +207,32 @@ def evaluate(
     >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
     ['class', 'size']
     """
-    if missing := sorted(set(metrics) - set(targets)):
+    if targets is not None and (missing := sorted(set(metrics) - set(targets))):
         raise TrainingError(
             f"tasks {missing} have a metric and no targets; expected them, too; found {sorted(targets)}"
         )
-    count = count_samples(inputs)
-    if wrong := {task: len(targets[task]) for task in metrics if len(targets[task]) != count}:
-        raise TrainingError(f"the numbers of targets are {wrong}; expected {count}, as there are inputs")
+    samples = read_samples(inputs, call_form(network), labels=targets is None)
+    _check_number(samples.count, targets, metrics)
     device = next(network.parameters()).device
     totals: dict[str, Tensor] = {}
+    seen = 0
     with torch.no_grad(), evaluation_mode(network):
-        for index in batches(count, batch_size):
-            outputs = network(take(inputs, index, device), tasks=list(metrics))
+        for batch in samples.batches(batch_size):
+            wanted = labels_of(batch, targets, metrics)
+            outputs = network(placed(batch.inputs, device), tasks=list(metrics))
+            seen += len(batch)
             for task, metric in metrics.items():
-                sums = metric.sums(outputs[task], targets[task][index].to(device))
+                sums = metric.sums(outputs[task], moved(wanted[task], device))
                 totals[task] = totals[task] + sums if task in totals else sums
+    _check_number(seen, targets, metrics)
     return {task: metric.result(totals[task]) for task, metric in metrics.items()}
+
+
+def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks: Iterable[str]) -> None:
+    if count is None or targets is None:
+        return
+    if wrong := {task: len(targets[task]) for task in tasks if len(targets[task]) != count}:
+        raise TrainingError(f"the numbers of targets are {wrong}; expected {count}, as there are inputs")
 
 
 def channels_last_rows(values: Tensor) -> Tensor:

@@ -9,10 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.samples import Inputs, count_samples, take
+from branchnet.data.collation import moved, placed
+from branchnet.data.samples import Batch, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
+from branchnet.stages.interface import call_form
+from branchnet.training.batch_order import BatchOrder
 from branchnet.training.groups import Rate, node_groups, trained_tasks
+from branchnet.training.labels import labels_of
 from branchnet.training.loop import Group, History, content_hash, optimize
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -20,8 +24,8 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 def fit(
     network: nn.Module,
-    images: Inputs,
-    labels: Tensor | Mapping[str, Tensor],
+    images: Source,
+    labels: Tensor | Mapping[str, Tensor] | None,
     losses: Loss | Mapping[str, Loss],
     *,
     steps: int = 1000,
@@ -38,8 +42,11 @@ def fit(
     Args:
         network: a `BranchedNetwork` with labels and losses by task, or any network with one tensor of labels and one
             loss. It is trained on the device where it is, and left in eval mode.
-        images: K samples.
-        labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run.
+        images: K samples, in whatever `branchnet.data.read_samples` takes. Tensors and data sets are drawn from at
+            random; a DataLoader, which may shuffle and use workers and pinned memory, is read batch by batch, and
+            brings its own batch size.
+        labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run. None
+            where the samples come with them: (inputs, label), or (inputs, {task: label}).
         losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
         steps: batches to train on.
         batch_size: samples a batch.
@@ -57,6 +64,7 @@ def fit(
     Raises:
         TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
         CheckpointError: a checkpoint of another run, or a damaged one.
+        DataError: samples that cannot be read, or cannot be matched with the labels.
 
     >>> import torch, branchnet
     >>> network = torch.nn.Linear(4, 1)
@@ -67,42 +75,43 @@ def fit(
     >>> history.losses["loss"][-1] < history.losses["loss"][0]
     True
     """
-    count = count_samples(images)
+    samples = read_samples(images, call_form(network), labels=labels is None, lists="samples")
     by_task = isinstance(network, BranchedNetwork)
-    if by_task != isinstance(labels, Mapping) or by_task != isinstance(losses, Mapping):
+    if by_task != isinstance(losses, Mapping) or (labels is not None and by_task != isinstance(labels, Mapping)):
         expected = "dictionaries by task, as the network is branched" if by_task else "one tensor and one function"
         given = f"{type(labels).__name__} and {type(losses).__name__}"
         raise TrainingError(f"labels and losses are {given}; expected {expected}")
     tasks = trained_tasks(network) if isinstance(network, BranchedNetwork) else ("loss",)
-    targets = labels if isinstance(labels, Mapping) else {"loss": labels}
+    targets = labels if isinstance(labels, Mapping) or labels is None else {"loss": labels}
     functions = losses if isinstance(losses, Mapping) else {"loss": losses}
     for task in tasks:
-        if task not in targets or task not in functions:
+        if task not in functions or (targets is not None and task not in targets):
             raise TrainingError(f"task {task!r} lacks labels or a loss; expected both, or the task frozen throughout")
-        if len(targets[task]) != count:
+        if targets is not None and samples.count not in (None, len(targets[task])):
             of_task = f" of {task!r}" if by_task else ""
             raise TrainingError(
-                f"{len(targets[task])} labels{of_task} were given; expected {count}, one for each sample"
+                f"{len(targets[task])} labels{of_task} were given; expected {samples.count}, one for each sample"
             )
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
     device = next(network.parameters()).device
 
-    def task_losses(index: Tensor) -> dict[str, Tensor]:
-        batch = take(images, index, device)
-        outputs = network(batch, tasks) if by_task else {"loss": call(network, batch)}
-        return {task: functions[task](outputs[task], targets[task][index].to(device)) for task in tasks}
+    def task_losses(batch: Batch) -> dict[str, Tensor]:
+        wanted, inputs = labels_of(batch, targets, tasks), placed(batch.inputs, device)
+        outputs = network(inputs, tasks) if by_task else {"loss": call(network, inputs)}
+        return {task: functions[task](outputs[task], moved(wanted[task], device)) for task in tasks}
 
     groups = _groups(network, learning_rate, divide_rate)
     frozen = network.frozen if isinstance(network, BranchedNetwork) else frozenset()
-    content = content_hash(network, images, frozen) if checkpoint is not None else ""
+    content = content_hash(network, samples, frozen) if checkpoint is not None else ""
     network.train()
     try:
         return optimize(
             network,
             task_losses,
             groups,
-            samples=count,
+            samples=samples.count,
+            draw=BatchOrder(samples, batch_size, seed),
             steps=steps,
             batch_size=batch_size,
             seed=seed,

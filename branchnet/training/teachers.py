@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,23 +11,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from branchnet.data.samples import Inputs, batches, count_samples, take
+from branchnet.data.collation import leaves, placed
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
+from branchnet.stages.interface import call_form
 from branchnet.training.metrics import channels_last_rows
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
+from branchnet.utils.random_state import seeded
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256
 """The variances scale the losses: one that is off by some percent changes nothing that matters."""
+_READ_AGAIN = 8
+
+Outputs = dict[str, list[Any]]
+
+logger = logging.getLogger(__name__)
 
 
 class Teachers:
-    """Single-task networks as teachers on K fixed samples.
+    """Single-task networks as teachers on samples.
 
-    Their outputs are kept in memory where all of them together take at most `recorded_bytes`, and computed for each
-    batch otherwise. The networks run where they are, in eval mode and without gradients; their modes are restored.
+    Their outputs are kept in memory where those for all samples take at most `recorded_bytes`. Otherwise the networks
+    run on each batch, on the very tensors that the student is given; so they do, too, where samples have no numbers (a
+    DataLoader, an IterableDataset) and where a data set gives another sample when it is asked again, as with random
+    augmentation: checksums tell. The networks run where they are, in eval mode and without gradients; their modes are
+    restored.
 
     Args:
         networks: the single-task networks by task, plain or staged.
@@ -40,6 +53,7 @@ class Teachers:
 
     Raises:
         TrainingError: no network, or an output that is constant or not finite.
+        DataError: samples that cannot be read.
 
     >>> import torch, branchnet
     >>> teachers = branchnet.Teachers({"a": torch.nn.Linear(4, 2)}, torch.rand(8, 4), progress=False)
@@ -50,7 +64,7 @@ class Teachers:
     def __init__(
         self,
         networks: Mapping[str, nn.Module],
-        images: Inputs,
+        images: Source,
         *,
         batch_size: int = 64,
         recorded_bytes: int = RECORDED_BYTES,
@@ -60,12 +74,13 @@ class Teachers:
             raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
         self.images = images
+        form = None if isinstance(images, Samples) else call_form(next(iter(networks.values())))
+        self.samples = read_samples(images, form)
         self._recorded: dict[str, Any] = {}
+        self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
-        count = count_samples(images)
-        self._measure_variances(batches(min(count, SAMPLES_FOR_VARIANCE), batch_size))
-        if self._bytes_per_sample * count <= recorded_bytes:
-            self._record(batches(count, batch_size), progress)
+        with seeded(0):  # loaders draw random numbers whenever they are read
+            self._read(batch_size, recorded_bytes, progress)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -83,57 +98,111 @@ class Teachers:
         """
         return self._variances[task]
 
-    def outputs(self, index: Tensor, tasks: Sequence[str], device: torch.device) -> dict[str, Any]:
-        """Return the outputs of `tasks` for the samples at `index`.
+    def outputs(self, samples: Batch | Tensor, tasks: Sequence[str], device: torch.device) -> dict[str, Any]:
+        """Return the outputs of `tasks` for a batch.
 
         Args:
-            index: numbers of samples, (B,).
+            samples: the batch, or the numbers of samples, (B,).
             tasks: the tasks wanted.
             device: where the outputs shall be.
 
         Returns:
             outputs by task.
         """
-        if self._recorded:
-            return {
-                task: pytree.tree_map_only(Tensor, lambda t: t[index].to(device), self._recorded[task])
-                for task in tasks
-            }
-        return {task: self._run(task, index, device) for task in tasks}
+        if isinstance(samples, Batch):
+            self._forget_if_others(samples)
+        index = samples.index if isinstance(samples, Batch) else samples
+        if self._recorded and index is not None:
+            return {task: _moved(self._recorded[task], device, index) for task in tasks}
+        batch = samples if isinstance(samples, Batch) else self.samples.take(samples)
+        return {task: self._run(task, batch, device) for task in tasks}
 
-    def _run(self, task: str, index: Tensor, device: torch.device) -> Any:
+    def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
         network = self.networks[task]
         own = next(network.parameters()).device
         with torch.no_grad(), evaluation_mode(network):
-            output = call(network, take(self.images, index, own))
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), output)
+            output = call(network, placed(batch.inputs, own))
+        return _moved(output, device)
 
-    def _measure_variances(self, indices: Sequence[Tensor]) -> None:
-        self._bytes_per_sample = 0
-        count = sum(map(len, indices))
-        for task, network in self.networks.items():
-            device = next(network.parameters()).device
-            outputs = [_float_leaves(self._run(task, index, device)) for index in indices]
-            leaves = [torch.cat(batches_) for batches_ in zip(*outputs, strict=True)]
-            spreads = tuple(float(channels_last_rows(leaf.double()).var(0, correction=0).mean()) for leaf in leaves)
+    def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:
+        """Read the first samples for the variances, and go on to the last where all outputs are to be kept."""
+        found: Outputs = {task: [] for task in self.tasks}
+        batches = self.samples.batches(batch_size)
+        seen = 0
+        for batch in batches:
+            self._add(found, batch)
+            seen += len(batch)
+            if seen >= SAMPLES_FOR_VARIANCE:
+                break
+        self._measure_variances(found, min(seen, SAMPLES_FOR_VARIANCE))
+        if not self._worth_recording(found, seen, recorded_bytes):
+            return
+        total = -(-(self.samples.count or 0) // batch_size) * len(self.tasks)
+        done = len(found[self.tasks[0]]) * len(self.tasks)
+        with progress_bar("record the donors' outputs", total, shown=progress, done=done) as advance:
+            for batch in batches:
+                self._add(found, batch, advance)
+        self._recorded = {task: pytree.tree_map(_concatenate, *parts) for task, parts in found.items()}
+
+    def _add(self, found: Outputs, batch: Batch, advance: Any = lambda task: None) -> None:
+        """What every network makes of a batch, which is read once for all of them."""
+        for task in self.tasks:
+            found[task].append(self._run(task, batch, torch.device("cpu")))
+            advance(task)
+        if not self.samples.fixed:
+            self._checksums += _checksums(batch)
+
+    def _measure_variances(self, found: Outputs, count: int) -> None:
+        for task, outputs in found.items():
+            leaves_of_all = zip(*map(_float_leaves, outputs), strict=True)
+            parts = [torch.cat(parts)[:count] for parts in leaves_of_all]
+            spreads = tuple(float(channels_last_rows(part.double()).var(0, correction=0).mean()) for part in parts)
             if not spreads or not all(0 < spread < float("inf") for spread in spreads):
                 raise TrainingError(
                     f"the output of {task!r} has variance {spreads} over {count} samples; expected one above 0 and "
                     "finite: a constant output teaches nothing"
                 )
             self._variances[task] = spreads
-            self._bytes_per_sample += sum(leaf.nbytes for leaf in leaves) // count
 
-    def _record(self, indices: Sequence[Tensor], progress: bool) -> None:
-        recorded: dict[str, list[Any]] = {task: [] for task in self.tasks}
-        with progress_bar("record the donors' outputs", len(indices) * len(self.tasks), shown=progress) as advance:
-            for task, network in self.networks.items():
-                device = next(network.parameters()).device
-                for index in indices:
-                    output = self._run(task, index, device)
-                    recorded[task].append(pytree.tree_map_only(Tensor, lambda t: t.cpu(), output))
-                    advance(task)
-        self._recorded = {task: pytree.tree_map(_concatenate, *outputs) for task, outputs in recorded.items()}
+    def _worth_recording(self, found: Outputs, seen: int, recorded_bytes: int) -> bool:
+        if not self.samples.by_number or self.samples.count is None:
+            return False
+        size = sum(sum(leaf.nbytes for leaf in _float_leaves(part)) for parts in found.values() for part in parts)
+        if size // seen * self.samples.count > recorded_bytes:
+            return False
+        if self.samples.fixed:
+            return True
+        again = self.samples.take(torch.arange(min(_READ_AGAIN, seen)))
+        return _checksums(again) == self._checksums[: len(again)]
+
+    def _forget_if_others(self, batch: Batch) -> None:
+        """Drop what is recorded where a data set gives other samples than those that the outputs belong to."""
+        if not self._recorded or self.samples.fixed or batch.index is None:
+            return
+        if _checksums(batch) != [self._checksums[number] for number in batch.index.tolist()]:
+            self._recorded = {}
+            logger.warning(
+                "the data set gives other samples when it is read again, as with random augmentation: the single-task "
+                "networks run on each batch instead of having their outputs recorded"
+            )
+
+
+def _checksums(batch: Batch) -> list[int]:
+    """One number for each sample, over all its tensors."""
+    sums = [0] * len(batch)
+    for leaf in leaves(batch.inputs):
+        for number, row in enumerate(leaf.detach().cpu().contiguous() if leaf.dim() else ()):
+            sums[number] = zlib.crc32(row.reshape(-1).view(torch.uint8).numpy().data, sums[number])
+    return sums
+
+
+def _moved(output: Any, device: torch.device, index: Tensor | None = None) -> Any:
+    """An output, or of it the samples at `index`, on `device`."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return (tensor if index is None else tensor[index]).to(device)
+
+    return pytree.tree_map_only(Tensor, move, output)
 
 
 def _concatenate(*leaves: Any) -> Any:

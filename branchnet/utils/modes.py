@@ -10,7 +10,9 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode inside, by its own `eval()`.
+    """Put a network into evaluation mode inside, by its own `eval()`, and back by each module's own `train()`.
+
+    Some layers do more then than set a flag: adapters merge their weights, for example.
 
     Args:
         network: any module.
@@ -18,9 +20,14 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     Yields:
         Nothing; afterwards every module has the mode that it had before.
     """
-    with _restored_modes(network):
+    with _restored_modes(network) as modes:
         network.eval()
-        yield
+        try:
+            yield
+        finally:
+            for module, mode in modes:  # from the network inwards: most have theirs back after its own call
+                if module.training != mode:
+                    module.train(mode)
 
 
 @contextmanager
@@ -44,10 +51,10 @@ def mode_of(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _restored_modes(network: nn.Module) -> Iterator[None]:
+def _restored_modes(network: nn.Module) -> Iterator[list[tuple[nn.Module, bool]]]:
     modes = [(module, module.training) for module in network.modules()]
     try:
-        yield
+        yield modes
     finally:
         # Not by `train()`, which would set the children as well.
         for module, mode in modes:

@@ -19,7 +19,9 @@ from branchnet.affinity.features.feature_buffer import Keeper, Kept, version_of
 from branchnet.affinity.features.isolation import untouched
 from branchnet.affinity.features.memory_plan import Chunk, Passes
 from branchnet.affinity.networks import Member
-from branchnet.affinity.probes import Batch, Probe, batch_length, leaves, on_device
+from branchnet.affinity.probes import Probe, on_device
+from branchnet.data.call_forms import Inputs
+from branchnet.data.collation import leaves, length
 from branchnet.errors import AffinityError
 from branchnet.stages import call
 
@@ -45,7 +47,7 @@ class Layout:
 
 
 def find_layout(
-    member: Member, example: Batch, locations: Sequence[str], device: torch.device | None, transform: Transform | None
+    member: Member, example: Inputs, locations: Sequence[str], device: torch.device | None, transform: Transform | None
 ) -> Layout:
     """Run a few inputs to see which tensors count.
 
@@ -54,7 +56,7 @@ def find_layout(
     """
     chunks: list[Chunk] = []
     seen: list[tuple[Tensor, int, Tensor]] = []
-    inputs = batch_length(example)
+    inputs = length(example)
 
     def look(location: int, after: tuple[Any, ...], fresh: Sequence[int]) -> None:
         # A stage without a tensor of its own (only a dropout in evaluation mode) counts what it propagates.
@@ -185,7 +187,7 @@ def _fill(
 ) -> None:
     depth = max(chunk.location for chunk in chunks) + 1
     for number, batch in enumerate(probe.batches(member.label)):
-        inputs = batch_length(batch)
+        inputs = length(batch)
 
         def collect(
             location: int, after: tuple[Any, ...], _: Sequence[int], number: int = number, inputs: int = inputs
@@ -205,7 +207,7 @@ def _fill(
             _forward(member, on_device(batch, place), depth, collect)
 
 
-def _forward(member: Member, batch: Batch, depth: int, visit: Callable[..., None]) -> None:
+def _forward(member: Member, batch: Inputs, depth: int, visit: Callable[..., None]) -> None:
     """Run the first `depth` stages; after each, `visit(location, cut, fresh)` with the indices newly produced."""
     before: tuple[Any, ...] = tuple(leaves(batch))
     for location, stage in enumerate(member.stages[:depth]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -16,13 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from branchnet.affinity.features.isolation import device_of
 from branchnet.affinity.measures.multi_task_trunk import Cut, Trunk, trunk_of
 from branchnet.affinity.measures.optimizer_step import Gradients, stepped_weights, task_gradients, zero_gradients
-from branchnet.affinity.probes import Batch, as_batch
 from branchnet.affinity.tensor import Affinity
+from branchnet.data.call_forms import Inputs, described
+from branchnet.data.samples import Source, read_samples
 from branchnet.errors import AffinityError
+from branchnet.stages.interface import call_form
 from branchnet.utils.progress import progress_bar
 
 Method: TypeAlias = Literal["lookahead", "first-order", "cosine"]
@@ -90,9 +93,10 @@ def probing_cost(
 
 def gradient_affinity(
     model: nn.Module,
-    batches: Iterable[tuple[Any, Mapping[str, Any]]],
+    batches: Source,
     losses: Losses,
     *,
+    batch_size: int = 32,
     heads: Mapping[str, Callable[..., Any]] | None = None,
     method: Method = "lookahead",
     per_stage: bool = True,
@@ -112,8 +116,10 @@ def gradient_affinity(
     Args:
         model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
             is in; parameters, gradients, buffers, optimizer and random state are left as they were.
-        batches: (inputs, {task: target}); inputs as the network takes them. A task whose target is absent or None is
-            left out of that batch.
+        batches: of (inputs, {task: target}), in a list, a DataLoader, or any iterable, which is read once; or samples
+            of that form, in tensors, a Dataset, or an IterableDataset. A task whose target is absent or None is left
+            out of that batch.
+        batch_size: of samples that do not come in batches.
         losses: {task: (output, target) -> positive scalar}.
         heads: {task: cut -> output}, modules or plain callables.
         method: `"lookahead"`, exact; `"first-order"`, its linear term, from products of gradients alone; `"cosine"` of
@@ -133,8 +139,9 @@ def gradient_affinity(
         loss. Directed, except for `"cosine"`; standard errors are over batches.
 
     Raises:
-        AffinityError: no batches; losses that are not finite or not positive; a pair of tasks never seen together;
-            tasks without losses.
+        DataError: samples that cannot be read.
+        AffinityError: no batches, or targets that are not by task; losses that are not finite or not positive; a pair
+            of tasks never seen together; tasks without losses.
 
     >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
     >>> heads = {"sum": nn.Linear(8, 1), "first": nn.Linear(8, 1)}
@@ -156,11 +163,13 @@ def gradient_affinity(
     logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
     step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
     values: list[Matrix] = []
+    samples = read_samples(batches, call_form(model), labels=True, lists="batches", once=True)
     with progress_bar("probing gradients", _length(batches), shown=sys.stderr.isatty()) as advance:
-        for inputs, targets in batches:
-            values.append(step.measure(inputs, targets, len(values)))
+        for batch in samples.batches(batch_size):
+            targets = _by_task(batch.labels, len(values))
+            values.append(step.measure(batch.inputs, targets, len(values)))
             if train_step is not None:
-                train_step(inputs, targets)
+                train_step(batch.inputs, targets)
             advance()
     if not values:
         raise AffinityError("batches is empty; expected at least one (inputs, {task: target})")
@@ -176,8 +185,14 @@ def _check(trunk: Trunk, losses: Losses, method: Method) -> None:
         raise AffinityError(f"losses lacks {missing}; expected a loss for each of {list(trunk.tasks)}")
 
 
-def _length(batches: Iterable[Any]) -> int:
-    return len(batches) if isinstance(batches, Sized) else 0
+def _length(batches: Source) -> int:
+    return len(batches) if isinstance(batches, list | DataLoader) else 0
+
+
+def _by_task(targets: Any, number: int) -> Mapping[str, Any]:
+    if not isinstance(targets, Mapping):
+        raise AffinityError(f"batch {number} has {described(targets)} as targets; expected (inputs, {{task: target}})")
+    return targets
 
 
 @dataclass(frozen=True)
@@ -194,11 +209,10 @@ class _Step:
     autocast: torch.dtype | None
     seed: int
 
-    def measure(self, inputs: Any, targets: Mapping[str, Any], number: int) -> Matrix:
+    def measure(self, batch: Inputs, targets: Mapping[str, Any], number: int) -> Matrix:
         """(D, N, N), or (1, N, N) for the whole trunk; NaN where a task of the pair has no target."""
         # A large prime apart: nodes add up to a few thousand to it, and no two batches may share a seed.
         seed = (self.seed + number) * 1_000_003
-        batch = as_batch(inputs)
         present = [index for index, task in enumerate(self.trunk.tasks) if targets.get(task) is not None]
         if not present:
             raise AffinityError(f"batch {number} has no target; expected one for some of {list(self.trunk.tasks)}")
@@ -231,7 +245,7 @@ class _Step:
 
     def _lookahead(
         self,
-        batch: Batch,
+        batch: Inputs,
         targets: Mapping[str, Any],
         cuts: Cuts,
         losses: dict[int, Tensor],
@@ -280,7 +294,7 @@ class _Step:
         self,
         task: int,
         weights: dict[nn.Parameter, Tensor],
-        batch: Batch,
+        batch: Inputs,
         targets: Mapping[str, Any],
         known: Cuts,
         base: dict[int, float],

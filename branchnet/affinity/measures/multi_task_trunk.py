@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.affinity.networks import is_staged
-from branchnet.affinity.probes import Batch
+from branchnet.data.call_forms import Inputs
 from branchnet.errors import AffinityError
 from branchnet.stages.graph.propagation import tensors_by_name
 
@@ -55,7 +55,7 @@ class Trunk:
 
     def run(
         self,
-        inputs: Batch,
+        inputs: Inputs,
         tasks: Sequence[int],
         weights: Weights,
         seed: int,
@@ -80,7 +80,7 @@ class Trunk:
                 # A seed for each node: dropout draws the same masks again wherever a look-ahead starts.
                 torch.manual_seed(seed + 1000 * stage + node)
                 module = self.nodes[stage][node]
-                before: Batch = inputs if stage == 0 else own_copy(known[stage - 1, self.clusters[stage - 1][member]])
+                before: Inputs = inputs if stage == 0 else own_copy(known[stage - 1, self.clusters[stage - 1][member]])
                 after = _stateless(module, before, weights)
                 known[stage, node] = after if isinstance(after, tuple) else (after,)
         return known
@@ -127,7 +127,7 @@ def own_copy(cut: Cut) -> Cut:
     return tuple(item.clone() if isinstance(item, Tensor) else item for item in cut)
 
 
-def _stateless(module: nn.Module, batch: Batch, weights: Weights) -> Any:
+def _stateless(module: nn.Module, batch: Inputs, weights: Weights) -> Any:
     """Call a module with other weights and with copies of its buffers."""
     buffers = {id(buffer): buffer.clone() for buffer in module.buffers()}
     values = {

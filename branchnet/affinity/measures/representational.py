@@ -37,8 +37,9 @@ def rsa(
     Args:
         networks: {task: network, or several networks of different seeds}; plain ones, or results of `split_all`.
             Networks run in eval mode without gradients and are left exactly as they were.
-        probe: the K inputs: a tensor or array (K, ...), a tuple or dict of them, or a re-iterable of batches in a
-            fixed order, which is compared by content each time it is read.
+        probe: the K inputs, in whatever `branchnet.data.read_samples` takes: tensors, arrays, a list, a Dataset, a
+            DataLoader, ...; labels beside them are dropped. Each network reads them again, and they are compared by
+            content each time.
         dissimilarity: as `rdm` takes it.
         comparison: as `compare_rdms` takes it.
         center: as `rdm` takes it.
@@ -49,7 +50,8 @@ def rsa(
         Affinities (D, N, N) from -1 to 1, symmetric, ones on the diagonal, with standard errors by bootstrap.
 
     Raises:
-        AffinityError: fewer than three inputs; a probe that changes; features that are constant or not finite, named
+        DataError: inputs that cannot be read, or change between readings, by shuffling or random augmentation.
+        AffinityError: fewer than three inputs; features that are constant or not finite, named
             by task and location; staged networks that are cut differently.
         SplitError: plain networks that cannot be cut.
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from branchnet.data.call_forms import Inputs
 from branchnet.errors import BuildError
 
 if TYPE_CHECKING:
     from branchnet.stages import Interface
 
-Input = Tensor | tuple[Any, ...] | Mapping[str, Any]
+Input: TypeAlias = Inputs
+"""One batch, as a branched network is called with it."""
 
 
 def check_input(x: Input, interface: Interface) -> None:

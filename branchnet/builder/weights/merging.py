@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branchnet.affinity.probes import Probe, batch_length, on_device
+from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import Node, node_id
@@ -25,6 +25,7 @@ from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
 from branchnet.builder.weights.unit_matching import match_units
 from branchnet.builder.weights.unit_spaces import permuted
 from branchnet.builder.weights.variance_correction import restore_variance
+from branchnet.data.collation import length
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
 
@@ -69,7 +70,7 @@ def merge_donors(branched: BranchedNetwork, networks: Mapping[str, StagedNetwork
     device = next((tensor.device for tensor in branched.parameters()), torch.device("cpu"))
 
     def batches() -> Iterator[Any]:
-        return (on_device(batch, device) for batch in probe.batches("merging") if batch_length(batch) > 1)
+        return (on_device(batch, device) for batch in probe.batches("merging") if length(batch) > 1)
 
     changed = _changed(branched, equal)
     averaged = [node.id for node in changed if not node.is_head and node.id not in equal]

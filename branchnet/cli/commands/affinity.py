@@ -14,7 +14,7 @@ from branchnet.cli.options import AsJson, Config, Device, DryRun, Dtype, Quiet, 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.cli.loading import Source
-    from branchnet.data.samples import Inputs
+    from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.pipeline.dry_run import Plan
     from branchnet.reporting.tables import Table
@@ -100,7 +100,7 @@ class _Request:
     """What is compared: networks and images, the settings, the locations; and what the files are called."""
 
     given: Source
-    images: Inputs
+    images: Samples
     settings: RunConfig
     spec: Architecture
     config: Path

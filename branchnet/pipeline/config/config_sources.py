@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from branchnet.data import ImageFolder, load_images
-from branchnet.data.samples import Inputs
+from branchnet.data.samples import Samples, read_samples
 from branchnet.deploy import load_weights
 from branchnet.errors import DataError, SpecError
 from branchnet.models import create
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
-from branchnet.pipeline.problem import as_inputs
+from branchnet.pipeline.problem import as_samples
 
 BYTES_IN_MEMORY = 2 * 2**30
 
@@ -59,15 +59,15 @@ def make_network(wanted: NetworkConfig, folder: Path) -> Any:
     return call_factory(str(wanted.factory), folder)
 
 
-def read_images(config: RunConfig, folder: Path) -> Inputs:
-    """Read the images into memory, or leave a large folder on disk to be read batch by batch.
+def read_images(config: RunConfig, folder: Path) -> Samples:
+    """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
 
     Args:
         config: the config.
         folder: where it lies.
 
     Returns:
-        K images.
+        The reader of K images.
 
     Raises:
         DataError: not exactly one source, or images that cannot be read.
@@ -75,14 +75,14 @@ def read_images(config: RunConfig, folder: Path) -> Inputs:
     wanted = config.images
     source = one_source(wanted)
     if source == "factory":
-        return as_inputs(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
+        return as_samples(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
     scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
     if source == "npz":
-        return load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale)
+        return read_samples(load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale))
     files = ImageFolder(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
     if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
-        return files
-    return load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
+        return read_samples(files)
+    return read_samples(load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale))
 
 
 def one_source(images: ImagesConfig) -> str:

@@ -59,7 +59,8 @@ class ImagesConfig(_Strict):
     Attributes:
         folder: images of any format that Pillow reads, in the order of their names.
         npz: a file with an array `images`.
-        factory: `package.module:function`, returns K inputs: images (a tensor or array), or a dict or tuple of tensors.
+        factory: `package.module:function`, returns K inputs that can be read by number: a tensor, an array, a dict or
+            tuple of them, a list or a Dataset.
         size: height and width to which folder images are resized and cropped.
         mean: subtracted from each channel of an image in [0, 1].
         std: divides each channel afterwards.

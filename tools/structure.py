@@ -1,13 +1,15 @@
 """Show how the code is divided: sizes of folders, files and functions, imports between rooms, what each file serves.
 
 Run it in a checkout: `python tools/structure.py` prints the figures, `--files` the list of files. A file serves what it
-defines itself (public names, a verb of the command), or else the nearest entry points that import it, directly or not.
+defines itself (public names, a verb of the command, what a page of docs/ names), or else the nearest entry points that
+import it, directly or not.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -142,7 +144,17 @@ def _entry_points(files: Mapping[str, SourceFile]) -> dict[str, list[str]]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for base, name in _imported(ast.parse(path.read_text(encoding="utf-8"))):
                 entries[_home(base, name, files, stubs)].append(f"{folder}/{path.name}")
-    top = {name.rpartition(".")[2] for names in entries.values() for name in names if name.count(".") == 1}
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        for named in re.findall(rf"\b{PACKAGE}(?:\.\w+)+", path.read_text(encoding="utf-8")):
+            base, _, name = named.rpartition(".")
+            if (home := _home(base, name, files, stubs)) in files:
+                entries[home].append(str(path.relative_to(ROOT)))
+    top = {
+        name.rpartition(".")[2]
+        for names in entries.values()
+        for name in names
+        if name.startswith(PACKAGE) and name.count(".") == 1
+    }
     return {
         module: [name for name in dict.fromkeys(names) if name.count(".") < 2 or name.rpartition(".")[2] not in top]
         for module, names in entries.items()

@@ -6,12 +6,19 @@ That a room imports only rooms below it is the contract of import-linter in pypr
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import networkx as nx
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "branchnet"
@@ -24,6 +31,8 @@ RINGS: dict[frozenset[str], str] = {
     ),
 }
 """Files that import each other, and why they may."""
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""What provides a package of another name."""
 
 
 def name_of(path: Path) -> str:
@@ -112,3 +121,20 @@ def test_files_form_no_rings_but_those_with_a_reason() -> None:
     graph = nx.DiGraph((name_of(path), other) for path in FILES for other in imported(path) - {name_of(path)})
     rings = {frozenset(ring) for ring in nx.strongly_connected_components(graph) if len(ring) > 1}
     assert rings == set(RINGS)
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    known = {re.split(r"[\s\[<>=!;]", line)[0].lower().replace("_", "-") for line in declared}
+    used = {
+        name.partition(".")[0]
+        for path in FILES
+        for node in imports_of(ast.parse(path.read_text()))
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)])
+    }
+    others = used - set(sys.stdlib_module_names) - {"branchnet"}
+    assert {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in others} - known == set()

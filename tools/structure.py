@@ -134,6 +134,7 @@ def _entry_points(files: Mapping[str, SourceFile]) -> dict[str, list[str]]:
         for name, (module, original) in names.items():
             home = _home(module, original, files, stubs)
             entries[home].append(f"{PACKAGE}.{name}" if package == PACKAGE else f"{package}.{name}")
+    entries[PACKAGE].append(f"import {PACKAGE}")
     for module in files:
         if module.startswith(f"{PACKAGE}.cli.commands."):
             entries[module].insert(0, f"`branchnet {module.rpartition('.')[2]}`")

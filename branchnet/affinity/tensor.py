@@ -239,7 +239,7 @@ class Affinity:
         """The affinity as plain records.
 
         Returns:
-            One record per location and pair (ordered pairs where directed): location, task_i, task_j, affinity and,
+            One record per location and pair (ordered pairs where directed) with location, task_i, task_j, affinity and,
             where known, standard_error.
         """
         records = []

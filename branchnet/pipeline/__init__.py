@@ -4,6 +4,6 @@ What `branchnet run` and `branchnet demo` do is here and can be called from Pyth
 are not: they belong to the command.
 """
 
-import lazy_loader as lazy
+from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -95,9 +95,10 @@ def run(
         TrainingError: a loss that diverges.
 
     Examples:
+        >>> from branchnet.data import scenes
         >>> made = branchnet.create("branchnet:scene_network", outputs=1, width=4)
         >>> nets = {"depth": made, "edges": branchnet.create("branchnet:scene_network", outputs=1, width=4)}
-        >>> images = branchnet.data.scenes(30, size=32).images
+        >>> images = scenes(30, size=32).images
         >>> result = branchnet.run(nets, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
         >>> list(result.network(images[:2]))
         ['depth', 'edges']

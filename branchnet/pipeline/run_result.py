@@ -36,9 +36,10 @@ class RunResult:
         threads: threads that the CPU used.
 
     >>> import branchnet
+    >>> from branchnet.data import scenes
     >>> tasks = ("depth", "edges")
     >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=4) for task in tasks}
-    >>> images = branchnet.data.scenes(30, size=32).images
+    >>> images = scenes(30, size=32).images
     >>> result = branchnet.run(networks, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
     >>> isinstance(result, branchnet.RunResult), result.tree.tasks, result.to_dict()["budget"]
     (True, ('depth', 'edges'), '80% params')

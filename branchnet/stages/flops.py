@@ -1,7 +1,7 @@
 """Count multiply-adds as operators are dispatched, by fvcore's formulas, on real or on fake tensors.
 
-fvcore traces a network with torch.jit, which needs real tensors and one trace per piece. Here its formulas are applied
-to the operators that one ordinary run dispatches, so a single run under fake tensors gives every piece's count. One
+fvcore traces a network with torch.jit, which needs real tensors and one trace per stage. Here its formulas are applied
+to the operators that one ordinary run dispatches, so a single run under fake tensors gives every stage's count. One
 multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
 products. Where fvcore is not installed, as on a machine that only measures, the same formula stands here.
 """

@@ -140,6 +140,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_interrupted_demo_exits_130_leaves_nothing_half_written_and_goes_on(demo: Demo) -> None:
     assert demo.interrupted == 130, demo.errors
     assert demo.files and not any(name.startswith(".") for name in demo.files)

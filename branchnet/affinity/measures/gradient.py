@@ -135,7 +135,7 @@ def gradient_affinity(
         seed: of the resampling.
 
     Returns:
-        Affinities (D, N, N), or (1, N, N) for the whole trunk: `[d, i, j]` is the share by which i's step lowers j's
+        Affinities (D, N, N), or (1, N, N) for the whole trunk. `[d, i, j]` is the share by which i's step lowers j's
         loss. Directed, except for `"cosine"`; standard errors are over batches.
 
     Raises:

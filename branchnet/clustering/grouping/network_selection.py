@@ -214,7 +214,7 @@ def higher_order_estimates(losses: Losses, sets: Iterable[Iterable[str]]) -> lis
         sets: the sets to estimate.
 
     Returns:
-        For each set `{task: loss}`.
+        The losses by task of each set.
 
     Raises:
         AffinityError: a single task or a pair that is needed was not measured.

@@ -339,16 +339,6 @@ def test_workers_give_the_same_samples(workers: int) -> None:
     assert all(torch.equal(batch.labels, batch.index) for batch in batches)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_pinned_memory_arrives_whole() -> None:
-    x = images(64)
-    loader = DataLoader(TensorDataset(x), 8, num_workers=1, pin_memory=True)
-    batches = [batch.inputs for batch in read_samples(loader, IMAGES).batches(1)]
-    assert all(batch.is_pinned() for batch in batches)
-    there = [placed(batch, torch.device("cuda")) for batch in batches]
-    assert torch.equal(torch.cat(there).cpu(), x)
-
-
 def test_placed_inputs_are_copies_in_channels_last_order() -> None:
     x, more = images(2), torch.arange(2)
     there = placed({"x": x, "more": (more, "flag")}, torch.device("cpu"))

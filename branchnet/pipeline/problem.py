@@ -187,7 +187,8 @@ def held_out_rows(count: int, share: float, seed: int = 0) -> tuple[list[int], l
         DataError: too few images.
 
     Examples:
-        >>> train, test = branchnet.pipeline.held_out_rows(10, 0.2)
+        >>> from branchnet.pipeline import held_out_rows
+        >>> train, test = held_out_rows(10, 0.2)
         >>> len(train), len(test)
         (8, 2)
     """

@@ -27,8 +27,10 @@ def shuffles(loader: DataLoader[Any]) -> bool:
 
 def in_order(loader: DataLoader[Any]) -> bool:
     """Whether it reads a data set from the first sample to the last, as far as can be seen."""
+    if not getattr(loader, "in_order", True):  # batches come as its workers finish them
+        return False
     if isinstance(loader.dataset, IterableDataset):
-        return True
+        return loader.num_workers <= 1  # several workers take turns, each with a stream of its own
     plain = loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
     return plain and isinstance(_sampler(loader), SequentialSampler)
 

@@ -44,8 +44,9 @@ def labels_of(batch: Batch, given: Mapping[str, Tensor] | None, tasks: Collectio
 def _matched(batch: Batch, given: Mapping[str, Tensor], tasks: Collection[str]) -> dict[str, Tensor]:
     if batch.index is None:
         raise DataError(
-            "labels are given apart, and the loader's order is not known, as when it shuffles; expected labels from "
-            "the loader itself, (inputs, {task: label}), or the Dataset in place of the loader"
+            "labels are given apart, and the loader's order is not known, as when it shuffles or when several "
+            "workers read a stream; expected labels from the loader itself, (inputs, {task: label}), or the Dataset in "
+            "place of the loader"
         )
     last = int(batch.index.max())
     if short := {task: len(given[task]) for task in tasks if len(given[task]) <= last}:

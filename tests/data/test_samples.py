@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from torch.utils.data import (
     StackDataset,
     Subset,
     TensorDataset,
+    get_worker_info,
 )
 
 from branchnet.data import to_images
@@ -293,6 +295,37 @@ def test_a_loader_in_an_order_of_its_own_gives_no_numbers() -> None:
     own = DataLoader(x, batch_sampler=[[4, 0], [2]])
     assert [batch.index for batch in read_samples(own, IMAGES).batches(1)] == [None, None]
     assert read_samples(DataLoader(x, batch_sampler=BatchSampler(RandomSampler(x), 2, False)), IMAGES).shuffled
+
+
+class Sharded(Stream):
+    """A stream of which each worker reads its share."""
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return (self.inner[index] for index in range(first, len(self.inner), step))
+
+
+@pytest.mark.parametrize(("stream", "count"), [(Stream, 12), (Sharded, 6)])
+def test_a_stream_that_several_workers_read_has_no_numbers(stream: type[Stream], count: int) -> None:
+    loader = DataLoader(stream(TensorDataset(images(6), torch.arange(6))), 2, num_workers=2)
+    batches = list(read_samples(loader, IMAGES, labels=True).batches(1))
+    assert sum(map(len, batches)) == count
+    assert torch.cat([batch.labels for batch in batches]).tolist() != list(range(6))  # so labels apart cannot match
+    assert [batch.index for batch in batches] == [None] * len(batches)
+    single = DataLoader(stream(TensorDataset(images(6), torch.arange(6))), 2, num_workers=1)
+    assert all(torch.equal(one.labels, one.index) for one in read_samples(single, IMAGES, labels=True).batches(1))
+
+
+def test_a_loader_that_gives_batches_as_they_are_finished_has_no_numbers() -> None:
+    def make(index: int) -> tuple[Tensor, int]:
+        time.sleep(0.5 if index == 0 else 0)
+        return images(6)[index], index
+
+    loader = DataLoader(Made(6, make), 2, num_workers=2, in_order=False)
+    batches = list(read_samples(loader, IMAGES, labels=True).batches(1))
+    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(6))
+    assert [batch.index for batch in batches] == [None] * 3
 
 
 def test_a_data_set_that_fetches_several_samples_at_once_is_asked_so() -> None:

@@ -329,6 +329,8 @@ def test_a_loader_trains_on_its_own_labels_whatever_its_order_or_workers() -> No
     assert same_weights(fitted(ordered, Y), fitted(DataLoader(Counting(with_labels), 8), None))
     with pytest.raises(DataError, match=r"the loader's order is not known.*expected labels from the loader itself"):
         fitted(DataLoader(TensorDataset(X), 8, shuffle=True), Y)
+    with pytest.raises(DataError, match="several workers read a stream"):
+        branchnet.evaluate(branched(), DataLoader(Stream(TensorDataset(X)), 8, num_workers=2), Y, METRICS)
 
 
 def test_a_single_network_takes_labels_of_its_own_samples() -> None:

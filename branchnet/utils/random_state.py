@@ -12,5 +12,13 @@ import torch
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Start torch's random numbers at `seed`, on the CPU and on `device`; put their state back afterwards."""
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        start_generators(seed, device)
         yield
+
+
+def start_generators(seed: int, device: torch.device | None = None) -> None:
+    """Start the generators of the CPU and of `device` at `seed`; `torch.manual_seed` does so on every device."""
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

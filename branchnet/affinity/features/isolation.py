@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.random_state import seeded
 
 
 @contextmanager
@@ -29,10 +30,8 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     """
     before = _State.of(network)
     place = device if device is not None else device_of(network)
-    devices = [place] if place.type == "cuda" else []
-    with evaluation_mode(network), torch.random.fork_rng(devices=devices), torch.no_grad():
+    with evaluation_mode(network), seeded(0, place), torch.no_grad():
         try:
-            torch.manual_seed(0)
             if device is not None:
                 network.to(device)
             yield place

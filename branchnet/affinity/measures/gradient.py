@@ -217,7 +217,9 @@ class _Step:
         if not present:
             raise AffinityError(f"batch {number} has no target; expected one for some of {list(self.trunk.tasks)}")
         device = device_of(self.trunk.nodes[0][0])
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self._precision(device):
+        devices = {device_of(node) for nodes in self.trunk.nodes for node in nodes}
+        drawing = [device for device in devices if device.type == "cuda"]
+        with torch.random.fork_rng(devices=drawing), self._precision(device):
             with torch.enable_grad():
                 cuts = self.trunk.run(batch, present, {}, seed)
                 losses = {task: self._loss(task, cuts, targets, seed, number) for task in present}

@@ -12,10 +12,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from branchnet.affinity.features.isolation import device_of
 from branchnet.affinity.networks import is_staged
 from branchnet.data.call_forms import Inputs
 from branchnet.errors import AffinityError
 from branchnet.stages.graph.propagation import tensors_by_name
+from branchnet.utils.random_state import start_generators
 
 Weights: TypeAlias = Mapping[nn.Parameter, Tensor]
 Cut: TypeAlias = tuple[Any, ...]
@@ -78,8 +80,8 @@ class Trunk:
             for node in sorted({self.clusters[stage][task] for task in tasks}):
                 member = next(task for task in tasks if self.clusters[stage][task] == node)
                 # A seed for each node: dropout draws the same masks again wherever a look-ahead starts.
-                torch.manual_seed(seed + 1000 * stage + node)
                 module = self.nodes[stage][node]
+                start_generators(seed + 1000 * stage + node, device_of(module))
                 before: Inputs = inputs if stage == 0 else own_copy(known[stage - 1, self.clusters[stage - 1][member]])
                 after = _stateless(module, before, weights)
                 known[stage, node] = after if isinstance(after, tuple) else (after,)
@@ -87,7 +89,7 @@ class Trunk:
 
     def output(self, task: int, cuts: Mapping[tuple[int, int], Cut], seed: int) -> Any:
         """What a task's head makes of the last cut."""
-        torch.manual_seed(seed + 1000 * self.depth + task)
+        start_generators(seed + 1000 * self.depth + task, device_of(self.nodes[-1][self.clusters[-1][task]]))
         cut = own_copy(cuts[self.depth - 1, self.clusters[-1][task]])
         head = self.heads[task]
         return _stateless(head, cut, {}) if isinstance(head, nn.Module) else head(*cut)

@@ -90,14 +90,13 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
             "make it with shuffle=False, or pass its data set"
         )
     hasher, sizes, checksums, example = _Hasher(), [], [], None
-    with torch.random.fork_rng(devices=[]):  # loaders draw random numbers whenever they are read
-        for batch in samples.batches(batch_size):
-            if example is None:
-                example = gather(batch.inputs, slice(0, 2))
-                _say_dropped(batch, form)
-            sizes.append(len(batch))
-            hasher.add(batch.inputs)
-            checksums.append(_checksums(batch.inputs))
+    for batch in samples.batches(batch_size):
+        if example is None:
+            example = gather(batch.inputs, slice(0, 2))
+            _say_dropped(batch, form)
+        sizes.append(len(batch))
+        hasher.add(batch.inputs)
+        checksums.append(_checksums(batch.inputs))
     if example is None or sum(sizes) < MINIMUM_INPUTS:
         raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
     return Probe(samples, batch_size, tuple(sizes), hasher.digest(), tuple(checksums), example)

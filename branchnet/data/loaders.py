@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Any
 
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -47,3 +48,13 @@ def count_in(loader: DataLoader[Any]) -> int | None:
 
 def _sampler(loader: DataLoader[Any]) -> Any:
     return getattr(loader.batch_sampler, "sampler", loader.sampler)
+
+
+def generators_of(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """The generators of its own that it, its sampler or its batch sampler draws from, each once."""
+    holders: list[Any] = [loader, loader.batch_sampler, loader.sampler]
+    for holder in holders:
+        if (inner := getattr(holder, "sampler", None)) is not None and all(inner is not one for one in holders):
+            holders.append(inner)
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())

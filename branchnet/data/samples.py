@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from branchnet.data.call_forms import CallForm, Inputs, described, is_tuple, separate
 from branchnet.data.collation import as_batch, as_labels, collate, first_size, gather, leaves, length, with_images
 from branchnet.data.images import ImageFolder
-from branchnet.data.loaders import count_in, in_order, shuffles
+from branchnet.data.loaders import count_in, generators_of, in_order, shuffles
 from branchnet.errors import DataError
+from branchnet.utils.random_state import with_own_state
 
 Source: TypeAlias = (
     "Tensor | np.ndarray | tuple[Any, ...] | Mapping[str, Any] | Sequence[Any] | Dataset[Any] | DataLoader[Any] "
@@ -119,11 +120,12 @@ class Samples:
         fetch = getattr(self.source, "__getitems__", None)  # as DataLoader asks, too
         return self._stacked(fetch(numbers) if fetch else [self.source[number] for number in numbers], index)
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All samples in order, each read once.
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+        """All samples in order, each read once; the random state outside, and that of a loader, is left as it was.
 
         Args:
             batch_size: samples in each batch but the last; a loader and a list of batches bring their own.
+            seed: of shuffling and random augmentation; None: they start where torch's random state is.
 
         Yields:
             The batches.
@@ -136,24 +138,28 @@ class Samples:
                 index = torch.arange(start, min(start + batch_size, self.known_count))
                 yield self._batch(gather(self.source, slice(start, start + batch_size)), index)
         elif self.kind == "numbered":
-            yield from map(self.take, torch.arange(self.known_count).split(batch_size))
+            taken = map(self.take, torch.arange(self.known_count).split(batch_size))
+            yield from with_own_state(taken, seed)
         else:
-            yield from self._in_their_order(batch_size)
+            generators = generators_of(self.source) if isinstance(self.source, DataLoader) else []
+            yield from with_own_state(self._in_their_order(batch_size), seed, generators)
 
-    def first(self, count: int, batch_size: int) -> Iterator[Batch]:
+    def first(self, count: int, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
         """Read the first samples in batches.
 
         Args:
             count: how many; without numbers, whole batches are read until there are that many.
             batch_size: samples of a batch where the source does not bring its own.
+            seed: as `batches` takes it.
 
         Returns:
             The batches, one after the other.
         """
         if self.by_number:
-            yield from map(self.take, torch.arange(min(count, self.known_count)).split(batch_size))
+            taken = map(self.take, torch.arange(min(count, self.known_count)).split(batch_size))
+            yield from with_own_state(taken, seed)
             return
-        for batch in self.batches(batch_size):
+        for batch in self.batches(batch_size, seed):
             yield batch
             count -= len(batch)
             if count <= 0:
@@ -353,8 +359,7 @@ def _kind_of_loader(loader: DataLoader[Any], form: CallForm) -> Kind:
     """A loader without batches gives what its data set holds: samples, unless these are batches for the network."""
     if loader.batch_size is not None or loader.batch_sampler is not None:
         return "batched"
-    with torch.random.fork_rng(devices=[]):
-        first = next(iter(loader), None)
+    first = next(with_own_state(loader, generators=generators_of(loader)), None)
     return "batched" if first is None or _are_batches(first, form, None) else "streamed"
 
 

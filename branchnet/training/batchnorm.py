@@ -45,7 +45,7 @@ def reestimate_batchnorm(branched: BranchedNetwork, images: Source, *, batch_siz
         the number of BatchNorm layers that were estimated.
     """
     device = next(branched.parameters()).device
-    batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size)
+    batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size, seed=0)
     inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance
-    with seeded(0):  # loaders draw random numbers whenever they are read
+    with seeded(0, device):  # a network may draw random numbers
         return estimate_batchnorm(branched, foreign_modules(branched), inputs)

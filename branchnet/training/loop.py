@@ -155,8 +155,8 @@ def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) 
     """
     digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
     samples = read_samples(images, call_form(module))
-    with seeded(0):  # random augmentation and shuffling are the same for each start
-        first = [leaf for batch in samples.first(8, 8) for leaf in leaves(batch.inputs)]
+    # By one seed, random augmentation and shuffling are the same for each start.
+    first = [leaf for batch in samples.first(8, 8, seed=0) for leaf in leaves(batch.inputs)]
     for tensor in [*module.state_dict().values(), *first]:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -79,7 +79,7 @@ class Teachers:
         self._recorded: dict[str, Any] = {}
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
-        with seeded(0):  # loaders draw random numbers whenever they are read
+        with seeded(0):  # a network may draw random numbers
             self._read(batch_size, recorded_bytes, progress)
 
     @property
@@ -127,7 +127,7 @@ class Teachers:
     def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:
         """Read the first samples for the variances, and go on to the last where all outputs are to be kept."""
         found: Outputs = {task: [] for task in self.tasks}
-        batches = self.samples.batches(batch_size)
+        batches = self.samples.batches(batch_size, seed=0)
         seen = 0
         for batch in batches:
             self._add(found, batch)
@@ -172,7 +172,8 @@ class Teachers:
             return False
         if self.samples.fixed:
             return True
-        again = self.samples.take(torch.arange(min(_READ_AGAIN, seen)))
+        with seeded(1):  # from other random numbers than the first time
+            again = self.samples.take(torch.arange(min(_READ_AGAIN, seen)))
         return _checksums(again) == self._checksums[: len(again)]
 
     def _forget_if_others(self, batch: Batch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import branchnet
 from branchnet.training import Teachers
@@ -73,3 +74,42 @@ def test_the_generator_of_the_device_is_saved_too(device: str, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         trained(interrupt_at=4, checkpoint=tmp_path / "run.pt")
     assert trained(checkpoint=tmp_path / "run.pt").losses == expected.losses
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_training_on_a_loader_with_dropout_is_resumed_as_it_would_have_gone_on(
+    device: str, own: bool, tmp_path: Path
+) -> None:
+    """Loaders draw random numbers at each epoch's start; those of the device's Dropout must not start again with it."""
+    x, y = torch.rand(24, 5), torch.rand(24, 2)
+
+    def trained(*, interrupt_at: int | None = None, checkpoint: Path | None = None) -> tuple[History, nn.Module]:
+        generator = torch.Generator().manual_seed(1) if own else None
+        loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=generator)
+        torch.manual_seed(7)
+        network = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)).to(device)
+        steps = itertools.count()
+
+        def loss(output: Tensor, wanted: Tensor) -> Tensor:
+            if next(steps) == interrupt_at:
+                signal.raise_signal(signal.SIGINT)
+            return nn.functional.mse_loss(output, wanted)
+
+        fit = branchnet.fit(network, loader, None, loss, steps=12, seed=3, progress=False, checkpoint=checkpoint)
+        return fit, network
+
+    expected, network = trained()
+    with pytest.raises(KeyboardInterrupt):
+        trained(interrupt_at=4, checkpoint=tmp_path / "run.pt")
+    found, resumed = trained(checkpoint=tmp_path / "run.pt")
+    assert found.resumed_at == 5 and found.losses == expected.losses
+    assert all(map(torch.equal, resumed.parameters(), network.parameters()))
+
+
+def test_the_masks_of_dropout_differ_between_epochs(device: str) -> None:
+    """One batch an epoch and no learning: the loss changes with the mask alone."""
+    network = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 2)).to(device)
+    loader = DataLoader(TensorDataset(torch.rand(8, 5), torch.rand(8, 2)), 8, shuffle=True)
+    options = {"steps": 6, "learning_rate": 0.0, "progress": False}
+    history = branchnet.fit(network, loader, None, nn.functional.mse_loss, **options)
+    assert len({round(value, 6) for value in history.losses["loss"]}) == 6

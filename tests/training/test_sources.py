@@ -17,11 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.data.collation import leaves
+from branchnet.data.samples import as_example, read_samples
 from branchnet.errors import DataError, TrainingError
 from branchnet.inference import measure_latency
 from branchnet.training import Teachers, explained_variance, reestimate_batchnorm, rmse
@@ -33,11 +34,11 @@ MSE = dict.fromkeys(TASKS, nn.functional.mse_loss)
 METRICS = {"a": rmse(), "b": explained_variance(), "c": rmse()}
 
 
-def network(seed: int, outputs: int) -> nn.Module:
+def network(seed: int, outputs: int, *more: nn.Module) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, outputs)
+            nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), *more, nn.Linear(64, outputs)
         ).eval()
 
 
@@ -186,6 +187,32 @@ def test_reading_loaders_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
+READINGS: dict[str, Callable[[Any], Any]] = {
+    "rsa": lambda source: branchnet.rsa(STAGED, source, bootstrap=0),
+    "evaluate": lambda source: branchnet.evaluate(branched(), source, None, METRICS),
+    "measure_latency": lambda source: measure_latency(lambda x: x, source, repeats=1, warmup=0),
+    "gradient_affinity": lambda source: branchnet.gradient_affinity(branched(), source, MSE, learning_rate=0.1),
+    "reestimate_batchnorm": lambda source: reestimate_batchnorm(branched(), source),
+    "Teachers": lambda source: Teachers(DONORS, source, progress=False),
+    "fit": lambda source: branchnet.fit(branched(), source, None, MSE, steps=7, progress=False),
+    "as_example": as_example,
+    "first": lambda source: list(read_samples(source).first(9, 4)),
+}
+
+
+@pytest.mark.parametrize("holder", ["loader", "data set", "samples of a loader"])
+@pytest.mark.parametrize("reading", READINGS)
+def test_reading_leaves_the_global_random_state_and_that_of_a_generator_as_they_were(holder: str, reading: str) -> None:
+    data = Counting(lambda i: (augmented(i) if reading != "rsa" else X[i], with_labels(i)[1]))
+    own = torch.Generator().manual_seed(4)
+    sampler = RandomSampler(data, generator=own) if reading != "rsa" else None
+    size = None if holder == "samples of a loader" else 8
+    source = data if holder == "data set" else DataLoader(data, size, sampler=sampler, generator=own)
+    before, own_before = torch.get_rng_state(), own.get_state()
+    READINGS[reading](source)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(own.get_state(), own_before)
+
+
 def distilled(source: Any, **options: Any) -> BranchedNetwork:
     net = branched()
     branchnet.distill(net, DONORS, source, **({"steps": 4, "batch_size": 8, "progress": False} | options))
@@ -262,6 +289,78 @@ def test_a_resumed_run_reads_on_where_it_was_interrupted(name: str, shuffle: boo
     resumed = branched()
     assert branchnet.distill(resumed, DONORS, source(), **options).resumed_at == 7
     assert same_weights(resumed, distilled(source(), steps=12))
+
+
+class Mixing(Stream):
+    """Gives its samples through a buffer from which each is drawn at random, as streams are shuffled."""
+
+    def __iter__(self) -> Iterator[Any]:
+        buffer: list[Any] = []
+        for sample in super().__iter__():
+            buffer.append(sample)
+            if len(buffer) == 10:
+                yield buffer.pop(int(torch.randint(10, ())))
+        yield from buffer
+
+
+def shuffled(kind: str, workers: int = 0) -> Any:
+    """Random order, random augmentation, and a generator of its own for the loader, its sampler, or neither."""
+    data = Counting(lambda i: (augmented(i), {task: labels[i] for task, labels in Y.items()}))
+    own = torch.Generator().manual_seed(int(torch.randint(99, ()))) if "generator" in kind else None
+    if kind == "stream":
+        return DataLoader(Mixing(data), 8)
+    if kind == "sampler's generator":
+        return DataLoader(data, 8, sampler=RandomSampler(data, replacement=True, num_samples=77, generator=own))
+    return DataLoader(data, 8, shuffle=True, generator=own, num_workers=workers)
+
+
+def interrupted_and_resumed(train: Callable[..., Any], source: Callable[[], Any], path: Path, at: int) -> nn.Module:
+    net, steps = with_dropout(), iter(range(100))
+
+    def interrupt(module: nn.Module, inputs: Any) -> None:
+        if net.training and next(steps) == at:
+            signal.raise_signal(signal.SIGINT)
+
+    net.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(net, source(), checkpoint=path)
+    resumed = with_dropout()
+    assert train(resumed, source(), checkpoint=path).resumed_at == at + 1
+    return resumed
+
+
+def with_dropout() -> BranchedNetwork:
+    donors = {task: network(n, n, nn.Dropout(0.3)) for n, task in enumerate(TASKS, start=2)}
+    return branchnet.build(Tree.shared(TASKS, 2), branchnet.split_all(donors, X[:2], locations=["0", "2"]))
+
+
+def run_distill(net: BranchedNetwork, source: Any, **options: Any) -> Any:
+    return branchnet.distill(net, DONORS, source, steps=12, progress=False, **options)
+
+
+def run_fit(net: BranchedNetwork, source: Any, **options: Any) -> Any:
+    return branchnet.fit(net, source, None, MSE, steps=12, progress=False, **options)
+
+
+@pytest.mark.parametrize("at", [2, 7])
+@pytest.mark.parametrize("kind", ["shuffle", "generator", "sampler's generator", "stream"])
+@pytest.mark.parametrize("train", [run_distill, run_fit])
+def test_a_resumed_run_is_the_same_with_augmentation_dropout_and_generators(
+    train: Callable[..., Any], kind: str, at: int, tmp_path: Path
+) -> None:
+    """Whatever the state of the loader's generator: each process may bring another."""
+    expected = with_dropout()
+    train(expected, shuffled(kind))
+    assert same_weights(interrupted_and_resumed(train, lambda: shuffled(kind), tmp_path / "run", at), expected)
+    one = shuffled(kind)  # read by all three runs
+    assert same_weights(interrupted_and_resumed(train, lambda: one, tmp_path / "run", at), expected)
+
+
+def test_a_loader_with_workers_and_a_generator_is_resumed_as_well(tmp_path: Path) -> None:
+    expected = with_dropout()
+    run_fit(expected, shuffled("generator", 2))
+    found = interrupted_and_resumed(run_fit, lambda: shuffled("generator", 2), tmp_path / "run", 6)
+    assert same_weights(found, expected)
 
 
 @pytest.mark.parametrize("make", [augmented, lambda i: augmented(i) + np.random.default_rng().random()])

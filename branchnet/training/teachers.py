@@ -102,19 +102,19 @@ class Teachers:
         """Return the outputs of `tasks` for a batch.
 
         Args:
-            samples: the batch, or the numbers of samples, (B,).
+            samples: the batch, or the numbers of samples, (B,); of a data set these are read, as they may have changed.
             tasks: the tasks wanted.
             device: where the outputs shall be.
 
         Returns:
             outputs by task.
         """
-        if isinstance(samples, Batch):
-            self._forget_if_others(samples)
-        index = samples.index if isinstance(samples, Batch) else samples
-        if self._recorded and index is not None:
-            return {task: _moved(self._recorded[task], device, index) for task in tasks}
+        if isinstance(samples, Tensor) and self._recorded and self.samples.fixed:
+            return {task: _moved(self._recorded[task], device, samples) for task in tasks}
         batch = samples if isinstance(samples, Batch) else self.samples.take(samples)
+        self._forget_if_others(batch)
+        if self._recorded and batch.index is not None:
+            return {task: _moved(self._recorded[task], device, batch.index) for task in tasks}
         return {task: self._run(task, batch, device) for task in tasks}
 
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:

@@ -389,12 +389,13 @@ def test_outputs_are_recorded_with_one_reading_for_all_tasks() -> None:
     assert runs == [] and sorted(data.reads.elements()) == list(range(40))
 
 
-def test_samples_that_change_later_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("by_number", [False, True])
+def test_samples_that_change_later_are_noticed(by_number: bool, caplog: pytest.LogCaptureFixture) -> None:
     drift = {"by": 0.0}
     data = Counting(lambda i: X[i] + drift["by"])
     teachers = Teachers(DONORS, data, progress=False)
     drift["by"] = 1.0
-    batch = teachers.samples.take(torch.arange(3, 6))
+    batch = torch.arange(3, 6) if by_number else teachers.samples.take(torch.arange(3, 6))
     with torch.no_grad():
         expected = DONORS["b"](X[3:6] + 1)
     torch.testing.assert_close(teachers.outputs(batch, ["b"], torch.device("cpu"))["b"], expected)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from branchnet.affinity import gradient_affinity, probing_cost
 from branchnet.errors import AffinityError
@@ -57,6 +58,24 @@ def test_oracle(rate: str, method: str, key: str) -> None:
     )
     np.testing.assert_allclose(found.values[0], ORACLE["results"][rate][key], atol=1e-9, rtol=0)
     assert found.directed
+
+
+def test_inputs_and_targets_are_moved_to_the_trunk() -> None:
+    """The device "meta" computes no values, so the first loss says where it is and ends the measurement."""
+
+    def where(output: Tensor, target: Tensor) -> Tensor:
+        raise LookupError(output.device.type, target.device.type)
+
+    trunk, heads = nn.Linear(4, 3, device="meta"), {task: nn.Linear(3, 1, device="meta") for task in TASKS}
+    loader = DataLoader(TensorDataset(torch.rand(8, 4), torch.rand(8, 1)), 4, collate_fn=by_task)
+    with pytest.raises(LookupError) as found:
+        gradient_affinity(trunk, loader, dict.fromkeys(TASKS, where), heads=heads, learning_rate=0.1)
+    assert found.value.args == ("meta", "meta")
+
+
+def by_task(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    x, y = zip(*pairs, strict=True)
+    return torch.stack(x), dict.fromkeys(TASKS, torch.stack(y))
 
 
 @pytest.mark.parametrize("control", [False, True])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import branchnet
 from branchnet import Affinity
@@ -83,3 +84,20 @@ def test_gradient_affinity(device: str, method: str) -> None:
 
     found, expected = measured(device), measured("cpu")
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-2, atol=1e-2 * np.abs(expected.values).max())
+
+
+@pytest.mark.parametrize("method", ["lookahead", "first-order", "cosine"])
+def test_gradient_affinity_of_a_loader_on_the_cpu(device: str, method: str) -> None:
+    network = branched()
+    with torch.no_grad():
+        outputs = network(PROBE)
+    samples = [(x, {task: outputs[task][i] + 0.1 for task in TASKS}) for i, x in enumerate(PROBE)]
+    losses = dict.fromkeys(TASKS, torch.nn.functional.mse_loss)
+
+    def measured() -> Affinity:
+        loader = DataLoader(samples, 10)
+        return branchnet.gradient_affinity(network, loader, losses, method=method, learning_rate=1e-2, bootstrap=0)
+
+    expected = measured()
+    network.to(device)
+    assert_same(measured(), expected, 1e-3)

@@ -23,6 +23,7 @@ from branchnet.affinity.measures.multi_task_trunk import Cut, Trunk, trunk_of
 from branchnet.affinity.measures.optimizer_step import Gradients, stepped_weights, task_gradients, zero_gradients
 from branchnet.affinity.tensor import Affinity
 from branchnet.data.call_forms import Inputs, described
+from branchnet.data.collation import moved
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import AffinityError
 from branchnet.stages.interface import call_form
@@ -117,8 +118,8 @@ def gradient_affinity(
         model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
             is in; parameters, gradients, buffers, optimizer and random state are left as they were.
         batches: of (inputs, {task: target}), in a list, a DataLoader, or any iterable, which is read once; or samples
-            of that form, in tensors, a Dataset, or an IterableDataset. A task whose target is absent or None is left
-            out of that batch.
+            of that form, in tensors, a Dataset, or an IterableDataset. They are moved to the model's device. A task
+            whose target is absent or None is left out of that batch.
         batch_size: of samples that do not come in batches.
         losses: {task: (output, target) -> positive scalar}.
         heads: {task: cut -> output}, modules or plain callables.
@@ -161,15 +162,16 @@ def gradient_affinity(
         len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=control and optimizer is not None
     )
     logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
+    device = device_of(trunk.nodes[0][0])
     step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
     values: list[Matrix] = []
     samples = read_samples(batches, call_form(model), labels=True, lists="batches", once=True)
     with progress_bar("probing gradients", _length(batches), shown=sys.stderr.isatty()) as advance:
         for batch in samples.batches(batch_size):
-            targets = _by_task(batch.labels, len(values))
-            values.append(step.measure(batch.inputs, targets, len(values)))
+            inputs, targets = moved((batch.inputs, _by_task(batch.labels, len(values))), device)
+            values.append(step.measure(inputs, targets, len(values)))
             if train_step is not None:
-                train_step(batch.inputs, targets)
+                train_step(inputs, targets)
             advance()
     if not values:
         raise AffinityError("batches is empty; expected at least one (inputs, {task: target})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,7 @@ def search(
         affinity, costs, wanted.unit, head_costs, objective, stage_weights, shared_stages, constraints
     )
     limit = problem.sizes.limit(wanted)
+    _warn_uncounted(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":
@@ -184,6 +186,7 @@ def pareto_front(
     12 million parameters, cost 0.000, widths (3, 3)
     """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
+    _warn_uncounted(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(show=progress) as deadline:
         if chosen != "exact":
@@ -219,6 +222,15 @@ def make_problem(
         given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
     name = losses.name if isinstance(affinity, StageLosses) else _name(objective)
     return Problem(losses, sizes, rules_of(given, losses.tasks, losses.depth), name)
+
+
+def _warn_uncounted(sizes: SizeModel) -> None:
+    if sizes.uncounted:
+        warnings.warn(
+            f"sizes in FLOPs count nothing for {', '.join(sizes.uncounted)}, which have no formula: stages that spend "
+            "their time there look too cheap; a budget in params or ms does not depend on it",
+            stacklevel=3,
+        )
 
 
 def _name(objective: str | Objective) -> str:
@@ -321,6 +333,7 @@ def _result(problem: Problem, labels: Labels, limit: float, method: str, why: st
         objective=problem.objective,
         unit=problem.sizes.unit,
         limit=limit,
+        uncounted=problem.sizes.uncounted,
     )
 
 

@@ -159,7 +159,7 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         The search result.
     """
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
-    from branchnet.clustering.budgets import size_model
+    from branchnet.clustering.budgets import size_model, uncounted_operators
 
     recorded = spec.search
     objective = (recorded and recorded.objective) or "mean-pair"
@@ -180,6 +180,7 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         objective=objective,
         unit=unit,
         limit=size_model(costs, spec.tasks, unit, heads).limit(budget) if budget else float("inf"),
+        uncounted=uncounted_operators(costs, heads) if unit == "flops" else (),
     )
 
 

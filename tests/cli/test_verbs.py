@@ -330,3 +330,17 @@ def test_completion_knows_the_verbs_and_changes_no_startup_file(
 def test_a_misspelt_verb_is_corrected(word: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([word[0]]) == 2
     assert f'Did you mean "{word[1]}"?' in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_split_and_a_search_in_flops_name_what_is_counted_as_nothing(walker: Walker) -> None:
+    split = yaml.safe_load(Path("split.yaml").read_text())
+    next(iter(split["costs"]["stages"].values()))["uncounted"] = ["_fft_r2c"]
+    Path("split.yaml").write_text(yaml.safe_dump(split))
+    named = "Operators without a formula, counted as nothing: _fft_r2c."
+    assert walker("search affinity.npz split.yaml --budget 80%flops --out by_flops.yaml") == 0
+    assert named in walker.out
+    assert walker("search affinity.npz split.yaml --budget 80%flops --out by_flops.yaml --json") == 0
+    assert json.loads(walker.out)["uncounted"] == ["_fft_r2c"]
+    assert walker("search affinity.npz split.yaml --budget 80%params --out by_params.yaml") == 0
+    assert named not in walker.out
+    assert Architecture.load("by_flops.yaml").stage_costs.uncounted == ("_fft_r2c",)

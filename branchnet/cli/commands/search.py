@@ -108,12 +108,14 @@ def as_record(result: SearchResult) -> dict[str, object]:
         "method": result.method,
         "why": result.why,
         "objective": result.objective,
+        "uncounted": list(result.uncounted),
     }
 
 
 def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadCosts | None) -> list[str]:
     from branchnet.clustering import Tree, stability, tree_size
     from branchnet.pipeline.search_inputs import replicates_of
+    from branchnet.reporting.costing import uncounted_note
     from branchnet.reporting.units import percent, si
 
     alone = Tree.separate(result.tree.tasks, result.tree.depth)
@@ -125,6 +127,8 @@ def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadC
         f"cost: {result.cost:.6g} ({result.objective}); {bound}",
         f"method: {result.method} ({result.why})",
     ]
+    if result.uncounted:
+        lines.append(uncounted_note(result.uncounted))
     if replicates := replicates_of(found):
         again = stability(result, replicates, costs, head_costs=heads)
         lines.append(f"sure: the same tree in {percent(again.same_tree)} of {again.replicates} bootstrap replicates")

@@ -16,7 +16,7 @@ class SearchResult:
         cost: its clustering cost under `objective`.
         size: its size in `unit`, heads included where they are known.
         lower_bound: no tree that meets the budget and the constraints costs less.
-        proven: whether no such tree costs less than this one.
+        proven: whether no such tree costs less than this one, by more than a tie.
         method: the method that found the tree.
         why: why that method was chosen, and how the search ended.
         objective: name of the objective.

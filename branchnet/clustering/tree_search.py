@@ -69,7 +69,8 @@ def search(
 ) -> SearchResult:
     """The tree of least cost that fits the budget, with a bound on how much better any other could be.
 
-    Ties (relative 1e-12) go to the smaller size, then to the first in canonical order. Interrupted, or at the time
+    Ties (costs that differ by no more than 1e-9 of the largest dissimilarity possible under the measure) go to the
+    smaller size, then to the first in canonical order. Interrupted, or at the time
     limit, the best tree so far is returned with its bound; `why` says so.
 
     Args:
@@ -193,7 +194,11 @@ def pareto_front(
             return _searched_front(problem, chosen, why, seed, deadline)
         table = width_table(problem.losses, problem.rules, deadline)
     rows = _front_rows(table, _table_sizes(problem.sizes, table))
-    return [_proven(problem, table, row, math.inf, why) for row in rows]
+    costs = [float(table.costs[row]) for row in rows]
+    return [
+        _proven(problem, table, row, cost + table.tolerance, cost, math.inf, why)
+        for row, cost in zip(rows, costs, strict=True)
+    ]
 
 
 def make_problem(
@@ -271,9 +276,10 @@ def _best(problem: Problem, table: WidthTable, limit: float, budget: str, why: s
         smallest = float(sizes[possible].min()) if possible.any() else None
         raise infeasible(budget, limit, smallest, problem.sizes)
     best = float(table.costs[feasible].min())
-    tied = np.flatnonzero(feasible & (table.costs <= best + table.tolerance(best)))
+    ceiling = best + table.tolerance
+    tied = np.flatnonzero(feasible & (table.costs <= ceiling))
     rows = [int(row) for row in tied if fits(sizes[row], float(sizes[tied].min()))]
-    results = [_proven(problem, table, row, limit, why) for row in rows]
+    results = [_proven(problem, table, row, ceiling, best, limit, why) for row in rows]
     return min(results, key=lambda result: canonical_order(result.tree, problem.losses.tasks))
 
 
@@ -309,15 +315,19 @@ def _front_rows(table: WidthTable, sizes: npt.NDArray[np.float64]) -> list[int]:
     best = math.inf
     for row in np.lexsort((table.costs, sizes)).tolist():
         cost = float(table.costs[row])
-        if math.isfinite(cost) and (not rows or cost < best - table.tolerance(best)):
+        if math.isfinite(cost) and (not rows or cost < best - table.tolerance):
             rows.append(row)
             best = cost
     return rows
 
 
-def _proven(problem: Problem, table: WidthTable, row: int, limit: float, why: str) -> SearchResult:
-    result = _result(problem, np.array(table.labels(row)), limit, "exact", why)
-    return dataclasses.replace(result, lower_bound=result.cost, proven=True)
+def _proven(
+    problem: Problem, table: WidthTable, row: int, ceiling: float, least: float, limit: float, why: str
+) -> SearchResult:
+    """The first tree of these widths up to the ceiling, where no tree within the limit costs less than `least`."""
+    result = _result(problem, np.array(table.labels(row, ceiling)), limit, "exact", why)
+    bound = result.cost if result.cost <= least + table.slack else least
+    return dataclasses.replace(result, lower_bound=bound, proven=True)
 
 
 def _result(problem: Problem, labels: Labels, limit: float, method: str, why: str) -> SearchResult:
@@ -365,10 +375,12 @@ def _searched(
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
     known = None if stopped else result.cost
     bounds = rising_bounds(problem.losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
-    return _with_bound(result, bounds, deadline, effort)
+    return _with_bound(result, bounds, problem.losses.tie, deadline, effort)
 
 
-def _with_bound(result: SearchResult, bounds: Iterator[float], deadline: Deadline, effort: int) -> SearchResult:
+def _with_bound(
+    result: SearchResult, bounds: Iterator[float], tie: float, deadline: Deadline, effort: int
+) -> SearchResult:
     """The result with the best of the bounds that time allows; the first is always taken."""
     bound, stopped = next(bounds), ""
     try:
@@ -381,7 +393,7 @@ def _with_bound(result: SearchResult, bounds: Iterator[float], deadline: Deadlin
     except KeyboardInterrupt:
         stopped = "its bound was interrupted"
     why = "; ".join(filter(None, [result.why, stopped]))
-    reached = bound >= result.cost - 1e-12 * abs(result.cost)
+    reached = bound >= result.cost - tie
     return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached, why=why)
 
 
@@ -397,6 +409,6 @@ def _searched_front(problem: Problem, method: str, why: str, seed: int, deadline
             break
     front: list[SearchResult] = []
     for point in sorted(points, key=lambda point: (point.size, point.cost)):
-        if not front or point.cost < front[-1].cost * (1 - 1e-12):
+        if not front or point.cost < front[-1].cost - problem.losses.tie:
             front.append(point)
     return front

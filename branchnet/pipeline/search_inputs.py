@@ -160,6 +160,7 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
     """
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
     from branchnet.clustering.budgets import size_model, uncounted_operators
+    from branchnet.clustering.objectives import stage_losses
 
     recorded = spec.search
     objective = (recorded and recorded.objective) or "mean-pair"
@@ -174,7 +175,7 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         cost=cost,
         size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
         lower_bound=bound,
-        proven=bool(recorded and recorded.proven and bound >= cost - 1e-9 * abs(cost)),
+        proven=bool(recorded and recorded.proven and bound >= cost - 2 * stage_losses(found, objective).tie),
         method=(recorded and recorded.method) or "given",
         why="",
         objective=objective,

@@ -104,9 +104,10 @@ def read_latency(path: Path) -> LatencyTable:
 
 
 def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
-    """`found` with what `spec` says of the networks: how they are made, and what they take."""
+    """`found` with what `spec` says of its tasks' networks: how they are made, and what they take."""
     known = spec.to_dict()
-    parts = {key: known[key] for key in ("input", "networks") if key in known}
+    parts = {"input": known["input"]} if "input" in known else {}
+    parts["networks"] = {task: made for task, made in known.get("networks", {}).items() if task in found.tasks}
     versions = known.get("versions", {}) | found.to_dict().get("versions", {})
     return type(found).create(**(found.to_dict() | parts | {"versions": versions}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -138,10 +140,34 @@ def test_search_keeps_how_networks_are_made(walker: Walker) -> None:
 def test_group_divides_whole_networks(walker: Walker) -> None:
     assert walker("group affinity.npz split.yaml --groups 2 --json --out groups.yaml") == 0
     told = json.loads(walker.out)
-    tree = Architecture.load("groups.yaml").tree
-    assert len(set(tree.widths)) == 1 and len(told["groups"]) <= 2
+    assert len(told["groups"]) <= 2
     assert all(task in group for task, group in told["served_by"].items())
-    assert walker("build groups.yaml --config run.yaml --out groups") == 0
+    trees = [Architecture.load(file).tree for file in told["files"]]
+    assert all(len(set(tree.widths)) == 1 for tree in trees)
+    assert {frozenset(cluster) for tree in trees for cluster in tree.partitions[0]} == set(
+        map(frozenset, told["groups"])
+    )
+    for number, file in enumerate(told["files"]):
+        assert walker(f"build {file} --config run.yaml --out groups{number}") == 0, walker.err
+
+
+def test_group_writes_the_networks_with_their_auxiliary_tasks(walker: Walker) -> None:
+    first, second, third = TASKS
+    found = Affinity.load("affinity.npz")
+    values = np.zeros_like(found.values)
+    values[:, 0, 1] = values[:, 1, 0] = 1.0
+    values[:, 1, 2] = 0.5  # the second task helps the third, too
+    dataclasses.replace(found, values=values, samples=None, standard_errors=None, directed=True).save("effects.npz")
+    assert walker("group effects.npz split.yaml --groups 2 --json --out groups.yaml") == 0, walker.err
+    told = json.loads(walker.out)
+    assert told["files"] == ["groups-1.yaml", "groups-2.yaml"] and not Path("groups.yaml").exists()
+    assert {Architecture.load(file).tasks for file in told["files"]} == {(first, second), (second, third)}
+    assert told["served_by"][third] == sorted((second, third)) and told["served_by"][second] == sorted((first, second))
+    assert walker("build groups-2.yaml --config run.yaml --out groups") == 0, walker.err
+    assert set(branchnet.load("groups").tasks) in ({first, second}, {second, third})
+    assert walker("group effects.npz split.yaml --groups 1 --json --out whole.yaml") == 0, walker.err
+    assert json.loads(walker.out)["files"] == ["whole.yaml"]
+    assert Architecture.load("whole.yaml").tree == branchnet.Tree.shared(tuple(TASKS), 3)
 
 
 def test_distill_trains_what_build_wrote(walker: Walker) -> None:

@@ -258,11 +258,17 @@ def stage_losses(
         What the solvers work on.
 
     Raises:
-        AffinityError: directed or non-finite affinities, an unknown objective, weights that do not fit.
+        AffinityError: directed, measured or non-finite affinities, an unknown objective, weights that do not fit.
     """
     if isinstance(affinity, StageLosses):
         return affinity
     chosen = objective_named(objective)
+    if affinity.measure.startswith("measured"):
+        raise AffinityError(
+            "the affinities are measured changes of tasks, of which stages 0 to d together hold the gain: as "
+            "similarities they rank trees wrongly, for a gain from sharing could not pay; expected the measurements: "
+            "search(PairMeasurements.read(table), ...), or expected_losses(pairs)"
+        )
     pairs = chosen.pair_losses(affinity)
     largest = affinity.largest_dissimilarity
     if stage_weights is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
 from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model, stage_shares
@@ -22,9 +23,10 @@ from branchnet.clustering.heuristics.heuristic import heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
 from branchnet.clustering.heuristics.local_search import Labels, Landscape
 from branchnet.clustering.objectives import Objective, StageLosses, stage_losses
+from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.trees.tree import Tree
-from branchnet.errors import BranchnetError, BudgetError
+from branchnet.errors import AffinityError, BranchnetError, BudgetError
 from branchnet.stages.costs import StageCosts
 
 METHODS = ("auto", "exact", "local", "beam")
@@ -53,7 +55,7 @@ class Problem:
 
 
 def search(
-    affinity: Affinity | StageLosses,
+    affinity: Affinity | PairMeasurements | StageLosses,
     costs: Costs,
     budget: Budget | float | str,
     *,
@@ -74,7 +76,8 @@ def search(
     limit, the best tree so far is returned with its bound; `why` says so.
 
     Args:
-        affinity: values (D, N, N), larger = better shared; or StageLosses.
+        affinity: values (D, N, N), larger = better shared; or PairMeasurements, by their expected losses
+            (`expected_losses`); or StageLosses. The latter two are objectives themselves: `objective` is not used.
         costs: StageCosts, one number per stage, or a table `costs[stage][width]` for widths 0..N.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
@@ -136,7 +139,7 @@ def search(
 
 
 def pareto_front(
-    affinity: Affinity | StageLosses,
+    affinity: Affinity | PairMeasurements | StageLosses,
     costs: Costs,
     *,
     unit: str = "params",
@@ -202,7 +205,7 @@ def pareto_front(
 
 
 def make_problem(
-    affinity: Affinity | StageLosses,
+    affinity: Affinity | PairMeasurements | StageLosses,
     costs: Costs,
     unit: str,
     head_costs: HeadCosts | None = None,
@@ -214,19 +217,32 @@ def make_problem(
     """Check that the inputs of a search fit together; arguments and errors as `search`."""
     if isinstance(stage_weights, str):
         stage_weights = stage_shares(costs, stage_weights, unit)
-    losses = stage_losses(affinity, objective, stage_weights)
+    losses = _losses(affinity, objective, stage_weights)
     sizes = size_model(costs, losses.tasks, unit, head_costs)
     if len(sizes.table) != losses.depth:
         raise BudgetError(
             f"costs has {len(sizes.table)} stages, the affinities {losses.depth}; expected one cost per location"
         )
+    if isinstance(affinity, PairMeasurements):
+        affinity = affinity.affinity()
     if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
         affinity.check_locations(costs.names, "the costs")
     given = constraints or Constraints()
     if shared_stages:
         given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
-    name = losses.name if isinstance(affinity, StageLosses) else _name(objective)
-    return Problem(losses, sizes, rules_of(given, losses.tasks, losses.depth), name)
+    return Problem(losses, sizes, rules_of(given, losses.tasks, losses.depth), losses.name)
+
+
+def _losses(
+    affinity: Affinity | PairMeasurements | StageLosses,
+    objective: str | Objective,
+    stage_weights: Sequence[float] | None,
+) -> StageLosses:
+    if isinstance(affinity, Affinity):
+        return stage_losses(affinity, objective, stage_weights)
+    if stage_weights is not None:
+        raise AffinityError("stage_weights weigh similarities, and losses are given; expected stage_weights=None")
+    return expected_losses(affinity) if isinstance(affinity, PairMeasurements) else affinity
 
 
 def _warn_uncounted(sizes: SizeModel) -> None:
@@ -236,10 +252,6 @@ def _warn_uncounted(sizes: SizeModel) -> None:
             "their time there look too cheap; a budget in params or ms does not depend on it",
             stacklevel=3,
         )
-
-
-def _name(objective: str | Objective) -> str:
-    return objective if isinstance(objective, str) else objective.name
 
 
 def choose_method(problem: Problem, method: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from branchnet.errors import BudgetError, DataError, SpecError
 
 if TYPE_CHECKING:
-    from branchnet.affinity import Affinity
+    from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets import Costs, HeadCosts
     from branchnet.inference import LatencyTable
@@ -119,7 +119,7 @@ def replicates_of(found: Affinity) -> list[Affinity]:
 
 
 def plan_search(
-    found: Affinity, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
+    found: Affinity | PairMeasurements, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
 ) -> Plan:
     """The plan of a search: how many trees there are, and what the method that fits compares and holds.
 

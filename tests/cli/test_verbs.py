@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -370,3 +371,25 @@ def test_split_and_a_search_in_flops_name_what_is_counted_as_nothing(walker: Wal
     assert walker("search affinity.npz split.yaml --budget 80%params --out by_params.yaml") == 0
     assert named not in walker.out
     assert Architecture.load("by_flops.yaml").stage_costs.uncounted == ("_fft_r2c",)
+
+
+def test_search_reads_measured_pairs(walker: Walker) -> None:
+    tasks, spec = list(TASKS), Architecture.load("split.yaml")
+    changes = {(0, 1): (1.0, 4.0, 5.0), (1, 0): (1.0, 2.0, 3.0)}  # all others lose
+    lines = ["task_a,task_b,task_measured,branch_point,rel_perf_percent"]
+    for task, partner in itertools.permutations(range(3), 2):
+        for point, change in enumerate(changes.get((task, partner), (-1.0, -2.0, -6.0)), start=1):
+            lines.append(f"{tasks[task]},{tasks[partner]},{tasks[task]},{point},{change}")
+    Path("pairs.csv").write_text("\n".join(lines) + "\n")
+    assert walker("search pairs.csv split.yaml --budget 100%params --json --out chosen.yaml") == 0, walker.err
+    found = json.loads(walker.out)
+    assert found["objective"] == "expected-performance" and found["cost"] == pytest.approx(-(5 + 3) / 2 / 3)
+    chosen = Architecture.load("chosen.yaml")
+    assert chosen.locations == spec.locations
+    assert {frozenset(cluster) for cluster in chosen.tree.partitions[-1]} == {
+        frozenset(tasks[:2]),
+        frozenset(tasks[2:]),
+    }
+    assert walker("search pairs.csv split.yaml --front --json") == 0, walker.err
+    Path("pairs.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert walker("search pairs.csv split.yaml") == 2 and "is missing; expected a row for each" in walker.err

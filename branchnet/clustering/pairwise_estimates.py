@@ -159,7 +159,7 @@ def _shares(weights: Mapping[str, float] | str | None, pairs: PairMeasurements) 
         np.ones(len(pairs.tasks)) if weights is None else np.array([weights.get(task, np.nan) for task in pairs.tasks])
     )
     if not np.isfinite(numbers).all() or (numbers < 0).any() or numbers.sum() == 0:
-        raise AffinityError(f"weights is {weights}; expected a finite number for every task, none negative")
+        raise AffinityError(f"weights is {weights}; expected finite numbers for every task, none negative, not all 0")
     return np.asarray(numbers / numbers.sum())
 
 

@@ -35,7 +35,10 @@ AWKWARD += ["é", "名前", "😀", "\x00", "\x7f", "\x85", "\u2028", "\ufeff", 
 NAMES = st.sampled_from(AWKWARD) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 NUMBERS = st.integers(0, 10**12) | st.floats(allow_nan=False, allow_infinity=False)
 COUNTS = st.integers(0, 10**15)
-COST = st.fixed_dictionaries({"params": COUNTS, "flops": COUNTS}, optional={"cut_bytes": COUNTS})
+OPERATORS = st.lists(st.sampled_from(["_fft_r2c", "linalg_inv_ex"]), min_size=1, max_size=2)
+COST = st.fixed_dictionaries(
+    {"params": COUNTS, "flops": COUNTS}, optional={"cut_bytes": COUNTS, "uncounted": OPERATORS}
+)
 ARGUMENTS = st.dictionaries(
     st.sampled_from(["depth", "num_classes", "act_layer", "y"]),
     st.none() | st.booleans() | st.integers() | st.sampled_from(["gelu", "no", "1e-3"]) | st.lists(st.integers()),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from torch import nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.deploy import save_weights
+from branchnet.deploy import load_weights, save_weights
 from branchnet.deploy.checkpoint_metadata import read_record, write_record
 from branchnet.deploy.weight_files import checksum, file_checksum, read_metadata
-from branchnet.errors import CheckpointError, SpecError
+from branchnet.errors import BranchnetError, CheckpointError, SpecError
 from tests.builder.toys import KINDS, LOCATIONS, images, split_networks
+from tests.damage import damaged
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)
@@ -209,3 +211,68 @@ def test_a_specification_with_its_tasks_in_another_order_is_refused(tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"lists the tasks as \['count', 'scene', 'edges', 'depth'\]"):
         branchnet.save(branched, tmp_path, architecture=other)
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes into a file."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [10, 20_000])  # neither file, or the specification alone, can be written
+def test_a_full_disk_leaves_both_files_as_they_were(kept: BranchedNetwork, tmp_path: Path, size: int) -> None:
+    other = branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), split_networks())
+    for folder, before in ((tmp_path / "new", None), (tmp_path / "old", other)):
+        if before is not None:
+            branchnet.save(before, folder)
+        files = {path.name: path.read_bytes() for path in folder.glob("*")}
+        with full_disk(size), pytest.raises(CheckpointError, match=f"{re.escape(str(folder))}.* cannot be written"):
+            branchnet.save(kept, folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def damaged_weights_are_refused(folder: Path, count: int) -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    path = folder / "w.safetensors"
+    save_weights(module, path, metadata={"branchnet": "{}"})
+    for content in damaged(path.read_bytes(), count):
+        path.write_bytes(content)
+        for read in (read_metadata, file_checksum, lambda path: load_weights(module, path)):
+            with suppress(CheckpointError):
+                read(path)
+
+
+def damaged_records_are_refused(kept: BranchedNetwork, count: int) -> None:
+    for content in damaged(write_record(kept).encode(), count):
+        with suppress(CheckpointError):
+            read_record(content.decode(errors="replace"), kept)
+
+
+def damaged_folders_are_refused(kept: BranchedNetwork, folder: Path, count: int) -> None:
+    branchnet.save(kept, folder)
+    for name in ("architecture.yaml", "weights.safetensors"):
+        whole = (folder / name).read_bytes()
+        for content in damaged(whole, count):
+            (folder / name).write_bytes(content)
+            with suppress(BranchnetError):
+                branchnet.load(folder)
+        (folder / name).write_bytes(whole)
+
+
+def test_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
+    damaged_weights_are_refused(tmp_path, 300)
+    damaged_records_are_refused(kept, 300)
+    damaged_folders_are_refused(kept, tmp_path, 10)
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
+    damaged_weights_are_refused(tmp_path, 5000)
+    damaged_records_are_refused(kept, 5000)
+    damaged_folders_are_refused(kept, tmp_path, 200)

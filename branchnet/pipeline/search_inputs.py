@@ -98,7 +98,7 @@ def read_latency(path: Path) -> LatencyTable:
 
     try:
         return LatencyTable.from_dict(load_json(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         expected = "expected a file that `branchnet bench --stages` wrote"
         raise DataError(f"{path} is not a latency table ({expected}): {error}") from error
 

@@ -1,7 +1,8 @@
-"""Reading .npz files of anyone: an array's header is known, and can be compared, before its data are unpacked."""
+"""Reading .npz and .npy content of anyone: what a header says can be compared before data are unpacked."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -100,6 +101,25 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[NpzReader]:
             reader = NpzReader(archive, Path(path).stat().st_size)
         with archive:
             yield reader
+
+
+def read_npy(content: bytes) -> npt.NDArray[Any]:
+    """Read an array that `np.save` wrote.
+
+    Args:
+        content: all of the file.
+
+    Raises:
+        NpzError: it is no array, or data that do not fit its header.
+    """
+    with _naming("the array"):
+        file = io.BytesIO(content)
+        header = _read_header(file)
+        if header.dtype.hasobject or len(content) != file.tell() + header.nbytes:
+            raise NpzError(f"{len(content)} bytes do not hold {header.shape} {header.dtype}")
+        file.seek(0)
+        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def _read_header(file: IO[bytes]) -> ArrayHeader:

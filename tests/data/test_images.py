@@ -185,7 +185,7 @@ def test_thousands_of_damaged_files_raise_only_our_error(tmp_path: Path) -> None
 
 def test_pixels_of_sixteen_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match=r"deep\.png has I;16 pixels"):
+    with pytest.raises(DataError, match=r"deep\.png has I(;16)? pixels"):
         load_images(tmp_path)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +38,25 @@ def test_round_trip_gives_the_same_outputs(tmp_path: Path) -> None:
     with torch.no_grad():
         expected, found = branched(images()), loaded(images())
     assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+
+
+def test_loading_gives_no_warning_that_python_could_turn_into_an_error(tmp_path: Path) -> None:
+    branched = branchnet.build(TREE, split_networks())
+    branchnet.save(branched, tmp_path)
+    code = (
+        "import sys, torch, branchnet\n"
+        "network = branchnet.load(sys.argv[1])\n"
+        "alone = branchnet.create('branchnet:scene_network', outputs=1, width=2)\n"
+        "print(len(branchnet.split(alone, torch.rand(2, 3, 32, 32)).costs) > 0)\n"
+        "print(sum(float(output.detach().sum()) for output in network(torch.ones(1, 3, 32, 32)).values()))\n"
+        "import fvcore.nn.focal_loss  # its import was not broken off"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = sum(float(output.sum()) for output in branched.eval()(torch.ones(1, 3, 32, 32)).values())
+    counted, found = done.stdout.split()
+    assert counted == "True" and float(found) == pytest.approx(expected, abs=1e-4)
 
 
 def test_networks_without_a_constructor_must_be_passed(tmp_path: Path) -> None:

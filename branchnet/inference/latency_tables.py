@@ -29,6 +29,7 @@ from branchnet.inference.latency import Latency, compare_latency, measure_latenc
 from branchnet.inference.torch_compile import compiled_apart, compiler_problem, device_of, first_line, map_input
 from branchnet.stages import StagedNetwork, call, flat_example, split_all
 from branchnet.utils.progress import progress_bar
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.clustering import Tree
@@ -101,10 +102,10 @@ class LatencyTable:
     def __str__(self) -> str:
         rows = [["stage", *map(str, self.widths)]]
         for name, apart, together in zip(self.locations, self.unfused, self.fused, strict=True):
-            rows.append([name, *map(_spread, apart)])
+            rows.append([visible(name), *map(_spread, apart)])
             if any(together):
                 rows.append(["  fused", *map(_spread, together)])
-        rows += [[f"head of {task}", _spread(latency)] for task, latency in self.heads.items()]
+        rows += [[f"head of {visible(task)}", _spread(latency)] for task, latency in self.heads.items()]
         return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
 
     def to_dict(self) -> dict[str, Any]:

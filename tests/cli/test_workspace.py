@@ -8,14 +8,17 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from branchnet.errors import BranchnetError, DataError
+from branchnet.inference import Latency, LatencyTable
 from branchnet.pipeline.network_timing import load_seconds
 from branchnet.pipeline.search_inputs import read_latency
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
+from tests.damage import damaged
 
 
 def step(folder: Path, inputs: object, value: int, log: list[str]) -> int:
@@ -165,3 +168,35 @@ def test_other_json_is_no_seconds_and_no_latency_table(tmp_path: Path, content: 
     for load in (load_seconds, read_latency):
         with pytest.raises(BranchnetError, match=r"a\.json"):
             load(tmp_path / "a.json")
+
+
+def damaged_tables_are_refused(folder: Path, count: int) -> None:
+    times = Latency((0.1, 0.2))
+    table = LatencyTable(("a", "b"), ("x",), (1, 2), ((times, times),), ((None, times),), {"a": times, "b": times}, "")
+    save_json(table.to_dict(), folder / "table.json")
+    assert read_latency(folder / "table.json") == table
+    for content in damaged((folder / "table.json").read_bytes(), count):
+        (folder / "table.json").write_bytes(content)
+        with suppress(BranchnetError):
+            found = read_latency(folder / "table.json")
+            assert len(found.costs) == len(found.locations) and len(found.head_costs) == len(found.tasks)
+            assert "milliseconds" in str(found)
+
+
+def damaged_steps_are_made_again(folder: Path, count: int) -> None:
+    step(folder, 1, 5, [])
+    for name in ("a.json", "a.json.json"):
+        for content in damaged((folder / ".steps" / name).read_bytes(), count):
+            (folder / ".steps" / name).write_bytes(content)
+            assert step(folder, 1, 5, []) == 5
+
+
+def test_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
+    damaged_tables_are_refused(tmp_path, 500)
+    damaged_steps_are_made_again(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
+    damaged_tables_are_refused(tmp_path, 5000)
+    damaged_steps_are_made_again(tmp_path, 2500)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.reliability import Reliability
+from branchnet.data.npz_files import SMALL, NpzError, NpzReader, open_npz
 from branchnet.errors import AffinityError
 from branchnet.utils.files import atomic_write
-from branchnet.utils.npz_files import SMALL, NpzError, NpzReader, open_npz
 
 FORMAT = 1
 MAX_DESCRIPTION_BYTES = 2**24

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from branchnet.data.npz_files import NpzError, open_npz
 from branchnet.errors import DataError
-from branchnet.utils.npz_files import NpzError, open_npz
 from branchnet.utils.progress import progress_bar
 
 Source = str | os.PathLike[str]

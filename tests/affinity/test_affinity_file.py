@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from branchnet.affinity import Affinity, Reliability
+from branchnet.data import npz_files
 from branchnet.errors import AffinityError, BranchnetError
-from branchnet.utils import npz_files
 from tests.damage import damaged
 
 

@@ -23,9 +23,9 @@ from torch import nn
 
 from branchnet.affinity.features.extraction import Transform
 from branchnet.affinity.networks import Member
+from branchnet.data.npz_files import NpzError, read_npy
 from branchnet.errors import AffinityError
 from branchnet.utils.files import atomic_write, remove_orphans
-from branchnet.utils.npz_files import NpzError, read_npy
 from branchnet.utils.version import __version__
 
 logger = logging.getLogger(__name__)

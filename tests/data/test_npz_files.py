@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
-from branchnet.utils.npz_files import NpzError, open_npz, read_npy
+from branchnet.data.npz_files import NpzError, open_npz, read_npy
 from tests.damage import damaged
 
 KINDS = arrays.floating_dtypes() | arrays.unsigned_integer_dtypes() | arrays.complex_number_dtypes()

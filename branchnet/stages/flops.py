@@ -10,11 +10,13 @@ not installed, as on a machine that only measures, the same formula stands here.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -128,11 +130,19 @@ def _new_bytes(args: Sequence[Any], out: Any) -> int:
 
 def _convolution(args: Sequence[Any], out: Any) -> float:
     x, weight, transposed = list(args[0].shape), list(args[1].shape), args[6]
+    count = _fvcore_convolution() or convolution_flops
+    return _real_products(args[0]) * float(count(x, weight, list(out.shape), transposed=transposed))
+
+
+@cache
+def _fvcore_convolution() -> Callable[..., float] | None:
     try:
-        from fvcore.nn.jit_handles import conv_flop_count
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fvcore scripts functions while it is imported; torch deprecates that
+            from fvcore.nn.jit_handles import conv_flop_count
     except ModuleNotFoundError:
-        return _real_products(args[0]) * convolution_flops(x, weight, list(out.shape), transposed=transposed)
-    return _real_products(args[0]) * float(conv_flop_count(x, weight, list(out.shape), transposed=transposed))
+        return None
+    return cast(Callable[..., float], conv_flop_count)
 
 
 def convolution_flops(x: Sequence[int], weight: Sequence[int], out: Sequence[int], *, transposed: bool) -> float:

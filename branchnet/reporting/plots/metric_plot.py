@@ -12,6 +12,7 @@ from branchnet.reporting.plots.figures import bare, styled
 from branchnet.reporting.plots.palette import MUTED, series_marks
 from branchnet.reporting.units import signed
 from branchnet.training.performance import mean_change, relative_changes
+from branchnet.utils.visible_text import visible
 
 _NUMBERED = 48
 
@@ -80,10 +81,10 @@ def draw_metrics(plot: MetricPlot) -> Figure:
         offset = (k - (n_variants - 1) / 2) * step
         values = [plot.means[k], *plot.deltas[k]]
         places = [position + offset for position in positions]
-        bars = axes.barh(places, values, 0.86 * step, color=mark.colour, label=name)
+        bars = axes.barh(places, values, 0.86 * step, color=mark.colour, label=visible(name))
         if numbered:
             axes.bar_label(bars, [signed(value, 1) for value in values], padding=3, fontsize=7)
-    axes.set_yticks(positions, ["mean (Δ)", *plot.tasks])
+    axes.set_yticks(positions, ["mean (Δ)", *map(visible, plot.tasks)])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.axhline(0.68, color=MUTED, linewidth=0.6)
     axes.set_ylim(positions[-1] + 0.6, -0.6)

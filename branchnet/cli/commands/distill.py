@@ -93,8 +93,16 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     described = Architecture.from_network(network, search=spec.search, description=spec.description)
     save(network.cpu(), out, architecture=described)
     if options.as_json:
-        compared = comparison.networks
-        print_json({one.name: {"metrics": dict(one.metrics), "delta": comparison.delta(one)} for one in compared})
+        print_json(
+            {
+                one.name: {
+                    "metrics": dict(one.metrics),
+                    "changes": {task: change.to_dict() for task, change in comparison.changes(one).items()},
+                    "delta": comparison.delta(one),
+                }
+                for one in comparison.networks
+            }
+        )
     else:
         print_tables([comparison.task_table()])
     say(f"wrote {out}", quiet=options.quiet)

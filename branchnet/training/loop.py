@@ -23,6 +23,7 @@ from branchnet.data.collation import leaves
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.stages.interface import call_form
+from branchnet.training.loss_parameters import check_all_trained
 from branchnet.utils.files import atomic_write
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
@@ -42,10 +43,11 @@ TaskLosses = Callable[[Any], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are trained with one learning rate."""
+    """Parameters that are trained with one learning rate, and drawn towards 0 by one weight decay."""
 
     parameters: Sequence[nn.Parameter]
     learning_rate: float
+    weight_decay: float = WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def optimize(
     seed: int,
     description: str,
     draw: Callable[[int], Any] | None = None,
+    beside: Sequence[nn.Module] = (),
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     content: str = "",
@@ -97,7 +100,9 @@ def optimize(
         batch_size: samples a batch.
         seed: of the order of the samples and of what is drawn in training.
         description: what the progress bar is called.
-        progress: whether to draw it.
+        draw: what a step is given.
+        beside: modules whose state belongs to the run, too, as losses with parameters.
+        progress: whether to draw the bar.
         checkpoint: a file to resume from; removed at the end.
         content: what besides the settings a checkpoint must be of.
 
@@ -105,22 +110,29 @@ def optimize(
         the losses of all steps, those before the checkpoint included.
 
     Raises:
-        TrainingError: settings that make no training, or a loss that is not finite (the task and the step are named).
+        TrainingError: settings that make no training, a loss with parameters that nothing trains, or one that is not
+            finite (the task and the step are named).
         CheckpointError: a checkpoint of other settings, or a damaged one.
     """
     if steps < 1 or batch_size < 1:
         raise TrainingError(f"steps={steps}, batch_size={batch_size}; expected 1 or more of both")
-    optimized = [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups if group.parameters]
+    optimized = [
+        {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
+        for group in groups
+        if group.parameters
+    ]
     if not optimized:
         raise TrainingError("all parameters are frozen; expected at least one to train; unfreeze some")
     draw = draw or partial(sample_indices, samples=samples or 0, batch_size=batch_size, seed=seed)
-    optimizer = torch.optim.AdamW(optimized, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(optimized)
+    parameters = [parameter for group in groups for parameter in group.parameters]
     peaks = [group["lr"] for group in optimizer.param_groups]
-    shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
+    trained = nn.ModuleList([module, *beside]) if any(one.state_dict() for one in beside) else module
+    shapes = [(name, *tensor.shape) for name, tensor in trained.state_dict().items()]
     saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes} {content}")
     started = time.monotonic()
     with seeded(seed, _device(module)):
-        state = saved.restore(module, optimizer)
+        state = saved.restore(trained, optimizer)
         resumed_at = state.step
         with (
             deferred_interrupt() as interrupted,
@@ -130,14 +142,16 @@ def optimize(
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * schedule(step, steps)
                 losses = task_losses(draw(step))
+                if step == resumed_at:
+                    check_all_trained(losses, parameters)
                 optimizer.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
-                nn.utils.clip_grad_norm_(module.parameters(), LARGEST_GRADIENT)
+                nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
                 optimizer.step()
                 advance(f"loss {_record(state, losses):.3f}")
-                saved.save_when_due(module, optimizer, state)
+                saved.save_when_due(trained, optimizer, state)
                 if interrupted():
-                    saved.save(module, optimizer, state)
+                    saved.save(trained, optimizer, state)
                     raise KeyboardInterrupt
     saved.remove()
     return History(

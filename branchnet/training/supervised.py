@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from branchnet.training.batch_order import BatchOrder
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.labels import labels_of
 from branchnet.training.loop import Group, History, content_hash, optimize
+from branchnet.training.loss_parameters import loss_modules, loss_parameters
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -47,11 +48,12 @@ def fit(
             brings its own batch size.
         labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run. None
             where the samples come with them: (inputs, label), or (inputs, {task: label}).
-        losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
+        losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised. The
+            parameters of losses that are modules, as learned uncertainties, are trained, too, without weight decay.
         steps: batches to train on.
         batch_size: samples a batch.
         learning_rate: peak rate; for a branched network also a function from a node (`branchnet.builder.Node`) to its
-            peak rate.
+            peak rate, and a loss's parameters get that of its task's head.
         divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
         seed: of the order of the samples and of what is drawn in training.
         checkpoint: a file to resume from after an interruption; removed at the end.
@@ -62,7 +64,8 @@ def fit(
         the loss at every step, by task; of a single network under the name `loss`.
 
     Raises:
-        TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
+        TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, a loss with
+            parameters that nothing would train, divergence.
         CheckpointError: a checkpoint of another run, or a damaged one.
         DataError: samples that cannot be read, or cannot be matched with the labels.
 
@@ -101,7 +104,9 @@ def fit(
         outputs = network(inputs, tasks) if by_task else {"loss": call(network, inputs)}
         return {task: functions[task](outputs[task], moved(wanted[task], device)) for task in tasks}
 
+    modules = loss_modules({task: functions[task] for task in tasks})
     groups = _groups(network, learning_rate, divide_rate)
+    groups += _loss_groups(network, modules, learning_rate, groups)
     frozen = network.frozen if isinstance(network, BranchedNetwork) else frozenset()
     content = content_hash(network, samples, frozen) if checkpoint is not None else ""
     network.train()
@@ -112,6 +117,7 @@ def fit(
             groups,
             samples=samples.count,
             draw=BatchOrder(samples, batch_size, seed),
+            beside=[module for held in modules.values() for module in held],
             steps=steps,
             batch_size=batch_size,
             seed=seed,
@@ -130,3 +136,17 @@ def _groups(network: nn.Module, learning_rate: Rate, divided: bool) -> list[Grou
     if callable(learning_rate):
         raise TrainingError("learning_rate is a function of a node and the network is not branched; expected a number")
     return [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
+
+
+def _loss_groups(
+    network: nn.Module,
+    modules: Mapping[str, Collection[nn.Module]],
+    learning_rate: Rate,
+    groups: Sequence[Group],
+) -> list[Group]:
+    trained = [parameter for group in groups for parameter in group.parameters]
+    own = loss_parameters(modules, next(network.parameters()).device, trained)
+    rates = dict.fromkeys(own, learning_rate) if not callable(learning_rate) else {}
+    if isinstance(network, BranchedNetwork) and callable(learning_rate):
+        rates = {node.tasks[0]: learning_rate(node) for node in network.members() if node.is_head}
+    return [Group(parameters, rates[task], weight_decay=0.0) for task, parameters in own.items()]

@@ -1,10 +1,10 @@
 from .batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from .distillation import distill as distill
+from .evaluation import evaluate as evaluate
 from .groups import node_groups as node_groups
 from .loop import History as History
 from .metrics import Metric as Metric
 from .metrics import accuracy as accuracy
-from .metrics import evaluate as evaluate
 from .metrics import explained_variance as explained_variance
 from .metrics import kl_divergence as kl_divergence
 from .metrics import mean_absolute_error as mean_absolute_error

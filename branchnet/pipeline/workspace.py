@@ -74,6 +74,7 @@ class Workspace:
         result = make(unfinished)
         save(result, path)
         write_text(record, json.dumps([key, _content_hash(path)]))
+        unfinished.unlink(missing_ok=True)
         return result
 
 

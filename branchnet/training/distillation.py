@@ -26,7 +26,8 @@ from branchnet.stages.interface import call_form
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import Rate, node_groups, trained_tasks
-from branchnet.training.loop import History, content_hash, optimize
+from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, History, optimize
+from branchnet.training.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.teachers import Teachers
 
 
@@ -41,6 +42,7 @@ def distill(
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
     progress: bool = True,
     description: str = "distil",
 ) -> History:
@@ -61,7 +63,10 @@ def distill(
         learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
         divide_rate: divide a node's rate by the number of tasks that it serves.
         seed: of the order of the samples and of what is drawn in training.
-        checkpoint: a file to resume from after an interruption; removed at the end.
+        checkpoint: a file to resume from after an interruption, by the same call with a network as it was before
+            training. It stays at the end: remove it once the result is saved. Until then the same call gives the
+            result at once, and one with more `steps` goes on from there, at the rates of the longer schedule.
+        checkpoint_seconds: time between two savings; 0 saves after each step.
         progress: whether to draw a progress bar on stderr.
         description: what it is called.
 
@@ -71,6 +76,8 @@ def distill(
     Raises:
         TrainingError: tasks without a network, a network that cannot be trained or is frozen throughout, a constant
             output, a diverging loss.
+        CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
+            written.
         DataError: samples that cannot be read, or only once.
 
     >>> import torch, branchnet
@@ -101,7 +108,10 @@ def distill(
             "expected Teachers of split networks, whose inputs are known"
         )
     device = next(branched.parameters()).device
-    content = content_hash(branched, samples, branched.frozen) if checkpoint is not None else ""
+    identity = {}
+    if checkpoint is not None:
+        identity = {"weights": network_hash(branched, branched.frozen), "samples": samples_hash(samples)}
+        identity["teachers"] = teachers_hash({task: teachers.networks[task] for task in tasks})
     scales = {task: teachers.variances(task) for task in tasks}
     # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
     if checkpoint is None or not Path(checkpoint).exists():
@@ -126,7 +136,9 @@ def distill(
             description=description,
             progress=progress,
             checkpoint=checkpoint,
-            content=content,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            legacy_content=lambda: content_hash(branched, samples, branched.frozen),
         )
     finally:
         branched.eval()

@@ -10,21 +10,18 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from branchnet.data.collation import leaves
-from branchnet.data.samples import Source, read_samples
-from branchnet.errors import CheckpointError, TrainingError
-from branchnet.stages.interface import call_form
+from branchnet.errors import TrainingError
+from branchnet.training.checkpoint import Checkpoint, Run, State
 from branchnet.training.loss_parameters import check_all_trained
-from branchnet.utils.files import atomic_write
+from branchnet.training.run_identity import Identity
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded
@@ -35,7 +32,7 @@ WEIGHT_DECAY = 1e-4
 LARGEST_GRADIENT = 5.0
 """Norm of the gradient of all parameters above which it is scaled down: some batch of an early step can be far out."""
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
-"""So an interruption costs half a minute of training at most, and writing a small share of that."""
+"""By default: so an interruption costs half a minute of training at most, and writing a small share of that."""
 
 TaskLosses = Callable[[Any], Mapping[str, Tensor]]
 """From what a step is given, the indices of a batch or the batch itself, to the scalar loss of each task."""
@@ -65,12 +62,6 @@ class History:
     resumed_at: int = 0
 
 
-@dataclass
-class _State:
-    step: int = 0
-    losses: dict[str, list[float]] = field(default_factory=dict)
-
-
 def optimize(
     module: nn.Module,
     task_losses: TaskLosses,
@@ -85,11 +76,14 @@ def optimize(
     beside: Sequence[nn.Module] = (),
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
-    content: str = "",
+    checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
+    identity: Identity | None = None,
+    legacy_content: Callable[[], str] = str,
 ) -> History:
     """Train `module` in place for `steps` batches, each `draw(step)`: by default the `sample_indices` of `samples`.
 
-    A checkpoint is resumed only by a run of the same settings and `content`, see `content_hash`.
+    A checkpoint is resumed only by a run of the same settings and `identity`; one of fewer steps is extended. It stays
+    at the end: whoever saves the result removes it.
 
     Args:
         module: what is trained, in the mode that it is in.
@@ -103,8 +97,10 @@ def optimize(
         draw: what a step is given.
         beside: modules whose state belongs to the run, too, as losses with parameters.
         progress: whether to draw the bar.
-        checkpoint: a file to resume from; removed at the end.
-        content: what besides the settings a checkpoint must be of.
+        checkpoint: a file to resume from.
+        checkpoint_seconds: time between two savings; 0 saves after each step.
+        identity: what besides the settings a checkpoint must be of.
+        legacy_content: computes what a checkpoint of version 0.1.0 keeps in place of `identity`.
 
     Returns:
         the losses of all steps, those before the checkpoint included.
@@ -112,8 +108,10 @@ def optimize(
     Raises:
         TrainingError: settings that make no training, a loss with parameters that nothing trains, or one that is not
             finite (the task and the step are named).
-        CheckpointError: a checkpoint of other settings, or a damaged one.
+        CheckpointError: a checkpoint of another run, a damaged one, or one that cannot be written.
     """
+    if not checkpoint_seconds >= 0:
+        raise TrainingError(f"checkpoint_seconds={checkpoint_seconds}; expected a number of 0 or more")
     if steps < 1 or batch_size < 1:
         raise TrainingError(f"steps={steps}, batch_size={batch_size}; expected 1 or more of both")
     optimized = [
@@ -127,12 +125,17 @@ def optimize(
     optimizer = torch.optim.AdamW(optimized)
     parameters = [parameter for group in groups for parameter in group.parameters]
     peaks = [group["lr"] for group in optimizer.param_groups]
-    trained = nn.ModuleList([module, *beside]) if any(one.state_dict() for one in beside) else module
-    shapes = [(name, *tensor.shape) for name, tensor in trained.state_dict().items()]
-    saved = _Checkpoint(checkpoint, f"{steps} {batch_size} {seed} {samples} {peaks} {shapes} {content}")
+    shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
+    settings = f"{batch_size} {seed} {samples} {peaks} {shapes}"
+    run = Run(
+        {"settings": _hashed(settings), **(identity or {})},
+        steps,
+        legacy=lambda: _hashed(f"{steps} {settings} {legacy_content()}"),
+    )
+    saved = Checkpoint(checkpoint, run, checkpoint_seconds, beside)
     started = time.monotonic()
     with seeded(seed, _device(module)):
-        state = saved.restore(trained, optimizer)
+        state = saved.restore(module, optimizer)
         resumed_at = state.step
         with (
             deferred_interrupt() as interrupted,
@@ -149,31 +152,14 @@ def optimize(
                 nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
                 optimizer.step()
                 advance(f"loss {_record(state, losses):.3f}")
-                saved.save_when_due(trained, optimizer, state)
+                saved.save_when_due(module, optimizer, state)
                 if interrupted():
-                    saved.save(trained, optimizer, state)
+                    saved.save(module, optimizer, state)
                     raise KeyboardInterrupt
-    saved.remove()
+        saved.save(module, optimizer, state)
     return History(
         {task: tuple(values) for task, values in state.losses.items()}, time.monotonic() - started, resumed_at
     )
-
-
-def content_hash(module: nn.Module, images: Source, frozen: Iterable[str] = ()) -> str:
-    """Return a hash of the initial weights, the first samples and the frozen nodes: what a run was started from.
-
-    Args:
-        module: before training.
-        images: the samples; the first 8 are read, as reading all could take longer than training.
-        frozen: ids of frozen nodes.
-    """
-    digest = hashlib.sha256(" ".join(sorted(frozen)).encode())
-    samples = read_samples(images, call_form(module))
-    with seeded(0):  # random augmentation and shuffling are the same for each start
-        first = [leaf for batch in samples.first(8, 8) for leaf in leaves(batch.inputs)]
-    for tensor in [*module.state_dict().values(), *first]:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def schedule(step: int, steps: int) -> float:
@@ -201,7 +187,7 @@ def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tenso
     return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
 
 
-def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
+def _record(state: State, losses: Mapping[str, Tensor]) -> float:
     values: list[float] = torch.stack(list(losses.values())).tolist()
     for task, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
@@ -212,58 +198,9 @@ def _record(state: _State, losses: Mapping[str, Tensor]) -> float:
     return sum(values)
 
 
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-class _Checkpoint:
-    """Saves and restores a run; does nothing where no file was asked for."""
-
-    def __init__(self, path: str | os.PathLike[str] | None, settings: str) -> None:
-        self.path = Path(path) if path is not None else None
-        self.settings = hashlib.sha256(settings.encode()).hexdigest()
-        self.last = time.monotonic()
-
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-        if self.path is None or not self.path.exists():
-            return _State()
-        try:
-            stored: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for damaged or hostile files
-            raise CheckpointError(f"{self.path} cannot be read: {error}; delete it to start again") from error
-        if stored.get("settings") != self.settings:
-            raise CheckpointError(
-                f"{self.path} is of a run with other settings, weights or samples; expected those of this run; delete "
-                "it or name another file as checkpoint="
-            )
-        module.load_state_dict(stored["module"])
-        optimizer.load_state_dict(stored["optimizer"])
-        torch.set_rng_state(stored["random"])
-        if "random_cuda" in stored:
-            torch.cuda.set_rng_state(stored["random_cuda"], _device(module))
-        return _State(stored["step"], stored["losses"])
-
-    def save_when_due(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
-        if time.monotonic() - self.last >= SECONDS_BETWEEN_CHECKPOINTS:
-            self.save(module, optimizer, state)
-
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: _State) -> None:
-        self.last = time.monotonic()
-        if self.path is None:
-            return
-        content = {
-            "settings": self.settings,
-            "step": state.step,
-            "losses": state.losses,
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if _device(module).type == "cuda":
-            content["random_cuda"] = torch.cuda.get_rng_state(_device(module))
-        with atomic_write(self.path) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

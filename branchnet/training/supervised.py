@@ -17,8 +17,9 @@ from branchnet.stages.interface import call_form
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.labels import labels_of
-from branchnet.training.loop import Group, History, content_hash, optimize
+from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Group, History, optimize
 from branchnet.training.loss_parameters import loss_modules, loss_parameters
+from branchnet.training.run_identity import content_hash, labels_hash, losses_hash, network_hash, samples_hash
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -35,6 +36,7 @@ def fit(
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
     progress: bool = True,
     description: str = "fit",
 ) -> History:
@@ -56,7 +58,10 @@ def fit(
             peak rate, and a loss's parameters get that of its task's head.
         divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
         seed: of the order of the samples and of what is drawn in training.
-        checkpoint: a file to resume from after an interruption; removed at the end.
+        checkpoint: a file to resume from after an interruption, by the same call with a network and losses as they were
+            before training. It stays at the end: remove it once the result is saved. Until then the same call gives the
+            result at once, and one with more `steps` goes on from there, at the rates of the longer schedule.
+        checkpoint_seconds: time between two savings; 0 saves after each step.
         progress: whether to draw a progress bar on stderr.
         description: what it is called.
 
@@ -66,7 +71,8 @@ def fit(
     Raises:
         TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, a loss with
             parameters that nothing would train, divergence.
-        CheckpointError: a checkpoint of another run, or a damaged one.
+        CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
+            written.
         DataError: samples that cannot be read, or cannot be matched with the labels.
 
     >>> import torch, branchnet
@@ -108,7 +114,12 @@ def fit(
     groups = _groups(network, learning_rate, divide_rate)
     groups += _loss_groups(network, modules, learning_rate, groups)
     frozen = network.frozen if isinstance(network, BranchedNetwork) else frozenset()
-    content = content_hash(network, samples, frozen) if checkpoint is not None else ""
+    identity = {}
+    if checkpoint is not None:
+        identity = {"weights": network_hash(network, frozen), "samples": samples_hash(samples)}
+        identity["losses"] = losses_hash({task: functions[task] for task in tasks})
+        if targets is not None:
+            identity["labels"] = labels_hash({task: targets[task] for task in tasks})
     network.train()
     try:
         return optimize(
@@ -124,7 +135,9 @@ def fit(
             description=description,
             progress=progress,
             checkpoint=checkpoint,
-            content=content,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            legacy_content=lambda: content_hash(network, samples, frozen),
         )
     finally:
         network.eval()

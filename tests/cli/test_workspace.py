@@ -48,3 +48,21 @@ def test_an_unfinished_state_is_kept_for_the_same_inputs_only(tmp_path: Path) ->
             workspace.step("b.json", 1, make=interrupted, save=save_json, load=load_json)
         assert workspace.step("b.json", inputs, make=resumed, save=save_json, load=load_json) == expected
         (tmp_path / ".steps" / "b.json").unlink()
+
+
+def test_an_unfinished_state_stays_until_the_result_is_saved(tmp_path: Path) -> None:
+    def make(unfinished: Path | None) -> int:
+        assert unfinished is not None
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text("all steps")
+        return 1
+
+    def fails(value: int, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    workspace = Workspace(tmp_path, quiet=True)
+    with pytest.raises(OSError, match="No space"):
+        workspace.step("value.json", 1, make=make, save=fails, load=load_json)
+    assert len(list(tmp_path.rglob("*.unfinished"))) == 1
+    workspace.step("value.json", 1, make=make, save=save_json, load=load_json)
+    assert not list(tmp_path.rglob("*.unfinished"))

@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_an_interrupted_run_ends_exactly_like_one_that_ran_through(tmp_path: Pat
     assert resumed.losses == expected.losses
     for one, other in zip(whole.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert not file.exists()
+    assert run(network(), checkpoint=file).losses == expected.losses
 
 
 def test_every_step_is_adam_with_decay_and_clipped_gradients() -> None:
@@ -123,20 +124,29 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(tmp_path: Pa
     file = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
         run(network(), interrupt_at=3, checkpoint=file)
-    with pytest.raises(CheckpointError, match="other settings"):
-        run(network(), checkpoint=file, steps=13)
+    with pytest.raises(CheckpointError, match="of a run of 12 steps; expected at most steps=11"):
+        run(network(), checkpoint=file, steps=11)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be read"):
         run(network(), checkpoint=file)
 
 
-def test_checkpoints_are_written_every_thirty_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes 12 seconds: after 36 and 72 and 108, and not in between."""
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [({}, [3, 6, 9, 10]), ({"checkpoint_seconds": 50}, [5, 10]), ({"checkpoint_seconds": 0}, [*range(1, 11)])],
+)
+def test_checkpoints_are_written_every_thirty_seconds_or_as_asked(
+    interval: dict[str, Any],
+    expected: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each step takes 12 seconds: after 36 and 72 and 108, and not in between; and at the end."""
     clock = itertools.count(step=12.0)
     now, file = [next(clock)], tmp_path / "run.pt"
     monkeypatch.setattr("branchnet.training.loop.time.monotonic", lambda: now[0])
     written: list[int] = []
-    monkeypatch.setattr("branchnet.training.loop.torch.save", lambda content, _: written.append(content["step"]))
+    monkeypatch.setattr("branchnet.training.checkpoint.torch.save", lambda content, _: written.append(content["step"]))
     net = network()
 
     def losses(index: Tensor) -> Mapping[str, Tensor]:
@@ -145,9 +155,9 @@ def test_checkpoints_are_written_every_thirty_seconds(tmp_path: Path, monkeypatc
 
     optimize(
         net, losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=10, batch_size=8, seed=0,
-        description="test", progress=False, checkpoint=file,
+        description="test", progress=False, checkpoint=file, **interval,
     )  # fmt: skip
-    assert written == [3, 6, 9]
+    assert written == expected
 
 
 def test_a_diverging_loss_names_task_and_step() -> None:

@@ -126,12 +126,13 @@ def test_parameters_of_a_loss_on_another_device_are_refused() -> None:
 class Stops(Uncertainty):
     """Interrupted at its fourth call, as by Ctrl-C."""
 
-    calls = 0
-    stops = False
+    def __init__(self, *, stops: bool = False) -> None:
+        super().__init__()
+        self._calls, self._stops = 0, stops
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        self.calls += 1
-        if self.stops and self.calls == 4:
+        self._calls += 1
+        if self._stops and self._calls == 4:
             signal.raise_signal(signal.SIGINT)
         return super().forward(output, target)
 
@@ -145,11 +146,10 @@ def test_an_interrupted_run_goes_on_with_the_losses_parameters(tmp_path: Path) -
         )  # fmt: skip
         return network
 
-    whole, stopped, resumed = Stops(), Stops(), Stops()
+    whole, stopped, resumed = Stops(), Stops(stops=True), Stops()
     expected = train(whole, None)
-    stopped.stops = True
     with pytest.raises(KeyboardInterrupt):
         train(stopped, tmp_path / "run.pt")
     found = train(resumed, tmp_path / "run.pt")
-    assert torch.equal(resumed.log_variance, whole.log_variance) and resumed.calls == 5
+    assert torch.equal(resumed.log_variance, whole.log_variance) and resumed._calls == 5
     assert all(map(torch.equal, found.parameters(), expected.parameters()))

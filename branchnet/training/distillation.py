@@ -22,7 +22,9 @@ from branchnet.builder import BranchedNetwork
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Source, read_samples
 from branchnet.errors import TrainingError
+from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
+from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import Rate, node_groups, trained_tasks
@@ -54,7 +56,8 @@ def distill(
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
-            several runs. Tasks of which everything is frozen need none, and are not run.
+            several runs. Where `split_all` was given transforms, what it returned. Tasks of which everything is frozen
+            need none, and are not run.
         images: K samples, in whatever `branchnet.data.read_samples` takes; labels beside them are not read. Tensors and
             data sets are drawn from at random; a DataLoader, which may shuffle and use workers and pinned memory, is
             read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
@@ -74,8 +77,8 @@ def distill(
         each task's loss at every step: the squared error by the variance of the donor's output.
 
     Raises:
-        TrainingError: tasks without a network, a network that cannot be trained or is frozen throughout, a constant
-            output, a diverging loss.
+        TrainingError: tasks without a network, networks without the transforms that the branched network has, one that
+            cannot be trained or is frozen throughout, a constant output, a diverging loss.
         CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
             written.
         DataError: samples that cannot be read, or only once.
@@ -102,6 +105,7 @@ def distill(
         )
     if teachers is networks and teachers.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
+    _check_transforms(branched, {task: teachers.networks[task] for task in tasks})
     if teachers.samples.kind != samples.kind:
         raise TrainingError(
             f"the teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
@@ -142,6 +146,25 @@ def distill(
         )
     finally:
         branched.eval()
+
+
+def _check_transforms(branched: BranchedNetwork, networks: Mapping[str, nn.Module]) -> None:
+    """Plain networks have lost the transforms that they were split with."""
+    firsts = [node.module for node in branched.members() if node.stage == 0]
+    if not any(map(holds_transform, firsts)):
+        return
+    plain = [
+        task
+        for task, network in networks.items()
+        if not (isinstance(network, StagedNetwork) and holds_transform(network.stages[0]))
+    ]
+    if plain:
+        texts = dict.fromkeys(filter(None, map(described_transform, firsts)))
+        raise TrainingError(
+            f"the branched network was split with transforms ({'; '.join(texts) or 'of other tasks'}), and the "
+            f"single-task networks of {plain} are given without; expected those that split_all(..., transforms=...) "
+            "returned"
+        )
 
 
 def _scaled_error(output: Any, wanted: Any, variances: Sequence[float]) -> Tensor:

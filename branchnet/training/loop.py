@@ -141,6 +141,7 @@ def optimize(
             deferred_interrupt() as interrupted,
             progress_bar(description, steps, shown=progress, done=state.step) as advance,
         ):
+            torch.clear_autocast_cache()  # around all of training, autocast would go on with weights cast before a step
             for step in range(state.step, steps):
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * schedule(step, steps)
@@ -151,11 +152,13 @@ def optimize(
                 torch.stack(list(losses.values())).sum().backward()
                 nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
                 optimizer.step()
-                advance(f"loss {_record(state, losses):.3f}")
+                torch.clear_autocast_cache()
+                advance(f"loss {_record(state, losses, parameters):.3f}")
                 saved.save_when_due(module, optimizer, state)
                 if interrupted():
                     saved.save(module, optimizer, state)
                     raise KeyboardInterrupt
+        _check_finite(parameters, steps)
         saved.save(module, optimizer, state)
     return History(
         {task: tuple(values) for task, values in state.losses.items()}, time.monotonic() - started, resumed_at
@@ -187,15 +190,33 @@ def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tenso
     return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
 
 
-def _record(state: State, losses: Mapping[str, Tensor]) -> float:
+def _record(state: State, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> float:
     values: list[float] = torch.stack(list(losses.values())).tolist()
     for task, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
             which = f"the loss of {task!r}" if len(losses) > 1 else "the loss"
-            raise TrainingError(f"{which} became {value} at step {state.step}; lower the learning rate")
+            raise TrainingError(f"{which} became {value} at step {state.step}; {_remedy(parameters)}")
         state.losses.setdefault(task, []).append(value)
     state.step += 1
     return sum(values)
+
+
+def _check_finite(parameters: Sequence[nn.Parameter], steps: int) -> None:
+    """What the last step made of the weights, no loss has seen."""
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise TrainingError(f"weights became NaN or infinite by step {steps - 1}; {_remedy(parameters)}")
+
+
+def _remedy(parameters: Sequence[nn.Parameter]) -> str:
+    half = sorted(
+        {str(p.dtype).removeprefix("torch.") for p in parameters if p.dtype in (torch.float16, torch.bfloat16)}
+    )
+    if not half:
+        return "lower the learning rate"
+    return (
+        f"weights are {' and '.join(half)}, too coarse for the optimiser's steps; expected float32 weights, "
+        "network.float(), and for speed training under torch.autocast(device_type, dtype)"
+    )
 
 
 def _hashed(text: str) -> str:

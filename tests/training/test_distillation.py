@@ -260,3 +260,15 @@ def test_arrays_are_taken_as_tensors_are() -> None:
         branchnet.distill(branched, DONORS, images, steps=2, batch_size=16, progress=False)
         trained.append(branched.state_dict())
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+def test_distillation_under_autocast_is_like_distillation_in_float32() -> None:
+    """Estimating BatchNorm before casts the weights without a graph; the casts must not be used in training."""
+    ends = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            history = branchnet.distill(
+                branched(SHARED), DONORS, X, steps=60, batch_size=32, learning_rate=1e-2, progress=False
+            )
+        ends.append(math.fsum(math.fsum(losses[-10:]) for losses in history.losses.values()))
+    assert ends[1] == pytest.approx(ends[0], rel=0.15)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from branchnet.affinity import Options, cka, compare_rdms, rdm, rsa
 from branchnet.stages import split_all
 from branchnet.utils.files import write_text
+from branchnet.utils.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "affinity.json"
 STAGE_ENDS = ["layer1", "layer2", "layer3", "layer4"]
@@ -96,11 +97,7 @@ class StageTimer:
 
 def make_networks(count: int, image: int, locations: list[str], device: str) -> dict[str, Any]:
     """ResNet-50s with random weights of different seeds, split at `locations`."""
-    if importlib.util.find_spec("torchvision") is not None and torch.version.cuda is None:
-        library = torch.library.Library("torchvision", "DEF")  # torchvision's wheel expects its CUDA operators
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        make_networks.library = library  # type: ignore[attr-defined]
+    define_torchvision_operators()
     from torchvision.models import resnet50
 
     networks = {}

@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from inference_page import PAIRS, bars, case_table, tables
 from inference_sides import MANY, Run, make_network, sides
-from stages import define_torchvision_operators
 from torch import Tensor, nn
 
 import branchnet
@@ -44,6 +43,7 @@ from branchnet.inference.fusion_choice import faster_fused
 from branchnet.inference.latency_tables import table_and_others
 from branchnet.inference.torch_compile import first_line
 from branchnet.utils.files import write_text
+from branchnet.utils.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 TABLE = RESULTS.with_suffix(".md")

@@ -13,7 +13,6 @@ outputs in evaluation mode: bit by bit when traced by torch.fx, within 1e-5 of t
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import random
@@ -383,6 +382,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     from branchnet.utils.files import write_text
+    from branchnet.utils.torchvision_operators import define_torchvision_operators
 
     define_torchvision_operators()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -397,19 +397,6 @@ def main() -> None:
             write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     write_text(TABLE, write_table(results))
     print(write_table(results))
-
-
-_LIBRARIES: list[torch.library.Library] = []
-
-
-def define_torchvision_operators() -> None:
-    """Let torchvision's CUDA build be imported beside a CPU build of torch."""
-    if importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARIES.append(library)
 
 
 if __name__ == "__main__":

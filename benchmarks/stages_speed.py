@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stages import define_torchvision_operators
 from torch import Tensor, nn
+
+from branchnet.utils.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "stages_speed.json"
 SPLIT_SUBJECTS = (

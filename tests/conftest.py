@@ -5,26 +5,14 @@ And what tests of several rooms need.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import pytest
 import torch
 
-_LIBRARIES: list[torch.library.Library] = []
+from branchnet.utils.torchvision_operators import define_torchvision_operators
 
-
-def _define_torchvision_operators() -> None:
-    """Give `torchvision::nms` and `qnms` a schema where the compiled extension cannot be loaded."""
-    if importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARIES.append(library)
-
-
-_define_torchvision_operators()
+define_torchvision_operators()
 if torch.cuda.is_available():  # TF32 keeps three digits: what is compared would differ by more than tests allow
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 

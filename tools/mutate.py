@@ -124,7 +124,8 @@ def report(
         "# Mutation run",
         "",
         f"`tools/mutate.py`, seed {seed}: {len(mutants)} mutants in {seconds:,.0f} processor seconds; "
-        f"{len(equivalent)} more of the same sample are equivalent.",
+        f"{len(equivalent)} more of the same sample are equivalent. A result of an earlier run is kept as long as the",
+        "mutated line is the same.",
         "",
         *table(mutants, results),
         *listing("Survivors", survivors),

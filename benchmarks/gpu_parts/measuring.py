@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from stages import define_torchvision_operators
 
+from branchnet.utils.torchvision_operators import define_torchvision_operators
 from gpu_parts.pages import write_page
 from gpu_parts.plan import Part
 from gpu_parts.records import Record

@@ -163,7 +163,7 @@ def _shares(weights: Mapping[str, float] | str | None, table: Floats, tasks: Seq
         weights = entropy_weights(table, tasks)
     numbers = np.ones(len(tasks)) if weights is None else np.array([weights.get(task, np.nan) for task in tasks])
     if not np.isfinite(numbers).all() or (numbers < 0).any() or numbers.sum() == 0:
-        raise AffinityError(f"weights is {weights}; expected a finite number for every task, none negative")
+        raise AffinityError(f"weights is {weights}; expected finite numbers for every task, none negative, not all 0")
     return np.asarray(numbers / numbers.sum())
 
 

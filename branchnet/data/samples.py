@@ -141,7 +141,15 @@ class Samples:
             yield from self._in_their_order(batch_size)
 
     def first(self, count: int, batch_size: int) -> Iterator[Batch]:
-        """The first samples in batches: `count` of them where they have numbers, else until there are that many."""
+        """Read the first samples in batches.
+
+        Args:
+            count: how many; without numbers, whole batches are read until there are that many.
+            batch_size: samples of a batch where the source does not bring its own.
+
+        Returns:
+            The batches, one after the other.
+        """
         if self.by_number:
             yield from map(self.take, torch.arange(min(count, self.known_count)).split(batch_size))
             return

@@ -6,7 +6,7 @@ A latency is the wall-clock time of one call, in seconds, the accelerator's work
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,17 +132,30 @@ def ratio_interval(
     return float(np.median(ratios)), float(low), float(high)
 
 
-def _timed(function: Callable[..., Any], example: Example) -> float:
-    whole = getattr(function, "takes_inputs_as_one", False)  # networks of several tasks
-    args, kwargs = ((example,), {}) if whole else call_arguments(example)
-    _synchronise(example)  # kernels run asynchronously: without it, the time of issuing them would be measured
+def seconds_of(run: Callable[[], object], devices: Iterable[torch.device]) -> float:
+    """Time one call, and wait for the devices that it uses.
+
+    Args:
+        run: what is timed.
+        devices: where it computes.
+
+    Returns:
+        Seconds.
+    """
+    used = [device for device in devices if device.type != "cpu"]
+    _synchronise(used)  # kernels run asynchronously: without it, the time of issuing them would be measured
     start = time.perf_counter()
-    function(*args, **kwargs)
-    _synchronise(example)
+    run()
+    _synchronise(used)
     return time.perf_counter() - start
 
 
-def _synchronise(example: Example) -> None:
-    for device in {tensor.device for tensor in flat_example(example)}:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+def _timed(function: Callable[..., Any], example: Example) -> float:
+    whole = getattr(function, "takes_inputs_as_one", False)  # networks of several tasks
+    args, kwargs = ((example,), {}) if whole else call_arguments(example)
+    return seconds_of(lambda: function(*args, **kwargs), {tensor.device for tensor in flat_example(example)})
+
+
+def _synchronise(devices: Iterable[torch.device]) -> None:
+    for device in devices:
+        torch.accelerator.synchronize(device)

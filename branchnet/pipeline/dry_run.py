@@ -6,7 +6,6 @@ Times are extrapolated from one call of each network on this machine, made now; 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
+from branchnet.inference.latency import seconds_of
 from branchnet.stages import call
 from branchnet.utils.modes import evaluation_mode
 
@@ -82,7 +82,7 @@ def forward_seconds(network: nn.Module, batch: Any) -> float:
     """
     with torch.no_grad(), evaluation_mode(network):
         _run(network, batch)
-        return _timed(lambda: _run(network, batch), _device_of(network))
+        return seconds_of(lambda: _run(network, batch), [_device_of(network)])
 
 
 def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
@@ -105,7 +105,7 @@ def step_seconds(networks: Sequence[nn.Module], batch: Any) -> float:
     for network in networks:
         network.eval().requires_grad_(True)
     run()
-    seconds = _timed(run, _device_of(networks[0]))
+    seconds = seconds_of(run, [_device_of(networks[0])])
     for network in networks:
         network.zero_grad(set_to_none=True)
     return seconds
@@ -178,19 +178,6 @@ def _run(network: nn.Module, batch: Any) -> Any:
     return network(batch) if isinstance(network, BranchedNetwork | SeparateNetworks) else call(network, batch)
 
 
-def _timed(run: Any, device: torch.device) -> float:
-    _synchronise(device)
-    started = time.perf_counter()
-    run()
-    _synchronise(device)
-    return time.perf_counter() - started
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def _device_of(network: nn.Module) -> torch.device:
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
@@ -198,5 +185,5 @@ def _device_of(network: nn.Module) -> torch.device:
 def _rate(device: torch.device) -> float:
     """Multiply-adds in a second of a matrix product."""
     matrix = torch.rand(512, 512, device=device)
-    _timed(lambda: matrix @ matrix, device)
-    return float(512**3 / _timed(lambda: matrix @ matrix, device))
+    seconds_of(lambda: matrix @ matrix, [device])
+    return float(512**3 / seconds_of(lambda: matrix @ matrix, [device]))

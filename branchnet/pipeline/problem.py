@@ -16,14 +16,17 @@ from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, to_images
 from branchnet.data.call_forms import CallForm, described
 from branchnet.data.collation import placed
-from branchnet.data.samples import Samples, Source, read_samples
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
+from branchnet.utils.tensor_digest import checksum
 
 _HASHED_AT_ONCE = 64
+READ_TWICE = 8
+"""Samples that are read a second time, to notice random augmentation before anything takes long."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def make_problem(
     _check_tasks(networks, options.donor, kinds or {}, metrics or {})
     samples = as_samples(images, "images", call_form(next(iter(networks.values()))))
     train, test = divide(samples, options)
+    _refuse_changing(test)
     chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
     hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
     return Problem(
@@ -118,10 +122,27 @@ def make_problem(
         metrics=chosen | {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()},
         budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
         options=options,
-        identity=[*hashes, options.held_out],
+        identity=[*hashes, options.held_out, options.seed],
         compiled=compiled,
         further=further,
     )
+
+
+def _refuse_changing(images: Samples) -> None:
+    """Refuse samples that are others whenever they are read: every network is judged by the same ones."""
+    rows = torch.arange(min(READ_TWICE, images.known_count))
+    first, second = (
+        checksum((str(number), leaf) for number, leaf in enumerate(_leaves(images.take(rows)))) for _ in range(2)
+    )
+    if first != second:
+        raise DataError(
+            "images: the same samples differ from one reading to the next; expected fixed ones, since every network is "
+            "measured on them (pass the data set without its random augmentation)"
+        )
+
+
+def _leaves(batch: Batch) -> list[Tensor]:
+    return [leaf.contiguous() for leaf in pytree.tree_leaves(placed(batch.inputs, torch.device("cpu")))]
 
 
 def _check_tasks(
@@ -187,7 +208,8 @@ def held_out_rows(count: int, share: float, seed: int = 0) -> tuple[list[int], l
         DataError: too few images.
 
     Examples:
-        >>> train, test = branchnet.pipeline.held_out_rows(10, 0.2)
+        >>> from branchnet.pipeline import held_out_rows
+        >>> train, test = held_out_rows(10, 0.2)
         >>> len(train), len(test)
         (8, 2)
     """

@@ -14,7 +14,7 @@ import rich.console
 from torch import nn
 
 from branchnet.builder.network.separate_networks import SeparateNetworks
-from branchnet.errors import BranchnetError
+from branchnet.errors import BranchnetError, BuildError
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
     branch_table,
@@ -214,7 +214,7 @@ def report(
         the report; print it, or write it with `save`.
 
     Raises:
-        BuildError: an example of another form than the network takes.
+        BuildError: an example of another form than the network takes; networks of other tasks than the network's.
 
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
@@ -226,6 +226,11 @@ def report(
     >>> report.costs.params, report.costs.separate_params
     (58, 98)
     """
+    if networks is not None and set(networks) != set(branched.tasks):
+        raise BuildError(
+            f"networks has the tasks {', '.join(map(repr, networks)) or 'none'}; expected one network for each of "
+            f"{', '.join(map(repr, branched.tasks))}: the branched network is compared with all of them"
+        )
     costs = network_costs(branched, example)
     if not latency:
         return Report(branched.tree, costs)

@@ -208,3 +208,32 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     with pytest.raises(error, match=message):
         branchnet.run(**given, **{k: v for k, v in QUICK.items() if k not in changed})
     assert not (tmp_path / "new").exists()
+
+
+class Augmented(torch.utils.data.Dataset[torch.Tensor]):
+    """The images with noise that is drawn at every reading."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index] + 0.5 * torch.randn(self.images.shape[1:])
+
+
+def test_images_that_change_between_readings_are_refused(networks: dict[str, nn.Module], images: torch.Tensor) -> None:
+    with pytest.raises(DataError, match="differ from one reading to the next"):
+        branchnet.run(networks, Augmented(images), "60% params", **QUICK)
+
+
+def test_affinities_of_another_seed_are_not_taken_up(
+    networks: dict[str, nn.Module], images: torch.Tensor, tmp_path: Path
+) -> None:
+    """The seed decides which images are held out, and so the probe."""
+    options = {**QUICK, "steps": 0, "baselines": [], "held_out": 0.5}
+    first = branchnet.run(networks, images, "60% params", folder=tmp_path, seed=0, **options)
+    second = branchnet.run(networks, images, "60% params", folder=tmp_path, seed=1, **options)
+    alone = branchnet.run(networks, images, "60% params", seed=1, **options)
+    assert second.affinity.probe_hash == alone.affinity.probe_hash != first.affinity.probe_hash

@@ -278,7 +278,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("distill branched split.yaml", 2, "split.yaml holds no images"),
         ("bench branched --repeats 0", 2, "at least 1"),
         ("bench nothing", 2, "nothing"),
-        ("export branched --out net.txt", 2, "choose from pt2"),
+        ("export branched --out net.txt", 2, "expected one of pt2"),
         ("export branched --tasks depht --out net.pt2", 2, "depht"),
         ("report branched --out r.pdf", 2, ".html, .md, .csv or .json"),
         ("report broken", 4, "weights.safetensors"),

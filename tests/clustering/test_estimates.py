@@ -110,7 +110,7 @@ def test_refuses_measurements_that_are_missing() -> None:
 
 def test_weights_that_weigh_nothing_are_refused() -> None:
     for weights in (dict.fromkeys(TASKS, 0.0), {"seg": 1.0}, {"seg": 1.0, "normal": -0.5, "depth": 1.0}):
-        with pytest.raises(AffinityError, match="expected a finite number for every task, none negative"):
+        with pytest.raises(AffinityError, match="expected finite numbers for every task, none negative, not all 0"):
             expected_losses(_measurements(), TASKS, weights=weights)
     plain, scaled = (expected_losses(_measurements(), TASKS, weights=dict.fromkeys(TASKS, w)) for w in (1.0, 1 / 3))
     np.testing.assert_allclose(plain.pairs, scaled.pairs, atol=1e-12)

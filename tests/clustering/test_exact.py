@@ -158,6 +158,14 @@ def test_contradicting_constraints_are_refused() -> None:
         search(affinity, [1, 1], 8, shared_stages=3)
 
 
+def test_the_smallest_size_is_named_under_constraints() -> None:
+    affinity, apart = random_affinity(4, 2, 0), Constraints(shared_stages=1, apart=[["t0", "t1"]])
+    for method in ("exact", "local"):
+        with pytest.raises(BudgetError, match="the smallest feasible one is 5 params") as caught:
+            search(affinity, [1.0, 2.0], Budget(4.9), method=method, constraints=apart)
+        assert caught.value.smallest == 1 * 1.0 + 2 * 2.0
+
+
 @settings(max_examples=60, deadline=None)
 @given(affinities(max_tasks=4, max_depth=3), st.integers(0, 999))
 def test_latency_tables(affinity: Affinity, seed: int) -> None:

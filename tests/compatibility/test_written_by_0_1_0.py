@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import branchnet
+from branchnet.pipeline.config.config_sources import find_function
+from branchnet.pipeline.demo.scene_tasks import example_images
 
 WRITTEN = Path(__file__).parent / "0.1.0"
 
@@ -113,3 +115,8 @@ def test_interrupted_training_resumes_and_ends_where_it_ended(tmp_path: Path, on
     final = _tensors_under(recorded, "final")
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, final[name], rtol=1e-6, atol=1e-6)
+
+
+def test_the_config_of_a_demo_still_finds_its_images(tmp_path: Path) -> None:
+    made = find_function("branchnet.cli.scene_tasks:example_images", tmp_path)
+    assert made is example_images

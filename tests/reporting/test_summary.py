@@ -97,3 +97,13 @@ def test_comparison_by_hand():
     assert rows[1][1:] == ("RMSE \N{DOWNWARDS ARROW}", 2.0, "1.9 (+0.1, +5.0 %)")
     assert compared.metric_plot().deltas[0] == pytest.approx((-10, 5))
     assert compared.latency_plot().ratios == pytest.approx((1, 2))
+
+
+@pytest.mark.parametrize("change", ["one is missing", "one has another name"])
+def test_networks_of_other_tasks_are_refused(change):
+    networks = toy_networks()
+    last = networks.pop("c")
+    if change == "one has another name":
+        networks["d"] = last
+    with pytest.raises(BuildError, match="expected one network for each of 'a', 'b', 'c'"):
+        report(toy_branched(), EXAMPLE, networks=networks)

@@ -21,6 +21,8 @@ from branchnet.models import create
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
 from branchnet.pipeline.problem import as_samples
 
+MOVED_MODULES = {"branchnet.cli.scene_tasks": "branchnet.pipeline.demo.scene_tasks"}
+"""Modules that configs written by `branchnet demo` 0.1.0 name, and where they are now."""
 BYTES_IN_MEMORY = 2 * 2**30
 
 
@@ -117,6 +119,7 @@ def find_function(name: str, folder: Path) -> Any:
         SpecError: no such module or function.
     """
     module_name, function_name = name.split(":")
+    module_name = MOVED_MODULES.get(module_name, module_name)
     with _importable(folder):
         try:
             module = importlib.import_module(module_name)

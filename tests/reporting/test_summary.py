@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from branchnet import BranchnetError
+from branchnet.errors import BuildError
 from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.summary import report

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import NodeFacts, TensorForm
 from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
+from branchnet.stages.tracing.constants import content, is_state
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 
 # Settings that may differ between single-task networks of one backbone and change no result in evaluation mode, or only
@@ -126,17 +127,20 @@ def _overwrites_too_early(flow: Dataflow, keys: dict[fx.Node, int], shared: set[
 
 def _argument_keys(flow: Dataflow, node: fx.Node, keys: dict[fx.Node, int], writers: dict[int, int]) -> Any:
     def key(source: fx.Node) -> Any:
-        if source in flow.free:
-            return _free_key(flow, source)
-        state = tuple(sorted(writers[block] for block in flow.facts[source].storages if block in writers))
-        return (keys[source], state)
+        value = _free_key(flow, source) if source in flow.free else keys[source]
+        return (value, written(flow.facts[source].storages))
 
-    return _plain((node.args, node.kwargs), key)
+    def written(blocks: frozenset[int]) -> tuple[int, ...]:
+        return tuple(sorted(writers[block] for block in blocks if block in writers))
+
+    return (_plain((node.args, node.kwargs), key), written(flow.facts[node].state))
 
 
 def _free_key(flow: Dataflow, node: fx.Node) -> Any:
     if node.op == "get_attr":
-        return ("constant", _setting(attribute(flow.trace.root, str(node.target))))
+        value = attribute(flow.trace.root, str(node.target))
+        constant = isinstance(value, Tensor) and not is_state(flow.trace.root, str(node.target))
+        return ("constant", content(value) if constant else _setting(value))
     return (str(node.target), _plain((node.args, node.kwargs), lambda source: _free_key(flow, source)))
 
 

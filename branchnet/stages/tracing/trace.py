@@ -21,9 +21,11 @@ from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import Propagation, TensorForm, dry_run, propagate
 from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
+from branchnet.stages.tracing.constants import is_state
 from branchnet.stages.tracing.export_tracer import trace_export
-from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap, where
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, transformed, unwrap, where
 from branchnet.stages.tracing.module_chain import trace_chain
+from branchnet.stages.tracing.trial import borrow, trial
 from branchnet.utils.modes import mode_of
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted.
@@ -101,16 +103,14 @@ def _check_example(root: nn.Module, example: Example) -> None:
         return
     name = type(root).__name__
     try:
-        with mode_of(root, training=False), torch.no_grad():
-            outputs = _outputs(root, example)
-            if PREPROCESSING not in root._modules:
-                return
-            inputs = transformed(root, tree_map(_copied, example))
-            transform = root._modules.pop(PREPROCESSING)
-            try:
-                expected = call(root, inputs)
-            finally:
-                root.add_module(PREPROCESSING, transform)
+        with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
+            outputs = _outputs(copy, example)
+        if PREPROCESSING not in root._modules:
+            return
+        with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
+            inputs = transformed(copy, tree_map(_copied, example))
+            del copy._modules[PREPROCESSING]
+            expected = call(copy, inputs)
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
         raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
@@ -165,8 +165,8 @@ def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
     for task, root in roots.items():
         transform = root._modules.get(PREPROCESSING)
         if transform is not None:
-            with torch.no_grad():
-                shapes[task] = tuple(transform(flat_example(example)[0].clone()).shape)
+            with trial(transform) as copy, torch.no_grad():
+                shapes[task] = tuple(copy(flat_example(example)[0].clone()).shape)
     if len(set(shapes.values())) > 1:
         text = ", ".join(f"{task}: {shape}" for task, shape in shapes.items())
         raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text}); expected one")
@@ -218,7 +218,12 @@ def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
 
 def _by_chain(root: nn.Module, example: Example) -> Trace:
     with mode_of(root, training=False):
-        return _verified(trace_chain(root, example), example)
+        return _verified(_chain(root, example), example)
+
+
+def _chain(root: nn.Module, example: Example) -> Trace:
+    with trial(root) as copy:
+        return replace(trace_chain(copy, example), root=root)
 
 
 def _by_export(root: nn.Module, example: Example) -> Trace:
@@ -260,7 +265,7 @@ def _largest_node(trace: Trace) -> int:
 def _complete(network: nn.Module, trace: Trace, example: Example) -> TracedNetwork:
     root = trace.root
     with mode_of(root, training=False):
-        evaluation = Dataflow(trace, propagate(root, trace.graph, example))
+        evaluation = Dataflow(trace, _propagated(trace, example))
     try:
         with mode_of(root, training=True):
             training = _training_flow(trace, example)
@@ -274,13 +279,35 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
     elif evaluation.method == "chain":
-        trace = trace_chain(root, several)
+        trace = _chain(root, several)
     else:
         trace = trace_fx(root, example, evaluation.kept_whole)
-    propagation = propagate(root, trace.graph, several)
+    propagation = _propagated(trace, several)
     plain = evaluation.output is None and isinstance(propagation.result, TensorForm)
     form = None if plain or trace.method == "chain" else _output_form(trace, propagation, several)
     return Dataflow(replace(trace, output=form), propagation)
+
+
+def _propagated(trace: Trace, example: Example) -> Propagation:
+    """What the nodes do; a constant that the code writes to is copied at each call first, as the code makes it."""
+    propagation = propagate(trace.root, trace.graph, example)
+    overwritten = frozenset[int]().union(*(facts.overwritten for facts in propagation.facts.values()))
+    written = [
+        node
+        for node, facts in propagation.facts.items()
+        if node.op == "get_attr" and not is_state(trace.root, str(node.target)) and facts.storages & overwritten
+    ]
+    if not written:
+        return propagation
+    for node in written:
+        _use_copy(trace.graph, node)
+    return propagate(trace.root, trace.graph, example)
+
+
+def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
+    with graph.inserting_after(node):
+        copied = graph.call_method("clone", (node,))
+    node.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
 
 
 def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:
@@ -301,15 +328,29 @@ def _verified(trace: Trace, example: Example) -> Trace:
     """
     if _without_values(trace.root):
         return trace
-    with torch.no_grad():
-        expected = _outputs(trace.root, example)
-        got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
+    with trial(trace.root) as copy, torch.no_grad():
+        expected = _outputs(copy, example)
+    try:
+        with trial(trace.root) as copy, torch.no_grad():
+            got = _FreshConstants(copy, graph=trace.graph).run(*map(_copied, flat_example(example)))
+    except Exception as error:
+        name = type(trace.root).__name__
+        raise SplitError(f"what {trace.method} traced of {name} does not run: {where(error)}") from error
     allowed = _ROUNDING if trace.method == "export" else 0.0
     difference = _apart(expected, got)
     if difference > allowed:
         raise SplitError(f"tracing {type(trace.root).__name__} with {trace.method} changes its outputs")
     spec = tree_structure(expected)
     return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
+
+
+class _FreshConstants(fx.Interpreter):
+    """Runs a graph whose code may write to the constants that it makes; see `_propagated`."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A parameter or buffer itself, a copy of any other tensor."""
+        value = super().get_attr(target, args, kwargs)
+        return value if is_state(self.module, str(target)) else _copied(value)
 
 
 def _apart(expected: Any, got: Any) -> float:

@@ -23,7 +23,7 @@ from branchnet.stages.graph.shape_queries import settle_queries
 from branchnet.stages.interface import Example, call_arguments
 from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.state_proxies import StateProxy, assignments_recorded
-from branchnet.stages.tracing.trial import borrow, saved
+from branchnet.stages.tracing.trial import trial
 
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""
@@ -93,8 +93,8 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
     for _ in range(_MOST_RETRIES):
         tracer = _Tracer(example, whole)
         try:
-            with saved(network), assignments_recorded():
-                graph = tracer.trace(borrow(network))
+            with trial(network) as structure, assignments_recorded():
+                graph = tracer.trace(structure)
         except Exception as error:
             if tracer.culprit is None or tracer.culprit in whole:
                 raise SplitError(f"torch.fx cannot trace {type(network).__name__}: {where(error)}") from error

@@ -65,7 +65,8 @@ def assignments_recorded() -> Iterator[None]:
     original = nn.Module.__setattr__
 
     def assign(module: nn.Module, name: str, value: Any) -> None:
-        held = vars(module).get("_buffers", {}).get(name)
+        buffers = vars(module).get("_buffers")
+        held = buffers.get(name) if isinstance(buffers, dict) else None  # torch.jit's modules have none of their own
         if not isinstance(held, Tensor) or not isinstance(value, fx.Proxy | Tensor) or value is held:
             original(module, name, value)
             return

@@ -25,6 +25,7 @@ from branchnet.stages.tracing.constants import is_state
 from branchnet.stages.tracing.export_tracer import trace_export
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, transformed, unwrap, where
 from branchnet.stages.tracing.module_chain import trace_chain
+from branchnet.stages.tracing.preconditions import check_not_random, check_supported
 from branchnet.stages.tracing.trial import borrow, trial
 from branchnet.utils.modes import mode_of
 
@@ -79,6 +80,8 @@ def trace_all(
         raise SplitError("networks is empty; expected at least one network by task name")
     if unknown := sorted(set(transforms) - set(networks)):
         raise SplitError(f"transforms names unknown tasks {unknown}; expected some of {sorted(networks)}")
+    for network in networks.values():
+        check_supported(unwrap(network), example)
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
     for root in roots:
@@ -103,14 +106,15 @@ def _check_example(root: nn.Module, example: Example) -> None:
         return
     name = type(root).__name__
     try:
-        with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
-            outputs = _outputs(copy, example)
+        outputs = check_not_random(root, lambda copy: _evaluated(copy, example), lambda a, b: _apart(a, b) == 0.0)
         if PREPROCESSING not in root._modules:
             return
         with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
             inputs = transformed(copy, tree_map(_copied, example))
             del copy._modules[PREPROCESSING]
             expected = call(copy, inputs)
+    except SplitError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
         raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
@@ -119,6 +123,11 @@ def _check_example(root: nn.Module, example: Example) -> None:
             f"{name} runs all modules that it holds, a transform among them; expected a forward that names its "
             "modules: hold it in another module"
         )
+
+
+def _evaluated(copy: nn.Module, example: Example) -> Any:
+    with mode_of(copy, training=False), torch.no_grad():
+        return _outputs(copy, example)
 
 
 def _without_values(root: nn.Module) -> bool:

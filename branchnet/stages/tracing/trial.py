@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -50,15 +51,36 @@ def saved(network: nn.Module) -> Iterator[None]:
     tensors = [*_tensors_of(network).values()]
     before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=_gpus(tensors)):
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         for tensor, memory, value in before:
             _restore(tensor, memory, value)
+
+
+def random_states(tensors: Iterable[Tensor]) -> bytes:
+    """The random states of Python, NumPy and torch, there on the CPU and on the GPUs of these tensors, to compare."""
+    torchs = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _gpus(tensors))]
+    return pickle.dumps((random.getstate(), np.random.get_state(), [state.tolist() for state in torchs]))  # noqa: NPY002
+
+
+def seed_random_states(seed: int, tensors: Iterable[Tensor]) -> None:
+    """Start Python's, NumPy's and torch's random numbers, those of the CPU and of the GPUs of these tensors, at a seed.
+
+    `torch.manual_seed` would also seed devices whose states nobody has saved.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    for device in _gpus(tensors):
+        torch.cuda.default_generators[device].manual_seed(seed)
+
+
+def _gpus(tensors: Iterable[Tensor]) -> list[int]:
+    return sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
 
 
 def _restore(tensor: Tensor, memory: Tensor, value: Tensor) -> None:

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from branchnet.errors import SplitError
-from branchnet.stages.graph.common_subgraph import module_signature
 from branchnet.stages.graph.propagation import tensors_by_name
+from branchnet.stages.graph.settings import module_signature
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.module_calls import Chain, copied, run_apart, tensors_of
 from branchnet.stages.tracing.trial import borrow

@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -99,10 +99,17 @@ class Stage(nn.Module):
         training: the code of training mode; None where the network could not be traced in it.
         keywords: names by which the first stage also takes its arguments.
         reason: why there is no training code, for messages.
+        left_in_evaluation: names of the modules that the network's own `train()` leaves in evaluation mode.
     """
 
     def __init__(
-        self, name: str, evaluation: Program, training: Program | None, keywords: Sequence[str] = (), reason: str = ""
+        self,
+        name: str,
+        evaluation: Program,
+        training: Program | None,
+        keywords: Sequence[str] = (),
+        reason: str = "",
+        left_in_evaluation: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._name = name
@@ -110,6 +117,7 @@ class Stage(nn.Module):
         self._training = training
         self._keywords = tuple(keywords)
         self._reason = reason
+        self._left_in_evaluation = frozenset(left_in_evaluation)
 
     def forward(self, *cut: Any, **inputs: Any) -> Any:
         """Run the subgraph of the stage's mode.
@@ -141,7 +149,11 @@ class Stage(nn.Module):
         """
         if mode:
             self.check_trainable()
-        return super().train(mode)
+        super().train(mode)
+        for name, module in self.named_modules(remove_duplicate=False) if self._left_in_evaluation else ():
+            if name in self._left_in_evaluation:
+                module.training = False
+        return self
 
     def check_trainable(self) -> None:
         """Refuse a stage that can only be evaluated.

@@ -46,6 +46,7 @@ class TracedNetwork:
         evaluation: dataflow of evaluation mode.
         training: dataflow of training mode, or None.
         eval_only: why there is none, or None.
+        left_in_evaluation: names of the modules that the network's own `train()` leaves in evaluation mode.
     """
 
     network: nn.Module
@@ -53,6 +54,7 @@ class TracedNetwork:
     evaluation: Dataflow
     training: Dataflow | None
     eval_only: str | None
+    left_in_evaluation: tuple[str, ...] = ()
 
 
 def trace_all(
@@ -102,11 +104,11 @@ def trace_network(network: nn.Module, example: Example) -> TracedNetwork:
 
 
 def _check_example(root: nn.Module, example: Example) -> None:
-    if _without_values(root):
+    if has_no_values(root):
         return
     name = type(root).__name__
     try:
-        outputs = check_not_random(root, lambda copy: _evaluated(copy, example), lambda a, b: _apart(a, b) == 0.0)
+        outputs = check_not_random(root, lambda copy: _evaluated(copy, example), lambda a, b: apart(a, b) == 0.0)
         if PREPROCESSING not in root._modules:
             return
         with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
@@ -118,7 +120,7 @@ def _check_example(root: nn.Module, example: Example) -> None:
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
         raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
-    if _apart(expected, outputs) > _ROUNDING:
+    if apart(expected, outputs) > _ROUNDING:
         raise SplitError(
             f"{name} runs all modules that it holds, a transform among them; expected a forward that names its "
             "modules: hold it in another module"
@@ -127,10 +129,11 @@ def _check_example(root: nn.Module, example: Example) -> None:
 
 def _evaluated(copy: nn.Module, example: Example) -> Any:
     with mode_of(copy, training=False), torch.no_grad():
-        return _outputs(copy, example)
+        return whole_outputs(copy, example)
 
 
-def _without_values(root: nn.Module) -> bool:
+def has_no_values(root: nn.Module) -> bool:
+    """Whether the root lies on the meta device."""
     return any(tensor.is_meta for tensor in (*root.parameters(), *root.buffers()))
 
 
@@ -164,7 +167,8 @@ def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
     return type(kind.__name__, (kind,), names)
 
 
-def _outputs(root: nn.Module, example: Example) -> Any:
+def whole_outputs(root: nn.Module, example: Example) -> Any:
+    """What the root returns for a copy of the example, its transform included."""
     args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
     return root(*args, **kwargs)
 
@@ -249,7 +253,7 @@ def _by_export(root: nn.Module, example: Example) -> Trace:
 
 def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
     with mode_of(root, training=False):
-        trace = trace_export(root, example if dynamic == "none" else _at_least_two(example), dynamic=dynamic)
+        trace = trace_export(root, example if dynamic == "none" else at_least_two(example), dynamic=dynamic)
         return replace(_verified(trace, example), dynamic=dynamic)
 
 
@@ -275,16 +279,36 @@ def _complete(network: nn.Module, trace: Trace, example: Example) -> TracedNetwo
     root = trace.root
     with mode_of(root, training=False):
         evaluation = Dataflow(trace, _propagated(trace, example))
+    left = _left_in_evaluation(root)
     try:
         with mode_of(root, training=True):
+            set_training(root, True, left)
             training = _training_flow(trace, example)
     except Exception as error:
-        return TracedNetwork(network, root, evaluation, None, f"its training mode cannot be traced: {error}")
-    return TracedNetwork(network, root, evaluation, training, None)
+        return TracedNetwork(network, root, evaluation, None, f"its training mode cannot be traced: {error}", left)
+    return TracedNetwork(network, root, evaluation, training, None, left)
+
+
+def set_training(root: nn.Module, training: bool, left_in_evaluation: Iterable[str]) -> None:
+    """Set the mode of all modules, past any `train()` of theirs, and what it leaves in evaluation mode."""
+    for module in root.modules():
+        module.training = training
+    for name in left_in_evaluation:
+        root.get_submodule(name).training = False
+
+
+def _left_in_evaluation(root: nn.Module) -> tuple[str, ...]:
+    """Modules such as frozen BatchNorm; none where the network refuses to be trained at all."""
+    copy = borrow(root)
+    with suppress(Exception):
+        copy.train()
+        if copy.training:
+            return tuple(name for name, module in copy.named_modules() if not module.training)
+    return ()
 
 
 def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
-    root, several = evaluation.root, _at_least_two(example)
+    root, several = evaluation.root, at_least_two(example)
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
     elif evaluation.method == "chain":
@@ -335,10 +359,10 @@ def _verified(trace: Trace, example: Example) -> Trace:
     Raises:
         SplitError: the outputs differ.
     """
-    if _without_values(trace.root):
+    if has_no_values(trace.root):
         return trace
     with trial(trace.root) as copy, torch.no_grad():
-        expected = _outputs(copy, example)
+        expected = whole_outputs(copy, example)
     try:
         with trial(trace.root) as copy, torch.no_grad():
             got = _FreshConstants(copy, graph=trace.graph).run(*map(_copied, flat_example(example)))
@@ -346,7 +370,7 @@ def _verified(trace: Trace, example: Example) -> Trace:
         name = type(trace.root).__name__
         raise SplitError(f"what {trace.method} traced of {name} does not run: {where(error)}") from error
     allowed = _ROUNDING if trace.method == "export" else 0.0
-    difference = _apart(expected, got)
+    difference = apart(expected, got)
     if difference > allowed:
         raise SplitError(f"tracing {type(trace.root).__name__} with {trace.method} changes its outputs")
     spec = tree_structure(expected)
@@ -362,7 +386,7 @@ class _FreshConstants(fx.Interpreter):
         return value if is_state(self.module, str(target)) else _copied(value)
 
 
-def _apart(expected: Any, got: Any) -> float:
+def apart(expected: Any, got: Any) -> float:
     """The largest difference between two outputs of any form."""
     wanted, found = tree_leaves(expected), tree_leaves(got)
     return max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
@@ -374,7 +398,7 @@ def _difference(wanted: Any, found: Any) -> float:
         if type(wanted) is not type(found):
             return math.inf
         if is_dataclass(wanted):
-            return max((_apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
+            return max((apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
         return 0.0 if wanted == found else math.inf
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return math.inf
@@ -389,7 +413,7 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _at_least_two(example: Example) -> Example:
+def at_least_two(example: Example) -> Example:
     """The example with its batch doubled where it is one: BatchNorm cannot be trained on a single value."""
     if Interface.of(example).batch != 1:
         return example

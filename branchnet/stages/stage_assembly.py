@@ -115,7 +115,9 @@ def _staged(
     for k, (name, graph, other) in enumerate(zip([*names, "head"], graphs, trained, strict=True)):
         is_head = k == len(names)
         programs = [
-            None if one is None else Program(one, flow.trace.output if is_head else None, device)
+            None
+            if one is None
+            else Program(one, flow.trace.output if is_head else None, device, None if k else flow.trace.sizes)
             for one, flow in ((graph, plan.flow), (other, (training or plan).flow))
         ]
         keywords = interface.names if k == 0 else ()

@@ -23,6 +23,7 @@ from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Interface
+from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 
 if TYPE_CHECKING:
     from branchnet.models.constructors import Constructor
@@ -51,12 +52,16 @@ class Program:
     Attributes:
         graph: the graph, in which tensors are made on `device`, that of the network when it was traced.
         output: the form of what is returned where it is not the graph's own.
+        sizes: which sizes its inputs may have; None for any.
         source, names: the code and the names that it uses; it makes tensors where its inputs are.
     """
 
-    def __init__(self, graph: fx.Graph, output: TreeSpec | None, device: torch.device) -> None:
+    def __init__(
+        self, graph: fx.Graph, output: TreeSpec | None, device: torch.device, sizes: AllowedSizes | None = None
+    ) -> None:
         self.graph = graph
         self.output = output
+        self.sizes = sizes
         self.device = device
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         code = written_in_place(graph).python_code(root_module="self")
@@ -71,11 +76,13 @@ class Program:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (rows_of(self.graph), self.output, self.device)
+        return _restored, (rows_of(self.graph), self.output, self.device, self.sizes)
 
 
-def _restored(rows: list[Row], output: TreeSpec | None, device: torch.device) -> Program:
-    return Program(graph_of(rows), output, device)
+def _restored(
+    rows: list[Row], output: TreeSpec | None, device: torch.device, sizes: AllowedSizes | None = None
+) -> Program:
+    return Program(graph_of(rows), output, device, sizes)
 
 
 @functools.cache
@@ -128,10 +135,15 @@ class Stage(nn.Module):
 
         Returns:
             A tuple of tensors, the next cut; for a head, what the network returns.
+
+        Raises:
+            SplitError: an input of the first stage has a size for which the network's code may do something else.
         """
         if inputs:
             cut = (*cut, *(inputs[name] for name in self._keywords[len(cut) :]))
         program = self.running
+        if program.sizes is not None and not torch.compiler.is_compiling():
+            program.sizes.check(cut)
         result = program.function(self, *cut)
         return result if program.output is None else tree_unflatten(tree_leaves(result), program.output)
 

@@ -22,6 +22,7 @@ from torch.utils._sympy.functions import Mod, PythonMod
 from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Example, call_arguments, flat_example
+from branchnet.stages.tracing.allowed_sizes import allowed_sizes
 from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed, where
 from branchnet.stages.tracing.trial import trial
@@ -58,13 +59,15 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
         with trial(network) as copy, _without_dumps(), _SimpleSizes():
             # Not strict: Python runs the code itself. Strict mode traces bytecode with Dynamo and refuses far more.
             program = torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
+        # Its own checks would refuse a batch of one, which torch.export never looks at.
         module = program.module(check_guards=False)
+        sizes = allowed_sizes(program, flat_example(inner), PREPROCESSING in network._modules)
     except Exception as error:
         raise SplitError(f"torch.export cannot trace {type(network).__name__}: {where(error)}") from error
     graph = _plain_graph(module, network)
     if PREPROCESSING in network._modules:
         _start_with_preprocessing(graph)
-    return Trace(network, graph, "export")
+    return Trace(network, graph, "export", sizes=sizes)
 
 
 # A stride or a padding adds two or three operations to a size, and sizes are nested layer by layer.

@@ -21,6 +21,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.codegen.in_place_ops import InPlaceProxy
 from branchnet.stages.graph.shape_queries import settle_queries
 from branchnet.stages.interface import Example, call_arguments
+from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.state_proxies import StateProxy, assignments_recorded
 from branchnet.stages.tracing.trial import trial
@@ -53,6 +54,7 @@ class Trace:
         output: form of what the network returns; None where the graph's output already has it.
         difference: largest difference from the network's outputs that was seen, relative to the largest output.
         dynamic: what an exported graph left free: `"sizes"`, `"batch"` or `"none"`.
+        sizes: for which sizes an exported graph is the network's; None for any.
     """
 
     root: nn.Module
@@ -62,6 +64,7 @@ class Trace:
     output: TreeSpec | None = None
     difference: float = 0.0
     dynamic: str = "sizes"
+    sizes: AllowedSizes | None = None
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import Propagation, TensorForm, dry_run, propagate
 from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
+from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 from branchnet.stages.tracing.constants import is_state
 from branchnet.stages.tracing.export_tracer import trace_export
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, transformed, unwrap, where
@@ -254,7 +255,31 @@ def _by_export(root: nn.Module, example: Example) -> Trace:
 def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
     with mode_of(root, training=False):
         trace = trace_export(root, example if dynamic == "none" else at_least_two(example), dynamic=dynamic)
-        return replace(_verified(trace, example), dynamic=dynamic)
+        verified = replace(_verified(trace, example), dynamic=dynamic)
+        return replace(verified, sizes=_with_length_one(verified, example))
+
+
+def _with_length_one(trace: Trace, example: Example) -> AllowedSizes | None:
+    """The allowed sizes, without a free length of 1 for which the graph is not the network."""
+    sizes = trace.sizes
+    if sizes is None or has_no_values(trace.root):
+        return sizes
+    return replace(sizes, not_one=frozenset(s for s in sizes.symbols() if not _right_at_one(trace, example, s)))
+
+
+def _right_at_one(trace: Trace, example: Example, symbol: str) -> bool:
+    lengths = iter(trace.sizes.lengths if trace.sizes is not None else ())
+
+    def shortened(tensor: Tensor) -> Tensor:
+        for dim, length in enumerate(next(lengths)):
+            tensor = tensor.narrow(dim, 0, 1) if length == symbol else tensor
+        return tensor
+
+    try:
+        _verified(trace, tree_map(shortened, example))
+    except Exception:
+        return False
+    return True
 
 
 def _largest_share(root: nn.Module, types: Iterable[type]) -> float:
@@ -311,6 +336,8 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
     root, several = evaluation.root, at_least_two(example)
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
+        if trace.sizes is not None and evaluation.sizes is not None:
+            trace.sizes = replace(trace.sizes, not_one=evaluation.sizes.not_one)
     elif evaluation.method == "chain":
         trace = _chain(root, several)
     else:

@@ -1,23 +1,25 @@
 """Metrics as streams of sums: each batch adds to a vector, the vector gives the number at the end.
 
 So a metric over a whole data set is exact (a mean IoU is not the mean of batch IoUs) and needs no memory for outputs.
+
+Targets may be missing: NaN in what is measured, negative numbers in classes, the value `ignore` in both. They do not
+count; where nothing is left, there is no metric, but an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from branchnet.data.collation import moved, placed
-from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
-from branchnet.stages.interface import call_form
-from branchnet.training.labels import labels_of
-from branchnet.utils.modes import evaluation_mode
+from branchnet.training.known_targets import known_classes, known_logits, known_values, known_vectors
+
+_LOST = 1e-13
+"""Share of a sum of squares below which a variance, their difference from another sum, is rounding error."""
 
 
 @dataclass(frozen=True)
@@ -37,109 +39,127 @@ class Metric:
     result: Callable[[Tensor], float]
 
 
-def accuracy() -> Metric:
+def accuracy(*, ignore: int | None = None) -> Metric:
     """Share of samples (or pixels) whose largest logit, along dimension 1, is the target's class; in percent.
 
+    Args:
+        ignore: a label that does not count, as negative ones and NaN do not.
+
     Returns:
-        a metric of logits (B, classes, ...) and integers (B, ...).
+        a metric of logits (B, classes, ...) and labels (B, ...).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        hits = output.argmax(1) == target
-        return _pair(hits.sum(), hits.numel())
+        predicted, labels = known_classes(output, target, ignore)
+        return _pair((predicted == labels).sum(), labels.numel())
 
     return Metric("accuracy %", True, sums, lambda total: 100 * _ratio(total))
 
 
-def mean_iou(classes: int) -> Metric:
+def mean_iou(classes: int, *, ignore: int | None = None) -> Metric:
     """Mean over the classes that occur of intersection over union (Everingham et al. 2010); in percent.
 
     Args:
         classes: the number of classes.
+        ignore: a label that does not count, as negative ones and NaN do not; 255 in many data sets.
 
     Returns:
-        a metric of logits (B, classes, ...) and integers (B, ...), of which negative ones are ignored.
+        a metric of logits (B, classes, ...) and labels (B, ...).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        known = target >= 0
+        predicted, labels = known_classes(output, target, ignore, classes)
         # One number for each pair (class, predicted class): counting them gives the confusion matrix, row by row.
-        pairs = target[known] * classes + output.argmax(1)[known]
-        return torch.bincount(pairs, minlength=classes**2).double()
+        return torch.bincount(labels * classes + predicted, minlength=classes**2).double()
 
     def result(total: Tensor) -> float:
         confusion = total.view(classes, classes)
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits
+        _check_any(union.sum())
         return 100 * float((hits[union > 0] / union[union > 0]).mean())
 
     return Metric("mean IoU %", True, sums, result)
 
 
-def rmse(unit: str = "") -> Metric:
+def rmse(unit: str = "", *, ignore: float | None = None) -> Metric:
     """Root of the mean squared difference.
 
     Args:
         unit: for the metric's name.
+        ignore: a target that does not count, as NaN does not; 0 in many depth maps.
 
     Returns:
-        a metric of outputs and targets of one shape.
+        a metric of outputs and targets of one shape; (B,) and (B, 1) are one.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        return _pair((output.double() - target.double()).square().sum(), target.numel())
+        found, wanted, known = known_values(output, target, ignore)
+        return _pair((found - wanted).square().sum(), known.sum())
 
     return Metric(f"RMSE {unit}".strip(), False, sums, lambda total: _ratio(total) ** 0.5)
 
 
-def mean_absolute_error(unit: str = "") -> Metric:
+def mean_absolute_error(unit: str = "", *, ignore: float | None = None) -> Metric:
     """Mean absolute difference.
 
     Args:
         unit: for the metric's name.
+        ignore: a target that does not count, as NaN does not.
 
     Returns:
-        a metric of outputs and targets of one shape.
+        a metric of outputs and targets of one shape; (B,) and (B, 1) are one.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        return _pair((output.double() - target.double()).abs().sum(), target.numel())
+        found, wanted, known = known_values(output, target, ignore)
+        return _pair((found - wanted).abs().sum(), known.sum())
 
     return Metric(f"MAE {unit}".strip(), False, sums, _ratio)
 
 
-def mean_angle() -> Metric:
+def mean_angle(*, ignore: float | None = None) -> Metric:
     """Mean angle between vectors along dimension 1, such as surface normals; in degrees.
+
+    Args:
+        ignore: targets all of whose components are this do not count, as those of length 0 or with NaN do not.
 
     Returns:
         a metric of outputs and targets (B, C, ...).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        cosine = F.cosine_similarity(output.double(), target.double(), dim=1).clamp(-1, 1)
+        found, wanted = known_vectors(output, target, ignore)
+        cosine = F.cosine_similarity(found, wanted, dim=1).clamp(-1, 1)
         return _pair(torch.rad2deg(torch.acos(cosine)).sum(), cosine.numel())
 
     return Metric("mean angle °", False, sums, _ratio)
 
 
-def explained_variance() -> Metric:
+def explained_variance(*, ignore: float | None = None) -> Metric:
     """Share of the target's variance (around its mean for each channel) that the output explains; in percent.
 
+    Args:
+        ignore: a target that does not count, as NaN does not.
+
     Returns:
-        a metric of outputs and targets (B, C, ...) or (B,).
+        a metric of outputs and targets (B, C, ...), or (B,), which is (B, 1).
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        wanted = channels_last_rows(target).double()
-        error = (channels_last_rows(output).double() - wanted).square().sum().view(1)
-        count = torch.tensor([wanted.shape[0]], dtype=torch.float64, device=wanted.device)
-        return torch.cat([error, count, wanted.sum(0), wanted.square().sum(0)])
+        found, wanted, known = map(channels_last_rows, known_values(output, target, ignore))
+        error = (found - wanted).square().sum().view(1)
+        return torch.cat([error, known.double().sum(0), wanted.sum(0), wanted.square().sum(0)])
 
     def result(total: Tensor) -> float:
-        error, count = total[0], total[1]
-        first, second = total[2:].chunk(2)
-        spread = (second - first.square() / count).sum()
-        return 100 * float(1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny))
+        count, first, second = total[1:].chunk(3)
+        _check_any(count.sum())
+        spread = (second - first.square() / count.clamp_min(1)).sum()
+        if spread <= _LOST * second.sum():
+            raise TrainingError(
+                f"the targets do not vary over {int(count.max())} samples; expected some variance to explain"
+            )
+        return 100 * float(1 - total[0] / spread)
 
     return Metric("explained variance %", True, sums, result)
 
@@ -148,12 +168,12 @@ def top1_agreement() -> Metric:
     """Share of samples on which two sets of logits have the same largest class; in percent.
 
     Returns:
-        a metric of logits and logits (B, classes, ...).
+        a metric of logits and logits (B, classes, ...); targets with NaN do not count.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        same = output.argmax(1) == target.argmax(1)
-        return _pair(same.sum(), same.numel())
+        found, wanted = known_logits(output, target)
+        return _pair((found.argmax(1) == wanted.argmax(1)).sum(), len(wanted))
 
     return Metric("top-1 agreement %", True, sums, lambda total: 100 * _ratio(total))
 
@@ -162,77 +182,16 @@ def kl_divergence() -> Metric:
     """Mean Kullback-Leibler divergence KL(target || output) of the softmax over dimension 1, in nats.
 
     Returns:
-        a metric of logits and logits (B, classes, ...).
+        a metric of logits and logits (B, classes, ...); targets with NaN do not count.
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        wanted = target.double().log_softmax(1)
-        divergence = (wanted.exp() * (wanted - output.double().log_softmax(1))).sum(1)
-        return _pair(divergence.sum(), divergence.numel())
+        found, wanted = known_logits(output, target)
+        shares = wanted.log_softmax(1)
+        terms = shares.exp() * (shares - found.log_softmax(1))
+        return _pair(terms.masked_fill(shares == -torch.inf, 0).sum(), len(wanted))  # p log p is 0 where p is 0
 
     return Metric("KL nats", False, sums, _ratio)
-
-
-def evaluate(
-    network: nn.Module,
-    inputs: Source,
-    targets: Mapping[str, Tensor] | None,
-    metrics: Mapping[str, Metric],
-    *,
-    batch_size: int = 64,
-) -> dict[str, float]:
-    """Compute each task's metric of a network that returns `{task: output}`, in eval mode; its modes are restored.
-
-    Args:
-        network: a `BranchedNetwork`, or `SeparateNetworks`.
-        inputs: K samples, in whatever `branchnet.data.read_samples` takes; each is read once for all tasks.
-        targets: for each task K targets: labels, or another network's outputs. None where the samples come with
-            labels: (inputs, {task: target}).
-        metrics: for each task its metric.
-        batch_size: samples a batch, where they do not come in batches; it does not change the metrics, which are of
-            the whole set.
-
-    Returns:
-        the metrics by task.
-
-    Raises:
-        TrainingError: a metric without targets, or targets of another number than inputs.
-        DataError: samples that cannot be read, or cannot be matched with the targets.
-
-    >>> import torch, branchnet
-    >>> from branchnet.training import accuracy, rmse
-    >>> networks = branchnet.SeparateNetworks({"class": torch.nn.Linear(3, 3), "size": torch.nn.Linear(3, 1)})
-    >>> targets = {"class": torch.tensor([0, 1, 2, 0]), "size": torch.zeros(4, 1)}
-    >>> metrics = {"class": accuracy(), "size": rmse("m")}
-    >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
-    ['class', 'size']
-    """
-    if targets is not None and (missing := sorted(set(metrics) - set(targets))):
-        raise TrainingError(
-            f"tasks {missing} have a metric and no targets; expected them, too; found {sorted(targets)}"
-        )
-    samples = read_samples(inputs, call_form(network), labels=targets is None)
-    _check_number(samples.count, targets, metrics)
-    device = next(network.parameters()).device
-    totals: dict[str, Tensor] = {}
-    seen = 0
-    with torch.no_grad(), evaluation_mode(network):
-        for batch in samples.batches(batch_size):
-            wanted = labels_of(batch, targets, metrics)
-            outputs = network(placed(batch.inputs, device), tasks=list(metrics))
-            seen += len(batch)
-            for task, metric in metrics.items():
-                sums = metric.sums(outputs[task], moved(wanted[task], device))
-                totals[task] = totals[task] + sums if task in totals else sums
-    _check_number(seen, targets, metrics)
-    return {task: metric.result(totals[task]) for task, metric in metrics.items()}
-
-
-def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks: Iterable[str]) -> None:
-    if count is None or targets is None:
-        return
-    if wrong := {task: len(targets[task]) for task in tasks if len(targets[task]) != count}:
-        raise TrainingError(f"the numbers of targets are {wrong}; expected {count}, as there are inputs")
 
 
 def channels_last_rows(values: Tensor) -> Tensor:
@@ -240,9 +199,15 @@ def channels_last_rows(values: Tensor) -> Tensor:
     return values.reshape(-1, 1) if values.dim() < 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
 
 
-def _pair(total: Tensor, count: int) -> Tensor:
-    return torch.stack([total.double(), torch.tensor(float(count), dtype=torch.float64, device=total.device)])
+def _pair(total: Tensor, count: Tensor | int) -> Tensor:
+    return torch.stack([total.double(), torch.as_tensor(count, dtype=torch.float64, device=total.device)])
 
 
 def _ratio(total: Tensor) -> float:
+    _check_any(total[1])
     return float(total[0] / total[1])
+
+
+def _check_any(count: Tensor) -> None:
+    if not count:
+        raise TrainingError("every target is missing; expected some that are known")

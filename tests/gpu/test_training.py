@@ -90,13 +90,13 @@ def test_training_on_a_loader_with_dropout_is_resumed_as_it_would_have_gone_on(
         network = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)).to(device)
         steps = itertools.count()
 
-        def loss(output: Tensor, wanted: Tensor) -> Tensor:
-            if next(steps) == interrupt_at:
+        def interrupt(module: nn.Module, _: object) -> None:
+            if module.training and next(steps) == interrupt_at:
                 signal.raise_signal(signal.SIGINT)
-            return nn.functional.mse_loss(output, wanted)
 
-        fit = branchnet.fit(network, loader, None, loss, steps=12, seed=3, progress=False, checkpoint=checkpoint)
-        return fit, network
+        network.register_forward_pre_hook(interrupt)
+        loss, options = nn.functional.mse_loss, {"steps": 12, "seed": 3, "progress": False}
+        return branchnet.fit(network, loader, None, loss, checkpoint=checkpoint, **options), network
 
     expected, network = trained()
     with pytest.raises(KeyboardInterrupt):

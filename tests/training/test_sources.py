@@ -353,7 +353,7 @@ def test_a_resumed_run_is_the_same_with_augmentation_dropout_and_generators(
     train(expected, shuffled(kind))
     assert same_weights(interrupted_and_resumed(train, lambda: shuffled(kind), tmp_path / "run", at), expected)
     one = shuffled(kind)  # read by all three runs
-    assert same_weights(interrupted_and_resumed(train, lambda: one, tmp_path / "run", at), expected)
+    assert same_weights(interrupted_and_resumed(train, lambda: one, tmp_path / "other", at), expected)
 
 
 def test_a_loader_with_workers_and_a_generator_is_resumed_as_well(tmp_path: Path) -> None:

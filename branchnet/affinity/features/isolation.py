@@ -28,9 +28,10 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     Yields:
         The device that it is on.
     """
-    before = _State.of(network)
     place = device if device is not None else device_of(network)
     with evaluation_mode(network), seeded(0, place), torch.no_grad():
+        # After eval() and before the way back: layers may merge weights whenever their mode changes.
+        before = _State.of(network)
         try:
             if device is not None:
                 network.to(device)

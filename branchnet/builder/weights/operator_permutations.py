@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.weights.unit_spaces import Axes, Known, Spaces, UnitIndex, permuted, unit_indices
+from branchnet.utils.random_state import seeded
 
 MOST_COMPANIONS = 7
 """All 2^7 = 128 subsets of that many axes and spaces are tried; of more, those of up to two."""
@@ -156,8 +157,7 @@ class Operator:
             return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
         args, kwargs = fx.node.map_arg((self._node.args, self._node.kwargs), exchange)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)  # an operator that draws random numbers draws the same ones every time
+        with seeded(0), torch.no_grad():  # an operator that draws random numbers draws the same ones every time
             if self._module is not None:
                 state = {name: next(given) for name, _ in self._held}
                 result = functional_call(self._module, state, args, kwargs)

@@ -29,6 +29,7 @@ from branchnet.stages import split_all
 from branchnet.training import fit
 from branchnet.utils.files import write_text
 from branchnet.utils.progress import silence
+from branchnet.utils.random_state import seeded
 
 BUDGET = "60% params"
 PROBE = 500
@@ -198,8 +199,7 @@ def train_single_tasks(
         return TASKS[name].network().eval().to(device=device)
 
     def make(name: str, unfinished: Path | None) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = new(name)
         fit(
             network,

@@ -24,7 +24,6 @@ for location in affinity.locations:
     print(f"{location}: affinities from {min(pairs):.3f} to {max(pairs):.3f}")
 
 # The best tree of at most 60% of the parameters, proven; then the network, with donors' weights in place.
-costs = staged["objects"].costs
 found = branchnet.search(affinity, staged, "60% params")
 print(found.tree)
 print(f"proven: {found.proven}; {found.size / 1e6:.1f} million parameters")

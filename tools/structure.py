@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -25,6 +26,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "branchnet"
 SHOWN_ENTRIES = 3
+REPEATED_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,33 @@ def _nearest(module: str, entries: Mapping[str, Sequence[str]], importers: Mappi
     return []
 
 
+def repeated_runs(files: Iterable[SourceFile], length: int = REPEATED_LINES) -> list[tuple[str, str]]:
+    """Pairs of places, as `file:line`, where runs of at least `length` lines of code begin that are the same.
+
+    Imports, docstrings, comments and blank lines do not count, nor do runs that only continue one before.
+    """
+    seen: dict[tuple[str, ...], list[tuple[SourceFile, int, int]]] = defaultdict(list)
+    for file in files:
+        text = file.path.read_text(encoding="utf-8").splitlines()
+        skipped = {
+            line
+            for node in ast.walk(file.tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        kept = sorted(file.code_lines - skipped)
+        code = [text[line - 1].strip() for line in kept]
+        for start in range(len(kept) - length + 1):
+            seen[tuple(code[start : start + length])].append((file, start, kept[start]))
+    pairs = [pair for places in seen.values() for pair in combinations(places, 2)]
+    starts = {(one[0].module, one[1], other[0].module, other[1]) for one, other in pairs}
+    return [
+        (f"{one[0].module}:{one[2]}", f"{other[0].module}:{other[2]}")
+        for one, other in pairs
+        if (one[0].module, one[1] - 1, other[0].module, other[1] - 1) not in starts
+    ]
+
+
 def _docstring_lines(tree: ast.Module) -> set[int]:
     lines: set[int] = set()
     for node in ast.walk(tree):
@@ -217,6 +246,7 @@ def print_figures(files: Mapping[str, SourceFile]) -> None:
     _print_spread("code lines per function", functions)
     print(f"code lines: {sum(len(f.code_lines) for f in files.values())}")
     print(f"lines of comments: {sum(f.comments for f in files.values())}")
+    print(f"repeated runs of {REPEATED_LINES} or more lines of code: {len(repeated_runs(files.values()))}")
     edges = imports(files)
     print(f"imports between modules: {sum(map(len, edges.values()))}")
     upward = upward_imports(edges, rooms_from_top())

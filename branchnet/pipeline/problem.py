@@ -16,14 +16,18 @@ from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, to_images
 from branchnet.data.call_forms import CallForm, described
 from branchnet.data.collation import placed
-from branchnet.data.samples import Samples, Source, read_samples
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
+from branchnet.utils.tensor_digest import checksum
+from branchnet.utils.visible_text import invisible
 
 _HASHED_AT_ONCE = 64
+READ_TWICE = 8
+"""Samples that are read a second time, to notice random augmentation before anything takes long."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,14 @@ def make_problem(
         The problem.
 
     Raises:
-        SpecError: fewer than two networks, unknown tasks or kinds.
+        SpecError: fewer than two networks, unknown tasks or kinds, a task whose name holds characters that nobody sees.
         DataError: images that cannot be read, or too few of them.
         BudgetError: a budget that cannot be read.
     """
     _check_tasks(networks, options.donor, kinds or {}, metrics or {})
     samples = as_samples(images, "images", call_form(next(iter(networks.values()))))
     train, test = divide(samples, options)
+    _refuse_changing(test)
     chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
     hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
     return Problem(
@@ -118,10 +123,27 @@ def make_problem(
         metrics=chosen | {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()},
         budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
         options=options,
-        identity=[*hashes, options.held_out],
+        identity=[*hashes, options.held_out, options.seed],
         compiled=compiled,
         further=further,
     )
+
+
+def _refuse_changing(images: Samples) -> None:
+    """Refuse samples that are others whenever they are read: every network is judged by the same ones."""
+    rows = torch.arange(min(READ_TWICE, images.known_count))
+    first, second = (
+        checksum((str(number), leaf) for number, leaf in enumerate(_leaves(images.take(rows)))) for _ in range(2)
+    )
+    if first != second:
+        raise DataError(
+            "images: the same samples differ from one reading to the next; expected fixed ones, since every network is "
+            "measured on them (pass the data set without its random augmentation)"
+        )
+
+
+def _leaves(batch: Batch) -> list[Tensor]:
+    return [leaf.contiguous() for leaf in pytree.tree_leaves(placed(batch.inputs, torch.device("cpu")))]
 
 
 def _check_tasks(
@@ -131,6 +153,8 @@ def _check_tasks(
     if len(networks) < 2:
         raise SpecError(f"a branched network needs single-task networks of two tasks or more; given: {tasks or 'none'}")
     for task, network in networks.items():
+        if found := invisible(task):
+            raise SpecError(f"task {task!r} holds {', '.join(found)}, which nobody sees (remove it)")
         if not isinstance(network, nn.Module):
             raise SpecError(f"the network of {task!r} is a {type(network).__name__} (expected a torch.nn.Module)")
     if donor is not None and donor not in networks:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import branchnet
 from branchnet import Affinity, Architecture, RunResult, Tree
 from branchnet.cli.commands.search import SearchOptions
+from branchnet.cli.loading import read_config
 from branchnet.data import load_images
 from branchnet.deploy import load_weights
 from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
@@ -55,6 +57,22 @@ def images(made: Path) -> torch.Tensor:
 def result(made: Path, networks: dict[str, nn.Module], images: torch.Tensor) -> RunResult:
     """A run from Python into a folder."""
     return branchnet.run(networks, images, "60% params", folder=made / "python", **QUICK)
+
+
+def test_a_config_of_one_network_is_named(walker: Walker, made: Path) -> None:
+    config = yaml.safe_load((made / "run.yaml").read_text())
+    first = next(iter(config["networks"]))
+    one = made / "one.yaml"
+    one.write_text(yaml.safe_dump({**config, "networks": {first: config["networks"][first]}}))
+    with pytest.raises(SpecError, match=r"one\.yaml:\d+:\d+: networks: has one entry \(expected at least 2 entries\)"):
+        read_config(one)
+    one.write_text(yaml.safe_dump({**config, "networks": {}}))
+    with pytest.raises(SpecError, match=r"networks: is empty \(expected at least 2 entries\)"):
+        read_config(one)
+    one.write_text(yaml.safe_dump({**config, "networks": {first: config["networks"][first], "other": {"factory": 5}}}))
+    with pytest.raises(SpecError) as refused:
+        read_config(one)
+    assert [problem.split(": ", 1)[1][:22] for problem in refused.value.problems] == ["networks.other.factory"]
 
 
 def measured(found: dict[str, Any]) -> dict[str, Any]:
@@ -208,3 +226,32 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     with pytest.raises(error, match=message):
         branchnet.run(**given, **{k: v for k, v in QUICK.items() if k not in changed})
     assert not (tmp_path / "new").exists()
+
+
+class Augmented(torch.utils.data.Dataset[torch.Tensor]):
+    """The images with noise that is drawn at every reading."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index] + 0.5 * torch.randn(self.images.shape[1:])
+
+
+def test_images_that_change_between_readings_are_refused(networks: dict[str, nn.Module], images: torch.Tensor) -> None:
+    with pytest.raises(DataError, match="differ from one reading to the next"):
+        branchnet.run(networks, Augmented(images), "60% params", **QUICK)
+
+
+def test_affinities_of_another_seed_are_not_taken_up(
+    networks: dict[str, nn.Module], images: torch.Tensor, tmp_path: Path
+) -> None:
+    """The seed decides which images are held out, and so the probe."""
+    options = {**QUICK, "steps": 0, "baselines": [], "held_out": 0.5}
+    first = branchnet.run(networks, images, "60% params", folder=tmp_path, seed=0, **options)
+    second = branchnet.run(networks, images, "60% params", folder=tmp_path, seed=1, **options)
+    alone = branchnet.run(networks, images, "60% params", seed=1, **options)
+    assert second.affinity.probe_hash == alone.affinity.probe_hash != first.affinity.probe_hash

@@ -64,6 +64,14 @@ def test_sizes_of_an_example_counted_by_hand(structure: Any, example: Any) -> No
     assert example.comments == 1
 
 
+def test_repeated_lines_are_found_once_for_a_run(structure: Any, example: Any) -> None:
+    path = example.path.with_name("other.py")
+    body = "".join(f"    x += {number}\n" for number in range(7))
+    path.write_text(f"def a(x):\n{body}    return x\n\n\ndef b(x):\n    # the same again\n{body}    return -x\n")
+    other = structure.read_source(path)
+    assert structure.repeated_runs([example, other]) == [("branchnet.room.other:2", "branchnet.room.other:14")]
+
+
 def test_an_import_of_a_higher_room_is_found(structure: Any) -> None:
     edges = {"branchnet.low.a": {"branchnet.high.b"}, "branchnet.high.b": {"branchnet.low.a", "branchnet.errors"}}
     assert structure.upward_imports(edges, ["high", "low", "errors"]) == [("branchnet.low.a", "branchnet.high.b")]

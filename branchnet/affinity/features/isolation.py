@@ -27,10 +27,11 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     Yields:
         The device that it is on.
     """
-    before = _State.of(network)
     place = device if device is not None else device_of(network)
     devices = [place] if place.type == "cuda" else []
     with evaluation_mode(network), torch.random.fork_rng(devices=devices), torch.no_grad():
+        # After eval() and before the way back: layers may merge weights whenever their mode changes.
+        before = _State.of(network)
         try:
             torch.manual_seed(0)
             if device is not None:

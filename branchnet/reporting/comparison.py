@@ -11,7 +11,7 @@ from branchnet.reporting.plots.latency_plot import LatencyPlot, latency_plot_dat
 from branchnet.reporting.plots.metric_plot import MetricPlot, metric_plot_data
 from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed, significant
-from branchnet.training.performance import absolute_changes, multi_task_performance, relative_changes
+from branchnet.training.judging.performance import absolute_changes, multi_task_performance, relative_changes
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,12 @@ def training_difference(traced: TracedNetwork, staged: StagedNetwork, example: E
     try:
         found = _staged_run(staged, example, training=True, seed=_SEED)
         difference = _difference(wanted, found)
-        if difference is None and wanted.random_states != found.random_states:
-            # Equal by chance: a branch that was taken or not, as in stochastic depth written in Python.
+        deterministic = difference is not None and not _is_random(wanted, network(_SEED + 1))
+        if wanted.random_states != found.random_states and not deterministic:
+            # Such as noise that is drawn while tracing, or stochastic depth in Python, whatever the branch that was
+            # taken. The same numbers in another order leave the states as they are.
             return "it draws random numbers that its stages do not draw"
-        if difference is None or not _is_random(wanted, network(_SEED + 1)):
+        if difference is None or deterministic:
             return difference and f"its stages differ from it in {difference}"
         return _random_difference(network, lambda seed: _staged_run(staged, example, training=True, seed=seed))
     except Exception as error:

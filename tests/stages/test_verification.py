@@ -139,6 +139,12 @@ def same_in_training(network: nn.Module, staged: StagedNetwork) -> None:
         assert_same(wanted, run(staged, ROWS, seed), 1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_branch_that_python_draws_is_found_whichever_was_taken(seed: int) -> None:
+    random.seed(seed)
+    assert not split(Layers(skipped_by_python), ROWS).trainable
+
+
 @pytest.mark.parametrize("between", LOST, ids=named)
 def test_training_is_the_networks_or_refused(between: Callable[[Any, Tensor], Tensor]) -> None:
     torch.manual_seed(0)

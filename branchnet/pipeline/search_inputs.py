@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from branchnet.errors import BudgetError, DataError, SpecError
+from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
@@ -98,7 +98,7 @@ def read_latency(path: Path) -> LatencyTable:
 
     try:
         return LatencyTable.from_dict(load_json(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (BranchnetError, OSError) as error:
         expected = "expected a file that `branchnet bench --stages` wrote"
         raise DataError(f"{path} is not a latency table ({expected}): {error}") from error
 

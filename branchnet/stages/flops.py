@@ -10,17 +10,21 @@ not installed, as on a machine that only measures, the same formula stands here.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from branchnet.stages.tracing.trial import trial
 
 Formula = Callable[[Sequence[Any], Any], float]
 
@@ -30,9 +34,9 @@ def count_flops(
 ) -> tuple[int, tuple[str, ...]]:
     """Count the multiply-adds of one forward pass.
 
-    The module runs without gradients in the mode that it is in. The operators named are those that compute something
-    and for which fvcore's convention has no formula (pooling by maximum, softmax and so on); element-wise arithmetic
-    and changes of shape count as nothing there and are not named.
+    The module runs without gradients in the mode that it is in, and is as before afterwards. The operators named are
+    those that compute something and for which fvcore's convention has no formula (pooling by maximum, softmax and so
+    on); element-wise arithmetic and changes of shape count as nothing there and are not named.
 
     Args:
         module: any module.
@@ -42,8 +46,8 @@ def count_flops(
     Returns:
         Multiply-adds of `module(*args, **kwargs)`, and the names of the operators that were not counted.
     """
-    with torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
-        module(*args, **(kwargs or {}))
+    with trial(module) as copy, torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
+        copy(*args, **(kwargs or {}))
     return counter.flops, tuple(sorted(counter.unsupported))
 
 
@@ -128,11 +132,19 @@ def _new_bytes(args: Sequence[Any], out: Any) -> int:
 
 def _convolution(args: Sequence[Any], out: Any) -> float:
     x, weight, transposed = list(args[0].shape), list(args[1].shape), args[6]
+    count = _fvcore_convolution() or convolution_flops
+    return _real_products(args[0]) * float(count(x, weight, list(out.shape), transposed=transposed))
+
+
+@cache
+def _fvcore_convolution() -> Callable[..., float] | None:
     try:
-        from fvcore.nn.jit_handles import conv_flop_count
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fvcore scripts functions while it is imported; torch deprecates that
+            from fvcore.nn.jit_handles import conv_flop_count
     except ModuleNotFoundError:
-        return _real_products(args[0]) * convolution_flops(x, weight, list(out.shape), transposed=transposed)
-    return _real_products(args[0]) * float(conv_flop_count(x, weight, list(out.shape), transposed=transposed))
+        return None
+    return cast(Callable[..., float], conv_flop_count)
 
 
 def convolution_flops(x: Sequence[int], weight: Sequence[int], out: Sequence[int], *, transposed: bool) -> float:

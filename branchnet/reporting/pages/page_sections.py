@@ -120,7 +120,7 @@ def results(comparison: Comparison | None) -> Section | None:
         return None
     content = table(comparison.size_table()) + table(comparison.task_table())
     if len(comparison.networks) > 1:
-        caption = f"Each task's metric relative to {comparison.baseline.name}; Δ is their mean (Maninis et al. 2019)."
+        caption = f"Change of each metric against {comparison.baseline.name}; Δ is the mean (Maninis et al. 2019)."
         content += picture(draw_metrics(comparison.metric_plot()), "metrics", "Change of every task", caption)
     return Section("results", "Results", content)
 

@@ -320,7 +320,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("run two.yaml", 2, "names no budget"),
         ("run small.yaml --dry-run", 3, "no tree fits"),
         ("search affinity.npz run.yaml", 2, "is a config (expected an architecture"),
-        ("search split.yaml split.yaml", 2, "no arrays in it"),
+        ("search split.yaml split.yaml", 2, "split.yaml is not an affinity file"),
         ("schema --out run.yaml/x", 2, "run.yaml"),
     ],
 )

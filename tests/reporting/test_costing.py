@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -102,6 +103,9 @@ def test_operators_without_a_formula_are_named():
     costs = report.costs
     assert costs.flops == 3 * (4 * 8 + 2 * 8)
     assert any("_fft_r2c" in operator or "_fft_c2c" in operator for operator in costs.uncounted)
+    affinity = branchnet.Affinity(["a", "b"], ["embed"], np.array([[[1.0, 0.5], [0.5, 1.0]]]))
+    with pytest.warns(UserWarning, match="fft"):
+        assert branchnet.search(affinity, staged, "90% flops").uncounted == costs.uncounted
     page = Page(title="costs", report=report).to_html()
     for text in (str(report), "\n".join(costs.notes()), report.to_markdown(), page):
         assert "Operators without a formula, counted as nothing" in text

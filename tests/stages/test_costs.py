@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchnet.stages import candidate_locations, count_flops, split
-from branchnet.stages.flops import convolution_flops
+from branchnet.stages.flops import OperatorCounter, convolution_flops
 from tests.stages.toys import Block
 
 IMAGE = torch.randn(2, 4, 8, 8)
@@ -90,6 +90,22 @@ def test_lstm_counts_what_its_single_steps_count(layers: int, bidirectional: boo
     assert count_flops(network, (sequences,)) == (steps, ())
     if layers == 1 and not bidirectional:
         assert steps == 3 * 5 * 4 * 6 * (8 + 6)
+
+
+def test_lstm_on_gpus_counts_as_on_cpus() -> None:
+    """The operator of cuDNN, on tensors without data; packed, it takes all steps of all sequences in one dimension."""
+
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    weights, state = [meta(24, 8), meta(24, 6), meta(24), meta(24)], meta(1, 3, 6)
+    mode, hidden = 2, 6  # cuDNN's number of an LSTM
+    for steps, sizes in ((meta(5, 3, 8), []), (meta(15, 8), [3] * 5)):
+        with OperatorCounter() as counter:
+            torch.ops.aten._cudnn_rnn(
+                steps, weights, 4, None, state, state, mode, hidden, 0, 1, False, 0.0, False, False, sizes, None
+            )
+        assert (counter.flops, dict(counter.unsupported)) == (5 * 3 * 24 * (8 + 6), {})
 
 
 class Recurrent(nn.Module):

@@ -7,9 +7,8 @@ For directed measures `[i, j]` is the effect of task i's step on task j.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.affinity.affinity_file import read_affinity_file, write_affinity_file
 from branchnet.affinity.reliability import Reliability
 from branchnet.errors import AffinityError
-from branchnet.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMAT = 1
+_CORRELATIONS = ("rsa", "gradient cosine")
+"""Measures that are correlations, from -1 to 1, by the beginning of their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +126,13 @@ class Affinity:
         low, high = np.quantile(self.replicates(), [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
+    @property
+    def largest_dissimilarity(self) -> float:
+        """The largest `1 - affinity` possible under the measure: 2 for correlations, else 1, or what was found."""
+        bound = 2.0 if self.measure.startswith(_CORRELATIONS) else 1.0
+        found = 1.0 - self.values[np.isfinite(self.values)]
+        return max(bound, float(found.max(initial=0.0)))
+
     def check_locations(self, names: Sequence[str], holder: str) -> None:
         """Refuse to be read at other places than those it was measured at; stages numbered by default fit any name.
 
@@ -170,24 +177,19 @@ class Affinity:
         Args:
             path: where; it ends in `.npz`.
         """
-        arrays: dict[str, npt.NDArray[Any]] = {"values": self.values}
+        arrays = {"values": self.values}
         for name in ("standard_errors", "samples"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
-        text: dict[str, Any] = {
-            "format": _FORMAT,
+        description = {
             "tasks": self.tasks,
             "locations": self.locations,
             "measure": self.measure,
             "probe_hash": self.probe_hash,
             "directed": self.directed,
-            "reliability": None,
+            "reliability": None if self.reliability is None else self.reliability.to_dict(),
         }
-        if self.reliability is not None:
-            text["reliability"] = self.reliability.to_dict()
-        arrays["description"] = np.frombuffer(json.dumps(text).encode(), dtype=np.uint8)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_affinity_file(path, arrays, description)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Affinity:
@@ -203,19 +205,7 @@ class Affinity:
             AffinityError: not an affinity file, a damaged one, or one written by a later version.
             FileNotFoundError: no such file.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            text = json.loads(arrays.pop("description").tobytes().decode())
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            why = "no arrays in it" if "pickle" in str(error) else error  # numpy's advice is to load it unsafely
-            raise AffinityError(
-                f"{os.fspath(path)} is not an affinity file, or it is damaged: {why}; expected a file of Affinity.save"
-            ) from error
-        if (found := text.pop("format", None)) != _FORMAT:
-            raise AffinityError(f"{os.fspath(path)} was written in format {found}; expected {_FORMAT}")
-        reliability = text.pop("reliability")
-        return cls(**text, **arrays, reliability=None if reliability is None else Reliability.from_dict(reliability))
+        return cls(**read_affinity_file(path))
 
     def to_dataframe(self) -> pd.DataFrame:
         """The affinity as a pandas table.
@@ -261,7 +251,7 @@ def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
     checked = tuple(names)
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in checked):
         raise AffinityError(f"{field} is {names!r}; expected a sequence of non-empty strings")
-    repeated = {name for name in checked if checked.count(name) > 1}
+    repeated = {name for name, count in Counter(checked).items() if count > 1}
     if repeated:
         raise AffinityError(f"{field} repeats {sorted(repeated)}; expected distinct names")
     return checked

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError
 
 from branchnet.errors import BranchnetError, BudgetError, CheckpointError
 from branchnet.utils.version import __version__
+from branchnet.utils.visible_text import visible
 
 VERBS = {
     "demo": "The whole way on seven tasks of procedural scenes.",
@@ -73,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; the same command goes on from the finished steps", file=sys.stderr)
         return 130
     except BranchnetError as error:
-        print(f"branchnet: {error}", file=sys.stderr)
+        print(f"branchnet: {visible(str(error), lines=True)}", file=sys.stderr)
         return exit_code(error)
     except OSError as error:  # a file that cannot be read or written, a full disk
-        print(f"branchnet: {error}", file=sys.stderr)
+        print(f"branchnet: {visible(str(error), lines=True)}", file=sys.stderr)
         return 2
     return 0
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from branchnet.utils.visible_text import visible
+
 if TYPE_CHECKING:
     from branchnet.pipeline import RunResult
     from branchnet.pipeline.dry_run import Plan
@@ -17,14 +19,14 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(visible(json.dumps(value, indent=2, ensure_ascii=False), lines=True))
 
 
 def print_text(*lines: object) -> None:
     """Print lines as they are, without markup and without breaking them."""
     console = Console(highlight=False, soft_wrap=True)
     for line in lines:
-        console.print(str(line), markup=False)
+        console.print(visible(str(line), lines=True), markup=False)
 
 
 def print_tables(tables: Sequence[Table]) -> None:
@@ -37,7 +39,7 @@ def print_tables(tables: Sequence[Table]) -> None:
 def say(text: str, *, quiet: bool) -> None:
     """Tell on stderr what was done, unless the user wants silence."""
     if not quiet:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(visible(text, lines=True), markup=False)
 
 
 def print_plan(plan: Plan, writes: Sequence[Path], *, as_json: bool) -> None:
@@ -83,7 +85,7 @@ def print_run(result: RunResult, *, as_json: bool) -> None:
     console.print(result.comparison.size_table().to_rich(sizes))
     console.print(result.comparison.task_table().to_rich())
     for label, values in result.further.items():
-        console.print(f"{label}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()), markup=False)
+        print_text(f"{label}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     print_text(verdict(result.comparison))
     if result.folder is not None:
         shell, python = ways_to_load(result.network, result.folder)

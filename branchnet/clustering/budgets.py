@@ -130,11 +130,13 @@ class SizeModel:
         table: (D, N + 1); `table[d, w]` is the cost of w copies of stage d, `table[d, 0]` is 0.
         heads: cost of all heads together; 0 where they are not counted.
         unit: the unit of these numbers.
+        uncounted: operators that FLOPs count as nothing; none in another unit.
     """
 
     table: Floats
     heads: float
     unit: str
+    uncounted: tuple[str, ...] = ()
 
     @property
     def separate(self) -> float:
@@ -181,7 +183,8 @@ def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCo
     table = _table(costs, len(tasks), unit)
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
-    return SizeModel(table, _heads(head_costs, tasks, unit), unit)
+    uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
+    return SizeModel(table, _heads(head_costs, tasks, unit), unit, uncounted)
 
 
 def _table(costs: Costs, n_tasks: int, unit: str) -> Floats:
@@ -228,6 +231,21 @@ def _head_cost(cost: float | StageCost, task: str, unit: str) -> float:
     if unit == "latency":
         raise BudgetError(f"the head of {task!r} has no known latency; expected milliseconds")
     return float(getattr(cost, unit))
+
+
+def uncounted_operators(costs: Costs, head_costs: HeadCosts | None) -> tuple[str, ...]:
+    """Operators whose multiply-adds the costs of stages and heads count as nothing.
+
+    Args:
+        costs: as `search` takes them; plain numbers name no operators.
+        head_costs: as `search` takes them.
+
+    Returns:
+        Their names, sorted.
+    """
+    heads = (head_costs or {}).values()
+    counted = [*(costs if isinstance(costs, StageCosts) else ()), *(c for c in heads if isinstance(c, StageCost))]
+    return tuple(sorted({operator for cost in counted for operator in cost.uncounted}))
 
 
 def stage_shares(costs: Costs, by: str = "params", unit: str = "params") -> list[float]:

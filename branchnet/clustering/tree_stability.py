@@ -15,6 +15,7 @@ from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.tree_search import search
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError
+from branchnet.utils.visible_text import visible
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Stability:
     def __str__(self) -> str:
         lines = [f"the same tree in {100 * self.same_tree:.0f}% of {self.replicates} replicates"]
         for stage, (clusters, shares) in enumerate(zip(self.tree.partitions, self.nodes, strict=True)):
-            nodes = "; ".join(f"{', '.join(c)} ({100 * s:.0f}%)" for c, s in zip(clusters, shares, strict=True))
+            nodes = "; ".join(
+                f"{', '.join(map(visible, c))} ({100 * s:.0f}%)" for c, s in zip(clusters, shares, strict=True)
+            )
             lines.append(f"stage {stage}: {nodes}")
         return "\n".join(lines)
 

@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from branchnet.data.npz_files import NpzError, open_npz
 from branchnet.errors import DataError
 from branchnet.utils.progress import progress_bar
 
@@ -26,13 +27,19 @@ Channels = Sequence[float]
 _ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _BAR_FROM = 200
 
+# By name: of the other formats that Pillow knows, some start programs (EPS starts Ghostscript), whatever a file's name.
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+LONGEST_SIDE = 50
+"""So many times as long as the shorter side an image's longer side may be."""
+
 
 class ImageFolder(Sequence[Tensor]):
     """The images of a folder and its subfolders, in the order of their paths, read each time they are asked for.
 
     An image is turned as its EXIF orientation says, its shorter side is resized to `size` (bilinear, antialiased), and
-    the centre is cut out, as torchvision's `resize` and `center_crop` do. Other files than images, and hidden ones, are
-    ignored. A slice is an `ImageFolder` of fewer files.
+    the centre is cut out, as torchvision's `resize` and `center_crop` do. AVIF, BMP, GIF, ICO, JPEG, JPEG 2000, PNG,
+    PPM, TGA, TIFF and WebP are read, whichever of them a file is called; files with other suffixes, and hidden ones,
+    are ignored. A slice is an `ImageFolder` of fewer files.
 
     Args:
         folder: the folder.
@@ -46,7 +53,8 @@ class ImageFolder(Sequence[Tensor]):
 
     Raises:
         DataError: no such folder, no images in it, a size below 1, or a `std` that is not positive. Reading an image:
-            a file that is damaged, or has more than 8 bits a channel; the error names it.
+            a file that is damaged, of another format, has more than 8 bits a channel, or one side more than 50 times
+            as long as the other; the error names it.
     """
 
     def __init__(self, folder: Source, *, size: int = 224, mean: Channels = _ZERO, std: Channels = _ONE) -> None:
@@ -85,7 +93,8 @@ def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZE
         float32, (K, C, H, W), on the CPU.
 
     Raises:
-        DataError: as `ImageFolder`; a file that is not an .npz, is damaged, or has no array `images` of such a form.
+        DataError: as `ImageFolder`; a file that is not an .npz, is damaged, has no array `images` of such a form, or
+            expands more than 100 times when it is read.
     """
     path = Path(source)
     if path.is_dir():
@@ -93,7 +102,7 @@ def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZE
     mean, std = _checked_scale(mean, std)
     images = _load_array(path)
     if size is not None:
-        images = _resized(images, _checked_size(size))
+        images = _resized(images, _checked_size(size), f"{path}: each of 'images'")
     return torch.from_numpy(_scaled(images.numpy(), mean, std))
 
 
@@ -128,7 +137,8 @@ def _load_folder(folder: ImageFolder) -> Tensor:
 def _image_paths(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder" if folder.exists() else f"{folder} does not exist")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    readable = _readable()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable}
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     found = sorted(file for file in files if file.suffix.lower() in suffixes and not _hidden(file))
     if not found:
@@ -140,16 +150,23 @@ def _hidden(file: Path) -> bool:
     return any(name.startswith(".") for name in file.parts)
 
 
+def _readable() -> list[str]:
+    """The formats that are read, of which an older Pillow, or one built without a library, lacks some."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _read(path: Path, size: int) -> np.ndarray:
     """Pixels (size, size, 3) uint8."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_readable()) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has {image.mode} pixels; expected 8 bits a channel")
+            _check_sides(image.height, image.width, str(path))
             turned = ImageOps.exif_transpose(image).convert("RGB")
-            (height, width), top, left = _fit(turned.height, turned.width, size)
-            fitted = turned.resize((width, height), Image.Resampling.BILINEAR)
-            fitted = fitted.crop((left, top, left + size, top + size))
+            # Only what the crop shows is resized.
+            box = _crop_box(turned.height, turned.width, size)
+            fitted = turned.resize((size, size), Image.Resampling.BILINEAR, box=box)
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
@@ -160,23 +177,23 @@ def _read(path: Path, size: int) -> np.ndarray:
 def _load_array(path: Path) -> Tensor:
     if not path.exists():
         raise DataError(f"{path} does not exist")
+    name = f"{path}: 'images'"
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            names = list(stored.keys())
-            array = np.asarray(stored["images"]) if "images" in names else None
-    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        with open_npz(path) as stored:
+            header = stored.headers.get("images")
+            if header is None:
+                names = ", ".join(stored.headers) or "none"
+                raise DataError(f"{path} has the arrays {names}; expected one named 'images'")
+            _check_form(header.shape, header.dtype, name)
+            array = stored.read("images")
+    except NpzError as error:
         raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
-    if array is None:
-        raise DataError(f"{path} has the arrays {', '.join(names) or 'none'}; expected one named 'images'")
-    return _as_images(array, f"{path}: 'images'")
+    return _as_images(array, name)
 
 
 def _as_images(array: np.ndarray, name: str) -> Tensor:
-    if not len(array.shape) or not len(array):
-        raise DataError(f"{name} has shape {array.shape}; expected at least one image")
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"{name} is {array.dtype}; expected uint8 or floating point")
-    images = torch.from_numpy(np.ascontiguousarray(_channels_first(array, name), np.float32))
+    _check_form(array.shape, array.dtype, name)
+    images = torch.from_numpy(np.ascontiguousarray(_channels_first(array), np.float32))
     if array.dtype == np.uint8:
         return images.div_(255)
     if not images.isfinite().all():
@@ -184,24 +201,43 @@ def _as_images(array: np.ndarray, name: str) -> Tensor:
     return images
 
 
-def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 3:
-        return array[:, None]
-    first, last = array.ndim == 4 and array.shape[1] in (1, 3), array.ndim == 4 and array.shape[3] in (1, 3)
-    if first == last:
+def _check_form(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    if not shape or 0 in shape:
+        raise DataError(f"{name} has shape {shape}; expected at least one image, of at least one pixel")
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise DataError(f"{name} is {dtype}; expected uint8 or floating point")
+    first, last = len(shape) == 4 and shape[1] in (1, 3), len(shape) == 4 and shape[3] in (1, 3)
+    if len(shape) != 3 and first == last:
         which = ", which could be either" if first else ""
         raise DataError(
-            f"{name} has shape {array.shape}{which}; expected (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3"
+            f"{name} has shape {shape}{which}; expected (K, H, W), (K, H, W, C) or (K, C, H, W) with C = 1 or 3"
         )
-    return array if first else np.moveaxis(array, 3, 1)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3:
+        return array[:, None]
+    return array if array.shape[1] in (1, 3) else np.moveaxis(array, 3, 1)
+
+
+def _resized(images: Tensor, size: int, name: str) -> Tensor:
     height, width = images.shape[-2:]
+    _check_sides(height, width, name)
     shape, top, left = _fit(height, width, size)
-    if shape != images.shape[-2:]:
-        images = F.interpolate(images, shape, mode="bilinear", antialias=True)
-    return images[..., top : top + size, left : left + size].contiguous()
+    fitted = images.new_empty(*images.shape[:2], size, size)
+    for index, image in enumerate(images):  # one by one: what the crop leaves out can be far larger than the image
+        whole = (
+            F.interpolate(image[None], shape, mode="bilinear", antialias=True) if shape != (height, width) else image
+        )
+        fitted[index] = whole[..., top : top + size, left : left + size]
+    return fitted
+
+
+def _check_sides(height: int, width: int, name: str) -> None:
+    if max(height, width) > LONGEST_SIDE * min(height, width):
+        raise DataError(
+            f"{name} is {height} x {width} pixels; expected the longer side at most {LONGEST_SIDE} times the shorter"
+        )
 
 
 def _fit(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]:
@@ -209,6 +245,13 @@ def _fit(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]
     short = min(height, width)
     height, width = size * height // short, size * width // short
     return (height, width), round((height - size) / 2), round((width - size) / 2)
+
+
+def _crop_box(height: int, width: int, size: int) -> tuple[float, float, float, float]:
+    """What of an image becomes its central square: left, top, right, bottom in its own pixels."""
+    (fitted_height, fitted_width), top, left = _fit(height, width, size)
+    down, across = height / fitted_height, width / fitted_width
+    return left * across, top * down, min((left + size) * across, width), min((top + size) * down, height)
 
 
 def _scaled(images: np.ndarray, mean: Channels, std: Channels) -> np.ndarray:

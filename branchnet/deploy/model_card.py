@@ -12,6 +12,7 @@ from torch import Tensor
 from branchnet.clustering.budgets import tree_size
 from branchnet.clustering.trees.tree import Tree
 from branchnet.stages import Example, flat_example
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.builder.network.branched_network import BranchedNetwork
@@ -51,9 +52,9 @@ def model_card(
         tolerance: how large it may be.
         batches: the batch sizes at which it was looked for.
     """
-    tree = network.tree
+    tree, name, file = network.tree, visible(name), visible(file)
     inputs = [
-        f"| {title} | {_form(tensor, dynamic)} |"
+        f"| {_cell(title)} | {_form(tensor, dynamic)} |"
         for title, tensor in zip(input_names(example), flat_example(example), strict=True)
     ]
     given = [
@@ -72,7 +73,7 @@ def model_card(
             str(tree),
             "```",
             "",
-            f"Stages end at: {', '.join(network.locations)}.",
+            f"Stages end at: {', '.join(map(visible, network.locations))}.",
             "",
             "## Inputs",
             "",
@@ -121,8 +122,9 @@ def _costs(network: BranchedNetwork) -> list[str]:
 
 def _loading(format: str, file: str, name: str, example: Example, *, alone: bool) -> list[str]:
     named = isinstance(example, Mapping)
-    arguments = ", ".join(f"{title}={title}" if named else title for title in input_names(example))
-    feeds = ", ".join(f'"{title}": {title}.numpy()' for title in input_names(example))
+    titles = [visible(title) for title in input_names(example)]
+    arguments = ", ".join(f"{title}={title}" if named else title for title in titles)
+    feeds = ", ".join(f'"{title}": {title}.numpy()' for title in titles)
     code = {
         "pt2": [
             "import torch",
@@ -169,7 +171,7 @@ def _form(tensor: Tensor, dynamic: bool) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return visible(text.replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _device(network: BranchedNetwork) -> str:

@@ -19,6 +19,7 @@ from branchnet.deploy.weight_files import (
 )
 from branchnet.errors import CheckpointError
 from branchnet.specification.architecture import Architecture
+from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum
 
 ARCHITECTURE = "architecture.yaml"
@@ -42,7 +43,8 @@ def save(
             found; by default the network is described as it is.
 
     Raises:
-        CheckpointError: a specification of another tree, or with its tasks in another order.
+        CheckpointError: a specification of another tree, or with its tasks in another order; or a file that cannot be
+            written, as on a full disk: those that were there before are as they were.
 
     >>> import os, tempfile, torch, branchnet
     >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)
@@ -64,8 +66,13 @@ def save(
             "the network's order: the weights of nodes and heads are in that order"
         )
     record = write_record(branched, sha256=checksum(sorted(stored_tensors(branched).items())))
-    save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: record})
-    architecture.save(Path(directory) / ARCHITECTURE)
+    try:
+        # Written before the weights take their place, and renamed after: both files are of one network, or as before.
+        with atomic_write(Path(directory) / ARCHITECTURE) as written:
+            architecture.save(written)
+            save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: record})
+    except OSError as error:
+        raise CheckpointError(f"{Path(directory) / ARCHITECTURE} cannot be written: {error}") from error
 
 
 def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> BranchedNetwork:

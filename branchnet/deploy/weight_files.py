@@ -24,10 +24,16 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str], *, metadata: M
         module: any module.
         path: the file to write, atomically.
         metadata: texts by name to keep in the file's header.
+
+    Raises:
+        CheckpointError: the file cannot be written, as on a full disk; one that was there before is as it was.
     """
     kept = stored_tensors(module)
-    with atomic_write(path) as temporary:
-        save_file(kept, temporary, metadata=None if metadata is None else dict(metadata))
+    try:
+        with atomic_write(path) as temporary:
+            save_file(kept, temporary, metadata=None if metadata is None else dict(metadata))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{Path(path)} cannot be written: {error}") from error
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:

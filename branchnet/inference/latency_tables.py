@@ -29,6 +29,7 @@ from branchnet.inference.latency import Latency, compare_latency, measure_latenc
 from branchnet.inference.torch_compile import compiled_apart, compiler_problem, device_of, first_line, map_input
 from branchnet.stages import StagedNetwork, call, flat_example, split_all
 from branchnet.utils.progress import progress_bar
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.clustering import Tree
@@ -101,10 +102,10 @@ class LatencyTable:
     def __str__(self) -> str:
         rows = [["stage", *map(str, self.widths)]]
         for name, apart, together in zip(self.locations, self.unfused, self.fused, strict=True):
-            rows.append([name, *map(_spread, apart)])
+            rows.append([visible(name), *map(_spread, apart)])
             if any(together):
                 rows.append(["  fused", *map(_spread, together)])
-        rows += [[f"head of {task}", _spread(latency)] for task, latency in self.heads.items()]
+        rows += [[f"head of {visible(task)}", _spread(latency)] for task, latency in self.heads.items()]
         return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,16 +133,52 @@ class LatencyTable:
 
         Returns:
             the table.
+
+        Raises:
+            BuildError: something else than `to_dict` writes.
         """
-        return cls(
-            tuple(plain["tasks"]),
-            tuple(plain["locations"]),
-            tuple(plain["widths"]),
-            tuple(tuple(Latency(tuple(samples)) for samples in row) for row in plain["unfused"]),
-            tuple(tuple(None if s is None else Latency(tuple(s)) for s in row) for row in plain["fused"]),
-            {task: Latency(tuple(samples)) for task, samples in plain["heads"].items()},
-            plain["setting"],
-        )
+        try:
+            table = cls(
+                tuple(plain["tasks"]),
+                tuple(plain["locations"]),
+                tuple(plain["widths"]),
+                tuple(tuple(_latency(samples) for samples in row) for row in plain["unfused"]),
+                tuple(
+                    tuple(None if samples is None else _latency(samples) for samples in row) for row in plain["fused"]
+                ),
+                {task: _latency(samples) for task, samples in plain["heads"].items()},
+                plain["setting"],
+            )
+            whole = _is_whole(table)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise BuildError(
+                f"this is no latency table: {error!r}; expected what LatencyTable.to_dict wrote"
+            ) from error
+        if not whole:
+            raise BuildError(
+                "names, widths and samples do not fit each other; expected what LatencyTable.to_dict wrote"
+            )
+        return table
+
+
+def _latency(samples: Any) -> Latency:
+    if not samples or not all(type(seconds) in (int, float) and 0 <= seconds < math.inf for seconds in samples):
+        raise ValueError(f"{samples!r:.60} are no seconds")
+    return Latency(tuple(samples))
+
+
+def _is_whole(table: LatencyTable) -> bool:
+    """Whether there are as many rows as locations, as many entries as widths, and a head for each task."""
+    rows = [*table.unfused, *table.fused]
+    return (
+        all(isinstance(name, str) for name in (*table.tasks, *table.locations, table.setting))
+        and all(type(width) is int for width in table.widths)
+        and list(table.widths) == sorted(set(table.widths))
+        and len(table.tasks) >= table.widths[-1] >= table.widths[0] > 0
+        and len(table.unfused) == len(table.fused) == len(table.locations)
+        and all(len(row) == len(table.widths) for row in rows)
+        and set(table.heads) == set(table.tasks)
+    )
 
 
 def latency_table(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from branchnet.builder.network.branched_network import wanted_tasks
 from branchnet.builder.network.node import head_id, node_id
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.clustering import Tree
@@ -64,7 +65,7 @@ class Schedule:
         for stream, task in enumerate(self.tasks):
             mine = [step for step in self.steps if step.stream == stream]
             start = f"after {mine[0].reads}: " if stream else ""
-            lines.append(f"stream {stream} ({task}): {start}{', '.join(step.id for step in mine)}")
+            lines.append(f"stream {stream} ({visible(task)}): {start}{', '.join(step.id for step in mine)}")
         if len(self.tasks) > 1:
             lines.append(f"stream 0 waits for {', '.join(f'stream {s}' for s in range(1, len(self.tasks)))}")
         return "\n".join(lines)

@@ -89,7 +89,7 @@ def run(
 
     Raises:
         SpecError: options that are wrong, all of them named; fewer than two networks; unknown tasks.
-        DataError: images that cannot be read, or too few; a folder that is a file.
+        DataError: images that cannot be read, or too few; a folder that is a file, or that another run writes into.
         SplitError: networks without a common structure.
         BudgetError: a budget below the smallest tree; `smallest` says its size.
         TrainingError: a loss that diverges.
@@ -118,8 +118,7 @@ def run(
         donor=donor,
         seed=seed,
     )
-    workspace = Workspace(folder, quiet=quiet)
-    with ExitStack() as inside:
+    with Workspace(folder, quiet=quiet) as workspace, ExitStack() as inside:
         for network in networks.values():
             if isinstance(network, nn.Module):
                 inside.enter_context(evaluation_mode(network))

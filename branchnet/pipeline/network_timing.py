@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
+from branchnet.errors import DataError
 from branchnet.inference import CompiledNetwork, Latency, compare_latency, compile, compiler_problem
 from branchnet.inference.torch_compile import device_of, first_line
+from branchnet.pipeline.workspace import load_json
 
 REPEATS = 30
 Networks = Mapping[str, BranchedNetwork | SeparateNetworks]
@@ -47,6 +50,24 @@ def time_networks(
     return {
         how: {name: list(latencies[f"{how} {name}"].samples) for name in functions} for how, functions in runs.items()
     }
+
+
+def load_seconds(path: Path) -> Seconds:
+    """Read what `time_networks` returned, from a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    seconds: Any = load_json(path)
+    tables = [seconds, *seconds.values()] if isinstance(seconds, dict) else [None]
+    if all(isinstance(table, dict) for table in tables):
+        rows = [row for table in seconds.values() for row in table.values()]
+        if all(isinstance(row, list) and row and all(type(s) is float for s in row) for row in rows):
+            return cast(Seconds, seconds)
+    raise DataError(f"{path} holds other values than seconds by network; expected those of a run")
 
 
 def _compiled_runs(networks: Networks, example: Any, console: Console) -> dict[str, Callable[..., Any]]:

@@ -23,6 +23,7 @@ from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
 from branchnet.utils.tensor_digest import checksum
+from branchnet.utils.visible_text import invisible
 
 _HASHED_AT_ONCE = 64
 READ_TWICE = 8
@@ -103,7 +104,7 @@ def make_problem(
         The problem.
 
     Raises:
-        SpecError: fewer than two networks, unknown tasks or kinds.
+        SpecError: fewer than two networks, unknown tasks or kinds, a task whose name holds characters that nobody sees.
         DataError: images that cannot be read, or too few of them.
         BudgetError: a budget that cannot be read.
     """
@@ -152,6 +153,8 @@ def _check_tasks(
     if len(networks) < 2:
         raise SpecError(f"a branched network needs single-task networks of two tasks or more; given: {tasks or 'none'}")
     for task, network in networks.items():
+        if found := invisible(task):
+            raise SpecError(f"task {task!r} holds {', '.join(found)}, which nobody sees (remove it)")
         if not isinstance(network, nn.Module):
             raise SpecError(f"the network of {task!r} is a {type(network).__name__} (expected a torch.nn.Module)")
     if donor is not None and donor not in networks:

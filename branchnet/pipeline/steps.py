@@ -30,11 +30,11 @@ from branchnet.clustering import (
 from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
-from branchnet.inference import Latency, LatencyTable, compiler_problem, latency_table
-from branchnet.pipeline.network_timing import Seconds, time_networks
+from branchnet.inference import Latency, compiler_problem, latency_table
+from branchnet.pipeline.network_timing import Seconds, load_seconds, time_networks
 from branchnet.pipeline.problem import Problem
-from branchnet.pipeline.search_inputs import replicates_of
-from branchnet.pipeline.workspace import Workspace, load_json, save_json
+from branchnet.pipeline.search_inputs import read_latency, replicates_of
+from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.training import Metric, Teachers, distill, evaluate, reestimate_batchnorm
@@ -145,7 +145,7 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
         [problem.identity, list(first.locations), compiled, *problem.hardware],
         make=lambda _: latency_table(staged, problem.example, compiled=compiled, progress=True),
         save=lambda made, path: save_json(made.to_dict(), path),
-        load=lambda path: LatencyTable.from_dict(load_json(path)),
+        load=read_latency,
     )
     workspace.console.print(str(table), markup=False, highlight=False)
     return table.costs, table.head_costs
@@ -255,7 +255,7 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         [problem.identity, problem.compiled, tree_texts, *problem.hardware],
         make=lambda _: time_networks(everything, problem.example, workspace.console, compiled=problem.compiled),
         save=save_json,
-        load=load_json,
+        load=load_seconds,
     )
     comparison = Comparison(
         tuple(_compared(problem, trees, name, network, seconds) for name, network in everything.items()),

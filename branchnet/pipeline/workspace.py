@@ -1,7 +1,8 @@
 """A folder of results in which finished steps are found again: what makes a run resumable.
 
-Each step leaves one file, and next to it a record of what it was made from and of the file's content. A step whose
-record matches is read back; where the file is damaged or outdated, the step is made again.
+Each step leaves one file, and next to it a record of what it was made from and of the content that was written. A step
+whose record matches is read back; where the file or the record is damaged or outdated, the step is made again. From the
+first step on the folder is locked, so that two runs do not mix their results.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
-from branchnet.errors import DataError
-from branchnet.utils.files import write_text
+from branchnet.errors import BranchnetError, DataError
+from branchnet.utils.files import atomic_write, remove_orphans, write_text
 from branchnet.utils.version import __version__
 
 T = TypeVar("T")
 
 STEPS = ".steps"
+_LOCK = "lock"
+_HASHED_AT_ONCE = 2**20
 
 
 class Workspace:
     """Results of a run in `directory`, which is made with the first of them; without one nothing is kept.
+
+    Used as a context, it gives the folder free at the end; otherwise when the process ends.
 
     Attributes:
         directory: where the user finds the results, or None.
@@ -37,6 +44,17 @@ class Workspace:
         self.directory = None if directory is None else checked_folder(Path(directory))
         self.reused: list[str] = []
         self.console = Console(stderr=True, quiet=quiet)
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def step(
         self,
@@ -58,24 +76,53 @@ class Workspace:
 
         Returns:
             The result.
+
+        Raises:
+            DataError: another run is writing into the folder.
         """
         if self.directory is None:
             return make(None)
+        self._take(self.directory)
         path = self.directory / STEPS / name
         record = path.with_name(path.name + ".json")
         key = hashlib.sha256(json.dumps([__version__, name, inputs], sort_keys=True).encode()).hexdigest()
-        if path.exists() and record.exists() and json.loads(record.read_text()) == [key, _content_hash(path)]:
-            self.reused.append(name)
-            self.console.print(f"[dim]reused {name}[/dim]")
-            return load(path)
+        if _certified(path, record, key):
+            try:
+                result = load(path)
+            except BranchnetError as error:
+                message = f"{name} cannot be read back and is made again: {error}"
+                self.console.print(message, style="yellow", markup=False)
+            else:
+                self.reused.append(name)
+                self.console.print(f"[dim]reused {name}[/dim]")
+                return result
         unfinished = path.with_name(f"{name}.{key[:12]}.unfinished")
         for outdated in set(path.parent.glob(f"{name}.*.unfinished")) - {unfinished}:
             outdated.unlink()
         result = make(unfinished)
-        save(result, path)
-        write_text(record, json.dumps([key, _content_hash(path)]))
+        with atomic_write(path) as written:
+            save(result, written)
+            content = _content_hash(written)  # of what was written here, whoever else may write to `path`
+        write_text(record, json.dumps([key, content]))
         unfinished.unlink(missing_ok=True)
         return result
+
+    def _take(self, directory: Path) -> None:
+        """Lock the folder, once, and remove what killed runs have left in it."""
+        if self._lock is not None:
+            return
+        (directory / STEPS).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / STEPS / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise DataError(
+                f"another run is writing into {directory}; expected one at a time: wait for its end, or name another "
+                "folder"
+            ) from error
+        self._lock = lock
+        for folder in (directory, directory / STEPS):
+            remove_orphans(folder)
 
 
 def checked_folder(directory: Path) -> Path:
@@ -102,9 +149,34 @@ def save_json(value: Any, path: Path) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The value.
+
+    Raises:
+        DataError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON file, or it is damaged: {error}") from error
+
+
+def _certified(path: Path, record: Path, key: str) -> bool:
+    """Whether the record says that the file was made from these inputs, with the content that it has."""
+    try:
+        return bool(load_json(record) == [key, _content_hash(path)])
+    except (FileNotFoundError, DataError):
+        return False
 
 
 def _content_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_HASHED_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()

@@ -24,7 +24,7 @@ from branchnet.reporting.cost_tables import (
     summary_table,
     task_table,
 )
-from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, network_costs
+from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, network_costs, uncounted_note
 from branchnet.reporting.tables import Table
 from branchnet.reporting.units import milliseconds, percent, si
 from branchnet.utils.files import write_text
@@ -79,6 +79,8 @@ class Report:
             ("multiply-adds", costs.flops, costs.separate_flops),
         ):
             lines.append(f"{name}: {si(size)}, {percent(size / alone)} of {len(costs.tasks)} separate networks")
+        if costs.uncounted:
+            lines.append(uncounted_note(costs.uncounted))
         if self.latencies:
             median = self.latencies["branched"].median
             ratio = self.latencies[self.baseline].median / median
@@ -128,6 +130,7 @@ class Report:
             "reference_flops": costs.reference_flops,
             "activation_bytes": costs.activation_bytes,
             "uncounted": list(costs.uncounted),
+            "only_here": dict(costs.only_here),
             "nodes": [asdict(node) for node in costs.nodes],
             "stages": [asdict(total) for total in costs.per_stage()],
             "branches": [asdict(total) for total in costs.per_branch()],

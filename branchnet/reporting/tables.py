@@ -12,6 +12,8 @@ from typing import Any
 import rich.table
 from rich.text import Text
 
+from branchnet.utils.visible_text import visible
+
 Cell = str | int | float | None
 
 
@@ -60,11 +62,11 @@ class Table:
     def to_rich(self, caption: str = "") -> rich.table.Table:
         """Return the table for the terminal."""
         table = rich.table.Table(
-            title=Text(self.title), caption=Text(caption) if caption else None, title_justify="left"
+            title=Text(visible(self.title)), caption=Text(caption) if caption else None, title_justify="left"
         )
         table.caption_justify = "left"
         for column, numeric in zip(self.columns, self._numeric(), strict=True):
-            table.add_column(Text(column.heading), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(visible(column.heading)), justify="right" if numeric else "left", overflow="fold")
         for i, row in enumerate(self.rows):
             table.add_row(*map(Text, self._texts(row)), style="bold" if i in self.strong else None)
         return table
@@ -88,7 +90,7 @@ class Table:
         """Return a table element with a caption; everything is escaped."""
         classes = [' class="n"' if numeric else "" for numeric in self._numeric()]
         head = "".join(
-            f"<th scope=col{css}>{html.escape(column.heading)}</th>"
+            f"<th scope=col{css}>{html.escape(visible(column.heading))}</th>"
             for column, css in zip(self.columns, classes, strict=True)
         )
         rows = "".join(
@@ -97,7 +99,7 @@ class Table:
             + "</tr>"
             for i, row in enumerate(self.rows)
         )
-        caption = html.escape(self.title)
+        caption = html.escape(visible(self.title))
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def to_records(self) -> list[dict[str, Cell]]:
@@ -105,7 +107,7 @@ class Table:
         return [{c.key: cell for c, cell in zip(self.columns, row, strict=True)} for row in self.rows]
 
     def _texts(self, row: Sequence[Cell]) -> list[str]:
-        return [column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
+        return [visible(column.text(cell)) for column, cell in zip(self.columns, row, strict=True)]
 
     def _numeric(self) -> list[bool]:
         cells = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)
@@ -113,5 +115,5 @@ class Table:
 
 
 def _markdown(text: str) -> str:
-    escaped = html.escape(text, quote=False).replace("\\", "\\\\").replace("|", "\\|")
+    escaped = html.escape(visible(text), quote=False).replace("\\", "\\\\").replace("|", "\\|")
     return escaped.replace("\n", " ").replace("*", "\\*").replace("_", "\\_").replace("`", "\\`")

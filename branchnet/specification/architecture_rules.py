@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 from branchnet.specification.sections import InputSection
 from branchnet.utils.document_keys import Keys
+from branchnet.utils.visible_text import invisible
 
 
 def name_problems(section: str, names: Sequence[str]) -> list[tuple[Keys, str]]:
-    """List names in a section that are empty, or occur more than once."""
+    """List names in a section that are empty, occur more than once, or hold characters that nobody sees."""
     empty = [((section, i), "is empty") for i, name in enumerate(names) if not name]
     twice = [((section, i), f"{name!r} occurs twice") for i, name in enumerate(names) if name in names[:i]]
-    return [*empty, *twice]
+    hidden = [
+        ((section, i), f"{name!r} holds {', '.join(found)}, which nobody sees (remove it)")
+        for i, name in enumerate(names)
+        if (found := invisible(name))
+    ]
+    return [*empty, *twice, *hidden]
 
 
 def input_problems(section: InputSection | Sequence[InputSection] | None) -> list[tuple[Keys, str]]:

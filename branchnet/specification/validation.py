@@ -75,9 +75,10 @@ def _all_problems(model_class: type[BaseModel], data: Any) -> list[tuple[Keys, s
 
 def model_problems(error: ValidationError, model_class: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
     """Yield the place and the text of every problem that a pydantic error reports."""
-    for detail in islice(error.errors(include_url=False), MAX_PROBLEMS):
-        if detail["type"] == "too_short" and detail["input"]:
-            continue  # an item is wrong, which pydantic reports by itself
+    details = list(islice(error.errors(include_url=False), MAX_PROBLEMS))
+    for detail in details:
+        if detail["type"] == "too_short" and any(_lies_in(detail["loc"], other["loc"]) for other in details):
+            continue  # pydantic counts an entry that is wrong, and reported by itself, as missing
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, RuleError):
             for keys, text in cause.problems:
@@ -86,12 +87,17 @@ def model_problems(error: ValidationError, model_class: type[BaseModel]) -> Iter
             yield detail["loc"], _text(detail, model_class)
 
 
+def _lies_in(place: Keys, other: Keys) -> bool:
+    return len(other) > len(place) and other[: len(place)] == place
+
+
 def _text(detail: Any, model_class: type[BaseModel]) -> str:
     kind, value, key = detail["type"], detail["input"], detail["loc"][-1] if detail["loc"] else ""
     if kind == "missing":
         return "is missing"
     if kind == "too_short":
-        return "is empty (expected at least one entry)"
+        found = f"has {_entries(len(value))}" if value else "is empty"
+        return f"{found} (expected at least {_entries(detail['ctx']['min_length'])})"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(key), sorted(_field_names(model_class) - {key}), n=1)
         return f"unknown key (did you mean {near[0]}?)" if near else "unknown key (remove it)"
@@ -101,6 +107,10 @@ def _text(detail: Any, model_class: type[BaseModel]) -> str:
     if kind == "value_error":
         return str(detail["msg"]).removeprefix("Value error, ")
     return f"{_short(value)} is wrong: {detail['msg'].replace('Input should be', 'expected').replace('Input', 'it')}"
+
+
+def _entries(count: int) -> str:
+    return "one entry" if count == 1 else f"{count} entries"
 
 
 def _short(value: Any) -> str:

@@ -155,6 +155,7 @@ def _costs(plan: _Plan, stages: Sequence[Stage], names: Sequence[str]) -> list[S
                 sum(fact.flops for fact in facts),
                 sum(fact.activation_bytes for fact in facts),
                 sum(form.bytes for form in forms if isinstance(form, TensorForm)),
+                tuple(sorted({operator for fact in facts for operator in fact.uncounted})),
             )
         )
     return costs

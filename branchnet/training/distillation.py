@@ -29,7 +29,7 @@ from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, History, optimize
-from branchnet.training.run_identity import content_hash, network_hash, samples_hash, teachers_hash
+from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.teachers import Teachers
 
 

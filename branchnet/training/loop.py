@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
-from branchnet.training.checkpoint import Checkpoint, Run, State
 from branchnet.training.loss_parameters import check_all_trained
-from branchnet.training.run_identity import Identity
+from branchnet.training.resuming.checkpoint import Checkpoint, Run, State
+from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded

@@ -19,7 +19,7 @@ from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.labels import labels_of
 from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Group, History, optimize
 from branchnet.training.loss_parameters import loss_modules, loss_parameters
-from branchnet.training.run_identity import content_hash, labels_hash, losses_hash, network_hash, samples_hash
+from branchnet.training.resuming.run_identity import content_hash, labels_hash, losses_hash, network_hash, samples_hash
 
 Loss = Callable[[Any, Tensor], Tensor]
 

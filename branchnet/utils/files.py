@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = ".branchnet-"
+_LONGEST_STEM = 40
 
 
 @contextmanager
@@ -14,6 +18,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that it is there whole or not at all.
 
     The temporary keeps the suffix of `path`, for writers that choose a format by it. Missing parent folders are made.
+    A run that is killed leaves its temporary behind, see `remove_orphans`.
 
     Args:
         path: the file to write.
@@ -23,7 +28,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    prefix = f"{_TEMPORARY}{target.stem.removeprefix(_TEMPORARY)[:_LONGEST_STEM]}-"
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=target.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -47,6 +53,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_orphans(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove the temporaries of runs that were killed.
+
+    Args:
+        folder: where files are written with `atomic_write`; it need not exist. Nobody else may be writing there, but
+            to temporaries that are younger than `older_than`.
+        older_than: seconds since a temporary was last written to.
+    """
+    latest = time.time() - older_than
+    for temporary in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(FileNotFoundError):  # another run removes them, too
+            if temporary.is_file() and temporary.stat().st_mtime <= latest:
+                temporary.unlink()
 
 
 def _umask() -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
@@ -77,6 +80,33 @@ def test_damage_is_noticed_and_mended(tmp_path: Path, caplog: pytest.LogCaptureF
     caplog.clear()
     rsa(networks, images(12), cache=tmp_path)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", "shape", "type"])
+def test_an_entry_with_the_right_checksum_and_another_content_is_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | str
+) -> None:
+    networks = {f"task{seed}": small_cnn(seed) for seed in range(2)}
+    reference = rsa(networks, images(12), cache=tmp_path)
+    entry = sorted(tmp_path.glob("*.rdm"))[0]
+    if isinstance(content, str):
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros(5 if content == "shape" else 66, float if content == "shape" else int))
+        content = buffer.getvalue()
+    entry.write_bytes(hashlib.blake2b(content, digest_size=32).digest() + content)
+    with caplog.at_level(logging.WARNING, "branchnet"):
+        again = rsa(networks, images(12), cache=tmp_path)
+    assert f"{entry} is damaged" in caplog.text
+    np.testing.assert_array_equal(again.values, reference.values)
+
+
+def test_old_temporaries_of_killed_runs_are_removed_and_young_ones_stay(tmp_path: Path) -> None:
+    for name in ("old", "young"):
+        (tmp_path / f".branchnet-{name}.rdm").write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(tmp_path / ".branchnet-old.rdm", (two_days_ago, two_days_ago))
+    rsa({f"task{seed}": small_cnn(seed) for seed in range(2)}, images(12), cache=tmp_path)
+    assert [path.name for path in tmp_path.glob(".branchnet-*")] == [".branchnet-young.rdm"]
 
 
 def test_killed_run_resumes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import shutil
 import subprocess
 import sys
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ import branchnet
 from branchnet import Architecture, BranchedNetwork, Tree
 from branchnet.deploy import Exported, load_weights
 from branchnet.deploy import exporting as exporting_module
+from branchnet.deploy.model_card import model_card
 from branchnet.errors import BuildError
 from tests.builder.toys import KINDS, images, networks, split_networks
 
@@ -185,6 +187,24 @@ def test_a_subset_holds_only_the_nodes_that_it_needs(branched: BranchedNetwork, 
     program = torch.export.load(tmp_path / "one.pt2")
     single = networks()["scene"]
     assert sum(p.numel() for p in program.parameters()) == sum(p.numel() for p in single.parameters())
+
+
+def test_nothing_on_the_card_is_hidden(branched: BranchedNetwork) -> None:
+    text = model_card(
+        branched,
+        {"im\x1b[31mage": torch.rand(1, 3, 32, 32)},
+        name="na\u202eme",
+        format="onnx",
+        file="fi\nle.onnx",
+        dynamic=True,
+        outputs={"dep\x1bth\u2066": torch.rand(1, 2)},
+        difference={"dep\x1bth\u2066": 0.0},
+        tolerance=1e-4,
+        batches=[1],
+    )
+    assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]
+    for shown in (r"# na\u202eme", r"`fi\nle.onnx`", r'"im\u001b[31mage": im', r"| dep\\u001bth\\u2066 | batch x 2"):
+        assert shown in text
 
 
 def test_the_card_says_what_it_is(branched: BranchedNetwork, pt2: Exported) -> None:

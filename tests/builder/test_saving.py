@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,12 @@ from torch import nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.deploy import save_weights
+from branchnet.deploy import load_weights, save_weights
 from branchnet.deploy.checkpoint_metadata import read_record, write_record
 from branchnet.deploy.weight_files import checksum, file_checksum, read_metadata
-from branchnet.errors import CheckpointError, SpecError
+from branchnet.errors import BranchnetError, CheckpointError, SpecError
 from tests.builder.toys import KINDS, LOCATIONS, images, split_networks
+from tests.damage import damaged
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)
@@ -34,6 +38,25 @@ def test_round_trip_gives_the_same_outputs(tmp_path: Path) -> None:
     with torch.no_grad():
         expected, found = branched(images()), loaded(images())
     assert all(torch.equal(found[task], expected[task]) for task in TASKS)
+
+
+def test_loading_gives_no_warning_that_python_could_turn_into_an_error(tmp_path: Path) -> None:
+    branched = branchnet.build(TREE, split_networks())
+    branchnet.save(branched, tmp_path)
+    code = (
+        "import sys, torch, branchnet\n"
+        "network = branchnet.load(sys.argv[1])\n"
+        "alone = branchnet.create('branchnet:scene_network', outputs=1, width=2)\n"
+        "print(len(branchnet.split(alone, torch.rand(2, 3, 32, 32)).costs) > 0)\n"
+        "print(sum(float(output.detach().sum()) for output in network(torch.ones(1, 3, 32, 32)).values()))\n"
+        "import fvcore.nn.focal_loss  # its import was not broken off"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = sum(float(output.sum()) for output in branched.eval()(torch.ones(1, 3, 32, 32)).values())
+    counted, found = done.stdout.split()
+    assert counted == "True" and float(found) == pytest.approx(expected, abs=1e-4)
 
 
 def test_networks_without_a_constructor_must_be_passed(tmp_path: Path) -> None:
@@ -209,3 +232,68 @@ def test_a_specification_with_its_tasks_in_another_order_is_refused(tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"lists the tasks as \['count', 'scene', 'edges', 'depth'\]"):
         branchnet.save(branched, tmp_path, architecture=other)
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes into a file."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [10, 20_000])  # neither file, or the specification alone, can be written
+def test_a_full_disk_leaves_both_files_as_they_were(kept: BranchedNetwork, tmp_path: Path, size: int) -> None:
+    other = branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), split_networks())
+    for folder, before in ((tmp_path / "new", None), (tmp_path / "old", other)):
+        if before is not None:
+            branchnet.save(before, folder)
+        files = {path.name: path.read_bytes() for path in folder.glob("*")}
+        with full_disk(size), pytest.raises(CheckpointError, match=f"{re.escape(str(folder))}.* cannot be written"):
+            branchnet.save(kept, folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def damaged_weights_are_refused(folder: Path, count: int) -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    path = folder / "w.safetensors"
+    save_weights(module, path, metadata={"branchnet": "{}"})
+    for content in damaged(path.read_bytes(), count):
+        path.write_bytes(content)
+        for read in (read_metadata, file_checksum, lambda path: load_weights(module, path)):
+            with suppress(CheckpointError):
+                read(path)
+
+
+def damaged_records_are_refused(kept: BranchedNetwork, count: int) -> None:
+    for content in damaged(write_record(kept).encode(), count):
+        with suppress(CheckpointError):
+            read_record(content.decode(errors="replace"), kept)
+
+
+def damaged_folders_are_refused(kept: BranchedNetwork, folder: Path, count: int) -> None:
+    branchnet.save(kept, folder)
+    for name in ("architecture.yaml", "weights.safetensors"):
+        whole = (folder / name).read_bytes()
+        for content in damaged(whole, count):
+            (folder / name).write_bytes(content)
+            with suppress(BranchnetError):
+                branchnet.load(folder)
+        (folder / name).write_bytes(whole)
+
+
+def test_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
+    damaged_weights_are_refused(tmp_path, 300)
+    damaged_records_are_refused(kept, 300)
+    damaged_folders_are_refused(kept, tmp_path, 10)
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
+    damaged_weights_are_refused(tmp_path, 5000)
+    damaged_records_are_refused(kept, 5000)
+    damaged_folders_are_refused(kept, tmp_path, 200)

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import branchnet
 from branchnet import Affinity, Architecture, RunResult, Tree
 from branchnet.cli.commands.search import SearchOptions
+from branchnet.cli.loading import read_config
 from branchnet.data import load_images
 from branchnet.deploy import load_weights
 from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
@@ -55,6 +57,22 @@ def images(made: Path) -> torch.Tensor:
 def result(made: Path, networks: dict[str, nn.Module], images: torch.Tensor) -> RunResult:
     """A run from Python into a folder."""
     return branchnet.run(networks, images, "60% params", folder=made / "python", **QUICK)
+
+
+def test_a_config_of_one_network_is_named(walker: Walker, made: Path) -> None:
+    config = yaml.safe_load((made / "run.yaml").read_text())
+    first = next(iter(config["networks"]))
+    one = made / "one.yaml"
+    one.write_text(yaml.safe_dump({**config, "networks": {first: config["networks"][first]}}))
+    with pytest.raises(SpecError, match=r"one\.yaml:\d+:\d+: networks: has one entry \(expected at least 2 entries\)"):
+        read_config(one)
+    one.write_text(yaml.safe_dump({**config, "networks": {}}))
+    with pytest.raises(SpecError, match=r"networks: is empty \(expected at least 2 entries\)"):
+        read_config(one)
+    one.write_text(yaml.safe_dump({**config, "networks": {first: config["networks"][first], "other": {"factory": 5}}}))
+    with pytest.raises(SpecError) as refused:
+        read_config(one)
+    assert [problem.split(": ", 1)[1][:22] for problem in refused.value.problems] == ["networks.other.factory"]
 
 
 def measured(found: dict[str, Any]) -> dict[str, Any]:

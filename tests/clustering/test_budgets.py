@@ -1,14 +1,19 @@
 """Budgets, their text, and sizes of trees."""
 
 import json
+import warnings
 
+import numpy as np
 import pytest
 
-from branchnet.clustering import Budget, Tree, tree_size
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import Budget, Tree, pareto_front, search, tree_size
 from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
 from tests.clustering.toys import facts_rows
 
+TRANSFORM = StageCosts((StageCost("a", 10, 0, uncounted=("_fft_r2c",)), StageCost("b", 30, 50)))
+HEADS = {"x": StageCost("head", 1, 1, uncounted=("linalg_inv_ex",)), "y": StageCost("head", 1, 1)}
 COSTS = StageCosts((StageCost("a", 10, 100), StageCost("b", 30, 50)))
 
 
@@ -72,3 +77,17 @@ def test_refuses_costs_that_do_not_fit() -> None:
         tree_size(tree, COSTS, head_costs={"x": 1.0, "y": 1.0, "w": 1.0})
     with pytest.raises(BudgetError, match="2 stages"):
         tree_size(tree, [1.0, 1.0, 1.0])
+
+
+def test_a_search_in_flops_names_what_they_count_as_nothing() -> None:
+    affinity = Affinity(["x", "y"], ["a", "b"], np.full((2, 2, 2), 0.5) + 0.5 * np.eye(2))
+    with pytest.warns(UserWarning, match="_fft_r2c, linalg_inv_ex, which have no formula"):
+        result = search(affinity, TRANSFORM, "90% flops", head_costs=HEADS)
+    assert result.uncounted == ("_fft_r2c", "linalg_inv_ex")
+    with pytest.warns(UserWarning, match="_fft_r2c, which have no formula"):
+        front = pareto_front(affinity, TRANSFORM, unit="flops")
+    assert all(point.uncounted == ("_fft_r2c",) for point in front)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert search(affinity, TRANSFORM, "90% params", head_costs=HEADS).uncounted == ()
+        assert search(affinity, COSTS, "90% flops").uncounted == ()

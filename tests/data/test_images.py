@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from branchnet import DataError
+from branchnet import BranchnetError, DataError
 from branchnet.data import ImageFolder, load_images, to_images
+from tests.damage import damaged
 
 
 def _photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +42,7 @@ def test_files_come_in_sorted_order_and_unchanged_at_their_own_size(folder: Path
     assert torch.equal(images[-1], images[2])
 
 
-@pytest.mark.parametrize("shape", [(48, 64), (90, 60)])
+@pytest.mark.parametrize("shape", [(48, 64), (90, 60), (40, 501), (20, 33)])
 def test_resizing_agrees_with_torchvision(tmp_path: Path, shape: tuple[int, int]) -> None:
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0)), shape)
     pixels = (smooth[0].permute(1, 2, 0) * 255).byte().numpy()
@@ -58,7 +61,7 @@ def test_mean_and_std(folder: Path) -> None:
     np.savez(folder / "images.npz", images=np.zeros((2, 5, 6), np.uint8))
     with pytest.raises(DataError, match="have 3 numbers; expected 1, one for each channel"):
         load_images(folder / "images.npz", mean=mean, std=std)
-    with pytest.raises(DataError, match=r"std \(1, 0, 1\)"):
+    with pytest.raises(DataError, match=r"std=\(1, 0, 1\)"):
         ImageFolder(folder, std=(1, 0, 1))
 
 
@@ -102,9 +105,87 @@ def test_text_with_the_name_of_an_image_is_named(folder: Path) -> None:
         load_images(folder, size=16)
 
 
+def test_the_crop_is_what_pillow_cuts_out_of_the_whole_resized_image(tmp_path: Path) -> None:
+    for number, (height, width) in enumerate([(300, 400), (97, 61), (30, 1001), (16, 16), (200, 50)]):
+        pixels = _photo(height, width, number)
+        Image.fromarray(pixels).save(tmp_path / "image.png")
+        scale = 32 / min(height, width)
+        whole = Image.fromarray(pixels).resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
+        left, top = round((whole.width - 32) / 2), round((whole.height - 32) / 2)
+        expected = np.asarray(whole.crop((left, top, left + 32, top + 32)), int)
+        found = (load_images(tmp_path, size=32)[0].permute(1, 2, 0).numpy() * 255).round().astype(int)
+        assert np.abs(found - expected).max() <= 1
+
+
+def test_a_postscript_file_with_the_name_of_a_photo_starts_no_program(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **_: started.append(arguments))
+    (folder / "photo.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match=r"photo\.jpg cannot be read as an image"):
+        load_images(folder, size=16)
+    assert not started
+    (folder / "photo.jpg").rename(folder / "drawing.eps")
+    assert len(ImageFolder(folder)) == 3
+
+
+def test_images_far_longer_than_wide_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    Image.new("L", (60_000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(DataError, match=r"line\.png is 1 x 60000 pixels; expected the longer side at most 50 times"):
+        load_images(tmp_path, size=224)
+    (tmp_path / "line.png").unlink()
+    Image.new("L", (3, 150), 255).save(tmp_path / "strip.png")
+    assert torch.equal(load_images(tmp_path, size=8), torch.ones(1, 3, 8, 8))
+    np.savez(tmp_path / "images.npz", images=np.zeros((2, 1, 600), np.uint8))
+    with pytest.raises(DataError, match="is 1 x 600 pixels"):
+        load_images(tmp_path / "images.npz", size=8)
+
+
+def test_an_array_is_refused_by_its_header(tmp_path: Path) -> None:
+    """The data are damaged, too, and not read before the shape is compared."""
+    for shape, message in (((200, 5, 7, 9), r"shape \(200, 5, 7, 9\)"), ((200, 3, 7, 15), "CRC")):
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        np.savez(tmp_path / "images.npz", images=pixels)
+        content, data = (tmp_path / "images.npz").read_bytes(), pixels[150:152].tobytes()
+        assert content.count(data) == 1
+        (tmp_path / "images.npz").write_bytes(content.replace(data, bytes(len(data))))
+        with pytest.raises(DataError, match=message):
+            load_images(tmp_path / "images.npz")
+
+
+def damaged_images_are_refused(folder: Path, count: int) -> None:
+    whole = folder / "whole"
+    whole.mkdir()
+    for suffix in ("png", "jpg", "gif", "tiff", "webp", "bmp"):
+        Image.fromarray(_photo(12, 17)).save(whole / f"image.{suffix}")
+    np.savez_compressed(whole / "images.npz", images=_photo(12, 17)[None])
+    for original in sorted(whole.iterdir()):
+        place = folder / original.suffix
+        place.mkdir()
+        source = place / original.name
+        for content in damaged(original.read_bytes(), count):
+            source.write_bytes(content)
+            with suppress(BranchnetError):
+                images = load_images(source if original.suffix == ".npz" else place, size=8)
+                assert images.shape[-2:] == (8, 8)
+                assert images.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it repairs
+def test_damaged_files_raise_only_our_error(tmp_path: Path) -> None:
+    damaged_images_are_refused(tmp_path, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_thousands_of_damaged_files_raise_only_our_error(tmp_path: Path) -> None:
+    damaged_images_are_refused(tmp_path, 5000)
+
+
 def test_pixels_of_sixteen_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match=r"deep\.png has I;16 pixels"):
+    with pytest.raises(DataError, match=r"deep\.png has I(;16)? pixels"):
         load_images(tmp_path)
 
 
@@ -137,13 +218,19 @@ def _objects() -> np.ndarray:
         ({"images": np.full((2, 4, 4), np.nan)}, "has NaN or infinite values"),
         ({"images": np.zeros((2, 4))}, r"has shape \(2, 4\); expected"),
         ({"images": np.zeros((2, 3, 5, 3))}, r"has shape \(2, 3, 5, 3\), which could be either; expected"),
-        ({"images": _objects()}, "cannot be read as an .npz file"),
+        ({"images": _objects()}, "'images' is object; expected uint8"),
+        ({"images": np.zeros((2, 0, 4))}, "of at least one pixel"),
     ],
 )
 def test_arrays_that_are_no_images(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "images.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message):
         load_images(tmp_path / "images.npz")
+
+
+def test_other_arrays_in_the_file_do_not_matter(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=_photo(4, 5)[None], names=_objects())
+    assert load_images(tmp_path / "images.npz").shape == (1, 3, 4, 5)
 
 
 def test_a_cut_off_array_file_is_named(tmp_path: Path) -> None:
@@ -169,7 +256,7 @@ def test_images_in_memory_become_what_networks_take(as_tensor: bool) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 5, 8, 8), np.float32), "no .*with C = 1 or 3"),
+        (np.zeros((2, 5, 8, 8), np.float32), r"shape \(2, 5, 8, 8\); expected .* with C = 1 or 3"),
         (np.zeros((2, 3, 8, 3), np.float32), "could be"),
         (np.zeros((2, 3, 8, 8), np.int64), "int64"),
         (np.full((2, 3, 8, 8), np.nan, np.float32), "NaN"),

@@ -111,3 +111,24 @@ def test_every_task_is_named_in_the_drawings(n_tasks):
     for drawing in drawings.values():
         svg = inline_svg(drawing, "p", "")[0]
         assert all(f">{task}<" in svg for task in tasks)
+
+
+def test_nothing_in_a_picture_is_hidden(tmp_path):
+    """Control characters are no XML at all; others would turn the direction of what follows."""
+    task, shown = "a\x1b\u202eb\x00", r"a\u001b\u202eb\u0000"
+    tree = Tree([task, "c"], [[[task, "c"]], [[task], ["c"]]])
+    values = np.full((2, 2, 2), 0.5)
+    affinity = Affinity([task, "c"], [task, "y"], values)
+    latency = {task: Latency((0.1, 0.2)), "separate": Latency((0.3,))}
+    drawn = [
+        draw_tree(tree_plot_data(tree, stage_params=[1, 2], locations=[task, "y"])),
+        draw_affinity(affinity_plot_data(affinity)),
+        draw_latency(latency_plot_data(latency)),
+    ]
+    for number, picture in enumerate(drawn):
+        save_figure(picture, tmp_path / f"{number}.svg")
+        svg, _ = inline_svg(picture, "x", task)
+        for text in ((tmp_path / f"{number}.svg").read_text("utf-8"), svg):
+            assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
+            ET.fromstring(text.replace("xlink:href", "href"))  # HTML knows the prefix
+        assert shown in svg

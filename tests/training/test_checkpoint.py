@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import branchnet
 from branchnet.errors import BranchnetError, CheckpointError, TrainingError
 from branchnet.training import History
-from branchnet.training.checkpoint import digest
 from branchnet.training.loop import sample_indices
+from branchnet.training.resuming.checkpoint import digest
 
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
@@ -213,7 +213,7 @@ def test_a_folder_and_a_file_that_cannot_be_written_are_named(tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("branchnet.training.checkpoint.torch.save", full)
+    monkeypatch.setattr("branchnet.training.resuming.checkpoint.torch.save", full)
     with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
         train(network(), tmp_path / "run.pt")
     assert not list(tmp_path.iterdir())

@@ -147,7 +147,9 @@ def test_checkpoints_are_written_every_thirty_seconds_or_as_asked(
     now, file = [next(clock)], tmp_path / "run.pt"
     monkeypatch.setattr("branchnet.training.loop.time.monotonic", lambda: now[0])
     written: list[int] = []
-    monkeypatch.setattr("branchnet.training.checkpoint.torch.save", lambda content, _: written.append(content["step"]))
+    monkeypatch.setattr(
+        "branchnet.training.resuming.checkpoint.torch.save", lambda content, _: written.append(content["step"])
+    )
     net = network()
 
     def losses(index: Tensor) -> Mapping[str, Tensor]:

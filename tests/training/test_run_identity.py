@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from branchnet.data.samples import read_samples
-from branchnet.training.code_hash import code_hash
-from branchnet.training.run_identity import labels_hash, network_hash, samples_hash, spread, teachers_hash
+from branchnet.training.resuming.code_hash import code_hash
+from branchnet.training.resuming.run_identity import labels_hash, network_hash, samples_hash, spread, teachers_hash
 
 X = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
 FACTOR = 3.0
@@ -138,8 +138,8 @@ def test_another_process_finds_the_same_hashes(tmp_path: Path) -> None:
             import torch, torch.nn.functional as F
             from torch import nn
             from branchnet.data.samples import read_samples
-            from branchnet.training.code_hash import code_hash
-            from branchnet.training.run_identity import labels_hash, samples_hash
+            from branchnet.training.resuming.code_hash import code_hash
+            from branchnet.training.resuming.run_identity import labels_hash, samples_hash
 
             class Loss(nn.Module):
                 def __init__(self):

@@ -2,7 +2,7 @@
 
 An entry's name is a hash of the network's weights and code up to the location, the probe's content, the settings and
 the version. An entry is written to a temporary next to it and renamed, so concurrent runs lose nothing; it starts
-with a checksum, and one that does not fit its content is computed again.
+with a checksum, and one that does not fit its content, or holds no array, is computed again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from torch import nn
 
 from branchnet.affinity.features.extraction import Transform
 from branchnet.affinity.networks import Member
+from branchnet.data.npz_files import NpzError, read_npy
 from branchnet.errors import AffinityError
-from branchnet.utils.files import atomic_write
+from branchnet.utils.files import atomic_write, remove_orphans
 from branchnet.utils.version import __version__
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _CHECKSUM_BYTES = 32
+_ORPHANED_AFTER = 24 * 3600.0
+"""Seconds: other runs may be writing into the folder, but none for so long at one entry."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,17 @@ class Cache:
     folder: Path
     keys: tuple[str, ...]
 
-    def read(self, location: int, kept_as: str) -> npt.NDArray[np.floating] | None:
-        """The entry of a location, or None; a damaged one is reported."""
+    def read(self, location: int, kept_as: str, shape: tuple[int, ...]) -> npt.NDArray[np.floating] | None:
+        """The entry of a location, or None; a damaged one, or one of another shape, is reported."""
         path = self._path(location, kept_as)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        if _checksum(content[_CHECKSUM_BYTES:]) != content[:_CHECKSUM_BYTES]:
+        checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+        array = _floats(data, shape) if _checksum(data) == checksum else None
+        if array is None:
             logger.warning("the cache entry %s is damaged; it is computed again", path)
-            return None
-        array: npt.NDArray[np.floating] = np.load(io.BytesIO(content[_CHECKSUM_BYTES:]), allow_pickle=False)
         return array
 
     def write(self, location: int, kept_as: str, signature: npt.NDArray[np.floating]) -> None:
@@ -75,6 +78,7 @@ def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform:
     Raises:
         AffinityError: a `features` function that its code does not tell apart from others.
     """
+    remove_orphans(folder, older_than=_ORPHANED_AFTER)
     running = hashlib.blake2b(digest_size=20)
     running.update(repr((_FORMAT, __version__, tuple(settings), _code_of(transform))).encode())
     # A running hash: the entry of a location depends on all stages before it and on none after.
@@ -107,6 +111,14 @@ def _code_of(transform: Transform | None) -> Any:
         )
     code = transform.__code__
     return transform.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names
+
+
+def _floats(content: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.floating] | None:
+    try:
+        array = read_npy(content)
+    except NpzError:
+        return None
+    return array if np.issubdtype(array.dtype, np.floating) and array.shape == shape else None
 
 
 def _checksum(content: bytes) -> bytes:

@@ -52,11 +52,13 @@ class Kind:
         name: distinguishes kinds in the cache.
         centring: of the features.
         finish: inner products of every tensor of a cut -> the signature, float64.
+        shape: number of inputs -> the signature's shape.
     """
 
     name: str
     centring: Centring
     finish: Callable[[Sequence[Gram]], Tensor]
+    shape: Callable[[int], tuple[int, ...]]
 
 
 def rdm_kind(dissimilarity: Dissimilarity, center: bool) -> Kind:
@@ -65,7 +67,9 @@ def rdm_kind(dissimilarity: Dissimilarity, center: bool) -> Kind:
     def finish(grams: Sequence[Gram]) -> Tensor:
         return upper_triangle(mean_rdm([rdm_of_gram(one, dissimilarity) for one in grams], dissimilarity))
 
-    return Kind(f"rdm {dissimilarity} {center}", centring_for(dissimilarity, center), finish)
+    return Kind(
+        f"rdm {dissimilarity} {center}", centring_for(dissimilarity, center), finish, lambda k: (k * (k - 1) // 2,)
+    )
 
 
 def gram_kind() -> Kind:
@@ -79,7 +83,7 @@ def gram_kind() -> Kind:
             raise AffinityError("the features of all inputs are the same; expected some that differ between inputs")
         return torch.stack([one.products / one.products.trace() for one in grams]).mean(dim=0)
 
-    return Kind("gram", Centring(inputs=True), finish)
+    return Kind("gram", Centring(inputs=True), finish, lambda k: (k, k))
 
 
 def _varies(one: Gram, centring: Centring) -> bool:
@@ -175,7 +179,8 @@ class _Reader:
     ) -> dict[int, Signature]:
         if cache is None:
             return {}
-        read = {location: cache.read(location, kept_as) for location in locations}
+        shape = self.kind.shape(self.probe.inputs)
+        read = {location: cache.read(location, kept_as, shape) for location in locations}
         found = {location: signature for location, signature in read.items() if signature is not None}
         return broadcast(found, 0) if together else found
 

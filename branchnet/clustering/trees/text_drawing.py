@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from branchnet.utils.visible_text import visible
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -37,7 +39,7 @@ def tree_text(tree: Tree) -> str:
 def _subtree_lines(tree: Tree, node: Node) -> Iterator[str]:
     chain, children = _chain(tree, node)
     stages = f"stage {chain[0][0]}" if len(chain) == 1 else f"stages {chain[0][0]}-{chain[-1][0]}"
-    yield f"{stages}: {', '.join(tree.partitions[node[0]][node[1]])}"
+    yield f"{stages}: {', '.join(map(visible, tree.partitions[node[0]][node[1]]))}"
     for position, child in enumerate(children):
         last = position == len(children) - 1
         for index, line in enumerate(_subtree_lines(tree, child)):
@@ -67,7 +69,7 @@ def tree_dot(tree: Tree) -> str:
     lines = ["digraph tree {", "  node [shape=box];"]
     for stage, clusters in enumerate(tree.partitions):
         for number, cluster in enumerate(clusters):
-            label = _quoted(f"stage {stage}: {', '.join(cluster)}")
+            label = _quoted(f"stage {stage}: {', '.join(visible(task, lines=True) for task in cluster)}")
             lines.append(f"  n{stage}_{number} [label={label}];")
     for stage in range(1, tree.depth):
         for number, parent in enumerate(tree.parents[stage]):

@@ -57,7 +57,7 @@ class ImagesConfig(_Strict):
     """Where the images come from: exactly one of `folder`, `npz` and `factory`.
 
     Attributes:
-        folder: images of any format that Pillow reads, in the order of their names.
+        folder: images (JPEG, PNG, WebP and others, see `branchnet.data.ImageFolder`), in the order of their names.
         npz: a file with an array `images`.
         factory: `package.module:function`, returns K inputs that can be read by number: a tensor, an array, a dict or
             tuple of them, a list or a Dataset.

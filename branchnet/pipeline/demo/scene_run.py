@@ -83,22 +83,25 @@ def run_demo(
 
     Returns:
         The result, as `branchnet.run` gives it.
+
+    Raises:
+        DataError: a folder that is a file, or that another run writes into.
     """
     size = QUICK if quick else FULL
-    workspace = Workspace(folder, quiet=quiet)
-    with workspace.console.status("render scenes"):
-        train, test = scenes(size.count, seed=seed), scenes(PROBE + TEST, seed=seed, start=size.count)
-    with silence() if quiet else nullcontext():
-        single = train_single_tasks(train, size.steps, seed, workspace, device)
-        problem = demo_problem(single, train, test, size, seed)
-        trees = find_trees(problem, workspace)
-        networks = train_networks(problem, trees, workspace)
-        results = judge(problem, trees, networks, workspace)
-        samples = shown_samples(problem, test, networks["branched"])
-    weights = {name: f"{STEPS}/single-{name}.safetensors" for name in TASKS}
-    config = run_config(weights, budget=BUDGET, steps=size.steps, batch_size=BATCH)
-    write_text(Path(folder) / "run.yaml", config)
-    return finish(problem, trees, networks["branched"], results, workspace, command=command, samples=samples)
+    with Workspace(folder, quiet=quiet) as workspace:
+        with workspace.console.status("render scenes"):
+            train, test = scenes(size.count, seed=seed), scenes(PROBE + TEST, seed=seed, start=size.count)
+        with silence() if quiet else nullcontext():
+            single = train_single_tasks(train, size.steps, seed, workspace, device)
+            problem = demo_problem(single, train, test, size, seed)
+            trees = find_trees(problem, workspace)
+            networks = train_networks(problem, trees, workspace)
+            results = judge(problem, trees, networks, workspace)
+            samples = shown_samples(problem, test, networks["branched"])
+        weights = {name: f"{STEPS}/single-{name}.safetensors" for name in TASKS}
+        config = run_config(weights, budget=BUDGET, steps=size.steps, batch_size=BATCH)
+        write_text(Path(folder) / "run.yaml", config)
+        return finish(problem, trees, networks["branched"], results, workspace, command=command, samples=samples)
 
 
 def demo_problem(single: dict[str, nn.Module], train: Scenes, test: Scenes, size: Size, seed: int) -> Problem:

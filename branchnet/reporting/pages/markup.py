@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from branchnet.reporting.plots.figures import inline_svg
 from branchnet.reporting.tables import Table
+from branchnet.utils.visible_text import visible
 
 _SHRINK = 0.8
 
@@ -28,8 +29,8 @@ class Section:
 
 
 def escaped(text: str) -> str:
-    """Return `text` made safe for element content and quoted attributes."""
-    return html.escape(text, quote=True)
+    """Return `text` made safe for element content and quoted attributes, with nothing hidden in it."""
+    return html.escape(visible(text, lines=True), quote=True)
 
 
 def paragraph(text: str) -> str:

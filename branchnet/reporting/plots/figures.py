@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from branchnet.reporting.plots.palette import GRID, INK, MUTED, PAPER, SHARED
 from branchnet.utils.files import atomic_write
+from branchnet.utils.visible_text import visible
 
 # A fixed salt and no date make equal figures equal files.
 _SVG: Any = {"svg.hashsalt": "branchnet"}
@@ -76,6 +77,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150)
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with atomic_write(path) as temporary, matplotlib.rc_context({**_STYLE, **_SVG, "svg.fonttype": "path"}):
         figure.savefig(temporary, dpi=dpi, bbox_inches="tight", pad_inches=0.12, metadata=dates.get(suffix))
+        if suffix == ".svg":  # texts stand in comments, where control characters would break the file
+            temporary.write_text(visible(temporary.read_text("utf-8"), lines=True), "utf-8", newline="\n")
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> tuple[str, float]:
@@ -94,7 +97,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> tuple[str, float]:
         figure.savefig(
             buffer, format="svg", bbox_inches="tight", pad_inches=0.05, transparent=True, metadata={"Date": None}
         )
-    svg = buffer.getvalue()
+    svg = visible(buffer.getvalue(), lines=True)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
@@ -104,7 +107,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> tuple[str, float]:
     svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", svg)
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert view is not None
-    head = f'<svg role="img" aria-label="{html.escape(label)}" viewBox="0 0 {view[1]} {view[2]}">'
+    head = f'<svg role="img" aria-label="{html.escape(visible(label))}" viewBox="0 0 {view[1]} {view[2]}">'
     return head + svg[svg.index(">") + 1 :], float(view[1]) * 4 / 3  # 72 points and 96 CSS pixels are an inch
 
 
@@ -115,7 +118,11 @@ def bare(axes: Axes) -> None:
 
 
 def shorten(name: str, longest: int = 18) -> str:
-    """Return `name`, or its end after an ellipsis, cut at a dot where one is near: the ends of module paths differ."""
+    """Return `name`, or its end after an ellipsis, cut at a dot where one is near: the ends of module paths differ.
+
+    Nothing in it is hidden.
+    """
+    name = visible(name)
     if len(name) <= longest:
         return name
     end = name[1 - longest :]

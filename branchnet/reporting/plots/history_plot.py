@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from branchnet.errors import BranchnetError
 from branchnet.reporting.plots.figures import styled
 from branchnet.reporting.plots.palette import MUTED, task_marks
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.training import History
@@ -94,7 +95,7 @@ def draw_history(plot: HistoryPlot) -> Figure:
         if plot.window > 1:
             axes.plot(steps, losses, color=marks[task].colour, linewidth=0.5, alpha=0.35)
         marker: Any = {"marker": marks[task].marker, "markersize": 4, "markevery": max(1, len(losses) // 8)}
-        axes.plot(steps, smoothed, color=marks[task].colour, linewidth=1.6, label=task, **marker)
+        axes.plot(steps, smoothed, color=marks[task].colour, linewidth=1.6, label=visible(task), **marker)
     if plot.resumed_at is not None:
         axes.axvline(plot.resumed_at, color=MUTED, linestyle=":", label="resumed")
     if plot.logarithmic:

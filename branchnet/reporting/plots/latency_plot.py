@@ -13,6 +13,7 @@ from branchnet.inference.latency import Latency
 from branchnet.reporting.plots.figures import bare, shorten, styled
 from branchnet.reporting.plots.palette import COLOURS, INK, MUTED, SHARED, series_marks
 from branchnet.reporting.units import milliseconds
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.inference.latency_tables import LatencyTable
@@ -81,7 +82,7 @@ def draw_latency(plot: LatencyPlot) -> Figure:
             text += f"  ({plot.ratios[row]:.2f} \N{MULTIPLICATION SIGN} as fast)"
         end = 1e3 * max(median, plot.high[row])
         axes.annotate(text, (end, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(rows), plot.names)
+    axes.set_yticks(range(rows), [visible(name) for name in plot.names])
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlim(0, 1.45 * max((*values, *(1e3 * v for v in plot.high)), default=1.0))
     bare(axes)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from branchnet.reporting.plots.figures import bare, styled
 from branchnet.reporting.plots.palette import MUTED, series_marks
 from branchnet.reporting.units import signed, significant
-from branchnet.training.performance import absolute_changes, mean_change, relative_changes
+from branchnet.training.evaluation.performance import absolute_changes, mean_change, relative_changes
+from branchnet.utils.visible_text import visible
 
 _NUMBERED = 48
 
@@ -85,12 +86,12 @@ def draw_metrics(plot: MetricPlot) -> Figure:
         offset = (k - (n_variants - 1) / 2) * step
         values = [plot.means[k], *plot.deltas[k]]
         places = [position + offset for position in positions]
-        bars = axes.barh(places, values, 0.86 * step, color=mark.colour, label=name)
+        bars = axes.barh(places, values, 0.86 * step, color=mark.colour, label=visible(name))
         if numbered:
             beside = ["", *(f" ({significant(value)})" for value in plot.points[k])]
             labels = [signed(value, 1) + points for value, points in zip(values, beside, strict=True)]
             axes.bar_label(bars, labels, padding=3, fontsize=7)
-    axes.set_yticks(positions, ["mean (Δ)", *plot.tasks])
+    axes.set_yticks(positions, ["mean (Δ)", *map(visible, plot.tasks)])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.axhline(0.68, color=MUTED, linewidth=0.6)
     axes.set_ylim(positions[-1] + 0.6, -0.6)

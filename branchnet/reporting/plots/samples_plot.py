@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from branchnet.errors import BranchnetError
 from branchnet.reporting.plots.figures import shorten, styled
 from branchnet.reporting.plots.palette import COLOURS, INK, MUTED, class_palette
+from branchnet.utils.visible_text import visible
 
 Kind = Literal["classes", "depth", "normals", "grey", "label"]
 """How outputs are shown: class indices by palette, depth by colour map, unit vectors as RGB, grey, or as text."""
@@ -169,7 +170,9 @@ def draw_samples(plot: SamplesPlot) -> Figure:
         first = i == 0 or plot.rows[i - 1].task != row.task
         if first:
             figure.text(0.05 / width, middle, shorten(row.task, 22), va="center", fontsize=9, fontweight="bold")
-        figure.text((left - 0.12) / width, middle, row.source, va="center", ha="right", fontsize=8, color=MUTED)
+        figure.text(
+            (left - 0.12) / width, middle, visible(row.source), va="center", ha="right", fontsize=8, color=MUTED
+        )
         for k in range(n_images):
             start = left + k * (_PICTURE + _SEAM)
             if row.pictures is None:

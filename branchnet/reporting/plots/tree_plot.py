@@ -14,6 +14,7 @@ from matplotlib.path import Path
 from branchnet.reporting.plots.figures import bare, shorten, styled
 from branchnet.reporting.plots.palette import GRID, INK, MUTED, SHARED, task_marks
 from branchnet.reporting.units import si
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.clustering.trees.tree import Tree
@@ -199,7 +200,7 @@ def _draw_tasks(axes: Axes, plot: TreePlot) -> None:
         mark = marks[task]
         _curve(axes, (depth - 1 + _BODY, leaf[task].row), (depth, row), mark.colour)
         axes.plot(depth + 0.02, row, marker=mark.marker, markersize=8, color=mark.colour, markeredgewidth=0)
-        axes.annotate(task, (depth + 0.02, row), xytext=(9, 0), textcoords="offset points", va="center")
+        axes.annotate(visible(task), (depth + 0.02, row), xytext=(9, 0), textcoords="offset points", va="center")
 
 
 def _curve(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:

@@ -44,6 +44,7 @@ class NodeFacts:
         activation_bytes: bytes of the new tensors that it made, inner ones included.
         storages: the memory blocks of its result.
         overwritten: the memory blocks of its arguments that it wrote to.
+        uncounted: the operators whose multiply-adds are not counted.
     """
 
     form: Any
@@ -51,6 +52,7 @@ class NodeFacts:
     activation_bytes: int = 0
     storages: frozenset[int] = frozenset()
     overwritten: frozenset[int] = frozenset()
+    uncounted: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> tuple[TensorForm, ...]:
@@ -60,10 +62,9 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Propagation:
-    """Facts per node, the operators whose multiply-adds are not counted, and what the graph returned."""
+    """Facts per node, and what the graph returned."""
 
     facts: dict[fx.Node, NodeFacts]
-    unsupported: tuple[str, ...]
     result: Any
 
 
@@ -135,7 +136,7 @@ def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], state: di
     recorder = _Recorder(root, graph)
     with torch.no_grad(), without_attention_fast_path(), recorder.counter:
         result = functional_call(_Runner(root, recorder.run), state, inputs, tie_weights=False)
-    return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)), tree_map(_form, result))
+    return Propagation(recorder.facts, tree_map(_form, result))
 
 
 class _Recorder(fx.Interpreter):
@@ -149,7 +150,7 @@ class _Recorder(fx.Interpreter):
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         # torch counts in-place writes per tensor (and per view of it): a changed number means that it was overwritten.
         versions = [tensor._version for tensor in tensors]
-        flops, size = self.counter.flops, self.counter.bytes
+        flops, size, unsupported = self.counter.flops, self.counter.bytes, self.counter.unsupported.copy()
         result = super().run_node(n)
         if n.op != "output":
             written = frozenset(
@@ -162,6 +163,7 @@ class _Recorder(fx.Interpreter):
                 self.counter.bytes - size,
                 frozenset(map(_storage, leaves)),
                 written,
+                frozenset(self.counter.unsupported - unsupported),
             )
         return result
 

@@ -1,6 +1,6 @@
 """A run of training in a file, from which it goes on after an interruption; damage is found before anything is changed.
 
-Version 2 of the form: what the run was started from by parts (`branchnet.training.run_identity`), its state, and a
+Version 2 of the form: what the run was started from by parts (`training.resuming.run_identity`), its state, and a
 digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and no digest.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import BranchnetError, CheckpointError
-from branchnet.training.run_identity import Identity
+from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum
 

@@ -17,7 +17,7 @@ from branchnet.data.collation import as_labels, gather, leaves
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError
 from branchnet.stages.interface import call_form
-from branchnet.training.code_hash import code_hash
+from branchnet.training.resuming.code_hash import code_hash
 from branchnet.utils.random_state import seeded
 from branchnet.utils.tensor_digest import checksum
 

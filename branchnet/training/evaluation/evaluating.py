@@ -12,8 +12,8 @@ from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
+from branchnet.training.evaluation.metrics import Metric
 from branchnet.training.labels import labels_of
-from branchnet.training.metrics import Metric
 from branchnet.utils.modes import evaluation_mode
 
 

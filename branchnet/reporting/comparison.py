@@ -11,7 +11,7 @@ from branchnet.reporting.plots.latency_plot import LatencyPlot, latency_plot_dat
 from branchnet.reporting.plots.metric_plot import MetricPlot, metric_plot_data
 from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed, significant
-from branchnet.training.evaluation.performance import absolute_changes, multi_task_performance, relative_changes
+from branchnet.training.judging.performance import absolute_changes, multi_task_performance, relative_changes
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ class Change:
         return f"{significant(self.points)}, {relative}"
 
     def to_dict(self) -> dict[str, float | None]:
-        """Both as JSON knows numbers.
-
-        Returns:
-            `points` and `percent`, None in place of NaN.
-        """
+        """Both as JSON knows numbers: None in place of NaN."""
         return {"points": self.points, "percent": None if math.isnan(self.percent) else self.percent}
 
 

@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from branchnet.stages.tracing.trial import trial
+
 Formula = Callable[[Sequence[Any], Any], float]
 
 
@@ -32,9 +34,9 @@ def count_flops(
 ) -> tuple[int, tuple[str, ...]]:
     """Count the multiply-adds of one forward pass.
 
-    The module runs without gradients in the mode that it is in. The operators named are those that compute something
-    and for which fvcore's convention has no formula (pooling by maximum, softmax and so on); element-wise arithmetic
-    and changes of shape count as nothing there and are not named.
+    The module runs without gradients in the mode that it is in, and is as before afterwards. The operators named are
+    those that compute something and for which fvcore's convention has no formula (pooling by maximum, softmax and so
+    on); element-wise arithmetic and changes of shape count as nothing there and are not named.
 
     Args:
         module: any module.
@@ -44,8 +46,8 @@ def count_flops(
     Returns:
         Multiply-adds of `module(*args, **kwargs)`, and the names of the operators that were not counted.
     """
-    with torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
-        module(*args, **(kwargs or {}))
+    with trial(module) as copy, torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
+        copy(*args, **(kwargs or {}))
     return counter.flops, tuple(sorted(counter.unsupported))
 
 

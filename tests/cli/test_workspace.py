@@ -62,24 +62,6 @@ def test_an_unfinished_state_is_kept_for_the_same_inputs_only(tmp_path: Path) ->
         (tmp_path / ".steps" / "b.json").unlink()
 
 
-def test_an_unfinished_state_stays_until_the_result_is_saved(tmp_path: Path) -> None:
-    def make(unfinished: Path | None) -> int:
-        assert unfinished is not None
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text("all steps")
-        return 1
-
-    def fails(value: int, path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    workspace = Workspace(tmp_path, quiet=True)
-    with pytest.raises(OSError, match="No space"):
-        workspace.step("value.json", 1, make=make, save=fails, load=load_json)
-    assert len(list(tmp_path.rglob("*.unfinished"))) == 1
-    workspace.step("value.json", 1, make=make, save=save_json, load=load_json)
-    assert not list(tmp_path.rglob("*.unfinished"))
-
-
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b"null", b'["a"]', b"{}"])
 def test_a_damaged_record_makes_the_step_again(tmp_path: Path, content: bytes) -> None:
     log: list[str] = []
@@ -218,3 +200,21 @@ def test_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
 def test_thousands_of_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
     damaged_tables_are_refused(tmp_path, 5000)
     damaged_steps_are_made_again(tmp_path, 2500)
+
+
+def test_an_unfinished_state_stays_until_the_result_is_saved(tmp_path: Path) -> None:
+    def make(unfinished: Path | None) -> int:
+        assert unfinished is not None
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text("all steps")
+        return 1
+
+    def fails(value: int, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    workspace = Workspace(tmp_path, quiet=True)
+    with pytest.raises(OSError, match="No space"):
+        workspace.step("value.json", 1, make=make, save=fails, load=load_json)
+    assert len(list(tmp_path.rglob("*.unfinished"))) == 1
+    workspace.step("value.json", 1, make=make, save=save_json, load=load_json)
+    assert not list(tmp_path.rglob("*.unfinished"))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from branchnet.reporting.plots.figures import bare, styled
 from branchnet.reporting.plots.palette import MUTED, series_marks
 from branchnet.reporting.units import signed, significant
-from branchnet.training.evaluation.performance import absolute_changes, mean_change, relative_changes
+from branchnet.training.judging.performance import absolute_changes, mean_change, relative_changes
 from branchnet.utils.visible_text import visible
 
 _NUMBERED = 48

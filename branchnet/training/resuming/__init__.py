@@ -1,4 +1,4 @@
-"""Interrupted training goes on: checkpoints, and hashes by which a run is known again.
+"""Training that goes on after an interruption: checkpoints, and what a run was started from.
 
-The steps themselves are in the loop, in the folder above.
+The loop itself lies one folder up.
 """

@@ -1,6 +1,6 @@
 """A run of training in a file, from which it goes on after an interruption; damage is found before anything is changed.
 
-Version 2 of the form: what the run was started from by parts (`training.resuming.run_identity`), its state, and a
+Version 2 of the form: what the run was started from by parts (see `run_identity` in this folder), its state, and a
 digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and no digest.
 """
 

@@ -12,7 +12,7 @@ from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
-from branchnet.training.evaluation.metrics import Metric
+from branchnet.training.judging.metrics import Metric
 from branchnet.training.labels import labels_of
 from branchnet.utils.modes import evaluation_mode
 

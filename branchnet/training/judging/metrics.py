@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from branchnet.errors import TrainingError
-from branchnet.training.evaluation.known_targets import known_classes, known_logits, known_values, known_vectors
+from branchnet.training.judging.known_targets import known_classes, known_logits, known_values, known_vectors
 
 _LOST = 1e-13
 """Share of a sum of squares below which a variance, their difference from another sum, is rounding error."""

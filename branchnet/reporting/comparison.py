@@ -32,7 +32,11 @@ class Change:
         return f"{significant(self.points)}, {relative}"
 
     def to_dict(self) -> dict[str, float | None]:
-        """Both as JSON knows numbers: None in place of NaN."""
+        """Both as JSON knows numbers.
+
+        Returns:
+            `points` and `percent`, None in place of NaN.
+        """
         return {"points": self.points, "percent": None if math.isnan(self.percent) else self.percent}
 
 

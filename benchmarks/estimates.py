@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import (
     OBJECTIVES,
@@ -33,22 +34,15 @@ FACTS = Path(__file__).parents[1] / "tests" / "facts"
 Row = dict[str, Any]
 
 
-def published_pairs(table: str) -> np.ndarray:
-    """TreeMTL's two-task measurements, (branch points, N, N): task i with task j; in percent of the single task."""
-    with (FACTS / "treemtl_two_task_tables.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["table"] == table]
-    n = 1 + max(int(row["task_b"]) for row in rows)
-    pairs = np.zeros((1 + max(int(row["branch_point"]) for row in rows), n, n))
-    for row in rows:
-        a, b, task = int(row["task_a"]), int(row["task_b"]), int(row["task_measured"])
-        pairs[int(row["branch_point"]), task, a + b - task] = float(row["rel_perf_percent"])
-    return pairs
+def published_pairs(table: str, tasks: Mapping[str, str] | None = None) -> PairMeasurements:
+    """TreeMTL's two-task measurements, in percent of the single task."""
+    return PairMeasurements.read(FACTS / "treemtl_two_task_tables.csv", name=table, tasks=tasks)
 
 
 def rank_correlations() -> list[Row]:
     """Every objective against the 20 trees that TreeMTL trained (3 tasks, 5 locations)."""
     tasks = ["seg", "normal", "depth"]
-    pairs = published_pairs("NYUv2_mobilenet_0227")
+    pairs = published_pairs("NYUv2_mobilenet_0227", {str(number): task for number, task in enumerate(tasks)})
     with (FACTS / "treemtl_nyuv2_mobilenet_20_layouts.csv").open(newline="") as file:
         published = list(csv.DictReader(file))
     trees = [
@@ -56,13 +50,13 @@ def rank_correlations() -> list[Row]:
         for row in published
     ]
     real = [float(np.mean([float(row[f"real_{task}"]) for task in tasks])) for row in published]
-    shared = (pairs[1:] + pairs[1:].transpose(0, 2, 1)) / 2
+    shared = pairs.affinity().symmetric().values.copy()
     shared[:, np.arange(3), np.arange(3)] = shared.max()
     affinity = Affinity(tasks, [f"block{d}" for d in range(5)], shared / 100)
     scores = {name: [clustering_cost(t, affinity, objective=name) for t in trees] for name in OBJECTIVES}
-    for how, table in (("", pairs), (", smoothed", smooth_measurements(pairs, tasks))):
+    for how, table in (("", pairs), (", smoothed", smooth_measurements(pairs))):
         for weights in (None, "entropy"):
-            losses = expected_losses(table, tasks, weights=weights)
+            losses = expected_losses(table, weights=weights)
             scores[f"expected performance, {weights or 'equal'} weights{how}"] = [losses.tree_cost(t) for t in trees]
     scores["number of nodes (baseline)"] = [float(sum(t.widths)) for t in trees]
     return [{"objective": name, "spearman": float(spearmanr(np.negative(s), real)[0])} for name, s in scores.items()]
@@ -75,7 +69,7 @@ def gaussian_process(length: float, noise: float) -> Curve:
     """The smoother of `smooth_measurements` with other settings, at one left-out place."""
 
     def predict(x: np.ndarray, y: np.ndarray, at: float) -> float:
-        alike = np.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + noise * np.eye(len(x))
+        alike = np.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + np.diag(np.where(x == 0, 0.0, noise))
         return float(y.mean() + np.exp(-0.5 * ((at - x) / length) ** 2) @ np.linalg.solve(alike, y - y.mean()))
 
     return predict
@@ -95,7 +89,7 @@ def smoothing_errors() -> list[Row]:
     names = ("NYUv2_mobilenet_0227", "NYUv2_resnet_1129", "Taskonomy_mobilenet_0203", "Taskonomy_resnet_0123")
     rows: list[Row] = []
     for smoother, curve in smoothers.items():
-        errors = {name: left_out_errors(published_pairs(name), curve) for name in names}
+        errors = {name: left_out_errors(published_pairs(name).gain, curve) for name in names}
         every = np.concatenate(list(errors.values()))
         rows.append({"smoother": smoother, "all": _rms(every)} | {name: _rms(e) for name, e in errors.items()})
     return rows

@@ -6,9 +6,11 @@
 
 It runs from a bare checkout with torch, numpy, scipy, networkx, scikit-learn, safetensors, pytest, timm and torchvision
 installed, without a network. Parts run by worth, each in processes of its own and for its own time; then what is left
-goes on. Results are written as they come, to `results/gpu`: a crash, a hang or a memory error costs one comparison,
-whose traceback stands in the results. Started again, it goes on where it stopped: what was measured with the same code
-and settings on the same device is kept, what failed is tried again. On a CPU tiny networks run through the same code.
+goes on, and what failed is tried once more. Results are written as they come, to `results/gpu/DEVICE`: a crash, a hang
+or a memory error costs one comparison, whose traceback stands in the results. Started again, it goes on where it
+stopped: what was measured with the same code and settings on the same device is kept, what failed is tried again.
+Nothing is replaced before there is something new. On a CPU tiny networks run through the same code, into
+`results/gpu/rehearsal`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from gpu_parts.pages import write_summary  # noqa: E402
 from gpu_parts.plan import PARTS, Part, rehearsed  # noqa: E402
 from gpu_parts.processes import missing, run_parts  # noqa: E402
 from gpu_parts.records import Record, code_of  # noqa: E402
-from gpu_parts.settings import Settings, machine  # noqa: E402
+from gpu_parts.settings import Settings, folder_name, machine  # noqa: E402
 
 RESERVE = 5.0
 """Seconds at the end for the summary."""
@@ -39,9 +41,10 @@ def main() -> None:
         sys.exit("there is no CUDA device; --device cpu rehearses with tiny networks")
     about = machine(arguments.device)
     chosen = [rehearsed(part) if settings.rehearsal else part for part in PARTS if part.name in arguments.parts]
+    folder = arguments.results / folder_name(settings, about)
     records = {
         part: Record(
-            arguments.results / f"{part.name}.json",
+            folder / f"{part.name}.json",
             {"settings": settings.to_dict(), "code": code_of(part.name), "machine": about},
         )
         for part in chosen
@@ -51,11 +54,15 @@ def main() -> None:
 
         measure_parts(records, settings, arguments.until)
         return
-    for record in records.values():
-        record.forget(failed_only=not arguments.again)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    run_all(records, settings, arguments, time.time() + 60 * arguments.minutes - RESERVE)
-    print("\n".join(["", *write_summary(arguments.results, rehearsal=settings.rehearsal)]))
+    try:
+        for record in records.values():
+            record.start(again=arguments.again)
+        run_all(records, settings, arguments, time.time() + 60 * arguments.minutes - RESERVE)
+    finally:
+        for record in records.values():
+            record.stop()
+    print("\n".join(["", *write_summary(folder, rehearsal=settings.rehearsal)]))
 
 
 def parsed() -> argparse.Namespace:
@@ -72,9 +79,12 @@ def parsed() -> argparse.Namespace:
 
 
 def run_all(records: dict[Part, Record], settings: Settings, arguments: argparse.Namespace, end: float) -> None:
-    """Every part for its time at most, by worth; then what is left of each for what is left of the time."""
+    """Every part for its time at most, by worth; then what is left of each, and what failed, for the time left."""
     print_plan(records, end - time.time())
     for turn in ("first", "second"):
+        if turn == "second":
+            for record in records.values():
+                record.retry()
         for group in groups(records, settings):
             left = end - time.time()
             part = next(iter(group))
@@ -99,7 +109,7 @@ def print_plan(records: dict[Part, Record], left: float) -> None:
     """What will be done, what each part should take, and where the time will be up."""
     print(f"{left:.0f} s for:")
     for part, record in records.items():
-        measured, missing = len(record.read()["units"]), record.missing
+        measured, missing = record.tried, record.missing
         state = "has been measured" if missing == [] else f"{measured} units have been measured" if measured else ""
         turn = min(part.expected, part.limit)
         fits = "" if missing == [] or left >= part.least else "; no time will be left for it"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CLASSES = 10
 MANY = 9
 """From so many tasks on, equal nodes are compiled once, as regions of the graph: else compiling takes longest."""
+ONE_GRAPH = "separate, one graph"
+"""Separate networks compiled as `branchnet.compile` does with a tree: all in one graph, without guards on modules."""
 Run = Callable[[Tensor], Any]
 
 
@@ -87,6 +89,7 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
     separate = placed(SeparateNetworks(copy.deepcopy(subject.networks)))
     branched = placed(branchnet.build(subject.tree, subject.staged))
     shared = placed(branchnet.build(subject.shared, subject.staged))
+    unshared = placed(branchnet.build(subject.separate, subject.staged))
     plain = placed(OneBackbone(case.network, case.tasks))
     sizes = {name: count(each) for name, each in (("s", separate), ("b", branched), ("h", shared), ("p", plain))}
 
@@ -107,6 +110,7 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
         yield "branched, compiled, on streams", lambda: branchnet.compile(branched, x, **streams), sizes["b"]
     many = {"regions": case.tasks >= MANY}
     yield "branched, compiled", compiled(branched, **many), sizes["b"]
+    yield ONE_GRAPH, compiled(unshared, **many), sizes["s"]
     yield "branched, compiled, fused", compiled(branched, fuse=True), sizes["b"]
     tuned = {"fold_batchnorm": True, "channels_last": True} | many
     yield "branched, compiled, BatchNorm folded, channels last", compiled(branched, **tuned), sizes["b"]

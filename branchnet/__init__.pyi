@@ -1,4 +1,5 @@
 from .affinity import Affinity as Affinity
+from .affinity import PairMeasurements as PairMeasurements
 from .affinity import cka as cka
 from .affinity import gradient_affinity as gradient_affinity
 from .affinity import measured_affinity as measured_affinity

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from published import Reproduction, Row, facts_json, facts_rows, run
 from scipy.stats import spearmanr
 
-from branchnet import Affinity, Budget, Tree, expected_performance, search
+from branchnet import Affinity, Budget, PairMeasurements, Tree, expected_performance, search
 from branchnet.clustering import tree_size
 
 TASKS = ("seg", "normal", "depth")
@@ -22,21 +21,18 @@ def layout(text: str, tasks: Sequence[str] = TASKS) -> Tree:
     return Tree(tasks, [[[tasks[i] for i in cluster] for cluster in stage] for stage in json.loads(text)])
 
 
-def measurements() -> npt.NDArray[np.float64]:
-    """Measured change of each task with each other at each branch point, (branch points, N, N)."""
-    values = np.full((6, 3, 3), np.nan)
-    for row in facts_rows("treemtl_two_task_tables.csv"):
-        if row["table"] == "NYUv2_mobilenet_0227":
-            a, b, task = int(row["task_a"]), int(row["task_b"]), int(row["task_measured"])
-            values[int(row["branch_point"]), task, a + b - task] = float(row["rel_perf_percent"])
-    return values
+def measurements() -> PairMeasurements:
+    """Measured change of each task with each other at each branch point."""
+    rows = facts_rows("treemtl_two_task_tables.csv")
+    names = {str(number): task for number, task in enumerate(TASKS)}
+    return PairMeasurements.read(rows, name="NYUv2_mobilenet_0227", tasks=names)
 
 
 def estimates() -> list[Row]:
     """Estimated change of every task in 20 trees, and how the estimates rank the trees that were trained."""
     rows, measured, real, mine, theirs = [], measurements(), [], [], []
     for published in facts_rows("treemtl_nyuv2_mobilenet_20_layouts.csv"):
-        found: Mapping[str, float] = expected_performance(measured, layout(published["layout_json"]), TASKS)
+        found: Mapping[str, float] = expected_performance(measured, layout(published["layout_json"]))
         for task in TASKS:
             what = f"layout {published['layout_index_T3_B5']}, {task}: estimated change in percent"
             rows.append(Row(what, float(published[f"est_{task}"]), found[task], 1e-7))

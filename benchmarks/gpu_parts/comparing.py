@@ -15,8 +15,8 @@ from torch import Tensor
 
 import branchnet
 from branchnet import StagedNetwork
-from branchnet.inference import compare_latency
-from gpu_parts.settings import Settings
+from branchnet.inference import compare_latency, measure_latency
+from gpu_parts.settings import FEWEST_ROUNDS, Settings
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """On a GPU float32 runs with TF32 on."""
@@ -62,11 +62,18 @@ def compare(
 ) -> tuple[dict[str, Any], dict[str, Run]]:
     """Seconds of every side in every round, what preparing took, errors of sides that do not run here; and the sides.
 
+    Each side is also measured alone as soon as it is ready, for the case that the unit is stopped before all are.
+
     tops: what is measured in the same rounds and needs no preparation.
     """
     result: dict[str, Any] = {"seconds": {}, "preparation": {}, "warm-up": {}, "errors": {}, "tracebacks": {}}
+    result["batch"] = len(x)
+    runs: dict[str, Run] = {}
     with torch.no_grad():
-        runs = {name: run for name, run, _ in prepared(ways, x, result)}
+        for name, run, _ in prepared(ways, x, result):
+            runs[name] = run
+            result["seconds"][name] = list(measure_latency(run, x, repeats=FEWEST_ROUNDS, warmup=1).samples)
+            settings.keep(result)
         if not runs:
             raise RuntimeError(f"no side runs here: {result['errors']}\n" + "\n".join(result["tracebacks"].values()))
         everything = {**runs, **(tops or {})}
@@ -75,4 +82,5 @@ def compare(
         rounds = settings.rounds(sum(latency.samples[-1] for latency in warm.values()))
         times = compare_latency(everything, x, repeats=rounds, warmup=1)
     result["seconds"] = {name: list(latency.samples) for name, latency in times.items()}
+    settings.keep(result)
     return result, runs

@@ -11,7 +11,7 @@ from inference_sides import count
 import branchnet
 from branchnet import LatencyTable, Tree
 from branchnet.inference import Latency
-from branchnet.inference.latency_tables import table_beside
+from branchnet.inference.latency_tables import table_and_others
 from gpu_parts.comparing import compare, copied_to, make_case, staged_on, subject_of
 from gpu_parts.settings import Settings
 from gpu_parts.verdicts import times_table
@@ -35,7 +35,7 @@ def measure(settings: Settings, network: str, batch: int) -> dict[str, Any]:
     tops = ceilings(case.device, case.dtype, **small)
     ready = [(BRANCHED, lambda: branchnet.compile(branched, x, mode=case.mode, dynamic=False, copy_outputs=False), 0)]
     result, runs = compare(ready, x, settings, tops={name: run for name, (run, _) in tops.items()})
-    table, beside = table_beside(
+    table, others = table_and_others(
         staged_on(case),
         x,
         runs,
@@ -53,7 +53,7 @@ def measure(settings: Settings, network: str, batch: int) -> dict[str, Any]:
             name: {"amount": amount, "seconds": result["seconds"][name]} for name, (_, amount) in tops.items()
         },
         "latency table": table.to_dict(),
-        "in turns with the table": {name: list(latency.samples) for name, latency in beside.items()},
+        "in turns with the table": {name: list(latency.samples) for name, latency in others.items()},
     }
 
 

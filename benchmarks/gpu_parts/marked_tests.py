@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from gpu_parts.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "gpu"
-LIMIT = 150
+LIMIT = 120
 """Seconds for one file."""
+MARGIN = 10.0
+"""Seconds before the unit's end at which files that still run are stopped, so that the others' results are kept."""
 AT_ONCE = 6
 TAIL = 6000
 """Characters of the output that are kept where a test failed."""
@@ -30,8 +32,13 @@ def measure(settings: Settings) -> dict[str, Any]:
     """By file: pytest's summary, whether it passed, and the end of its output where it did not."""
     files = sorted(FOLDER.glob("test_*.py"))
     at_once = 1 if settings.rehearsal else min(AT_ONCE, os.cpu_count() or 1)
+    tested: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(at_once) as pool:
-        return {"files": dict(pool.map(lambda group: _tested(group, settings), _groups(files, settings)))}
+        for done in as_completed([pool.submit(_tested, group, settings) for group in _groups(files, settings)]):
+            name, found = done.result()
+            tested[name] = found
+            settings.keep({"files": tested})
+    return {"files": dict(sorted(tested.items()))}
 
 
 def _groups(files: list[Path], settings: Settings) -> list[list[Path]]:
@@ -48,20 +55,24 @@ def _tested(files: list[Path], settings: Settings) -> tuple[str, dict[str, Any]]
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the tests need none of those that this machine happens to have
     }
     begun = time.perf_counter()
+    limit = min(LIMIT, settings.until - MARGIN - time.time())
+    name = files[0].name if len(files) == 1 else f"{len(files)} files"
+    if limit <= 0:
+        return name, {"passed": False, "summary": "no time was left for it", "took": 0.0, "output": ""}
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
         )
         output, code = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired as error:
-        output, code = (error.stdout or b"").decode(errors="replace") + f"\nstopped after {LIMIT} s", -1
+        output, code = (error.stdout or b"").decode(errors="replace") + f"\nstopped after {limit:.0f} s", -1
     lines = [line for line in output.splitlines() if line.strip()]
     summary = next(
         (line.strip("= ") for line in reversed(lines) if " in " in line and line.strip("= ")[:1].isdigit()), ""
     )
-    name = files[0].name if len(files) == 1 else f"{len(files)} files"
     kept = {} if code == 0 else {"output": output[-TAIL:]}
-    return name, {"passed": code == 0, "summary": summary or lines[-1:], "took": time.perf_counter() - begun} | kept
+    found = {"passed": code == 0, "summary": summary or "".join(lines[-1:]), "took": time.perf_counter() - begun}
+    return name, found | kept
 
 
 def page(unit: str, result: dict[str, Any]) -> list[str]:

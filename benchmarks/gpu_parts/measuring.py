@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -24,14 +25,16 @@ from gpu_parts.settings import Settings
 def measure_parts(records: Mapping[Part, Record], settings: Settings, until: float) -> None:
     """Measure what is missing while there is time; end after the first failure, which may have broken the device.
 
+    A part that cannot be imported, or that cannot say what its units are, leaves the others their turn.
+
     A unit that runs past its limit, even inside CUDA, ends the process with the tracebacks of all threads on stderr.
 
     until: when the time is up, as `time.time()` counts.
     """
     prepare_process(settings)
     for part, record in records.items():
-        units = import_module(f"gpu_parts.{part.name}").units(settings)
-        record.plan(list(units))
+        if not planned(part, record, settings):
+            continue
         for unit in record.missing or []:
             if until - time.time() < part.least:
                 break
@@ -41,11 +44,25 @@ def measure_parts(records: Mapping[Part, Record], settings: Settings, until: flo
                 return
 
 
+def planned(part: Part, record: Record, settings: Settings) -> bool:
+    """Whether the part could say which units it has; the record says which, or why not."""
+    try:
+        record.plan(list(import_module(f"gpu_parts.{part.name}").units(settings)))
+    except Exception:  # the reason belongs into the results, and must not keep other parts from being measured
+        reason = traceback.format_exc()
+        print(f"{part.name} does not start:\n{reason}", flush=True)
+        record.fail_to_start(reason)
+        write_page(part, record, settings)
+        return False
+    return True
+
+
 def measure_unit(part: Part, record: Record, settings: Settings, unit: str, limit: float) -> dict[str, Any]:
     """Measure one unit, keep its result or its traceback, and print what it says."""
     module = import_module(f"gpu_parts.{part.name}")
     print(f"{unit}:", flush=True)
     record.begin(unit)
+    settings = replace(settings, keep=record.keep, until=time.time() + limit)
     faulthandler.dump_traceback_later(limit, exit=True)
     begun = time.perf_counter()
     try:

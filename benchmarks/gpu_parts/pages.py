@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,10 @@ def write_page(part: Part, record: Record, settings: Settings) -> None:
     for unit, outcome in content["units"].items():
         lines += ["", f"## {unit}", ""]
         if "error" in outcome:
-            lines += ["Failed:", "", "```", outcome["error"].strip(), "```"]
+            lines += ["Failed:", "", "```", outcome["error"].strip(), "```", *_partial(part, unit, outcome)]
             continue
-        lines += import_module(f"gpu_parts.{part.name}").page(unit, outcome["result"])
-        lines += _remarks(outcome)
-    if missing := record.missing:
+        lines += [*_page(part, unit, outcome["result"]), *_remarks(outcome)]
+    if missing := [unit for unit in content["planned"] if unit not in content["units"]]:
         lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     write_text(record.path.with_suffix(".md"), "\n".join(lines) + "\n")
 
@@ -46,7 +46,11 @@ def write_summary(folder: Path, *, rehearsal: bool) -> list[str]:
         path = folder / f"{part.name}.md"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         lines += [f"## {part.title}", ""]
+        fenced = False  # where tracebacks and logs stand
         for line in text.splitlines():
+            fenced ^= line == "```"
+            if fenced:
+                continue
             if line.startswith("## "):
                 unit = line.removeprefix("## ")
             elif line.startswith("- "):
@@ -60,6 +64,27 @@ def write_summary(folder: Path, *, rehearsal: bool) -> list[str]:
     return lines
 
 
+def _page(part: Part, unit: str, result: dict[str, Any]) -> list[str]:
+    try:
+        lines: list[str] = import_module(f"gpu_parts.{part.name}").page(unit, result)
+    except Exception:  # a part that cannot be imported here must not keep others from being measured
+        return ["Failed:", "", "```", traceback.format_exc().strip(), "```"]
+    return lines
+
+
+def _partial(part: Part, unit: str, outcome: dict[str, Any]) -> list[str]:
+    """What a unit that failed had measured until then."""
+    partial = outcome.get("partial")
+    if not partial:
+        return []
+    if "seconds" not in partial:
+        return ["", "Until then:", "", *_page(part, unit, partial)]
+    from gpu_parts.verdicts import times_table  # whatever it imports was there when the sides were measured
+
+    table = times_table(partial["seconds"], partial["preparation"], partial["batch"])
+    return ["", "Until then, sides in turns only where all of them were ready:", "", *table]
+
+
 def _machine(machine: dict[str, Any]) -> str:
     others = (f"{name} {value}" for name, value in machine.items() if name != "device")
     return f"{machine['device']}; {', '.join(others)}."
@@ -70,6 +95,8 @@ def _remarks(outcome: dict[str, Any]) -> list[str]:
     lines = ["", f"Took {outcome['took']:.0f} s, compiling included."]
     if warm := result.get("warm-up"):
         lines[-1] += f" Warm-up calls took {sum(warm.values()):.1f} s."
+    if error := outcome.get("later error"):
+        lines += ["", "Measured again it failed:", "", "```", error.strip(), "```"]
     for name, text in result.get("tracebacks", {}).items():
         lines += ["", f"{name} does not run here:", "", "```", text.strip(), "```"]
     return lines

@@ -26,19 +26,18 @@ TAIL = 4000
 def run_parts(records: Mapping[Part, Record], settings: Settings, arguments: argparse.Namespace, until: float) -> None:
     """Measure the missing units of some parts, in one process, until the time is up; after a failure in a new one."""
     print(f"\n== {', '.join(part.name for part in records)} ({until - time.time():.0f} s at most)", flush=True)
-    log = arguments.results / f"{next(iter(records)).name}.log"
+    log = next(iter(records.values())).path.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
     least = min(part.least for part in records)
     progress = True
     while progress and missing(records) and time.time() + least < until:
-        before = measured(records)
+        before = tried(records)
+        log.unlink(missing_ok=True)
         ended = _run(list(records), arguments, until, log)
         text = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-        for part, record in records.items():
-            if record.blame(f"{ended}\n{text}"):
-                write_page(part, record, settings)
-        progress = measured(records) > before
+        if ended:
+            blame(records, settings, f"{ended}\n{text}")
+        progress = tried(records) > before
     log.unlink(missing_ok=True)
 
 
@@ -47,13 +46,21 @@ def missing(records: Mapping[Part, Record]) -> bool:
     return any(record.missing != [] for record in records.values())
 
 
-def measured(records: Mapping[Part, Record]) -> int:
-    """How many units have an outcome."""
-    return sum(len(record.read()["units"]) for record in records.values())
+def tried(records: Mapping[Part, Record]) -> int:
+    """How many units have been tried."""
+    return sum(record.tried for record in records.values())
 
 
-def _run(parts: list[Part], arguments: argparse.Namespace, until: float, log: Path) -> str:
-    """Run one process to its end, show what it prints, and say how it ended."""
+def blame(records: Mapping[Part, Record], settings: Settings, reason: str) -> None:
+    """Give the reason why the process ended to the unit that was being measured; if none was, to each part's start."""
+    running = {part: record for part, record in records.items() if record.state()["running"]}
+    for part, record in (running or records).items():
+        if record.blame(reason):
+            write_page(part, record, settings)
+
+
+def _run(parts: list[Part], arguments: argparse.Namespace, until: float, log: Path) -> str | None:
+    """Run one process to its end, show what it prints, and say how it ended, None if well."""
     command = [sys.executable, "-u", str(Path(sys.argv[0]).resolve()), "--measure"]
     command += ["--parts", *(part.name for part in parts), "--device", arguments.device]
     command += ["--until", str(until), "--results", str(arguments.results)]
@@ -67,7 +74,9 @@ def _run(parts: list[Part], arguments: argparse.Namespace, until: float, log: Pa
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     _show(log, shown)
-    return "ran past its time and was killed" if running else f"the process ended with {process.returncode}"
+    if running:
+        return "ran past its time and was killed"
+    return f"the process ended with {process.returncode}" if process.returncode else None
 
 
 def _show_while_running(process: subprocess.Popen[bytes], log: Path, end: float) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +19,10 @@ MEASURING = 8.0
 """Seconds of measuring in turns, for each comparison; slow ones get fewer rounds than ROUNDS."""
 
 
+def _nowhere(_: dict[str, Any]) -> None:
+    """Keep nothing."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Where and how much is measured.
@@ -25,12 +32,16 @@ class Settings:
         tasks: number of networks.
         share: percent of the separate networks' parameters and FLOPs that the tree has.
         mode: torch.compile's mode for both sides; on a GPU it records CUDA graphs.
+        keep: takes what a unit has measured so far, which is kept where the unit fails or is stopped.
+        until: when the unit that is being measured is stopped, as `time.time()` counts.
     """
 
     device: str
     tasks: int = 5
     share: int = 50
     mode: str = "reduce-overhead"
+    keep: Callable[[dict[str, Any]], None] = field(default=_nowhere, compare=False, repr=False)
+    until: float = field(default=math.inf, compare=False, repr=False)
 
     @property
     def rehearsal(self) -> bool:
@@ -59,8 +70,8 @@ class Settings:
         return max(FEWEST_ROUNDS, min(ROUNDS, int(MEASURING / seconds)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values: what results depend on."""
+        return {"device": self.device, "tasks": self.tasks, "share": self.share, "mode": self.mode}
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -75,6 +86,11 @@ def machine(device: str) -> dict[str, Any]:
             "cuDNN": torch.backends.cudnn.version(),
         }
     return found | {package: _version(package) for package in ("torch", "triton", "timm", "torchvision")}
+
+
+def folder_name(settings: Settings, about: dict[str, Any]) -> str:
+    """The folder of a device's results: one for each kind, and one for rehearsals."""
+    return "rehearsal" if settings.rehearsal else re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
 
 
 def _version(package: str) -> str:

@@ -6,7 +6,8 @@ from .measures.gradient import ProbingCost as ProbingCost
 from .measures.gradient import gradient_affinity as gradient_affinity
 from .measures.gradient import probing_cost as probing_cost
 from .measures.kernel_alignment import cka as cka
-from .measures.measured import measured_affinity as measured_affinity
+from .measures.pair_measurements import PairMeasurements as PairMeasurements
+from .measures.pair_measurements import measured_affinity as measured_affinity
 from .measures.rdm_comparison import compare_rdms as compare_rdms
 from .measures.rdms import rdm as rdm
 from .measures.representational import rsa as rsa
@@ -16,6 +17,7 @@ from .tensor import Affinity as Affinity
 __all__ = [
     "Affinity",
     "Options",
+    "PairMeasurements",
     "ProbingCost",
     "Reliability",
     "cka",

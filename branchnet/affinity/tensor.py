@@ -23,6 +23,9 @@ from branchnet.errors import AffinityError
 if TYPE_CHECKING:
     import pandas as pd
 
+_CORRELATIONS = ("rsa", "gradient cosine")
+"""Measures that are correlations, from -1 to 1, by the beginning of their names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Affinity:
@@ -122,6 +125,13 @@ class Affinity:
             raise AffinityError(f"level is {level}; expected a number between 0 and 1")
         low, high = np.quantile(self.replicates(), [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
+
+    @property
+    def largest_dissimilarity(self) -> float:
+        """The largest `1 - affinity` possible under the measure: 2 for correlations, else 1, or what was found."""
+        bound = 2.0 if self.measure.startswith(_CORRELATIONS) else 1.0
+        found = 1.0 - self.values[np.isfinite(self.values)]
+        return max(bound, float(found.max(initial=0.0)))
 
     def check_locations(self, names: Sequence[str], holder: str) -> None:
         """Refuse to be read at other places than those it was measured at; stages numbered by default fit any name.

@@ -1,5 +1,6 @@
 from .building import build as build
 from .network.branched_network import BranchedNetwork as BranchedNetwork
+from .network.grouped_networks import GroupedNetworks as GroupedNetworks
 from .network.node import Node as Node
 from .network.parallel import replicate as replicate
 from .network.parallel import shard as shard
@@ -17,6 +18,7 @@ from .weights.normalisation import estimate_batchnorm as estimate_batchnorm
 
 __all__ = [
     "BranchedNetwork",
+    "GroupedNetworks",
     "Initialisation",
     "Node",
     "NodeStart",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 from torch import Tensor, nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
+from branchnet.builder.network.grouped_networks import GroupedNetworks
 from branchnet.builder.weights.donors import Donors, choose_donors
+from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stages.interface import call_form
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
-    from branchnet.clustering import Tree
+    from branchnet.clustering import Grouping, Selection
 
 Init: TypeAlias = Literal["donor", "mean", "merge", "pretrained", "random"]
 
@@ -24,8 +26,36 @@ PROBE_BATCH = 64
 """Inputs of a probe that are run at once: enough for BatchNorm's statistics, little memory."""
 
 
+@overload
 def build(
     tree: Tree,
+    networks: Mapping[str, nn.Module],
+    *,
+    init: Init = ...,
+    affinity: Affinity | None = ...,
+    donors: Donors | None = ...,
+    probe: Any = ...,
+    state: Mapping[str, Tensor] | None = ...,
+    seed: int = ...,
+    example: Input | None = ...,
+    locations: Sequence[str] | int | None = ...,
+) -> BranchedNetwork: ...
+@overload
+def build(
+    tree: Selection | Grouping,
+    networks: Mapping[str, nn.Module],
+    *,
+    init: Init = ...,
+    affinity: Affinity | None = ...,
+    donors: None = ...,
+    probe: Any = ...,
+    state: Mapping[str, Tensor] | None = ...,
+    seed: int = ...,
+    example: Input | None = ...,
+    locations: Sequence[str] | int | None = ...,
+) -> GroupedNetworks: ...
+def build(
+    tree: Tree | Selection | Grouping,
     networks: Mapping[str, nn.Module],
     *,
     init: Init = "donor",
@@ -36,8 +66,11 @@ def build(
     seed: int = 0,
     example: Input | None = None,
     locations: Sequence[str] | int | None = None,
-) -> BranchedNetwork:
+) -> BranchedNetwork | GroupedNetworks:
     """Build the branched network that `tree` describes, with initial weights in place.
+
+    A selection of whole networks (`select_networks`, `group_by_affinity`) is built as several of them: each has all
+    tasks of its set, auxiliary ones included, and each task is served by one of them.
 
     Every node has a donor, chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
     the cluster's medoid by affinity, or without an affinity its first task. So a chain of nodes with one donor
@@ -45,7 +78,7 @@ def build(
     the same tasks, and become independent elsewhere. The copies can be trained even where the donors are frozen.
 
     Args:
-        tree: D stages over the tasks.
+        tree: D stages over the tasks; or a Selection, or a Grouping.
         networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
             They are not changed.
         init: where the weights come from. `"donor"`: each node copies its donor. `"mean"`: the mean of the donors of
@@ -54,17 +87,18 @@ def build(
             estimated again. `"pretrained"`: `state`. `"random"`: fresh random numbers.
         affinity: chooses the medoids.
         donors: the donor task of every node, stage by stage in the order of `tree.partitions`, instead of that rule;
-            `choose_donors` with a preferred task makes some.
+            `choose_donors` with a preferred task makes some. Not for selections.
         probe: K inputs as `branchnet.rsa` takes them: what `merge` aligns on. With any `init`, `.initialisation` then
             also says how well the features of each node match those of the donors.
         state: for `pretrained`: the state of one network of this backbone under its own names (heads keep the weights
             of their tasks' networks), or that of a branched network of this tree.
-        seed: of `random`.
+        seed: of `random`; of the k-th network of a selection, `seed + k`.
         example: inputs to split plain networks with.
         locations: where to split plain networks; by default at the affinity's locations.
 
     Returns:
-        the network; its `initialisation` says where each node's weights come from.
+        the network, or the `GroupedNetworks` of a selection; the `initialisation` of a network says where each node's
+        weights come from.
 
     Raises:
         BuildError: tasks or depth of tree, networks and affinity that do not agree; an `init` that lacks its probe or
@@ -85,6 +119,10 @@ def build(
     """
     _check_options(init, probe, state, networks)
     staged = _staged(networks, example, locations, affinity)
+    if not isinstance(tree, Tree):
+        if donors is not None:
+            raise BuildError("donors name the nodes of one tree; expected donors=None for a selection of networks")
+        return _build_groups(tree, staged, init=init, affinity=affinity, probe=probe, state=state, seed=seed)
     _check_fit(tree, staged, affinity)
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     branched = _copied(tree, staged, donors)
@@ -93,6 +131,22 @@ def build(
 
     branched.initialisation = describe_start(branched, init, sources, staged, probe)
     return branched
+
+
+def _build_groups(
+    chosen: Selection | Grouping, staged: Mapping[str, StagedNetwork], *, seed: int, **how: Any
+) -> GroupedNetworks:
+    """One network for every chosen set of tasks, trained with all of them."""
+    if missing := [task for task in chosen.assignment if task not in staged]:
+        raise BuildError(
+            f"the selection has tasks {missing} without a network; expected one for each, found {sorted(staged)}"
+        )
+    depth = len(staged[next(iter(chosen.assignment))].stages)
+    networks = [
+        build(tree, {task: staged[task] for task in tree.tasks}, seed=seed + k, **how)
+        for k, tree in enumerate(chosen.trees(depth))
+    ]
+    return GroupedNetworks(networks, {task: k for k, own in enumerate(chosen.served) for task in own})
 
 
 def _copied(tree: Tree, staged: Mapping[str, StagedNetwork], donors: Donors) -> BranchedNetwork:

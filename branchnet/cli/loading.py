@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from branchnet.affinity import Affinity
+    from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.builder import BranchedNetwork
     from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
@@ -144,6 +144,27 @@ def read_affinity(path: Path) -> Affinity:
     if not path.is_file():
         raise DataError(f"{path} is not a file (expected one that `branchnet affinity` wrote)")
     return Affinity.load(path)
+
+
+def read_pairs(path: Path, spec: Architecture) -> PairMeasurements:
+    """Read a table of measured pairs of the tasks of a specification.
+
+    Args:
+        path: the .csv file.
+        spec: the specification, whose locations are the table's branch points.
+
+    Returns:
+        The measurements, tasks in the order of the specification.
+
+    Raises:
+        DataError: there is no such file.
+        AffinityError: other tasks or branch points, or a table that is no table of pairs.
+    """
+    from branchnet.affinity import PairMeasurements
+
+    if not path.is_file():
+        raise DataError(f"{path} is not a file (expected a table of measured pairs)")
+    return PairMeasurements.read(path, tasks=spec.tasks, locations=spec.locations)
 
 
 def read_source(path: Path, *, device: str | None = None, dtype: str | None = None) -> Source:

@@ -31,6 +31,7 @@ from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError, TreeError
 
 Floats = npt.NDArray[np.float64]
+RELATIVE_TIE = 1e-9
 Members = Sequence[int]
 Value = Callable[[Floats], float]
 
@@ -104,6 +105,7 @@ class StageLosses:
         divisor: constant that every stage is divided by.
         offset: constant that is added to every tree's cost.
         name: name of the objective.
+        largest: the largest loss that a pair can have, which decides what is a tie; None = the largest in `pairs`.
     """
 
     tasks: tuple[str, ...]
@@ -113,11 +115,18 @@ class StageLosses:
     divisor: float = 1.0
     offset: float = 0.0
     name: str = "given"
+    largest: float | None = None
 
     @property
     def depth(self) -> int:
         """Number of stages D."""
         return len(self.pairs)
+
+    @property
+    def tie(self) -> float:
+        """Costs of trees that differ by no more than this are equal: 1e-9 of the largest loss of a pair."""
+        largest = float(np.abs(self.pairs).max(initial=0.0)) if self.largest is None else self.largest
+        return RELATIVE_TIE * largest / self.divisor
 
     def scale(self, width: int) -> float:
         """Factor of the sum of cluster values of a stage.
@@ -249,16 +258,32 @@ def stage_losses(
         What the solvers work on.
 
     Raises:
-        AffinityError: directed or non-finite affinities, an unknown objective, weights that do not fit.
+        AffinityError: directed, measured or non-finite affinities, an unknown objective, weights that do not fit.
     """
     if isinstance(affinity, StageLosses):
         return affinity
     chosen = objective_named(objective)
+    if affinity.measure.startswith("measured"):
+        raise AffinityError(
+            "the affinities are measured changes of tasks, of which stages 0 to d together hold the gain: as "
+            "similarities they rank trees wrongly, for a gain from sharing could not pay; expected the measurements: "
+            "search(PairMeasurements.read(table), ...), or expected_losses(pairs)"
+        )
     pairs = chosen.pair_losses(affinity)
+    largest = affinity.largest_dissimilarity
     if stage_weights is not None:
-        pairs = pairs * _checked_weights(stage_weights, len(pairs))[:, None, None]
-    divisor = float(len(affinity.tasks)) if chosen.per_task else 1.0
-    return StageLosses(tuple(affinity.tasks), pairs, chosen.kind, chosen.averaged, divisor, name=chosen.name)
+        weights = _checked_weights(stage_weights, len(pairs))
+        pairs = pairs * weights[:, None, None]
+        largest *= float(weights.max())
+    return StageLosses(
+        tuple(affinity.tasks),
+        pairs,
+        chosen.kind,
+        chosen.averaged,
+        divisor=float(len(affinity.tasks)) if chosen.per_task else 1.0,
+        name=chosen.name,
+        largest=largest,
+    )
 
 
 def _checked_weights(weights: Sequence[float], depth: int) -> Floats:

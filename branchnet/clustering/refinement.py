@@ -172,6 +172,7 @@ class _State:
             assignment={task: index[m] for task, m in found.assignment.items()},
             total_loss=found.total_loss,
             total_cost=found.total_cost,
+            groups=found.groups,
         )
 
 

@@ -16,12 +16,13 @@ class SearchResult:
         cost: its clustering cost under `objective`.
         size: its size in `unit`, heads included where they are known.
         lower_bound: no tree that meets the budget and the constraints costs less.
-        proven: whether no such tree costs less than this one.
+        proven: whether no such tree costs less than this one, by more than a tie.
         method: the method that found the tree.
         why: why that method was chosen, and how the search ended.
         objective: name of the objective.
         unit: `"params"`, `"flops"` or `"latency"`.
         limit: the budget as an absolute number; infinite for a point of a front.
+        uncounted: where the unit is `"flops"`, the operators of the networks whose multiply-adds count as nothing.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -41,6 +42,7 @@ class SearchResult:
     objective: str
     unit: str
     limit: float
+    uncounted: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model, stage_shares
+from branchnet.clustering.budgets import (
+    Budget,
+    Costs,
+    HeadCosts,
+    SizeModel,
+    as_budget,
+    fits,
+    size_model,
+    stage_shares,
+    stages_and_heads,
+)
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
@@ -21,9 +33,10 @@ from branchnet.clustering.heuristics.heuristic import heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
 from branchnet.clustering.heuristics.local_search import Labels, Landscape
 from branchnet.clustering.objectives import Objective, StageLosses, stage_losses
+from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.trees.tree import Tree
-from branchnet.errors import BranchnetError, BudgetError
+from branchnet.errors import AffinityError, BranchnetError, BudgetError
 from branchnet.stages.costs import StageCosts
 
 METHODS = ("auto", "exact", "local", "beam")
@@ -52,7 +65,7 @@ class Problem:
 
 
 def search(
-    affinity: Affinity | StageLosses,
+    affinity: Affinity | PairMeasurements | StageLosses,
     costs: Costs,
     budget: Budget | float | str,
     *,
@@ -68,15 +81,19 @@ def search(
 ) -> SearchResult:
     """The tree of least cost that fits the budget, with a bound on how much better any other could be.
 
-    Ties (relative 1e-12) go to the smaller size, then to the first in canonical order. Interrupted, or at the time
+    Ties (costs that differ by no more than 1e-9 of the largest dissimilarity possible under the measure) go to the
+    smaller size, then to the first in canonical order. Interrupted, or at the time
     limit, the best tree so far is returned with its bound; `why` says so.
 
     Args:
-        affinity: values (D, N, N), larger = better shared; or StageLosses.
-        costs: StageCosts, one number per stage, or a table `costs[stage][width]` for widths 0..N.
+        affinity: values (D, N, N), larger = better shared; or PairMeasurements, by their expected losses
+            (`expected_losses`); or StageLosses. The latter two are objectives themselves: `objective` is not used.
+        costs: the staged networks by task, the result of `split_all`, whose heads count, too; or StageCosts, one number
+            per stage, or a table `costs[stage][width]` for widths 0..N.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
-        head_costs: `{task: number or StageCost}`; None = heads are not counted.
+        head_costs: `{task: number or StageCost}`; None = those of the staged networks; beside other costs, heads are
+            not counted then.
         objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`.
         stage_weights: D factors of the stages' terms, or `"params"` or `"flops"`: by what a stage costs (see
             `stage_shares`); None = 1.
@@ -113,6 +130,7 @@ def search(
         affinity, costs, wanted.unit, head_costs, objective, stage_weights, shared_stages, constraints
     )
     limit = problem.sizes.limit(wanted)
+    _warn_uncounted(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":
@@ -133,7 +151,7 @@ def search(
 
 
 def pareto_front(
-    affinity: Affinity | StageLosses,
+    affinity: Affinity | PairMeasurements | StageLosses,
     costs: Costs,
     *,
     unit: str = "params",
@@ -184,17 +202,22 @@ def pareto_front(
     12 million parameters, cost 0.000, widths (3, 3)
     """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights, shared_stages, constraints)
+    _warn_uncounted(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(show=progress) as deadline:
         if chosen != "exact":
             return _searched_front(problem, chosen, why, seed, deadline)
         table = width_table(problem.losses, problem.rules, deadline)
     rows = _front_rows(table, _table_sizes(problem.sizes, table))
-    return [_proven(problem, table, row, math.inf, why) for row in rows]
+    costs = [float(table.costs[row]) for row in rows]
+    return [
+        _proven(problem, table, row, cost + table.tolerance, cost, math.inf, why)
+        for row, cost in zip(rows, costs, strict=True)
+    ]
 
 
 def make_problem(
-    affinity: Affinity | StageLosses,
+    affinity: Affinity | PairMeasurements | StageLosses,
     costs: Costs,
     unit: str,
     head_costs: HeadCosts | None = None,
@@ -204,25 +227,44 @@ def make_problem(
     constraints: Constraints | None = None,
 ) -> Problem:
     """Check that the inputs of a search fit together; arguments and errors as `search`."""
+    costs, head_costs = stages_and_heads(costs, head_costs)
     if isinstance(stage_weights, str):
         stage_weights = stage_shares(costs, stage_weights, unit)
-    losses = stage_losses(affinity, objective, stage_weights)
+    losses = _losses(affinity, objective, stage_weights)
     sizes = size_model(costs, losses.tasks, unit, head_costs)
     if len(sizes.table) != losses.depth:
         raise BudgetError(
             f"costs has {len(sizes.table)} stages, the affinities {losses.depth}; expected one cost per location"
         )
+    if isinstance(affinity, PairMeasurements):
+        affinity = affinity.affinity()
     if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
         affinity.check_locations(costs.names, "the costs")
     given = constraints or Constraints()
     if shared_stages:
         given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
-    name = losses.name if isinstance(affinity, StageLosses) else _name(objective)
-    return Problem(losses, sizes, rules_of(given, losses.tasks, losses.depth), name)
+    return Problem(losses, sizes, rules_of(given, losses.tasks, losses.depth), losses.name)
 
 
-def _name(objective: str | Objective) -> str:
-    return objective if isinstance(objective, str) else objective.name
+def _losses(
+    affinity: Affinity | PairMeasurements | StageLosses,
+    objective: str | Objective,
+    stage_weights: Sequence[float] | None,
+) -> StageLosses:
+    if isinstance(affinity, Affinity):
+        return stage_losses(affinity, objective, stage_weights)
+    if stage_weights is not None:
+        raise AffinityError("stage_weights weigh similarities, and losses are given; expected stage_weights=None")
+    return expected_losses(affinity) if isinstance(affinity, PairMeasurements) else affinity
+
+
+def _warn_uncounted(sizes: SizeModel) -> None:
+    if sizes.uncounted:
+        warnings.warn(
+            f"sizes in FLOPs count nothing for {', '.join(sizes.uncounted)}, which have no formula: stages that spend "
+            "their time there look too cheap; a budget in params or ms does not depend on it",
+            stacklevel=3,
+        )
 
 
 def choose_method(problem: Problem, method: str) -> tuple[str, str]:
@@ -259,9 +301,10 @@ def _best(problem: Problem, table: WidthTable, limit: float, budget: str, why: s
         smallest = float(sizes[possible].min()) if possible.any() else None
         raise infeasible(budget, limit, smallest, problem.sizes)
     best = float(table.costs[feasible].min())
-    tied = np.flatnonzero(feasible & (table.costs <= best + table.tolerance(best)))
+    ceiling = best + table.tolerance
+    tied = np.flatnonzero(feasible & (table.costs <= ceiling))
     rows = [int(row) for row in tied if fits(sizes[row], float(sizes[tied].min()))]
-    results = [_proven(problem, table, row, limit, why) for row in rows]
+    results = [_proven(problem, table, row, ceiling, best, limit, why) for row in rows]
     return min(results, key=lambda result: canonical_order(result.tree, problem.losses.tasks))
 
 
@@ -297,15 +340,19 @@ def _front_rows(table: WidthTable, sizes: npt.NDArray[np.float64]) -> list[int]:
     best = math.inf
     for row in np.lexsort((table.costs, sizes)).tolist():
         cost = float(table.costs[row])
-        if math.isfinite(cost) and (not rows or cost < best - table.tolerance(best)):
+        if math.isfinite(cost) and (not rows or cost < best - table.tolerance):
             rows.append(row)
             best = cost
     return rows
 
 
-def _proven(problem: Problem, table: WidthTable, row: int, limit: float, why: str) -> SearchResult:
-    result = _result(problem, np.array(table.labels(row)), limit, "exact", why)
-    return dataclasses.replace(result, lower_bound=result.cost, proven=True)
+def _proven(
+    problem: Problem, table: WidthTable, row: int, ceiling: float, least: float, limit: float, why: str
+) -> SearchResult:
+    """The first tree of these widths up to the ceiling, where no tree within the limit costs less than `least`."""
+    result = _result(problem, np.array(table.labels(row, ceiling)), limit, "exact", why)
+    bound = result.cost if result.cost <= least + table.slack else least
+    return dataclasses.replace(result, lower_bound=bound, proven=True)
 
 
 def _result(problem: Problem, labels: Labels, limit: float, method: str, why: str) -> SearchResult:
@@ -321,6 +368,7 @@ def _result(problem: Problem, labels: Labels, limit: float, method: str, why: st
         objective=problem.objective,
         unit=problem.sizes.unit,
         limit=limit,
+        uncounted=problem.sizes.uncounted,
     )
 
 
@@ -352,10 +400,12 @@ def _searched(
     result = _result(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
     known = None if stopped else result.cost
     bounds = rising_bounds(problem.losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
-    return _with_bound(result, bounds, deadline, effort)
+    return _with_bound(result, bounds, problem.losses.tie, deadline, effort)
 
 
-def _with_bound(result: SearchResult, bounds: Iterator[float], deadline: Deadline, effort: int) -> SearchResult:
+def _with_bound(
+    result: SearchResult, bounds: Iterator[float], tie: float, deadline: Deadline, effort: int
+) -> SearchResult:
     """The result with the best of the bounds that time allows; the first is always taken."""
     bound, stopped = next(bounds), ""
     try:
@@ -368,7 +418,7 @@ def _with_bound(result: SearchResult, bounds: Iterator[float], deadline: Deadlin
     except KeyboardInterrupt:
         stopped = "its bound was interrupted"
     why = "; ".join(filter(None, [result.why, stopped]))
-    reached = bound >= result.cost - 1e-12 * abs(result.cost)
+    reached = bound >= result.cost - tie
     return dataclasses.replace(result, lower_bound=min(bound, result.cost), proven=reached, why=why)
 
 
@@ -384,6 +434,6 @@ def _searched_front(problem: Problem, method: str, why: str, seed: int, deadline
             break
     front: list[SearchResult] = []
     for point in sorted(points, key=lambda point: (point.size, point.cost)):
-        if not front or point.cost < front[-1].cost * (1 - 1e-12):
+        if not front or point.cost < front[-1].cost - problem.losses.tie:
             front.append(point)
     return front

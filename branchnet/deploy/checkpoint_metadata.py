@@ -1,4 +1,4 @@
-"""What a weights file says next to its tensors: their checksum, frozen nodes, recomputed stages, the initial weights.
+"""What a weights file says next to its tensors: checksum, frozen nodes, recomputed stages, initial weights, transforms.
 
 The record is JSON in the metadata of the safetensors file, so it is written and replaced together with the weights. A
 file may come from anyone: unknown keys, other types, and nodes that the network does not have are refused.
@@ -14,6 +14,7 @@ from branchnet.builder.building import Init
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.weights.initialisation import Initialisation, NodeStart
 from branchnet.errors import CheckpointError
+from branchnet.stages.transforms import described_transform
 
 Match = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
@@ -45,6 +46,7 @@ class Record(_Section):
         recomputed: locations whose stages are recomputed.
         initialisation: how the initial weights were made; None where that is not known.
         sha256: the checksum of the file's tensors, see `branchnet.utils.tensor_digest.checksum`; None in older files.
+        transforms: what each node of the first stage does to its input before, in words; None in older files.
     """
 
     version: Literal[1] = 1
@@ -52,6 +54,7 @@ class Record(_Section):
     recomputed: tuple[str, ...]
     initialisation: _Initialisation | None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    transforms: dict[str, str] | None = None
 
 
 def write_record(branched: BranchedNetwork, *, sha256: str | None = None) -> str:
@@ -79,6 +82,7 @@ def write_record(branched: BranchedNetwork, *, sha256: str | None = None) -> str
             "recomputed": tuple(branched.locations[stage] for stage in sorted(branched.recomputed)),
             "initialisation": {"init": report.init, "nodes": tuple(starts)} if report else None,
             "sha256": sha256,
+            "transforms": _transforms(branched),
         }
     ).model_dump_json()
 
@@ -126,6 +130,7 @@ def _misfits(record: Record, branched: BranchedNetwork) -> list[str]:
     ids = {node.id for node in members}
     problems = [f"frozen: unknown node {name!r}" for name in record.frozen if name not in ids]
     problems += [f"recomputed: unknown location {n!r}" for n in record.recomputed if n not in branched.locations]
+    problems += _other_transforms(record, branched)
     if record.initialisation is None:
         return problems
     starts = record.initialisation.nodes
@@ -135,3 +140,21 @@ def _misfits(record: Record, branched: BranchedNetwork) -> list[str]:
         if unknown := [task for task in (*start.rsa, *start.cka) if task not in start.tasks]:
             problems.append(f"initialisation: {start.id} does not serve {unknown[0]!r}")
     return problems
+
+
+def _transforms(branched: BranchedNetwork) -> dict[str, str]:
+    """The transform of each node of the first stage that has one."""
+    firsts = {node.id: described_transform(node.module) for node in branched.members() if node.stage == 0}
+    return {name: text for name, text in firsts.items() if text}
+
+
+def _other_transforms(record: Record, branched: BranchedNetwork) -> list[str]:
+    if record.transforms is None:
+        return []
+    saved, found = record.transforms, _transforms(branched)
+    return [
+        f"transforms: {name} was saved with {saved.get(name, 'none')}, and has {found.get(name, 'none')} now; expected "
+        "networks=branchnet.split_all(..., transforms=...) with those that were saved"
+        for name in {**saved, **found}
+        if saved.get(name) != found.get(name)
+    ]

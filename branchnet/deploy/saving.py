@@ -83,15 +83,16 @@ def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | 
 
     Args:
         directory: the folder.
-        networks: single-task networks for the tasks without a named constructor; only their structure counts.
+        networks: single-task networks for the tasks without a named constructor; only their structure counts, and the
+            transforms that `split_all` was given, which are not in the folder: staged networks with the same ones.
 
     Returns:
         the network.
 
     Raises:
         SpecError: a specification that is not valid, or tasks whose networks must be passed.
-        CheckpointError: weights that are missing, damaged or do not fit, or whose metadata tells of other nodes or of
-            another checksum.
+        CheckpointError: weights that are missing, damaged or do not fit, or whose metadata tells of other nodes, of
+            other transforms or of another checksum.
 
     >>> import tempfile, torch, branchnet
     >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)

@@ -57,7 +57,6 @@ class CompiledNetwork:
     Attributes:
         branched: the network that is run.
         options: how it is compiled.
-        eager_heads: tasks whose heads could not be compiled and are called eagerly after the graph.
 
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}

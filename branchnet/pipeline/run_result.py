@@ -93,6 +93,7 @@ class RunResult:
                     },
                     "metrics": dict(network.metrics),
                     "further": {label: values[network.name] for label, values in self.further.items()},
+                    "changes": {task: change.to_dict() for task, change in comparison.changes(network).items()},
                     "delta": comparison.delta(network),
                 }
                 for network in comparison.networks

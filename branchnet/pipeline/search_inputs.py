@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 
 if TYPE_CHECKING:
-    from branchnet.affinity import Affinity
+    from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets import Costs, HeadCosts
     from branchnet.inference import LatencyTable
@@ -104,9 +104,10 @@ def read_latency(path: Path) -> LatencyTable:
 
 
 def with_networks_of(spec: Architecture, found: Architecture) -> Architecture:
-    """`found` with what `spec` says of the networks: how they are made, and what they take."""
+    """`found` with what `spec` says of its tasks' networks: how they are made, and what they take."""
     known = spec.to_dict()
-    parts = {key: known[key] for key in ("input", "networks") if key in known}
+    parts = {"input": known["input"]} if "input" in known else {}
+    parts["networks"] = {task: made for task, made in known.get("networks", {}).items() if task in found.tasks}
     versions = known.get("versions", {}) | found.to_dict().get("versions", {})
     return type(found).create(**(found.to_dict() | parts | {"versions": versions}))
 
@@ -118,7 +119,7 @@ def replicates_of(found: Affinity) -> list[Affinity]:
 
 
 def plan_search(
-    found: Affinity, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
+    found: Affinity | PairMeasurements, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
 ) -> Plan:
     """The plan of a search: how many trees there are, and what the method that fits compares and holds.
 
@@ -159,7 +160,8 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         The search result.
     """
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
-    from branchnet.clustering.budgets import size_model
+    from branchnet.clustering.budgets import size_model, uncounted_operators
+    from branchnet.clustering.objectives import stage_losses
 
     recorded = spec.search
     objective = (recorded and recorded.objective) or "mean-pair"
@@ -174,12 +176,13 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         cost=cost,
         size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
         lower_bound=bound,
-        proven=bool(recorded and recorded.proven and bound >= cost - 1e-9 * abs(cost)),
+        proven=bool(recorded and recorded.proven and bound >= cost - 2 * stage_losses(found, objective).tie),
         method=(recorded and recorded.method) or "given",
         why="",
         objective=objective,
         unit=unit,
         limit=size_model(costs, spec.tasks, unit, heads).limit(budget) if budget else float("inf"),
+        uncounted=uncounted_operators(costs, heads) if unit == "flops" else (),
     )
 
 

@@ -104,6 +104,7 @@ class Workspace:
             save(result, written)
             content = _content_hash(written)  # of what was written here, whoever else may write to `path`
         write_text(record, json.dumps([key, content]))
+        unfinished.unlink(missing_ok=True)
         return result
 
     def _take(self, directory: Path) -> None:

@@ -1,3 +1,4 @@
+from .comparison import Change as Change
 from .comparison import ComparedNetwork as ComparedNetwork
 from .comparison import Comparison as Comparison
 from .costing import NetworkCosts as NetworkCosts
@@ -37,6 +38,7 @@ from .summary import report as report
 
 __all__ = [
     "AffinityPlot",
+    "Change",
     "ComparedNetwork",
     "Comparison",
     "FrontPlot",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,8 +10,30 @@ from branchnet.inference.latency import Latency
 from branchnet.reporting.plots.latency_plot import LatencyPlot, latency_plot_data
 from branchnet.reporting.plots.metric_plot import MetricPlot, metric_plot_data
 from branchnet.reporting.tables import Cell, Column, Table
-from branchnet.reporting.units import milliseconds, percent, si, signed
-from branchnet.training.performance import multi_task_performance
+from branchnet.reporting.units import milliseconds, percent, si, signed, significant
+from branchnet.training.judging.performance import absolute_changes, multi_task_performance, relative_changes
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a task's metric differs from the baseline's; better is positive.
+
+    Attributes:
+        points: in the metric's own unit.
+        percent: relative to the size of the baseline's metric; NaN where that is 0 and the other is not.
+    """
+
+    points: float
+    percent: float
+
+    def __str__(self) -> str:
+        """Both, as in `+0.3, +1.2 %`."""
+        relative = "from 0" if math.isnan(self.percent) else f"{signed(self.percent, 1)} %"
+        return f"{significant(self.points)}, {relative}"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Both as JSON knows numbers: None in place of NaN."""
+        return {"points": self.points, "percent": None if math.isnan(self.percent) else self.percent}
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,19 @@ class Comparison:
         """
         return multi_task_performance(self.baseline.metrics, network.metrics, self.lower_is_better)
 
+    def changes(self, network: ComparedNetwork) -> dict[str, Change]:
+        """Compute how each task's metric differs from the baseline's.
+
+        Args:
+            network: one of `networks`.
+
+        Returns:
+            the change of each task, in the metric's unit and in percent; better is positive.
+        """
+        compared = self.baseline.metrics, network.metrics, self.lower_is_better
+        points, relative = absolute_changes(*compared), relative_changes(*compared)
+        return {task: Change(points[task], relative[task]) for task in points}
+
     def size_table(self) -> Table:
         """Tabulate parameters, FLOPs, latencies and Delta.
 
@@ -80,16 +116,19 @@ class Comparison:
         return Table("Networks compared", tuple(columns), tuple(rows))
 
     def task_table(self) -> Table:
-        """Tabulate every task's metric.
+        """Tabulate every task's metric, of all networks but the first with its change in points and in percent.
 
         Returns:
             one row for each task, one column for each network; the last row is Delta.
         """
+        changes = [self.changes(network) for network in self.networks[1:]]
         columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.networks)]
         rows: list[tuple[Cell, ...]] = []
         for task, name in self.metric_names.items():
             arrow = "\N{DOWNWARDS ARROW}" if self.lower_is_better[task] else "\N{UPWARDS ARROW}"
-            rows.append((task, f"{name} {arrow}", *(network.metrics[task] for network in self.networks)))
+            pairs = zip(self.networks[1:], changes, strict=True)
+            compared = (f"{_metric(network.metrics[task])} ({change[task]})" for network, change in pairs)
+            rows.append((task, f"{name} {arrow}", self.baseline.metrics[task], *compared))
         deltas = [None if network is self.baseline else self.delta(network) for network in self.networks]
         written = [None if delta is None else _percent_signed(delta) for delta in deltas]
         rows.append(("mean change (\N{GREEK CAPITAL LETTER DELTA})", "%", *written))

@@ -6,16 +6,16 @@ serves. All figures are for the whole example, at its batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
-from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
+from branchnet.stages.flops import PRODUCTS, OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
 from branchnet.utils.modes import evaluation_mode
 
@@ -37,6 +37,8 @@ def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> in
 
 # torch's counter knows the attention kernels of accelerators only.
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+
+_UNKNOWN_TO_TORCH = PRODUCTS - {operator.__name__ for operator in flop_registry}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class NetworkCosts:
             normalisation out).
         uncounted: operators that compute something and that the convention has no formula for.
         inputs: shapes of the example's tensors.
+        only_here: multiply-adds by operator that torch.utils.flop_counter has no formula for and counts as nothing,
+            normalisation and resampling aside.
     """
 
     tasks: tuple[str, ...]
@@ -95,6 +99,7 @@ class NetworkCosts:
     reference_flops: int
     uncounted: tuple[str, ...]
     inputs: tuple[tuple[int, ...], ...]
+    only_here: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def flops(self) -> int:
@@ -174,9 +179,12 @@ class NetworkCosts:
         shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs)
         notes = [f"FLOPs by {CONVENTION}; for the whole example ({shapes})."]
         if self.uncounted:
-            notes.append(f"Operators without a formula, counted as nothing: {', '.join(self.uncounted)}.")
-        difference = self.flops / self.reference_flops - 1 if self.reference_flops else 0.0
+            notes.append(uncounted_note(self.uncounted))
+        compared = self.flops - sum(self.only_here.values())
+        difference = compared / self.reference_flops - 1 if self.reference_flops else 0.0
         text = f"torch.utils.flop_counter, halved, gives {self.reference_flops:,} ({-difference:+.1%})"
+        if self.only_here:
+            text += f", leaving out {', '.join(self.only_here)}, for which it has no formula"
         if abs(difference) > TOLERANCE:
             notes.append(f"Warning: {text}: more than {TOLERANCE:.0%} apart, so do not trust either blindly.")
         else:
@@ -184,6 +192,18 @@ class NetworkCosts:
         if self.params < (summed := sum(node.params for node in self.nodes)):
             notes.append(f"Nodes share parameters: they sum to {summed:,}, the network holds {self.params:,}.")
         return tuple(notes)
+
+
+def uncounted_note(operators: Sequence[str]) -> str:
+    """Name the operators whose multiply-adds are counted as nothing.
+
+    Args:
+        operators: their names.
+
+    Returns:
+        one sentence.
+    """
+    return f"Operators without a formula, counted as nothing: {', '.join(operators)}."
 
 
 def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
@@ -223,6 +243,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         reference_flops=sum(counted.values()) // 2,
         uncounted=tuple(sorted(counter.unsupported)),
         inputs=tuple(tuple(tensor.shape) for tensor in flat_example(example)),
+        only_here={name: counter.by_operator[name] for name in sorted(_UNKNOWN_TO_TORCH) if counter.by_operator[name]},
     )
 
 

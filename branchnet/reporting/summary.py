@@ -14,7 +14,7 @@ import rich.console
 from torch import nn
 
 from branchnet.builder.network.separate_networks import SeparateNetworks
-from branchnet.errors import BranchnetError
+from branchnet.errors import BranchnetError, BuildError
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
     branch_table,
@@ -24,7 +24,7 @@ from branchnet.reporting.cost_tables import (
     summary_table,
     task_table,
 )
-from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, network_costs
+from branchnet.reporting.costing import CONVENTION, NetworkCosts, capture_inputs, network_costs, uncounted_note
 from branchnet.reporting.tables import Table
 from branchnet.reporting.units import milliseconds, percent, si
 from branchnet.utils.files import write_text
@@ -79,6 +79,8 @@ class Report:
             ("multiply-adds", costs.flops, costs.separate_flops),
         ):
             lines.append(f"{name}: {si(size)}, {percent(size / alone)} of {len(costs.tasks)} separate networks")
+        if costs.uncounted:
+            lines.append(uncounted_note(costs.uncounted))
         if self.latencies:
             median = self.latencies["branched"].median
             ratio = self.latencies[self.baseline].median / median
@@ -128,6 +130,7 @@ class Report:
             "reference_flops": costs.reference_flops,
             "activation_bytes": costs.activation_bytes,
             "uncounted": list(costs.uncounted),
+            "only_here": dict(costs.only_here),
             "nodes": [asdict(node) for node in costs.nodes],
             "stages": [asdict(total) for total in costs.per_stage()],
             "branches": [asdict(total) for total in costs.per_branch()],
@@ -214,7 +217,7 @@ def report(
         the report; print it, or write it with `save`.
 
     Raises:
-        BuildError: an example of another form than the network takes.
+        BuildError: an example of another form than the network takes; networks of other tasks than the network's.
 
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
@@ -226,6 +229,11 @@ def report(
     >>> report.costs.params, report.costs.separate_params
     (58, 98)
     """
+    if networks is not None and set(networks) != set(branched.tasks):
+        raise BuildError(
+            f"networks has the tasks {', '.join(map(repr, networks)) or 'none'}; expected one network for each of "
+            f"{', '.join(map(repr, branched.tasks))}: the branched network is compared with all of them"
+        )
     costs = network_costs(branched, example)
     if not latency:
         return Report(branched.tree, costs)

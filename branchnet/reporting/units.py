@@ -46,6 +46,11 @@ def signed(number: float, digits: int = 2) -> str:
     return f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def significant(number: float, digits: int = 3) -> str:
+    """Return `number` with its sign, a true minus and `digits` significant digits."""
+    return f"{number:+.{digits}g}".replace("-", "\N{MINUS SIGN}")
+
+
 def _plain(number: float, digits: int) -> str:
     """`digits` significant digits without an exponent; whole numbers without a fraction."""
     return str(int(number)) if number == int(number) else _digits(number, digits)

@@ -29,6 +29,7 @@ MAX_ELEMENTS = 2**28
 """So no example that a specification describes takes more than a gigabyte in float32."""
 MAX_DIMENSIONS = 8
 MAX_INTEGER = 2**63
+MAX_UNCOUNTED = 1000
 
 Number = Annotated[int | float, BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=0)]
@@ -91,17 +92,24 @@ class CostSection(Section):
     flops: Count
     activation_bytes: Count = 0
     cut_bytes: Count = 0
+    uncounted: Annotated[tuple[str, ...], Field(max_length=MAX_UNCOUNTED)] = Field(
+        default=(), description="Operators whose multiply-adds are counted as nothing."
+    )
 
     @classmethod
     def of(cls, cost: StageCost) -> CostSection:
         """Describe a cost."""
         return cls(
-            params=cost.params, flops=cost.flops, activation_bytes=cost.activation_bytes, cut_bytes=cost.cut_bytes
+            params=cost.params,
+            flops=cost.flops,
+            activation_bytes=cost.activation_bytes,
+            cut_bytes=cost.cut_bytes,
+            uncounted=cost.uncounted,
         )
 
     def cost(self, name: str) -> StageCost:
         """Return the cost under the name of its location."""
-        return StageCost(name, self.params, self.flops, self.activation_bytes, self.cut_bytes)
+        return StageCost(name, self.params, self.flops, self.activation_bytes, self.cut_bytes, self.uncounted)
 
 
 class CostsSection(Section):

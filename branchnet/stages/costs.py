@@ -21,6 +21,7 @@ class StageCost:
         flops: multiply-adds of one forward pass at the example's size.
         activation_bytes: bytes of all intermediate results of one forward pass at the example's size.
         cut_bytes: bytes of the tensors alive at the location that ends the stage.
+        uncounted: operators that compute something and whose multiply-adds are counted as nothing.
     """
 
     name: str
@@ -28,6 +29,7 @@ class StageCost:
     flops: int
     activation_bytes: int = 0
     cut_bytes: int = 0
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class StageCosts(Sequence[StageCost]):
     def flops(self) -> tuple[int, ...]:
         """Multiply-adds, one number per stage."""
         return tuple(stage.flops for stage in self.stages)
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Operators of any stage whose multiply-adds are counted as nothing, sorted."""
+        return tuple(sorted({operator for stage in self.stages for operator in stage.uncounted}))
 
     @overload
     def __getitem__(self, index: int) -> StageCost: ...

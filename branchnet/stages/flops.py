@@ -2,8 +2,10 @@
 
 fvcore traces a network with torch.jit, which needs real tensors and one trace per stage. Here its formulas are applied
 to the operators that one ordinary run dispatches, so a single run under fake tensors gives every stage's count. One
-multiply-add counts as one FLOP. Scaled dot-product attention, which fvcore does not know, counts its two matrix
-products. Where fvcore is not installed, as on a machine that only measures, the same formula stands here.
+multiply-add counts as one FLOP; of complex numbers it counts as the four of real ones that it takes (a convolution as
+the three real convolutions that torch runs for it). What fvcore does not know counts as its matrix products would:
+scaled dot-product attention, recurrent layers that run as one operator, bilinear layers and distances. Where fvcore is
+not installed, as on a machine that only measures, the same formula stands here.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from branchnet.stages.tracing.trial import trial
+
 Formula = Callable[[Sequence[Any], Any], float]
 
 
@@ -30,9 +34,9 @@ def count_flops(
 ) -> tuple[int, tuple[str, ...]]:
     """Count the multiply-adds of one forward pass.
 
-    The module runs without gradients in the mode that it is in. The operators named are those that compute something
-    and for which fvcore's convention has no formula (pooling by maximum, softmax and so on); element-wise arithmetic
-    and changes of shape count as nothing there and are not named.
+    The module runs without gradients in the mode that it is in, and is as before afterwards. The operators named are
+    those that compute something and for which fvcore's convention has no formula (pooling by maximum, softmax and so
+    on); element-wise arithmetic and changes of shape count as nothing there and are not named.
 
     Args:
         module: any module.
@@ -42,8 +46,8 @@ def count_flops(
     Returns:
         Multiply-adds of `module(*args, **kwargs)`, and the names of the operators that were not counted.
     """
-    with torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
-        module(*args, **(kwargs or {}))
+    with trial(module) as copy, torch.no_grad(), without_attention_fast_path(), OperatorCounter() as counter:
+        copy(*args, **(kwargs or {}))
     return counter.flops, tuple(sorted(counter.unsupported))
 
 
@@ -52,10 +56,15 @@ class OperatorCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
         self.bytes = 0
+        self.by_operator: Counter[str] = Counter()
         self.unsupported: Counter[str] = Counter()
         self._pooling = _AdaptivePooling(self)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds so far."""
+        return self.by_operator.total()
 
     def __enter__(self) -> OperatorCounter:
         """Start counting."""
@@ -75,7 +84,7 @@ class OperatorCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if formula := _FORMULAS.get(name):
-            self.flops += int(formula(args, out))
+            self.by_operator[name] += int(formula(args, out))
         elif not (func.is_view or torch.Tag.pointwise in func.tags or name in _FREE):
             self.unsupported[name] += 1
         if not func.is_view:
@@ -95,10 +104,9 @@ class _AdaptivePooling(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; count one operation per input value of a two-dimensional adaptive pooling."""
-        before = self._counter.flops
         out = func(*args, **(kwargs or {}))
         if func in _ADAPTIVE_POOLING:
-            self._counter.flops = before + args[0].numel()
+            self._counter.by_operator["adaptive_avg_pool2d"] += args[0].numel()
         return out
 
 
@@ -125,7 +133,7 @@ def _new_bytes(args: Sequence[Any], out: Any) -> int:
 def _convolution(args: Sequence[Any], out: Any) -> float:
     x, weight, transposed = list(args[0].shape), list(args[1].shape), args[6]
     count = _fvcore_convolution() or convolution_flops
-    return float(count(x, weight, list(out.shape), transposed=transposed))
+    return _real_products(args[0]) * float(count(x, weight, list(out.shape), transposed=transposed))
 
 
 @cache
@@ -147,9 +155,54 @@ def convolution_flops(x: Sequence[int], weight: Sequence[int], out: Sequence[int
     return float(x[0] * prod(weight) * prod((x if transposed else out)[2:]))
 
 
+def _real_products(factor: Tensor) -> int:
+    """Products of real numbers that one product takes."""
+    return 4 if factor.is_complex() else 1
+
+
 def _matrix_product(left: int) -> Formula:
     """Formula of a product whose operands stand at `left` and `left + 1`."""
-    return lambda args, out: prod(args[left].shape) * (args[left + 1].shape[-1] if args[left + 1].dim() > 1 else 1)
+
+    def formula(args: Sequence[Any], out: Any) -> float:
+        first, second = args[left], args[left + 1]
+        return float(_real_products(first) * prod(first.shape) * (second.shape[-1] if second.dim() > 1 else 1))
+
+    return formula
+
+
+def _outer_product(args: Sequence[Any], out: Any) -> float:
+    return float(_real_products(args[1]) * prod(out.shape))
+
+
+def _recurrent(weights: Callable[[Sequence[Any]], Sequence[Tensor]]) -> Formula:
+    """Formula of a recurrent layer that runs as one operator: each step of each sequence meets every weight once.
+
+    The input is (length, batch, features), or packed (steps, features). Biases and gates are element-wise.
+    """
+    return lambda args, out: prod(args[0].shape[:-1]) * sum(w.numel() for w in weights(args) if w.dim() == 2)
+
+
+def _trilinear(args: Sequence[Any], out: Any) -> float:
+    """The two contractions that torch runs: the first two factors, then their product with the third."""
+    first, second, third = (
+        _with_ones(args[k].shape, expanded) for k, expanded in enumerate(args[3:6])
+    )  # the shapes that broadcast against each other
+    pairs = list(map(max, first, second))
+    # What the third factor does not have is summed before it is met.
+    left = [1 if dim in args[6] and dim in args[5] else length for dim, length in enumerate(pairs)]
+    return float(_real_products(args[0]) * (prod(pairs) + prod(map(max, left, third))))
+
+
+def _with_ones(shape: Sequence[int], dims: Sequence[int]) -> list[int]:
+    lengths = list(shape)
+    for dim in sorted(dims):
+        lengths.insert(dim, 1)
+    return lengths
+
+
+def _distances(args: Sequence[Any], out: Any) -> float:
+    """One operation for each pair of points and each of their features."""
+    return float(prod(out.shape) * args[0].shape[-1])
 
 
 # fvcore's norm_flop_counter: four operations a value to subtract the mean and divide by the deviation, one for the
@@ -179,17 +232,33 @@ def _attention(args: Sequence[Any], out: Any) -> float:
     return float(pairs * (query.shape[-1] + value.shape[-1]))
 
 
-_FORMULAS: dict[str, Formula] = {
+_PRODUCTS: dict[str, Formula] = {
     "convolution": _convolution,
     "_convolution": _convolution,
     "addmm": _matrix_product(1),
     "_addmm_activation": _matrix_product(1),
+    "addbmm": _matrix_product(1),
     "baddbmm": _matrix_product(1),
     "addmv": _matrix_product(1),
     "mm": _matrix_product(0),
     "bmm": _matrix_product(0),
     "mv": _matrix_product(0),
     "dot": _matrix_product(0),
+    "vdot": _matrix_product(0),
+    "addr": _outer_product,
+    "mkldnn_rnn_layer": _recurrent(lambda args: args[1:3]),
+    "_cudnn_rnn": _recurrent(lambda args: args[1]),
+    "_trilinear": _trilinear,
+    "_cdist_forward": _distances,
+    "_euclidean_dist": _distances,
+    "_pdist_forward": _distances,
+}
+
+PRODUCTS = frozenset(_PRODUCTS)
+"""Operators that are products of tensors or made of such."""
+
+_FORMULAS: dict[str, Formula] = {
+    **_PRODUCTS,
     "native_batch_norm": _batch_norm,
     "cudnn_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,
@@ -210,27 +279,46 @@ _FORMULAS: dict[str, Formula] = {
 _FREE = frozenset(
     (
         "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "_embedding_bag",
+        "_linalg_check_errors",
         "_local_scalar_dense",
         "_log_softmax",
+        "_pack_padded_sequence",
         "_reshape_alias",
         "_softmax",
+        "_thnn_fused_gru_cell",
+        "_thnn_fused_lstm_cell",
         "_to_copy",
         "_unsafe_view",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
         "all",
         "amax",
+        "aminmax",
         "any",
         "arange",
         "argmax",
+        "argmin",
         "as_strided_",
+        "avg_pool2d",
+        "avg_pool3d",
         "bernoulli_",
+        "bincount",
         "cat",
+        "channel_shuffle",
         "clone",
+        "col2im",
         "constant_pad_nd",
         "contiguous",
         "copy_",
+        "cummax",
+        "cummin",
+        "cumprod",
         "cumsum",
         "detach",
         "device",
+        "diag_embed",
         "embedding",
         "empty",
         "empty_like",
@@ -242,50 +330,83 @@ _FREE = frozenset(
         "full_like",
         "gather",
         "hardswish_",
+        "im2col",
         "index",
+        "index_add",
+        "index_copy",
         "index_put",
+        "index_reduce",
         "index_select",
         "is_same_size",
         "lift_fresh",
         "lift_fresh_copy",
         "linalg_vector_norm",
         "linspace",
+        "logsumexp",
         "masked_fill",
+        "masked_scatter",
+        "masked_select",
         "max",
         "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
         "mean",
+        "median",
         "min",
+        "multinomial",
         "native_dropout",
         "new_empty",
         "new_empty_strided",
         "new_full",
         "new_ones",
         "new_zeros",
+        "nonzero",
         "normal_",
         "ones",
         "ones_like",
         "pixel_shuffle",
+        "pixel_unshuffle",
+        "prod",
         "rand",
         "rand_like",
+        "randint",
         "randn",
         "randn_like",
+        "randperm",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "reflection_pad3d",
         "repeat",
+        "repeat_interleave",
+        "replication_pad1d",
+        "replication_pad2d",
+        "replication_pad3d",
         "resize_",
         "roll",
         "scalar_tensor",
         "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "searchsorted",
         "select_scatter",
         "set_",
         "slice_scatter",
         "sort",
         "split_with_sizes_copy",
+        "squeeze_",
         "stack",
+        "std",
         "sum",
         "topk",
+        "transpose_",
         "tril",
         "triu",
         "unbind_copy",
         "uniform_",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unsqueeze_",
+        "var",
+        "var_mean",
         "view_copy",
         "zeros",
         "zeros_like",

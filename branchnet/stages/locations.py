@@ -99,23 +99,55 @@ def _cuttable(alignment: Alignment, carried: Sequence[tuple[int, ...]]) -> set[i
     """Positions with a sound cut: tensors in it, something to compute before it and parameters on both sides.
 
     A cut with two views of one memory block that is overwritten later is not sound: a stage that copies one of them
-    before writing would no longer change the other.
+    before writing would no longer change the other. Nor is one with a value that some of the networks have overwritten
+    and others have not. Nor is a cut between a write to a buffer and another use of it:
+    nodes of a branched network have buffers of their own.
     """
-    good = set(range(len(alignment.common)))
+    overwritten_at = [_overwritten_at(flow, alignment.order(k)) for k, flow in enumerate(alignment.flows)]
+    good = {
+        position
+        for position in range(len(alignment.common))
+        if all(len({at[k] <= position for at in overwritten_at}) == 1 for k in carried[position])
+    }
     for network, flow in enumerate(alignment.flows):
         order = alignment.order(network)
         index = {node: k for k, node in enumerate(order)}
         everything = [*order, *(node for node in flow.order if node not in index)]
         last_write = {block: k for k, node in enumerate(everything) for block in flow.facts[node].overwritten}
         end = _last_parameter(flow, everything)
+        together = _uses_of_written_state(flow, everything)
         for position in tuple(good):
             values = [order[k] for k in carried[position]]
             forms = [flow.facts[node].form for node in values]
             blocks = [b for node in values for b in flow.facts[node].storages if last_write.get(b, -1) > position]
             sound = len(blocks) == len(set(blocks)) and all(map(carryable, forms))
+            sound = sound and not any(first <= position < last for first, last in together)
             if not sound or position >= end or not any(isinstance(form, TensorForm) for form in forms):
                 good.discard(position)
     return good
+
+
+def _overwritten_at(flow: Dataflow, order: Sequence[fx.Node]) -> list[int]:
+    """For each common node, the position at which its value is first overwritten; the end where it never is."""
+    found = [len(order)] * len(order)
+    writes = [(k, flow.facts[node].overwritten) for k, node in enumerate(order) if flow.facts[node].overwritten]
+    for k, node in enumerate(order):
+        blocks = flow.facts[node].storages
+        found[k] = next((at for at, written in writes if at > k and written & blocks), len(order))
+    return found
+
+
+def _uses_of_written_state(flow: Dataflow, nodes: Sequence[fx.Node]) -> list[tuple[int, int]]:
+    """First and last use of every parameter or buffer that the network's own code, not a module, writes to."""
+    read = (flow.facts[node].storages for node in flow.facts if node.op == "get_attr")
+    state = frozenset[int]().union(*read) & flow.overwritten
+    uses: dict[int, list[int]] = {block: [] for block in state}
+    for k, node in enumerate(nodes if state else ()):
+        facts = flow.facts[node]
+        sources = (flow.facts[source].storages for source in node.all_input_nodes)
+        for block in state & facts.overwritten.union(facts.state, *sources):
+            uses[block].append(k)
+    return [(min(positions), max(positions)) for positions in uses.values() if positions]
 
 
 def _last_parameter(flow: Dataflow, nodes: Sequence[fx.Node]) -> int:

@@ -18,6 +18,7 @@ from branchnet.stages.locations import Location, carried_after, find_locations, 
 from branchnet.stages.staged import CutTensor, Program, Stage, StagedNetwork, hold, keep_unused
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 from branchnet.stages.tracing.trace import TracedNetwork
+from branchnet.stages.verification import check_evaluation, training_difference
 
 if TYPE_CHECKING:
     from branchnet.models.constructors import Constructor
@@ -44,11 +45,21 @@ def assemble(
     """Cut every network at the chosen places, in both modes where all of them can be trained."""
     names = [place.name for place in chosen]
     evaluation = _plans(alignment, [place.position for place in chosen])
+    own = [own_names(alignment, k, [place.position for place in chosen]) for k in range(len(traced))]
+
+    def staged(training: Sequence[_Plan | None], reason: str | None) -> list[StagedNetwork]:
+        networks = zip(traced, evaluation, training, own, strict=True)
+        return [_staged(*network, names, example, reason) for network in networks]
+
     training, reason = _training_plans(traced, names)
-    return [
-        _staged(network, plan, trained, reason, own_names(alignment, k, [p.position for p in chosen]), names, example)
-        for k, (network, plan, trained) in enumerate(zip(traced, evaluation, training, strict=True))
-    ]
+    found = staged(training, reason)
+    for network, stages in zip(traced, found, strict=True):
+        check_evaluation(network, stages, example)
+    if reason is not None:
+        return found
+    differences = (training_difference(*pair, example) for pair in zip(traced, found, strict=True))
+    difference = next((each for each in differences if each), None)
+    return found if difference is None else staged([None] * len(traced), f"in training mode {difference}")
 
 
 def cost_of_whole(flow: Dataflow) -> tuple[int, int]:
@@ -90,10 +101,10 @@ def _staged(
     traced: TracedNetwork,
     plan: _Plan,
     training: _Plan | None,
-    eval_only: str | None,
     own_locations: Sequence[str],
     names: Sequence[str],
     example: Example,
+    eval_only: str | None,
 ) -> StagedNetwork:
     interface = Interface.of(example)
     tensors = (*traced.root.parameters(), *traced.root.buffers(), *flat_example(example))
@@ -104,11 +115,14 @@ def _staged(
     for k, (name, graph, other) in enumerate(zip([*names, "head"], graphs, trained, strict=True)):
         is_head = k == len(names)
         programs = [
-            None if one is None else Program(one, flow.trace.output if is_head else None, device)
+            None
+            if one is None
+            else Program(one, flow.trace.output if is_head else None, device, None if k else flow.trace.sizes)
             for one, flow in ((graph, plan.flow), (other, (training or plan).flow))
         ]
         keywords = interface.names if k == 0 else ()
-        stage = Stage(name, programs[0], programs[1], keywords, eval_only or "")  # type: ignore[arg-type]
+        left = traced.left_in_evaluation
+        stage = Stage(name, programs[0], programs[1], keywords, eval_only or "", left)  # type: ignore[arg-type]
         hold(stage, traced.root, [graph] if other is None else [graph, other])
         stages.append(stage)
     # Stages count what they hold: a parameter of two stages (a tied embedding) counts in both, since nodes that serve
@@ -155,6 +169,7 @@ def _costs(plan: _Plan, stages: Sequence[Stage], names: Sequence[str]) -> list[S
                 sum(fact.flops for fact in facts),
                 sum(fact.activation_bytes for fact in facts),
                 sum(form.bytes for form in forms if isinstance(form, TensorForm)),
+                tuple(sorted({operator for fact in facts for operator in fact.uncounted})),
             )
         )
     return costs

@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Interface
+from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 
 if TYPE_CHECKING:
     from branchnet.models.constructors import Constructor
@@ -51,12 +52,16 @@ class Program:
     Attributes:
         graph: the graph, in which tensors are made on `device`, that of the network when it was traced.
         output: the form of what is returned where it is not the graph's own.
+        sizes: which sizes its inputs may have; None for any.
         source, names: the code and the names that it uses; it makes tensors where its inputs are.
     """
 
-    def __init__(self, graph: fx.Graph, output: TreeSpec | None, device: torch.device) -> None:
+    def __init__(
+        self, graph: fx.Graph, output: TreeSpec | None, device: torch.device, sizes: AllowedSizes | None = None
+    ) -> None:
         self.graph = graph
         self.output = output
+        self.sizes = sizes
         self.device = device
         self.arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
         code = written_in_place(graph).python_code(root_module="self")
@@ -71,11 +76,13 @@ class Program:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (rows_of(self.graph), self.output, self.device)
+        return _restored, (rows_of(self.graph), self.output, self.device, self.sizes)
 
 
-def _restored(rows: list[Row], output: TreeSpec | None, device: torch.device) -> Program:
-    return Program(graph_of(rows), output, device)
+def _restored(
+    rows: list[Row], output: TreeSpec | None, device: torch.device, sizes: AllowedSizes | None = None
+) -> Program:
+    return Program(graph_of(rows), output, device, sizes)
 
 
 @functools.cache
@@ -99,10 +106,17 @@ class Stage(nn.Module):
         training: the code of training mode; None where the network could not be traced in it.
         keywords: names by which the first stage also takes its arguments.
         reason: why there is no training code, for messages.
+        left_in_evaluation: names of the modules that the network's own `train()` leaves in evaluation mode.
     """
 
     def __init__(
-        self, name: str, evaluation: Program, training: Program | None, keywords: Sequence[str] = (), reason: str = ""
+        self,
+        name: str,
+        evaluation: Program,
+        training: Program | None,
+        keywords: Sequence[str] = (),
+        reason: str = "",
+        left_in_evaluation: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._name = name
@@ -110,6 +124,7 @@ class Stage(nn.Module):
         self._training = training
         self._keywords = tuple(keywords)
         self._reason = reason
+        self._left_in_evaluation = frozenset(left_in_evaluation)
 
     def forward(self, *cut: Any, **inputs: Any) -> Any:
         """Run the subgraph of the stage's mode.
@@ -120,10 +135,15 @@ class Stage(nn.Module):
 
         Returns:
             A tuple of tensors, the next cut; for a head, what the network returns.
+
+        Raises:
+            SplitError: an input of the first stage has a size for which the network's code may do something else.
         """
         if inputs:
             cut = (*cut, *(inputs[name] for name in self._keywords[len(cut) :]))
         program = self.running
+        if program.sizes is not None and not torch.compiler.is_compiling():
+            program.sizes.check(cut)
         result = program.function(self, *cut)
         return result if program.output is None else tree_unflatten(tree_leaves(result), program.output)
 
@@ -141,7 +161,11 @@ class Stage(nn.Module):
         """
         if mode:
             self.check_trainable()
-        return super().train(mode)
+        super().train(mode)
+        for name, module in self.named_modules(remove_duplicate=False) if self._left_in_evaluation else ():
+            if name in self._left_in_evaluation:
+                module.training = False
+        return self
 
     def check_trainable(self) -> None:
         """Refuse a stage that can only be evaluated.

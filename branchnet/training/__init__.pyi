@@ -1,19 +1,20 @@
 from .batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from .distillation import distill as distill
+from .judging.evaluation import evaluate as evaluate
 from .groups import node_groups as node_groups
 from .loop import History as History
-from .metrics import Metric as Metric
-from .metrics import accuracy as accuracy
-from .metrics import evaluate as evaluate
-from .metrics import explained_variance as explained_variance
-from .metrics import kl_divergence as kl_divergence
-from .metrics import mean_absolute_error as mean_absolute_error
-from .metrics import mean_angle as mean_angle
-from .metrics import mean_iou as mean_iou
-from .metrics import rmse as rmse
-from .metrics import top1_agreement as top1_agreement
-from .performance import multi_task_performance as multi_task_performance
-from .performance import relative_changes as relative_changes
+from .judging.metrics import Metric as Metric
+from .judging.metrics import accuracy as accuracy
+from .judging.metrics import explained_variance as explained_variance
+from .judging.metrics import kl_divergence as kl_divergence
+from .judging.metrics import mean_absolute_error as mean_absolute_error
+from .judging.metrics import mean_angle as mean_angle
+from .judging.metrics import mean_iou as mean_iou
+from .judging.metrics import rmse as rmse
+from .judging.metrics import top1_agreement as top1_agreement
+from .judging.performance import absolute_changes as absolute_changes
+from .judging.performance import multi_task_performance as multi_task_performance
+from .judging.performance import relative_changes as relative_changes
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers
 
@@ -21,6 +22,7 @@ __all__ = [
     "History",
     "Metric",
     "Teachers",
+    "absolute_changes",
     "accuracy",
     "distill",
     "evaluate",

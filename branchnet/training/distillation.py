@@ -22,11 +22,14 @@ from branchnet.builder import BranchedNetwork
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Source, read_samples
 from branchnet.errors import TrainingError
+from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
+from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.groups import Rate, node_groups, trained_tasks
-from branchnet.training.loop import History, content_hash, optimize
+from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, History, optimize
+from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.teachers import Teachers
 
 
@@ -41,6 +44,7 @@ def distill(
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
     progress: bool = True,
     description: str = "distil",
 ) -> History:
@@ -52,7 +56,8 @@ def distill(
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
-            several runs. Tasks of which everything is frozen need none, and are not run.
+            several runs. Where `split_all` was given transforms, what it returned. Tasks of which everything is frozen
+            need none, and are not run.
         images: K samples, in whatever `branchnet.data.read_samples` takes; labels beside them are not read. Tensors and
             data sets are drawn from at random; a DataLoader, which may shuffle and use workers and pinned memory, is
             read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
@@ -61,7 +66,10 @@ def distill(
         learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
         divide_rate: divide a node's rate by the number of tasks that it serves.
         seed: of the order of the samples and of what is drawn in training.
-        checkpoint: a file to resume from after an interruption; removed at the end.
+        checkpoint: a file to resume from after an interruption, by the same call with a network as it was before
+            training. It stays at the end: remove it once the result is saved. Until then the same call gives the
+            result at once, and one with more `steps` goes on from there, at the rates of the longer schedule.
+        checkpoint_seconds: time between two savings; 0 saves after each step.
         progress: whether to draw a progress bar on stderr.
         description: what it is called.
 
@@ -69,8 +77,10 @@ def distill(
         each task's loss at every step: the squared error by the variance of the donor's output.
 
     Raises:
-        TrainingError: tasks without a network, a network that cannot be trained or is frozen throughout, a constant
-            output, a diverging loss.
+        TrainingError: tasks without a network, networks without the transforms that the branched network has, one that
+            cannot be trained or is frozen throughout, a constant output, a diverging loss.
+        CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
+            written.
         DataError: samples that cannot be read, or only once.
 
     >>> import torch, branchnet
@@ -95,13 +105,17 @@ def distill(
         )
     if teachers is networks and teachers.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
+    _check_transforms(branched, {task: teachers.networks[task] for task in tasks})
     if teachers.samples.kind != samples.kind:
         raise TrainingError(
             f"the teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
             "expected Teachers of split networks, whose inputs are known"
         )
     device = next(branched.parameters()).device
-    content = content_hash(branched, samples, branched.frozen) if checkpoint is not None else ""
+    identity = {}
+    if checkpoint is not None:
+        identity = {"weights": network_hash(branched, branched.frozen), "samples": samples_hash(samples)}
+        identity["teachers"] = teachers_hash({task: teachers.networks[task] for task in tasks})
     scales = {task: teachers.variances(task) for task in tasks}
     # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
     if checkpoint is None or not Path(checkpoint).exists():
@@ -126,10 +140,31 @@ def distill(
             description=description,
             progress=progress,
             checkpoint=checkpoint,
-            content=content,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            legacy_content=lambda: content_hash(branched, samples, branched.frozen),
         )
     finally:
         branched.eval()
+
+
+def _check_transforms(branched: BranchedNetwork, networks: Mapping[str, nn.Module]) -> None:
+    """Plain networks have lost the transforms that they were split with."""
+    firsts = [node.module for node in branched.members() if node.stage == 0]
+    if not any(map(holds_transform, firsts)):
+        return
+    plain = [
+        task
+        for task, network in networks.items()
+        if not (isinstance(network, StagedNetwork) and holds_transform(network.stages[0]))
+    ]
+    if plain:
+        texts = dict.fromkeys(filter(None, map(described_transform, firsts)))
+        raise TrainingError(
+            f"the branched network was split with transforms ({'; '.join(texts) or 'of other tasks'}), and the "
+            f"single-task networks of {plain} are given without; expected those that split_all(..., transforms=...) "
+            "returned"
+        )
 
 
 def _scaled_error(output: Any, wanted: Any, variances: Sequence[float]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from branchnet.stages.interface import call_form
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.labels import labels_of
-from branchnet.training.loop import Group, History, content_hash, optimize
+from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Group, History, optimize
+from branchnet.training.loss_parameters import loss_modules, loss_parameters
+from branchnet.training.resuming.run_identity import content_hash, labels_hash, losses_hash, network_hash, samples_hash
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -34,6 +36,7 @@ def fit(
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
     progress: bool = True,
     description: str = "fit",
 ) -> History:
@@ -47,14 +50,18 @@ def fit(
             brings its own batch size.
         labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run. None
             where the samples come with them: (inputs, label), or (inputs, {task: label}).
-        losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised.
+        losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised. The
+            parameters of losses that are modules, as learned uncertainties, are trained, too, without weight decay.
         steps: batches to train on.
         batch_size: samples a batch.
         learning_rate: peak rate; for a branched network also a function from a node (`branchnet.builder.Node`) to its
-            peak rate.
+            peak rate, and a loss's parameters get that of its task's head.
         divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
         seed: of the order of the samples and of what is drawn in training.
-        checkpoint: a file to resume from after an interruption; removed at the end.
+        checkpoint: a file to resume from after an interruption, by the same call with a network and losses as they were
+            before training. It stays at the end: remove it once the result is saved. Until then the same call gives the
+            result at once, and one with more `steps` goes on from there, at the rates of the longer schedule.
+        checkpoint_seconds: time between two savings; 0 saves after each step.
         progress: whether to draw a progress bar on stderr.
         description: what it is called.
 
@@ -62,8 +69,10 @@ def fit(
         the loss at every step, by task; of a single network under the name `loss`.
 
     Raises:
-        TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, divergence.
-        CheckpointError: a checkpoint of another run, or a damaged one.
+        TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, a loss with
+            parameters that nothing would train, divergence.
+        CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
+            written.
         DataError: samples that cannot be read, or cannot be matched with the labels.
 
     >>> import torch, branchnet
@@ -101,9 +110,16 @@ def fit(
         outputs = network(inputs, tasks) if by_task else {"loss": call(network, inputs)}
         return {task: functions[task](outputs[task], moved(wanted[task], device)) for task in tasks}
 
+    modules = loss_modules({task: functions[task] for task in tasks})
     groups = _groups(network, learning_rate, divide_rate)
+    groups += _loss_groups(network, modules, learning_rate, groups)
     frozen = network.frozen if isinstance(network, BranchedNetwork) else frozenset()
-    content = content_hash(network, samples, frozen) if checkpoint is not None else ""
+    identity = {}
+    if checkpoint is not None:
+        identity = {"weights": network_hash(network, frozen), "samples": samples_hash(samples)}
+        identity["losses"] = losses_hash({task: functions[task] for task in tasks})
+        if targets is not None:
+            identity["labels"] = labels_hash({task: targets[task] for task in tasks})
     network.train()
     try:
         return optimize(
@@ -112,13 +128,16 @@ def fit(
             groups,
             samples=samples.count,
             draw=BatchOrder(samples, batch_size, seed),
+            beside=[module for held in modules.values() for module in held],
             steps=steps,
             batch_size=batch_size,
             seed=seed,
             description=description,
             progress=progress,
             checkpoint=checkpoint,
-            content=content,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            legacy_content=lambda: content_hash(network, samples, frozen),
         )
     finally:
         network.eval()
@@ -130,3 +149,17 @@ def _groups(network: nn.Module, learning_rate: Rate, divided: bool) -> list[Grou
     if callable(learning_rate):
         raise TrainingError("learning_rate is a function of a node and the network is not branched; expected a number")
     return [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
+
+
+def _loss_groups(
+    network: nn.Module,
+    modules: Mapping[str, Collection[nn.Module]],
+    learning_rate: Rate,
+    groups: Sequence[Group],
+) -> list[Group]:
+    trained = [parameter for group in groups for parameter in group.parameters]
+    own = loss_parameters(modules, next(network.parameters()).device, trained)
+    rates = dict.fromkeys(own, learning_rate) if not callable(learning_rate) else {}
+    if isinstance(network, BranchedNetwork) and callable(learning_rate):
+        rates = {node.tasks[0]: learning_rate(node) for node in network.members() if node.is_head}
+    return [Group(parameters, rates[task], weight_decay=0.0) for task, parameters in own.items()]

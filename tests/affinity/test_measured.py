@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from branchnet.affinity import measured_affinity
+from branchnet.affinity import PairMeasurements, measured_affinity
 from branchnet.errors import AffinityError
 
 # Two-task results of TreeMTL (github.com/zhanglijun95/TreeMTL, folder 2task), NYUv2 and Taskonomy.
@@ -80,3 +82,50 @@ def test_missing_columns_and_empty_tables() -> None:
         measured_affinity([])
     with pytest.raises(AffinityError, match=r"tasks is \['0', '1'\]; expected those of the table, \['0', '1', '2'\]"):
         measured_affinity(records(), tasks=["0", "1"])
+
+
+def test_measurements_name_their_axes() -> None:
+    pairs = PairMeasurements.read(TABLES, name="NYUv2_mobilenet_0227")
+    assert pairs.gain.shape == (6, 3, 3) and not pairs.gain[0].any()
+    with TABLES.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["table"] == "NYUv2_mobilenet_0227":
+                task = row["task_measured"]
+                partner = row["task_b"] if task == row["task_a"] else row["task_a"]
+                place = int(row["branch_point"]), pairs.tasks.index(task), pairs.tasks.index(partner)
+                assert pairs.gain[place] == float(row["rel_perf_percent"])
+    affinity = pairs.affinity()
+    np.testing.assert_array_equal(affinity.values, pairs.gain[1:].transpose(0, 2, 1))
+    np.testing.assert_array_equal(affinity.values, measured_affinity(TABLES, table="NYUv2_mobilenet_0227").values)
+
+
+def test_a_table_without_the_slice_of_nothing_shared_is_refused() -> None:
+    gain = PairMeasurements.read(TABLES, name="NYUv2_mobilenet_0227").gain
+    with pytest.raises(AffinityError, match=r"at branch point 0 is .*a table without that slice needs zeros in front"):
+        PairMeasurements(["a", "b", "c"], gain[1:])
+
+
+def test_similarities_are_no_gains() -> None:
+    similar = np.stack([np.zeros((2, 2)), np.array([[1.0, 0.5], [0.5, 1.0]])])
+    with pytest.raises(AffinityError, match="a task with itself is 1"):
+        PairMeasurements(["a", "b"], similar)
+    with pytest.raises(AffinityError, match="distinct names"):
+        PairMeasurements(["a", "a"], np.zeros((2, 2, 2)))
+    with pytest.raises(AffinityError, match="one location less"):
+        PairMeasurements(["a", "b"], np.zeros((3, 2, 2)), ("first",))
+
+
+def test_fractions_are_told_from_percent() -> None:
+    gain = np.zeros((2, 2, 2))
+    gain[1, 0, 1] = 0.05
+    with pytest.warns(UserWarning, match="no measured change is over 0.05 percent; if these are fractions"):
+        unsure = PairMeasurements(["a", "b"], gain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PairMeasurements(["a", "b"], gain, unit="fraction").gain[1, 0, 1] == 5.0
+        assert PairMeasurements(["a", "b"], gain, unit="percent").gain[1, 0, 1] == unsure.gain[1, 0, 1] == 0.05
+        PairMeasurements(["a", "b"], np.zeros((2, 2, 2)))
+    with pytest.raises(AffinityError, match="1200 percent; expected unit='percent'"):
+        PairMeasurements(["a", "b"], 240 * gain, unit="fraction")
+    with pytest.raises(AffinityError, match="unit is 'permille'"):
+        PairMeasurements(["a", "b"], gain, unit="permille")

@@ -56,6 +56,39 @@ def test_low_precision_stays_close(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(found.numpy(), 1 - np.corrcoef(features.double().numpy()), atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [2, 5])
+@pytest.mark.parametrize("width", [16, 300])
+def test_distances_that_are_equal_in_exact_arithmetic_have_equal_ranks(
+    width: int, levels: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(width)
+    numbers = torch.randint(0, levels, (2, 60, width), generator=generator)
+    exact = [pdist(one.numpy(), "sqeuclidean") for one in numbers]  # sums of whole numbers: no rounding
+    found = [rdm(one.to(dtype) / 255 * 0.7 + 0.3, dissimilarity="euclidean") for one in numbers]
+    upper = np.triu_indices(60, 1)
+    for matrix, squares in zip(found, exact, strict=True):
+        assert len(np.unique(matrix.numpy()[upper])) == len(np.unique(squares))
+    expected = spearmanr(*exact).statistic
+    assert compare_rdms(found)[0, 1].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_correlations_that_are_equal_in_exact_arithmetic_are_equal(dtype: torch.dtype) -> None:
+    """Inputs with ten of forty features on: a correlation follows from the number that two of them share."""
+    order = torch.rand(50, 40, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    on = (order < 10).to(dtype)
+    shared = (on @ on.T).numpy()[np.triu_indices(50, 1)]
+    found = rdm(on * 0.7 + 0.1).numpy()[np.triu_indices(50, 1)]
+    assert [len(np.unique(found[shared == number])) for number in np.unique(shared)] == [1] * len(np.unique(shared))
+
+
+def test_the_same_input_twice_is_no_distance_apart() -> None:
+    features = normal(5, 8, 100, dtype=torch.float32)
+    features[3] = features[6]
+    assert rdm(features, dissimilarity="euclidean")[3, 6] == 0
+
+
 def test_features_of_any_rank() -> None:
     features = normal(3, 6, 4, 5, 2)
     assert torch.equal(rdm(features), rdm(features.flatten(1)))

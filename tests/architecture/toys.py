@@ -38,7 +38,10 @@ NAMES = (
 ).filter(lambda name: not invisible(name))
 NUMBERS = st.integers(0, 10**12) | st.floats(allow_nan=False, allow_infinity=False)
 COUNTS = st.integers(0, 10**15)
-COST = st.fixed_dictionaries({"params": COUNTS, "flops": COUNTS}, optional={"cut_bytes": COUNTS})
+OPERATORS = st.lists(st.sampled_from(["_fft_r2c", "linalg_inv_ex"]), min_size=1, max_size=2)
+COST = st.fixed_dictionaries(
+    {"params": COUNTS, "flops": COUNTS}, optional={"cut_bytes": COUNTS, "uncounted": OPERATORS}
+)
 ARGUMENTS = st.dictionaries(
     st.sampled_from(["depth", "num_classes", "act_layer", "y"]),
     st.none() | st.booleans() | st.integers() | st.sampled_from(["gelu", "no", "1e-3"]) | st.lists(st.integers()),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import random
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 import branchnet
 from branchnet import Tree
@@ -319,3 +322,24 @@ def test_the_state_of_another_tree_is_refused() -> None:
     state = branchnet.build(Tree.separate(TASKS, DEPTH), STAGED).state_dict()
     with pytest.raises(BuildError, match=r"nodes\.0\.1\.stem\.0\.weight: unknown tensor; expected those of this tree"):
         branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="pretrained", state=state)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda layer: parametrizations.weight_norm(layer), "1.parametrizations.weight.original0"),
+        (lambda layer: parametrizations.spectral_norm(layer), "1.parametrizations.weight.original"),
+        (lambda layer: parametrizations.orthogonal(layer), "1.parametrizations.weight.original"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "1.weight_orig"),
+    ],
+)
+def test_parametrised_layers_are_not_left_as_the_donors_under_random(
+    change: Callable[[nn.Module], nn.Module], kept: str
+) -> None:
+    """Their own reset writes to a tensor that is computed for each use."""
+    made = {task: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)) for task in "ab"}
+    for network in made.values():
+        change(network[1])
+    cut = branchnet.split_all(made, torch.rand(2, 4), locations=["0", "1"])
+    with pytest.raises(BuildError, match=rf"nodes\.1\.0: no layer can reset \['{re.escape(kept)}'"):
+        branchnet.build(Tree.shared(("a", "b"), 2), cut, init="random")

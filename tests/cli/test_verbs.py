@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -138,10 +141,34 @@ def test_search_keeps_how_networks_are_made(walker: Walker) -> None:
 def test_group_divides_whole_networks(walker: Walker) -> None:
     assert walker("group affinity.npz split.yaml --groups 2 --json --out groups.yaml") == 0
     told = json.loads(walker.out)
-    tree = Architecture.load("groups.yaml").tree
-    assert len(set(tree.widths)) == 1 and len(told["groups"]) <= 2
+    assert len(told["groups"]) <= 2
     assert all(task in group for task, group in told["served_by"].items())
-    assert walker("build groups.yaml --config run.yaml --out groups") == 0
+    trees = [Architecture.load(file).tree for file in told["files"]]
+    assert all(len(set(tree.widths)) == 1 for tree in trees)
+    assert {frozenset(cluster) for tree in trees for cluster in tree.partitions[0]} == set(
+        map(frozenset, told["groups"])
+    )
+    for number, file in enumerate(told["files"]):
+        assert walker(f"build {file} --config run.yaml --out groups{number}") == 0, walker.err
+
+
+def test_group_writes_the_networks_with_their_auxiliary_tasks(walker: Walker) -> None:
+    first, second, third = TASKS
+    found = Affinity.load("affinity.npz")
+    values = np.zeros_like(found.values)
+    values[:, 0, 1] = values[:, 1, 0] = 1.0
+    values[:, 1, 2] = 0.5  # the second task helps the third, too
+    dataclasses.replace(found, values=values, samples=None, standard_errors=None, directed=True).save("effects.npz")
+    assert walker("group effects.npz split.yaml --groups 2 --json --out groups.yaml") == 0, walker.err
+    told = json.loads(walker.out)
+    assert told["files"] == ["groups-1.yaml", "groups-2.yaml"] and not Path("groups.yaml").exists()
+    assert {Architecture.load(file).tasks for file in told["files"]} == {(first, second), (second, third)}
+    assert told["served_by"][third] == sorted((second, third)) and told["served_by"][second] == sorted((first, second))
+    assert walker("build groups-2.yaml --config run.yaml --out groups") == 0, walker.err
+    assert set(branchnet.load("groups").tasks) in ({first, second}, {second, third})
+    assert walker("group effects.npz split.yaml --groups 1 --json --out whole.yaml") == 0, walker.err
+    assert json.loads(walker.out)["files"] == ["whole.yaml"]
+    assert Architecture.load("whole.yaml").tree == branchnet.Tree.shared(tuple(TASKS), 3)
 
 
 def test_distill_trains_what_build_wrote(walker: Walker) -> None:
@@ -330,3 +357,39 @@ def test_completion_knows_the_verbs_and_changes_no_startup_file(
 def test_a_misspelt_verb_is_corrected(word: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([word[0]]) == 2
     assert f'Did you mean "{word[1]}"?' in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_split_and_a_search_in_flops_name_what_is_counted_as_nothing(walker: Walker) -> None:
+    split = yaml.safe_load(Path("split.yaml").read_text())
+    next(iter(split["costs"]["stages"].values()))["uncounted"] = ["_fft_r2c"]
+    Path("split.yaml").write_text(yaml.safe_dump(split))
+    named = "Operators without a formula, counted as nothing: _fft_r2c."
+    assert walker("search affinity.npz split.yaml --budget 80%flops --out by_flops.yaml") == 0
+    assert named in walker.out
+    assert walker("search affinity.npz split.yaml --budget 80%flops --out by_flops.yaml --json") == 0
+    assert json.loads(walker.out)["uncounted"] == ["_fft_r2c"]
+    assert walker("search affinity.npz split.yaml --budget 80%params --out by_params.yaml") == 0
+    assert named not in walker.out
+    assert Architecture.load("by_flops.yaml").stage_costs.uncounted == ("_fft_r2c",)
+
+
+def test_search_reads_measured_pairs(walker: Walker) -> None:
+    tasks, spec = list(TASKS), Architecture.load("split.yaml")
+    changes = {(0, 1): (1.0, 4.0, 5.0), (1, 0): (1.0, 2.0, 3.0)}  # all others lose
+    lines = ["task_a,task_b,task_measured,branch_point,rel_perf_percent"]
+    for task, partner in itertools.permutations(range(3), 2):
+        for point, change in enumerate(changes.get((task, partner), (-1.0, -2.0, -6.0)), start=1):
+            lines.append(f"{tasks[task]},{tasks[partner]},{tasks[task]},{point},{change}")
+    Path("pairs.csv").write_text("\n".join(lines) + "\n")
+    assert walker("search pairs.csv split.yaml --budget 100%params --json --out chosen.yaml") == 0, walker.err
+    found = json.loads(walker.out)
+    assert found["objective"] == "expected-performance" and found["cost"] == pytest.approx(-(5 + 3) / 2 / 3)
+    chosen = Architecture.load("chosen.yaml")
+    assert chosen.locations == spec.locations
+    assert {frozenset(cluster) for cluster in chosen.tree.partitions[-1]} == {
+        frozenset(tasks[:2]),
+        frozenset(tasks[2:]),
+    }
+    assert walker("search pairs.csv split.yaml --front --json") == 0, walker.err
+    Path("pairs.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert walker("search pairs.csv split.yaml") == 2 and "is missing; expected a row for each" in walker.err

@@ -200,3 +200,21 @@ def test_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
 def test_thousands_of_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
     damaged_tables_are_refused(tmp_path, 5000)
     damaged_steps_are_made_again(tmp_path, 500)
+
+
+def test_an_unfinished_state_stays_until_the_result_is_saved(tmp_path: Path) -> None:
+    def make(unfinished: Path | None) -> int:
+        assert unfinished is not None
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text("all steps")
+        return 1
+
+    def fails(value: int, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    workspace = Workspace(tmp_path, quiet=True)
+    with pytest.raises(OSError, match="No space"):
+        workspace.step("value.json", 1, make=make, save=fails, load=load_json)
+    assert len(list(tmp_path.rglob("*.unfinished"))) == 1
+    workspace.step("value.json", 1, make=make, save=save_json, load=load_json)
+    assert not list(tmp_path.rglob("*.unfinished"))

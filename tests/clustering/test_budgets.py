@@ -1,14 +1,20 @@
 """Budgets, their text, and sizes of trees."""
 
 import json
+import warnings
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
-from branchnet.clustering import Budget, Tree, tree_size
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering import Budget, Tree, pareto_front, search, tree_size
 from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
 from tests.clustering.toys import facts_rows
 
+TRANSFORM = StageCosts((StageCost("a", 10, 0, uncounted=("_fft_r2c",)), StageCost("b", 30, 50)))
+HEADS = {"x": StageCost("head", 1, 1, uncounted=("linalg_inv_ex",)), "y": StageCost("head", 1, 1)}
 COSTS = StageCosts((StageCost("a", 10, 100), StageCost("b", 30, 50)))
 
 
@@ -72,3 +78,55 @@ def test_refuses_costs_that_do_not_fit() -> None:
         tree_size(tree, COSTS, head_costs={"x": 1.0, "y": 1.0, "w": 1.0})
     with pytest.raises(BudgetError, match="2 stages"):
         tree_size(tree, [1.0, 1.0, 1.0])
+
+
+def test_a_search_in_flops_names_what_they_count_as_nothing() -> None:
+    affinity = Affinity(["x", "y"], ["a", "b"], np.full((2, 2, 2), 0.5) + 0.5 * np.eye(2))
+    with pytest.warns(UserWarning, match="_fft_r2c, linalg_inv_ex, which have no formula"):
+        result = search(affinity, TRANSFORM, "90% flops", head_costs=HEADS)
+    assert result.uncounted == ("_fft_r2c", "linalg_inv_ex")
+    with pytest.warns(UserWarning, match="_fft_r2c, which have no formula"):
+        front = pareto_front(affinity, TRANSFORM, unit="flops")
+    assert all(point.uncounted == ("_fft_r2c",) for point in front)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert search(affinity, TRANSFORM, "90% params", head_costs=HEADS).uncounted == ()
+        assert search(affinity, COSTS, "90% flops").uncounted == ()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a staged network says of its size."""
+
+    costs: StageCosts
+    head_cost: StageCost
+
+
+def counted(heads: dict[str, int]) -> dict[str, Counted]:
+    return {task: Counted(COSTS, StageCost("head", params, 2 * params)) for task, params in heads.items()}
+
+
+@pytest.mark.parametrize("budget", ["70% params", "70% flops"])
+def test_staged_networks_in_place_of_costs_count_their_heads(budget: str) -> None:
+    staged = counted({"x": 5, "y": 7, "z": 100})
+    values = np.stack([np.eye(3) * 0.5 + 0.5] * 2)
+    affinity = Affinity(tuple(staged), ("a", "b"), values)
+    heads = {task: network.head_cost for task, network in staged.items()}
+    found = search(affinity, staged, budget)
+    explicit = search(affinity, staged["x"].costs, budget, head_costs=heads)
+    assert (found.tree, found.size, found.cost) == (explicit.tree, explicit.size, explicit.cost)
+    unit = budget.split()[1]
+    separate = tree_size(Tree.separate("xyz", 2), staged, unit=unit)
+    assert found.size == tree_size(found.tree, staged, unit=unit) <= 0.7 * separate
+    front = pareto_front(affinity, staged, unit=unit)
+    assert [point.size for point in front] == [
+        point.size for point in pareto_front(affinity, staged["x"].costs, unit=unit, head_costs=heads)
+    ]
+
+
+def test_other_mappings_are_no_costs() -> None:
+    affinity = Affinity(("x", "y"), ("a",), np.ones((1, 2, 2)))
+    with pytest.raises(BudgetError, match=r"costs\['x'\] is a int; expected staged networks by task"):
+        search(affinity, {"x": 3, "y": 4}, "50% params")
+    with pytest.raises(BudgetError, match="costs is empty"):
+        search(affinity, {}, "50% params")

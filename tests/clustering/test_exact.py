@@ -210,6 +210,46 @@ def test_permuting_tasks_changes_nothing(affinity: Affinity, name: str, seed: in
         assert first.tree == second.tree or ties.sum() > 1
 
 
+@pytest.mark.parametrize("method", ["exact", "local", "beam"])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("noise", [0.0, 1e-15, -1e-15])
+def test_identical_networks_share_everything(name: str, method: str, noise: float) -> None:
+    values = 1 - noise * np.abs(random_affinity(5, 3, 2).values)
+    values[:, range(5), range(5)] = 1.0
+    for budget in ("100% params", "95% params"):
+        found = search(as_affinity(values), [1.0, 2.0, 3.0], budget, objective=name, method=method)
+        assert found.tree.widths == (1, 1, 1)
+    front = pareto_front(as_affinity(values), [1.0, 2.0, 3.0], objective=name, method=method)
+    assert [point.tree.widths for point in front] == [(1, 1, 1)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 3), NAMES, st.integers(0, 9999), st.floats(0.3, 1.1))
+def test_ties_are_relative_to_the_scale_of_the_measure(n: int, depth: int, name: str, seed: int, share: float) -> None:
+    coarse = np.round(random_affinity(n, depth, seed).values * 2) / 2
+    noise = 1e-12 * random_affinity(n, depth, seed + 1).values
+    noise[:, range(n), range(n)] = 0.0
+    costs = [1.0, 3.0, 4.0][:depth]
+    values, sizes = brute_costs(as_affinity(coarse), name), brute_sizes(n, costs)
+    fitting = sizes <= share * sizes.max() * (1 + 1e-12)
+    if not fitting.any():
+        return
+    tied = fitting & (values <= values[fitting].min() + 1e-10)  # values without noise are whole parts apart
+    smallest = tied & (sizes <= sizes[tied].min() + 1e-9)
+    trees = [tree for tree, one in zip(all_trees(n, depth), smallest, strict=True) if one]
+    expected = min(trees, key=lambda tree: tuple(reversed(tree.labels())))
+    for affinity in (as_affinity(coarse), as_affinity(coarse + noise)):
+        assert search(affinity, costs, f"{100 * share!r}% params", objective=name, method="exact").tree == expected
+
+
+def test_differences_above_the_tie_decide() -> None:
+    values = np.full((1, 3, 3), 1.0)
+    values[0, 0, 1] = values[0, 1, 0] = 1 - 1e-7
+    assert search(as_affinity(values), [1.0], "100% params", objective="sum-pair").tree.widths == (2,)
+    values[0, 0, 1] = values[0, 1, 0] = 1 - 1e-10
+    assert search(as_affinity(values), [1.0], "100% params", objective="sum-pair").tree.widths == (1,)
+
+
 def test_ties_go_to_the_smaller_then_the_first_tree() -> None:
     equal = as_affinity(np.ones((2, 4, 4)))
     assert search(equal, [1.0, 2.0], Budget(12)).tree == Tree.shared(equal.tasks, 2)

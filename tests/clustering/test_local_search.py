@@ -70,7 +70,7 @@ def _check_best_swaps(affinity: Affinity, name: str, rules: Constraints) -> None
             if allowed(problem, other) and not bound & {f"t{i}", f"t{j}"}:
                 swapped.append(cost(other))
         best = min(swapped, default=np.inf)
-        found = best_swap(land, labels, cost(labels))
+        found = best_swap(land, labels)
         if best >= cost(labels) - 1e-9:
             assert found is None
         else:
@@ -114,4 +114,4 @@ def test_a_descent_ends_where_no_move_and_no_swap_helps(name: str) -> None:
     moves = price_moves(land, labels)
     fitting = [costs[sizes <= land.limit] for costs, sizes in zip(moves.costs, moves.sizes, strict=True)]
     assert min(map(np.min, filter(len, fitting))) >= cost - 1e-9
-    assert best_swap(land, labels, cost) is None
+    assert best_swap(land, labels) is None

@@ -17,7 +17,7 @@ from branchnet.clustering import (
     selection_front,
     task_sets,
 )
-from branchnet.errors import AffinityError, BudgetError
+from branchnet.errors import AffinityError, BudgetError, TreeError
 from tests.clustering.toys import facts_rows
 
 Table = dict[tuple[str, float], dict[str, float]]
@@ -137,8 +137,37 @@ def test_weights_and_errors() -> None:
 
 
 def test_selection_converts_to_a_tree() -> None:
-    tree = select_networks([{"a": 1.0, "b": 1.0}, {"c": 1.0, "b": 2.0}], [1, 1], 2).tree(3)
+    tree = select_networks([{"a": 1.0, "b": 1.0}, {"c": 1.0}], [1, 1], 2).tree(3)
     assert tree.partitions == ((("a", "b"), ("c",)),) * 3
+
+
+LOSSES = [{"a": 1.0}, {"b": 1.0}, {"a": 0.2, "b": 0.9, "c": 0.3}, {"b": 0.1, "c": 0.9, "a": 0.8}, {"c": 1.0}]
+
+
+def test_trees_of_a_selection_are_the_networks_that_were_measured() -> None:
+    chosen = select_networks(LOSSES, [1] * 5, 2)
+    assert chosen.groups == tuple(frozenset(LOSSES[m]) for m in chosen.networks)
+    assert [set(tree.tasks) for tree in chosen.trees(3)] == [set(LOSSES[m]) for m in chosen.networks]
+    assert all(tree.widths == (1, 1, 1) for tree in chosen.trees(3))
+    assert chosen.served == (("a", "c"), ("b",))
+    total = sum(LOSSES[m][task] for m, own in zip(chosen.networks, chosen.served, strict=True) for task in own)
+    assert total == pytest.approx(chosen.total_loss)
+    with pytest.raises(TreeError, match=r"lose b, which the network of a, b, c is trained with .* serves only a, c"):
+        chosen.tree(3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 3), st.integers(0, 9999))
+def test_every_task_of_a_group_is_trained_and_served_once(n: int, most: int, seed: int) -> None:
+    tasks = [f"t{i}" for i in range(n)]
+    found = group_by_affinity(np.random.default_rng(seed).normal(size=(n, n)), most, tasks=tasks)
+    assert [set(tree.tasks) for tree in found.trees(2)] == list(map(set, found.groups))
+    assert sorted(task for own in found.served for task in own) == tasks
+    if all(set(own) == one for own, one in zip(found.served, found.groups, strict=True)):
+        assert set(map(frozenset, found.tree(2).partitions[0])) == set(found.groups)
+    else:
+        with pytest.raises(TreeError, match="expected trees"):
+            found.tree(2)
 
 
 def _effects(measure: str) -> tuple[list[str], np.ndarray]:

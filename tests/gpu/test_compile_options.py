@@ -16,6 +16,7 @@ OPTIONS: list[tuple[dict[str, Any], float]] = [
     ({"mode": "reduce-overhead"}, 1e-3),
     ({"regions": True, "mode": "reduce-overhead"}, 1e-3),
     ({"fuse": True, "mode": "reduce-overhead"}, 1e-3),
+    ({"fuse": True}, 1e-3),
     ({"fuse": "auto"}, 1e-3),
     ({"fold_batchnorm": True, "channels_last": True}, 1e-3),
     ({"autocast": torch.bfloat16, "mode": "reduce-overhead"}, 5e-2),
@@ -37,6 +38,9 @@ def test_every_option_equals_eager_for_several_sizes(device: str, options: dict[
             found = compiled(x)
         assert all(value.device == x.device for value in found.values())
         assert_close(found, expected, tolerance)
+    some, x = ["depth", "count"], images(2, seed=3).to(device)
+    with torch.no_grad():
+        assert_close(compiled(x, some), network(x, some), tolerance)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from torch import nn
 
 import branchnet
 from branchnet.clustering import Tree
+from branchnet.reporting import Page
 from branchnet.reporting.costing import network_costs
 from tests.reporting.toys import EXAMPLE, TASKS, Toy, toy_branched, toy_networks
 
@@ -96,10 +97,39 @@ class Spectral(nn.Module):
 def test_operators_without_a_formula_are_named():
     networks = {"a": Spectral().eval(), "b": Spectral().eval()}
     staged = branchnet.split_all(networks, torch.ones(3, 4), locations=["embed"])
-    costs = network_costs(branchnet.build(Tree.shared(("a", "b"), 1), staged), torch.ones(3, 4))
+    branched = branchnet.build(Tree.shared(("a", "b"), 1), staged)
+    report = branchnet.report(branched, torch.ones(3, 4), latency=False)
+    costs = report.costs
     assert costs.flops == 3 * (4 * 8 + 2 * 8)
     assert any("_fft_r2c" in operator or "_fft_c2c" in operator for operator in costs.uncounted)
-    assert any(note.startswith("Operators without a formula") and "fft" in note for note in costs.notes())
+    page = Page(title="costs", report=report).to_html()
+    for text in (str(report), "\n".join(costs.notes()), report.to_markdown(), page):
+        assert "Operators without a formula, counted as nothing" in text
+        assert all(operator in text for operator in costs.uncounted)
+
+
+class Recurrent(nn.Module):
+    """An LSTM, which torch's counter has no formula for."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer, self.out = nn.Linear(4, 16), nn.LSTM(16, 64, batch_first=True), nn.Linear(64, 1)
+
+    def forward(self, x):
+        return self.out(self.layer(self.embed(x))[0])
+
+
+def test_the_cross_check_leaves_out_what_torchs_counter_does_not_know():
+    networks = {"a": Recurrent().eval(), "b": Recurrent().eval(), "c": Recurrent().eval()}
+    steps = torch.ones(2, 50, 4)
+    staged = branchnet.split_all(networks, steps, locations=["embed", "layer"])
+    costs = network_costs(branchnet.build(Tree.shared(tuple("abc"), 2), staged), steps)
+    embedding, recurrent, head = 100 * 4 * 16, 100 * 4 * 64 * (16 + 64), 100 * 64
+    assert costs.flops == embedding + recurrent + 3 * head
+    assert costs.separate_flops == 3 * (embedding + recurrent + head)
+    assert (costs.reference_flops, costs.only_here) == (embedding + 3 * head, {"mkldnn_rnn_layer": recurrent})
+    assert costs.uncounted == ()
+    assert any(note.startswith("Cross-check") and "mkldnn_rnn_layer" in note for note in costs.notes())
 
 
 def test_counting_leaves_modes_and_statistics_alone():

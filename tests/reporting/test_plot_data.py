@@ -111,6 +111,7 @@ def test_relative_changes_follow_the_direction_of_each_metric():
     assert changes == pytest.approx({"a": 10.0, "b": -25.0})
     plot = metric_plot_data({"a": 0.5, "b": 2.0}, {"v": {"b": 2.5, "a": 0.55}}, {"a": False, "b": True})
     assert plot.deltas[0] == pytest.approx((10.0, -25.0))
+    assert plot.points[0] == pytest.approx((0.05, -0.5))
     assert plot.means == pytest.approx((-7.5,))
 
 

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from branchnet import BranchnetError
+from branchnet.errors import BuildError
 from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.summary import report
@@ -93,7 +94,17 @@ def test_comparison_by_hand():
     assert sizes[1]["latency, eager (s)"] == 0.02
     assert sizes[0]["\N{GREEK CAPITAL LETTER DELTA} (%)"] is None
     rows = compared.task_table().rows
-    assert rows[0][1:] == ("mIoU \N{UPWARDS ARROW}", 0.5, 0.45)
-    assert rows[1][1:] == ("RMSE \N{DOWNWARDS ARROW}", 2.0, 1.9)
+    assert rows[0][1:] == ("mIoU \N{UPWARDS ARROW}", 0.5, "0.45 (\N{MINUS SIGN}0.05, \N{MINUS SIGN}10.0 %)")
+    assert rows[1][1:] == ("RMSE \N{DOWNWARDS ARROW}", 2.0, "1.9 (+0.1, +5.0 %)")
     assert compared.metric_plot().deltas[0] == pytest.approx((-10, 5))
     assert compared.latency_plot().ratios == pytest.approx((1, 2))
+
+
+@pytest.mark.parametrize("change", ["one is missing", "one has another name"])
+def test_networks_of_other_tasks_are_refused(change):
+    networks = toy_networks()
+    last = networks.pop("c")
+    if change == "one has another name":
+        networks["d"] = last
+    with pytest.raises(BuildError, match="expected one network for each of 'a', 'b', 'c'"):
+        report(toy_branched(), EXAMPLE, networks=networks)

@@ -72,6 +72,109 @@ def test_pooling_and_softmax_are_no_unsupported_operators_but_a_transform_is():
     assert count_flops(Fourier(), (torch.randn(2, 8),)) == (0, ("_fft_r2c",))
 
 
+def torchs_count(run):
+    """Multiply-adds of the matrix products that `run` dispatches."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lstm_counts_what_its_single_steps_count(layers: int, bidirectional: bool, batch_first: bool) -> None:
+    network = nn.LSTM(8, 6, layers, bidirectional=bidirectional, batch_first=batch_first).eval()
+    sequences = torch.randn(3, 5, 8)
+    with torch.backends.mkldnn.flags(enabled=False):  # without oneDNN torch runs the steps one by one
+        steps = torchs_count(lambda: network(sequences))
+    assert count_flops(network, (sequences,)) == (steps, ())
+    if layers == 1 and not bidirectional:
+        assert steps == 3 * 5 * 4 * 6 * (8 + 6)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.embed, self.recurrent, self.last = nn.Embedding(20, 16), kind(16, 64, batch_first=True), nn.Linear(64, 3)
+
+    def forward(self, tokens):
+        return self.last(self.recurrent(self.embed(tokens))[0][:, -1])
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+def test_stages_of_recurrent_networks_by_hand(kind: type[nn.Module], gates: int) -> None:
+    staged = split(Recurrent(kind).eval(), torch.randint(0, 20, (2, 50)), locations=["embed", "recurrent"])
+    assert staged.costs.flops == (0, 2 * 50 * gates * 64 * (16 + 64))
+    assert (staged.costs.uncounted, staged.head_cost.flops) == ((), 2 * 64 * 3)
+
+
+def test_bilinear_layer_counts_its_two_contractions() -> None:
+    left, right, layer = torch.randn(5, 8), torch.randn(5, 7), nn.Bilinear(8, 7, 3, bias=False)
+
+    def contractions():
+        weighted = (left @ layer.weight.permute(1, 0, 2).reshape(8, 21)).view(5, 3, 7)
+        torch.testing.assert_close(torch.bmm(weighted, right[:, :, None])[..., 0], layer(left, right))
+
+    assert count_flops(layer, (left, right)) == (torchs_count(contractions), ())
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def test_products_that_end_in_one_sum_count_as_the_products() -> None:
+    total, left, right = torch.zeros(3, 4), torch.randn(5, 3, 8), torch.randn(5, 8, 4)
+    assert count_flops(Calls(torch.addbmm), (total, left, right)) == (torchs_count(lambda: left @ right), ())
+    column, row = torch.randn(3), torch.randn(4)
+    outer = torchs_count(lambda: column[:, None] @ row[None])
+    assert count_flops(Calls(torch.addr), (total, column, row)) == (outer, ())
+    assert count_flops(Calls(torch.vdot), (row, row)) == (4, ())
+
+
+@pytest.mark.parametrize("points", [7, 40])  # from 26 points on torch takes another operator
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_distances_count_every_feature_of_every_pair(points: int, p: float) -> None:
+    x, y = torch.randn(2, points, 8), torch.randn(2, 6, 8)
+    distances = Calls(lambda x, y: torch.cdist(x, y, p=p))
+    assert count_flops(distances, (x, y)) == (2 * points * 6 * 8, ())
+    assert count_flops(Calls(nn.functional.pdist), (x[0],)) == (points * (points - 1) // 2 * 8, ())
+
+
+def test_complex_products_count_the_real_products_that_they_take() -> None:
+    x, weight = torch.randn(2, 4, dtype=torch.complex64), torch.randn(4, 6, dtype=torch.complex64)
+
+    product = x @ weight
+
+    def real_products():
+        a, b, c, d = x.real.contiguous(), x.imag.contiguous(), weight.real.contiguous(), weight.imag.contiguous()
+        torch.testing.assert_close(torch.complex(a @ c - b @ d, a @ d + b @ c), product)
+
+    assert count_flops(Calls(torch.matmul), (x, weight)) == (torchs_count(real_products), ())
+    image, layer = torch.randn(1, 2, 5, 5, dtype=torch.complex64), nn.Conv2d(2, 3, 3, dtype=torch.complex64)
+    convolved = layer(image)
+
+    def real_convolutions():  # Gauss: ac - bd and ad + bc from ac, bd and (a + b)(c + d)
+        w, conv = layer.weight, torch.nn.functional.conv2d
+        a, b = conv(image.real, w.real), conv(image.imag, w.imag)
+        c = conv(image.real + image.imag, w.real + w.imag)
+        torch.testing.assert_close(torch.complex(a - b, c - a - b) + layer.bias[:, None, None], convolved)
+
+    assert count_flops(layer, (image,)) == (torchs_count(real_convolutions), ())
+
+
+def test_stages_name_what_they_count_as_nothing() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), Calls(torch.linalg.inv), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    staged = split(network, torch.eye(4) + torch.ones(4, 4), locations=["0", "1", "2"])
+    assert [cost.uncounted for cost in staged.costs] == [(), ("linalg_inv_ex",), ()]
+    assert staged.costs.uncounted == ("linalg_inv_ex",)
+    assert staged.head_cost.uncounted == ()
+
+
 def test_sum_over_stages_is_the_whole_at_every_cut():
     network = convolutional()
     whole = count_flops(network, (IMAGE,))[0]

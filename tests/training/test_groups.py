@@ -14,7 +14,7 @@ from branchnet import Tree
 from branchnet.errors import TrainingError
 from branchnet.training import node_groups
 from branchnet.training.groups import trained_tasks
-from branchnet.training.loop import content_hash
+from branchnet.training.resuming.run_identity import content_hash
 
 TASKS = ("a", "b")
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import branchnet
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training.loop import Group, History, optimize, sample_indices, schedule
 
@@ -64,7 +66,7 @@ def test_an_interrupted_run_ends_exactly_like_one_that_ran_through(tmp_path: Pat
     assert resumed.losses == expected.losses
     for one, other in zip(whole.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert not file.exists()
+    assert run(network(), checkpoint=file).losses == expected.losses
 
 
 def test_every_step_is_adam_with_decay_and_clipped_gradients() -> None:
@@ -123,20 +125,31 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(tmp_path: Pa
     file = tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
         run(network(), interrupt_at=3, checkpoint=file)
-    with pytest.raises(CheckpointError, match="other settings"):
-        run(network(), checkpoint=file, steps=13)
+    with pytest.raises(CheckpointError, match="of a run of 12 steps; expected at most steps=11"):
+        run(network(), checkpoint=file, steps=11)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be read"):
         run(network(), checkpoint=file)
 
 
-def test_checkpoints_are_written_every_thirty_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes 12 seconds: after 36 and 72 and 108, and not in between."""
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [({}, [3, 6, 9, 10]), ({"checkpoint_seconds": 50}, [5, 10]), ({"checkpoint_seconds": 0}, [*range(1, 11)])],
+)
+def test_checkpoints_are_written_every_thirty_seconds_or_as_asked(
+    interval: dict[str, Any],
+    expected: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each step takes 12 seconds: after 36 and 72 and 108, and not in between; and at the end."""
     clock = itertools.count(step=12.0)
     now, file = [next(clock)], tmp_path / "run.pt"
     monkeypatch.setattr("branchnet.training.loop.time.monotonic", lambda: now[0])
     written: list[int] = []
-    monkeypatch.setattr("branchnet.training.loop.torch.save", lambda content, _: written.append(content["step"]))
+    monkeypatch.setattr(
+        "branchnet.training.resuming.checkpoint.torch.save", lambda content, _: written.append(content["step"])
+    )
     net = network()
 
     def losses(index: Tensor) -> Mapping[str, Tensor]:
@@ -145,9 +158,9 @@ def test_checkpoints_are_written_every_thirty_seconds(tmp_path: Path, monkeypatc
 
     optimize(
         net, losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=10, batch_size=8, seed=0,
-        description="test", progress=False, checkpoint=file,
+        description="test", progress=False, checkpoint=file, **interval,
     )  # fmt: skip
-    assert written == [3, 6, 9]
+    assert written == expected
 
 
 def test_a_diverging_loss_names_task_and_step() -> None:
@@ -197,3 +210,48 @@ def test_nothing_left_to_train_is_refused() -> None:
         optimize(
             network(), lambda index: {}, [Group([], 1.0)], samples=4, steps=1, batch_size=2, seed=0, description="test"
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_that_become_nan_are_told_of_autocast(dtype: torch.dtype) -> None:
+    """The first gradient of 0 divides 0 by 0 in float16: the optimiser's epsilon of 1e-8 is 0 there."""
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).to(dtype)
+    nn.init.constant_(net[0].bias, -100.0)  # type: ignore[arg-type]
+    huge = 1.0 if dtype == torch.float16 else math.inf
+
+    def losses(index: Tensor) -> dict[str, Tensor]:
+        return {"a": huge * (net(X[index].to(dtype)) - Y[index].to(dtype)).square().mean()}
+
+    for steps in (1, 3):
+        with pytest.raises(TrainingError, match=f"weights are {str(dtype)[6:]}, .*torch.autocast"):
+            optimize(
+                net, losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=steps, batch_size=8, seed=0,
+                description="test", progress=False,
+            )  # fmt: skip
+
+
+def test_weights_that_the_last_step_breaks_are_found() -> None:
+    """The gradient of a square root at 0 is infinite, its value is not."""
+    net = nn.Linear(5, 2)
+
+    def losses(index: Tensor) -> dict[str, Tensor]:
+        return {"a": (net(X[index]) * 0).square().sum().sqrt()}
+
+    with pytest.raises(TrainingError, match="weights became NaN or infinite by step 0; lower the learning rate"):
+        optimize(
+            net, losses, [Group(list(net.parameters()), 1e-2)], samples=24, steps=1, batch_size=8, seed=0,
+            description="test", progress=False,
+        )  # fmt: skip
+
+
+def test_training_under_autocast_is_like_training_in_float32() -> None:
+    losses = []
+    for enabled in (False, True):
+        net = network()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            history = branchnet.fit(
+                net, X, Y, nn.functional.mse_loss, steps=100, batch_size=8, learning_rate=2e-2, seed=1, progress=False
+            )
+        losses.append(sum(history.losses["loss"][-10:]) / 10)
+        assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1) and losses[0] < 0.5 * history.losses["loss"][0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from branchnet import training
 from branchnet.errors import TrainingError
-from branchnet.training import Metric, evaluate, multi_task_performance, relative_changes
+from branchnet.training import Metric, absolute_changes, evaluate, multi_task_performance, relative_changes
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -134,3 +134,44 @@ def test_a_single_task_metric_of_zero_does_not_count_unless_nothing_changed() ->
         assert multi_task_performance(single, other, lower) == 25.0
     with pytest.warns(UserWarning, match=r"\['b'\] are 0"):
         assert math.isnan(multi_task_performance({"b": 0.0}, {"b": 1.0}, {"b": False}))
+
+
+values = st.floats(-100, 100).filter(lambda x: x == 0 or abs(x) > 1e-3)
+
+
+@given(before=values, after=values, lower=st.booleans())
+def test_relative_and_absolute_changes_have_one_sign_also_below_zero(before: float, after: float, lower: bool) -> None:
+    compared = {"a": before}, {"a": after}, {"a": lower}
+    points, relative = absolute_changes(*compared)["a"], relative_changes(*compared)["a"]
+    better = before > after if lower else after > before
+    assert (points > 0) == better and (points == 0) == (before == after)
+    if before:
+        assert (relative > 0) == better and abs(relative) == pytest.approx(100 * abs(after / before - 1), abs=1e-9)
+
+
+def test_negative_explained_variances_that_rise_are_better() -> None:
+    assert multi_task_performance({"a": -5.0}, {"a": 5.0}, {"a": False}) == 200.0
+    assert multi_task_performance({"a": -5.0}, {"a": -10.0}, {"a": False}) == -100.0
+
+
+def test_single_task_metrics_near_zero_are_named() -> None:
+    single, other = {"r2": 0.01, "acc": 80.0}, {"r2": 3.0, "acc": 80.0}
+    with pytest.warns(UserWarning, match=r"\['r2'\] are close to 0: their changes of \[29900\]%"):
+        assert multi_task_performance(single, other, {"r2": False, "acc": False}) == pytest.approx(14950)
+
+
+@pytest.mark.parametrize(
+    ("single", "other", "lower", "message"),
+    [
+        ({"a": math.nan}, {"a": 1.0}, {"a": True}, r"single-task network are \{'a': nan\}; expected finite"),
+        ({"a": 1.0}, {"a": math.inf}, {"a": True}, r"network compared are \{'a': inf\}; expected finite"),
+        ({"a": 1.0}, {"a": 1.0, "b": 1.0}, {"a": True}, r"\['b'\] have a metric of only one network"),
+        ({"a": 1.0}, {"a": 1.0}, {}, r"\['a'\] are not in lower_is_better"),
+        ({}, {}, {}, "no single-task metrics"),
+    ],
+)
+def test_metrics_that_make_no_mean_are_refused(
+    single: dict[str, float], other: dict[str, float], lower: dict[str, bool], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        multi_task_performance(single, other, lower)

@@ -12,6 +12,10 @@ from branchnet.affinity.measures.grams import Centring, Gram, gram
 from branchnet.affinity.probes import MINIMUM_INPUTS
 from branchnet.errors import AffinityError
 
+# Measured on quantised features of 16 to 40,000 numbers: the error of a correlation is within half of the root of the
+# Gram's floor over the length, that of a squared distance, which three products share, within two and a half of them.
+_DISTANCE_ERRORS = 4.0
+
 Dissimilarity: TypeAlias = Literal["pearson", "cosine", "euclidean"]
 
 
@@ -53,15 +57,16 @@ def centring_for(dissimilarity: Dissimilarity, center: bool) -> Centring:
 def rdm_of_gram(inner: Gram, dissimilarity: Dissimilarity) -> Tensor:
     """The RDM, float64, from inner products centred by `centring_for`."""
     products = inner.products
+    noise = inner.floor.sqrt()
     squares = products.diagonal()
     if not torch.isfinite(products).all():
         bad = torch.nonzero(~torch.isfinite(products.sum(dim=1)))[0].item()
         raise AffinityError(f"the features of input {bad} are not all finite; expected no NaN and no infinity")
     if dissimilarity == "euclidean":
-        distances = (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0).sqrt()
         if (squares <= inner.floor).all():
             raise AffinityError("the features of all inputs are the same; expected some that differ between inputs")
-        return distances.fill_diagonal_(0)
+        apart = (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0)
+        return without_rounding(apart, _DISTANCE_ERRORS * float((noise * squares.sqrt()).median())).sqrt()
     constant = torch.nonzero(squares <= inner.floor)
     if len(constant):
         kind = "constant" if dissimilarity == "pearson" else "zero"
@@ -72,7 +77,35 @@ def rdm_of_gram(inner: Gram, dissimilarity: Dissimilarity) -> Tensor:
     # Divided by one length after the other: their product may underflow where each of them does not.
     lengths = squares.sqrt()
     correlations = products / lengths[:, None] / lengths[None, :]
-    return (1 - correlations.clamp(-1, 1)).fill_diagonal_(0)
+    return without_rounding(1 - correlations.clamp(-1, 1), float((noise / lengths).median()))
+
+
+def without_rounding(matrix: Tensor, tolerance: float) -> Tensor:
+    """Dissimilarities that are equal in exact arithmetic, as those of quantised features often are, made equal.
+
+    Entries above the diagonal that rounding alone may set apart take one value, else noise would rank them. Values so
+    dense that their neighbours touch are cut into steps of that width, which changes no order by more than a step.
+
+    Args:
+        matrix: (K, K), symmetric.
+        tolerance: entries that differ by no more than this may be equal.
+
+    Returns:
+        The symmetric matrix, zeros on the diagonal.
+    """
+    row, column = torch.triu_indices(len(matrix), len(matrix), offset=1, device=matrix.device)
+    ordered, order = matrix[row, column].sort()
+    ordered = torch.where(ordered <= tolerance, torch.zeros_like(ordered), ordered)
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[1:] = ordered.diff() > tolerance
+    first = ordered[starts][starts.cumsum(0) - 1]
+    step = ((ordered - first) / max(tolerance, torch.finfo(ordered.dtype).tiny)).floor()
+    starts[1:] |= step.diff() != 0
+    entries = torch.empty_like(ordered)
+    entries[order] = ordered[starts][starts.cumsum(0) - 1]
+    result = torch.zeros_like(matrix)
+    result[row, column] = entries
+    return result + result.T
 
 
 def upper_triangle(matrix: Tensor) -> Tensor:

@@ -143,14 +143,18 @@ def _copy(node: Node, fresh: Mapping[str, Tensor]) -> None:
 
 
 def _reset(node: str, module: nn.Module) -> None:
-    reached: set[int] = set()
+    """Call each layer's own reset; NaN before shows which parameters none reached, as those of parametrisations."""
+    named = module.named_parameters()
+    parameters = {name: one for name, one in named if one.is_floating_point() or one.is_complex()}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.fill_(torch.nan)
     # From the innermost out, as a layer's own reset may set its children's weights to something of its own choice.
     for layer in reversed(list(module.modules())):
         reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
         if callable(reset):
             reset()
-            reached |= {id(parameter) for parameter in layer.parameters()}
-    if missed := [name for name, parameter in module.named_parameters() if id(parameter) not in reached]:
+    if missed := [name for name, parameter in parameters.items() if bool(parameter.isnan().any())]:
         raise BuildError(
             f"{node}: no layer can reset {missed[:5]}; make the networks by branchnet.create, whose constructor starts "
             "them, or pass freshly made networks with init='donor'"

@@ -84,17 +84,27 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
         print_plan(_plan(network, given.example, settings), writes, as_json=options.as_json)
         return
     networks = {task: given.networks[task] for task in network.tasks}
+    unfinished = out / ".distill.unfinished"
     with silence() if options.quiet else nullcontext():
         comparison = distil_and_compare(
-            network, networks, given.images, settings, kinds=settings.kinds, checkpoint=out / ".distill.unfinished"
+            network, networks, given.images, settings, kinds=settings.kinds, checkpoint=unfinished
         )
     network.unfreeze(*(network.frozen - frozen))  # `--only` holds for this run; what is saved can be trained on
     spec = read_spec(branched)
     described = Architecture.from_network(network, search=spec.search, description=spec.description)
     save(network.cpu(), out, architecture=described)
+    unfinished.unlink(missing_ok=True)
     if options.as_json:
-        compared = comparison.networks
-        print_json({one.name: {"metrics": dict(one.metrics), "delta": comparison.delta(one)} for one in compared})
+        print_json(
+            {
+                one.name: {
+                    "metrics": dict(one.metrics),
+                    "changes": {task: change.to_dict() for task, change in comparison.changes(one).items()},
+                    "delta": comparison.delta(one),
+                }
+                for one in comparison.networks
+            }
+        )
     else:
         print_tables([comparison.task_table()])
     say(f"wrote {out}", quiet=options.quiet)

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from branchnet.cli.options import AsJson, DryRun, Quiet
 
 if TYPE_CHECKING:
-    from branchnet.clustering import Grouping
+    from branchnet.clustering import Grouping, Tree
+    from branchnet.specification import Architecture
 
 Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote.")]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote.")]
@@ -29,7 +30,9 @@ def group(
 ) -> None:
     """Divide the tasks into at most so many groups, each with a network of its own (TAG, Fifty et al. 2021).
 
-    Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks.
+    Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks. Where a group has tasks
+    that another one serves, each group's network is written to a file of its own, with all of its tasks: groups-1.yaml
+    and so on; otherwise all are written to one.
 
     Example: `branchnet group affinity.npz split.yaml --groups 3 --out groups.yaml`
 
@@ -40,15 +43,13 @@ def group(
     location
         Only the affinities at this location count; by default the mean over all.
     out
-        The architecture, YAML: in it every stage is divided in the same way.
+        The architecture, YAML: in it every stage is divided in the same way; or the beginning of several files' names.
     """
     from branchnet.cli.loading import read_affinity, read_spec
     from branchnet.cli.printing import print_plan, say
     from branchnet.clustering import group_by_affinity
     from branchnet.errors import SpecError
     from branchnet.pipeline.dry_run import Plan
-    from branchnet.pipeline.search_inputs import with_networks_of
-    from branchnet.specification import Architecture
 
     found, spec = read_affinity(affinity), read_spec(split)
     if tuple(found.tasks) != tuple(spec.tasks):
@@ -61,31 +62,49 @@ def group(
         return
     matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
     result = group_by_affinity(matrix, groups, tasks=found.tasks)
-    tree = result.tree(len(spec.locations))
-    chosen = Architecture.from_tree(
-        tree,
-        locations=spec.locations,
-        costs=spec.stage_costs,
-        head_costs=spec.head_costs,
-        description=f"Whole networks for groups of tasks, by {found.measure}.",
-    )
-    with_networks_of(spec, chosen).save(out)
-    _print(result, as_json=as_json)
-    say(f"wrote {out}", quiet=quiet)
+    written = _architectures(result, spec, found.measure, out)
+    for path, chosen in written.items():
+        chosen.save(path)
+    _print(result, list(written), as_json=as_json)
+    say(f"wrote {', '.join(map(str, written))}", quiet=quiet)
 
 
-def _print(result: Grouping, *, as_json: bool) -> None:
+def _architectures(result: Grouping, spec: Architecture, measure: str, out: Path) -> dict[Path, Architecture]:
+    """One architecture of all groups, or one of each where groups have auxiliary tasks."""
+    from branchnet.pipeline.search_inputs import with_networks_of
+    from branchnet.specification import Architecture
+
+    def described(tree: Tree, description: str) -> Architecture:
+        heads = {task: cost for task, cost in spec.head_costs.items() if task in tree.tasks}
+        chosen = Architecture.from_tree(
+            tree, locations=spec.locations, costs=spec.stage_costs, head_costs=heads, description=description
+        )
+        return with_networks_of(spec, chosen)
+
+    depth, count = len(spec.locations), len(result.groups)
+    if all(set(own) == one for one, own in zip(result.groups, result.served, strict=True)):
+        return {out: described(result.tree(depth), f"Whole networks for groups of tasks, by {measure}.")}
+    return {
+        out.with_stem(f"{out.stem}-{number}"): described(
+            tree, f"The network of group {number} of {count}, by {measure}; it serves {', '.join(own) or 'no task'}."
+        )
+        for number, (tree, own) in enumerate(zip(result.trees(depth), result.served, strict=True), start=1)
+    }
+
+
+def _print(result: Grouping, written: list[Path], *, as_json: bool) -> None:
     from branchnet.cli.printing import print_json, print_text
 
     if as_json:
         assignment = {task: sorted(result.groups[index]) for task, index in result.assignment.items()}
-        print_json({"groups": [sorted(one) for one in result.groups], "served_by": assignment, "score": result.score})
+        groups = [sorted(one) for one in result.groups]
+        files = [str(path) for path in written]
+        print_json({"groups": groups, "served_by": assignment, "score": result.score, "files": files})
     else:
-        served = [[task for task, index in result.assignment.items() if index == g] for g in range(len(result.groups))]
         print_text(
             *(
                 f"group {number}: {', '.join(sorted(one))}" + ("" if set(own) == one else f" (serves {', '.join(own)})")
-                for number, (one, own) in enumerate(zip(result.groups, served, strict=True), start=1)
+                for number, (one, own) in enumerate(zip(result.groups, result.served, strict=True), start=1)
             ),
             f"mean affinity of a task to the others of its group: {result.score:.4g}",
         )

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from branchnet.clustering.budgets import Costs, HeadCosts
     from branchnet.reporting.tables import Table
 
-Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` wrote.")]
+Affinities = Annotated[
+    Path, Parameter(help="What `branchnet affinity` wrote; or a CSV file of measured pairs, see PairMeasurements.read.")
+]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote: the costs of stages and heads.")]
 
 
@@ -55,7 +57,7 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
 
     Example: `branchnet search affinity.npz split.yaml --budget "60% params" --out architecture.yaml`
     """
-    from branchnet.cli.loading import read_affinity, read_spec
+    from branchnet.cli.loading import read_affinity, read_pairs, read_spec
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
     from branchnet.clustering import Budget, pareto_front
     from branchnet.clustering import search as find_tree
@@ -63,21 +65,24 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     from branchnet.specification import Architecture
     from branchnet.utils.interrupt import deferred_interrupt
 
-    found, spec = read_affinity(affinity).symmetric(), read_spec(split)
+    spec = read_spec(split)
+    pairs = read_pairs(affinity, spec) if affinity.suffix == ".csv" else None
+    found = (pairs.affinity() if pairs else read_affinity(affinity)).symmetric()
+    judged = pairs or found
     wanted = Budget.parse(options.budget)
     costs, heads = costs_for(wanted.unit, found, spec, options.latency, affinity, split)
     how: dict[str, Any] = {name: getattr(options, name) for name in ("objective", "method", "shared_stages")}
     if options.dry_run:
-        plan = plan_search(found, costs, wanted, **how)
+        plan = plan_search(judged, costs, wanted, **how)
         print_plan(plan, [] if options.front else [options.out], as_json=options.as_json)
         return
     how |= {"head_costs": heads, "seed": options.seed}
     if options.front:
-        results = pareto_front(found, costs, unit=wanted.unit, **how)
+        results = pareto_front(judged, costs, unit=wanted.unit, **how)
         print_json(list(map(as_record, results))) if options.as_json else print_tables([_front_table(results)])
         return
     with deferred_interrupt() as interrupted:
-        result = find_tree(found, costs, wanted, time_limit=options.time_limit, **how)
+        result = find_tree(judged, costs, wanted, time_limit=options.time_limit, **how)
     chosen = Architecture.from_search(
         result,
         affinity=found,
@@ -108,12 +113,14 @@ def as_record(result: SearchResult) -> dict[str, object]:
         "method": result.method,
         "why": result.why,
         "objective": result.objective,
+        "uncounted": list(result.uncounted),
     }
 
 
 def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadCosts | None) -> list[str]:
     from branchnet.clustering import Tree, stability, tree_size
     from branchnet.pipeline.search_inputs import replicates_of
+    from branchnet.reporting.costing import uncounted_note
     from branchnet.reporting.units import percent, si
 
     alone = Tree.separate(result.tree.tasks, result.tree.depth)
@@ -125,6 +132,8 @@ def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadC
         f"cost: {result.cost:.6g} ({result.objective}); {bound}",
         f"method: {result.method} ({result.why})",
     ]
+    if result.uncounted:
+        lines.append(uncounted_note(result.uncounted))
     if replicates := replicates_of(found):
         again = stability(result, replicates, costs, head_costs=heads)
         lines.append(f"sure: the same tree in {percent(again.same_tree)} of {again.replicates} bootstrap replicates")

@@ -44,9 +44,11 @@ def split(
         The architecture of the separate networks, YAML.
     """
     from branchnet.cli.loading import read_source
-    from branchnet.cli.printing import print_json, print_plan, print_tables, say
+    from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
     from branchnet.clustering import Tree
+    from branchnet.clustering.budgets import uncounted_operators
     from branchnet.pipeline.dry_run import Plan, memory_of
+    from branchnet.reporting.costing import uncounted_note
     from branchnet.specification import Architecture
     from branchnet.stages import candidate_locations, split_all
 
@@ -66,6 +68,9 @@ def split(
     found = Architecture.from_tree(tree, networks=staged, description="Separate networks: where they can be shared.")
     found.save(out)
     print_json(found.to_dict()) if as_json else print_tables([_stage_table(staged)])
+    uncounted = uncounted_operators(first.costs, {task: network.head_cost for task, network in staged.items()})
+    if uncounted and not as_json:
+        print_text(uncounted_note(uncounted))
     say(f"wrote {out}", quiet=quiet)
 
 

@@ -32,7 +32,6 @@ from branchnet.clustering.trees.counting import stirling
 Floats = npt.NDArray[np.float64]
 Strings = npt.NDArray[np.uint8]
 Tables = list[Floats]
-RELATIVE_TIE = 1e-12
 # Numbers of a chunk: 256 KB of float64, of which two are in use at once, stay in a core's second-level cache.
 _CHUNK = 1 << 15
 
@@ -44,50 +43,52 @@ class WidthTable:
     Attributes:
         widths: (V, D), every non-decreasing vector of widths 1..N.
         costs: (V,), inf where the rules allow no tree.
-        slack: absolute rounding error that `tolerance` allows for.
+        tie: costs that differ by no more than this are equal.
+        slack: absolute rounding error of the costs.
         shared: the first so many stages, which the rules leave no choice, were left out of the programme.
     """
 
     widths: npt.NDArray[np.int64]
     costs: Floats
+    tie: float
     slack: float
     shared: int
     _lattice: Lattice
     _stages: list[Tables]
     _chains: list[Tables]
 
-    def tolerance(self, cost: float) -> float:
+    @property
+    def tolerance(self) -> float:
         """By how much costs may differ and still count as equal."""
-        return RELATIVE_TIE * abs(cost) + self.slack
+        return self.tie + self.slack
 
-    def labels(self, row: int) -> list[tuple[int, ...]]:
-        """Cluster numbers, per stage, of the first tree in canonical order that attains the cost of `widths[row]`."""
+    def labels(self, row: int, ceiling: float) -> list[tuple[int, ...]]:
+        """Cluster numbers, per stage, of the first tree in canonical order with `widths[row]` and no higher cost."""
         widths = self.widths[row, self.shared :].tolist()
         column = row - _histories(widths[-1] - 1, len(widths))
         last = self._stages[-1][widths[-1]]
         values = last if len(widths) == 1 else self._chains[-1][widths[-1]][:, column] + last
-        place = self._first_tie(np.arange(len(values)), values)
-        places = [place]
+        # What the rest of the tree may cost: the ceiling less the stages that are settled.
+        left = float(values.min()) + max(ceiling - float(self.costs[row]), 0.0)
+        places = [int(np.flatnonzero(values <= left)[0])]
+        left -= float(last[places[-1]])
         for stage in range(len(widths) - 2, -1, -1):
-            places.append(self._coarser(stage, widths[stage + 1], widths[stage], places[-1], column))
+            places.append(self._coarser(stage, widths[stage + 1], widths[stage], places[-1], column, left))
+            left -= float(self._stages[stage][widths[stage]][places[-1]])
             column -= _histories(widths[stage] - 1, stage + 1)
         strings = [self._lattice.strings[w][:, p] for w, p in zip(widths, reversed(places), strict=True)]
         shared = [(0,) * self._lattice.n] * self.shared
         return shared + [tuple(string.tolist()) for string in strings]
 
-    def _first_tie(self, places: npt.NDArray[np.int64], values: Floats) -> int:
-        best = float(values.min())
-        return int(places[np.flatnonzero(values <= best + self.tolerance(best))[0]])
-
-    def _coarser(self, stage: int, level: int, goal: int, place: int, column: int) -> int:
-        """Trace the merges that keep the best value back from `level` to the `goal` level."""
+    def _coarser(self, stage: int, level: int, goal: int, place: int, column: int, left: float) -> int:
+        """Trace the merges that cost no more than what is left back from `level` to the `goal` level."""
         chains = self._chains[stage]
-        best = float(chains[level][place, column])
+        most = max(left, float(chains[level][place, column])) + self.slack
         places = np.array([place])
         for k in range(level, goal, -1):
             places = np.unique(self._lattice.merges[k][places])
             values = chains[k - 1][places, column]
-            places = places[values <= best + self.tolerance(best)]
+            places = places[values <= most]
         return int(places[0])
 
 
@@ -128,6 +129,7 @@ def width_table(losses: StageLosses, rules: Rules, deadline: Deadline | None = N
     return WidthTable(
         widths=_width_vectors(n, depth - shared, shared),
         costs=costs + fixed + losses.offset,
+        tie=losses.tie,
         slack=slack,
         shared=shared,
         _lattice=grid,
@@ -143,7 +145,7 @@ def best_groupings(losses: StageLosses, rules: Rules) -> list[tuple[float, Strin
     found = []
     for k in range(1, grid.n + 1):
         totals = np.sum([stage[k] for stage in stages], axis=0) + losses.offset
-        place = int(totals.argmin())
+        place = int(np.flatnonzero(totals <= totals.min() + losses.tie)[0])
         if np.isfinite(totals[place]):
             found.append((float(totals[place]), grid.strings[k][:, place]))
     return found

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from branchnet.clustering.grouping.integer_program import Chosen, Groups, all_best_choices, best_choice, front
+from branchnet.clustering.grouping.whole_networks import joined_tree, shared_trees
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError, BudgetError
 
@@ -34,6 +35,7 @@ class Selection:
         assignment: `{task: index}`, the network that serves each task.
         total_loss: weighted sum over tasks of the loss in the serving network.
         total_cost: cost of the chosen networks.
+        groups: the tasks of each network, in the order of `networks`.
 
     >>> losses = [{"a": 1.0}, {"b": 1.0}, {"a": 0.8, "b": 1.3}]
     >>> chosen = branchnet.select_networks(losses, costs=[1, 1, 1], budget=1)
@@ -49,6 +51,12 @@ class Selection:
     assignment: dict[str, int]
     total_loss: float
     total_cost: float
+    groups: tuple[frozenset[str], ...]
+
+    @property
+    def served(self) -> tuple[tuple[str, ...], ...]:
+        """The tasks that each network serves, in the order of `networks`; its others are auxiliary."""
+        return tuple(tuple(task for task, one in self.assignment.items() if one == m) for m in self.networks)
 
     def total_on(self, losses: Losses, weights: Mapping[str, float] | None = None) -> float:
         """Evaluate honestly: every task stays with the network that was chosen for it.
@@ -62,19 +70,30 @@ class Selection:
         """
         return math.fsum((weights or {}).get(task, 1.0) * losses[m][task] for task, m in self.assignment.items())
 
+    def trees(self, depth: int) -> tuple[Tree, ...]:
+        """Write every chosen network as a tree of all its tasks, with which it was measured.
+
+        Args:
+            depth: number of stages.
+
+        Returns:
+            One tree for each network, in the order of `networks`: all of its tasks share all stages.
+        """
+        return shared_trees(self.groups, tuple(self.assignment), depth)
+
     def tree(self, depth: int) -> Tree:
-        """Write whole networks as a tree.
+        """Write the whole networks as one tree.
 
         Args:
             depth: number of stages.
 
         Returns:
             The tree in which tasks that are served by the same network share all stages.
+
+        Raises:
+            TreeError: a network has auxiliary tasks, trained along and served by another one, which a tree cannot say.
         """
-        groups: dict[int, list[str]] = {}
-        for task, network in self.assignment.items():
-            groups.setdefault(network, []).append(task)
-        return Tree.grouped(groups.values(), depth)
+        return joined_tree(self.groups, self.served, depth)
 
 
 def select_networks(
@@ -303,4 +322,7 @@ def _selection(groups: Groups, tasks: Sequence[str], chosen: Chosen) -> Selectio
         assignment=dict(zip(tasks, servers, strict=True)),
         total_loss=groups.total(chosen),
         total_cost=groups.cost(chosen),
+        groups=tuple(
+            frozenset(t for t, loss in zip(tasks, groups.losses[m], strict=True) if loss < math.inf) for m in chosen
+        ),
     )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from branchnet.clustering.grouping.integer_program import Groups, best_choice
 from branchnet.clustering.grouping.network_selection import task_sets
+from branchnet.clustering.grouping.whole_networks import joined_tree, shared_trees
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError, BudgetError
 
@@ -35,25 +36,45 @@ class Grouping:
     >>> found = branchnet.group_by_affinity(effects, 2, tasks=["a", "b", "c"])
     >>> isinstance(found, branchnet.Grouping), round(found.score, 4)
     (True, 0.2667)
-    >>> found.tree(depth=2).partitions[0]                             # a and b are served by their own group
-    (('a', 'b'), ('c',))
+    >>> sorted(map(sorted, found.groups)), found.served               # b helps c, and is served with a
+    ([['a', 'b'], ['b', 'c']], (('a', 'b'), ('c',)))
+    >>> [tree.tasks for tree in found.trees(depth=2)]
+    [('a', 'b'), ('b', 'c')]
     """
 
     groups: tuple[frozenset[str], ...]
     assignment: dict[str, int]
     score: float
 
+    @property
+    def served(self) -> tuple[tuple[str, ...], ...]:
+        """The tasks that each group serves; its others are auxiliary."""
+        return tuple(tuple(t for t, one in self.assignment.items() if one == g) for g in range(len(self.groups)))
+
+    def trees(self, depth: int) -> tuple[Tree, ...]:
+        """Write every group's network as a tree of all its tasks, whose effects were measured.
+
+        Args:
+            depth: number of stages.
+
+        Returns:
+            One tree for each group: all of its tasks share all stages.
+        """
+        return shared_trees(self.groups, tuple(self.assignment), depth)
+
     def tree(self, depth: int) -> Tree:
-        """Write whole networks as a tree.
+        """Write the whole networks as one tree.
 
         Args:
             depth: number of stages.
 
         Returns:
             The tree in which tasks that the same group serves share all stages.
+
+        Raises:
+            TreeError: a group has auxiliary tasks, trained along and served by another one, which a tree cannot say.
         """
-        served = [[task for task, group in self.assignment.items() if group == g] for g in range(len(self.groups))]
-        return Tree.grouped([tasks for tasks in served if tasks], depth)
+        return joined_tree(self.groups, self.served, depth)
 
 
 def group_by_affinity(

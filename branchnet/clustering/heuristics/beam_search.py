@@ -46,9 +46,14 @@ def beam_search(land: Landscape, deadline: Deadline, *, seed: int, width: int = 
                     cost = partial.cost + land.stage_cost(d, row)
                     rows = (row, *partial.rows)
                     grown[np.stack(rows).tobytes()] = _Partial(rows, cost, size)
-        beam = sorted(grown.values(), key=lambda partial: (partial.cost, partial.size))[:width]
+        beam = sorted(grown.values(), key=lambda partial: _rank(partial, land.losses.tie))[:width]
         deadline.step()
     return renumber(np.stack(beam[0].rows)) if beam else None
+
+
+def _rank(partial: _Partial, tie: float) -> tuple[float, float, float]:
+    """The cost in whole ties, then the size."""
+    return (round(partial.cost / tie) if tie else 0, partial.size, partial.cost)
 
 
 def _proposals(land: Landscape, stage: int, fine: Row, seed: int) -> Iterator[Row]:

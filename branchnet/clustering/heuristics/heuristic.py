@@ -39,7 +39,7 @@ def heuristic_search(
     if not starts:
         return None
     starts.sort(key=land.cost)
-    best = starts[0]
+    seen = _Candidates(land, starts)
     n = len(land.losses.tasks)
     # Pricing all moves takes time as N^2 (sets times clusters), so the time of all rounds stays about the same.
     rounds = max(4, min(40, 64_000 // n**2)) if rounds is None else rounds
@@ -47,31 +47,40 @@ def heuristic_search(
     try:
         deadline.begin("searching trees", _STARTS + rounds)
         for candidate in _distinct(starts)[:_STARTS]:
-            best = _better_of(land, best, descend(land, candidate, deadline=deadline)[0])
+            seen.add(descend(land, candidate, deadline=deadline)[0])
             deadline.step()
         for _ in range(rounds):
-            other = _repaired(land, _overdrawn(land, best, generator))
+            other = _repaired(land, _overdrawn(land, seen.best, generator))
             if other is not None:
-                best = _better_of(land, best, descend(land, other, deadline=deadline)[0])
+                seen.add(descend(land, other, deadline=deadline)[0])
             deadline.step()
     except OutOfTime:
-        return Found(best, "stopped at the time limit")
+        return Found(seen.best, "stopped at the time limit")
     except KeyboardInterrupt:
-        return Found(best, "interrupted")
-    return Found(best, "")
+        return Found(seen.best, "interrupted")
+    return Found(seen.best, "")
+
+
+class _Candidates:
+    """The trees found so far; ties in cost go to the smaller size, as in all methods, then to the earlier tree."""
+
+    def __init__(self, land: Landscape, labels: list[Labels]) -> None:
+        self._land = land
+        self._found = [(land.cost(one), land.size(one), one) for one in labels]
+
+    def add(self, labels: Labels) -> None:
+        self._found.append((self._land.cost(labels), self._land.size(labels), labels))
+
+    @property
+    def best(self) -> Labels:
+        ceiling = min(cost for cost, _, _ in self._found) + self._land.losses.tie
+        tied = [(size, labels) for cost, size, labels in self._found if cost <= ceiling]
+        smallest = min(size for size, _ in tied)
+        return next(labels for size, labels in tied if size <= smallest * (1 + 1e-12))
 
 
 def _distinct(starts: list[Labels]) -> list[Labels]:
     return list({labels.tobytes(): labels for labels in starts}.values())
-
-
-def _better_of(land: Landscape, best: Labels, other: Labels) -> Labels:
-    difference = land.cost(other) - land.cost(best)
-    # Equal up to rounding goes to the smaller size: the rule for ties of all methods.
-    slack = 1e-12 * max(abs(land.cost(best)), 1e-9)
-    if difference < -slack or (difference <= slack and land.size(other) < land.size(best) * (1 - 1e-12)):
-        return other
-    return best
 
 
 def _overdrawn(land: Landscape, labels: Labels, generator: np.random.Generator) -> Labels:

@@ -293,50 +293,54 @@ def apply_move(labels: Labels, moves: Moves, s: int, t: int, cluster: int) -> La
 
 def descend(land: Landscape, labels: Labels, *, deadline: Deadline | None = None) -> tuple[Labels, float]:
     """Take the best feasible move until none lowers the cost (or, at equal cost, the size)."""
-    cost, size = land.cost(labels), land.size(labels)
+    cost, size, tie = land.cost(labels), land.size(labels), land.losses.tie
+    lowest = cost
     while True:
         if deadline is not None:
             deadline.step(0)
         moves = price_moves(land, labels)
-        best = _best_move(moves, land.limit)
-        if best is None or not _better(best[0], best[1], cost, size):
-            swapped = best_swap(land, labels, cost)
+        best = _best_move(moves, land.limit, tie)
+        # A smaller tree may cost a tie more than the cheapest one so far, not than the last one: ties do not add up.
+        smaller = best is not None and best[0] <= lowest + tie and best[1] < size * (1 - 1e-9)
+        if best is None or not (best[0] < cost - tie or smaller):
+            swapped = best_swap(land, labels)
             if swapped is None:
                 break
             labels = swapped
         else:
             labels = apply_move(labels, moves, *best[2])
         cost, size = land.cost(labels), land.size(labels)
+        lowest = min(lowest, cost)
     return labels, cost
 
 
-def _better(cost: float, size: float, than_cost: float, than_size: float) -> bool:
-    # Prices of moves are sums in another order than the cost of the tree; without slack, rounding could go in circles.
-    slack = 1e-11 * max(abs(than_cost), 1e-6)
-    if cost < than_cost - slack:
-        return True
-    return cost <= than_cost + 1e-13 * abs(than_cost) and size < than_size * (1 - 1e-9)
-
-
-def _best_move(moves: Moves, limit: float) -> tuple[float, float, tuple[int, int, int]] | None:
+def _best_move(moves: Moves, limit: float, tie: float) -> tuple[float, float, tuple[int, int, int]] | None:
+    """The move of least cost, of those that tie with it the one to the smallest tree: cost, size, (set, t, cluster)."""
+    allowed = [
+        np.where(sizes <= limit * (1 + 1e-12), costs, np.inf)
+        for costs, sizes in zip(moves.costs, moves.sizes, strict=True)
+    ]
+    least = min(float(costs.min()) for costs in allowed)
+    if not np.isfinite(least):
+        return None
     best = None
-    for t, (costs, sizes) in enumerate(zip(moves.costs, moves.sizes, strict=True)):
-        allowed = np.where(sizes <= limit * (1 + 1e-12), costs, np.inf)
-        s, cluster = divmod(int(allowed.argmin()), allowed.shape[1])
-        cost = float(allowed[s, cluster])
-        if np.isfinite(cost) and (best is None or cost < best[0]):
-            best = (cost, float(sizes[s, cluster]), (s, t, cluster))
+    for t, (costs, sizes) in enumerate(zip(allowed, moves.sizes, strict=True)):
+        tied = np.where(costs <= least + tie, sizes, np.inf)
+        s, cluster = divmod(int(tied.argmin()), tied.shape[1])
+        size = float(tied[s, cluster])
+        if np.isfinite(size) and (best is None or size < best[1] * (1 - 1e-12)):
+            best = (float(costs[s, cluster]), size, (s, t, cluster))
     return best
 
 
-def best_swap(land: Landscape, labels: Labels, cost: float) -> Labels | None:
+def best_swap(land: Landscape, labels: Labels) -> Labels | None:
     """The best exchange of the places of two tasks, or None if none helps."""
     depth, n = labels.shape
     change = np.zeros((n, n))
     for d in range(depth):
         change += _swap_costs(land, labels[d], d)
     i, j = divmod(int(change.argmin()), n)
-    if not change[i, j] < -1e-11 * max(abs(cost), 1e-6):
+    if not change[i, j] < -land.losses.tie:
         return None
     swapped = labels.copy()
     swapped[:, [i, j]] = labels[:, [j, i]]

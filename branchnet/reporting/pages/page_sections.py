@@ -90,6 +90,8 @@ def asked(given: Mapping[str, str], chosen: SearchResult | None) -> Section | No
             pairs["limit"] = f"{si(chosen.limit)} {chosen.unit}"
         pairs["size of the chosen tree"] = f"{si(chosen.size)} {chosen.unit}"
         pairs["clustering cost"] = f"{chosen.cost:.4g}"
+        if chosen.uncounted:
+            pairs["counted as nothing"] = ", ".join(chosen.uncounted)
         pairs["found by"] = f"{chosen.method} ({chosen.why})" if chosen.why else chosen.method
     return Section("asked", "What was asked", facts(pairs)) if pairs else None
 
@@ -118,7 +120,7 @@ def results(comparison: Comparison | None) -> Section | None:
         return None
     content = table(comparison.size_table()) + table(comparison.task_table())
     if len(comparison.networks) > 1:
-        caption = f"Each task's metric relative to {comparison.baseline.name}; Δ is their mean (Maninis et al. 2019)."
+        caption = f"Change of each metric against {comparison.baseline.name}; Δ is the mean (Maninis et al. 2019)."
         content += picture(draw_metrics(comparison.metric_plot()), "metrics", "Change of every task", caption)
     return Section("results", "Results", content)
 

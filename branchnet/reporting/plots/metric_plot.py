@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from branchnet.reporting.plots.figures import bare, styled
 from branchnet.reporting.plots.palette import MUTED, series_marks
-from branchnet.reporting.units import signed
-from branchnet.training.performance import mean_change, relative_changes
+from branchnet.reporting.units import signed, significant
+from branchnet.training.judging.performance import absolute_changes, mean_change, relative_changes
 from branchnet.utils.visible_text import visible
 
 _NUMBERED = 48
@@ -25,12 +25,14 @@ class MetricPlot:
         tasks: task names, from the top down.
         variants: names of the networks compared.
         deltas: for each variant, the relative change of each task.
+        points: for each variant, the change of each task in its metric's own unit.
         means: for each variant, the multi-task performance Delta, the mean over tasks.
     """
 
     tasks: tuple[str, ...]
     variants: tuple[str, ...]
     deltas: tuple[tuple[float, ...], ...]
+    points: tuple[tuple[float, ...], ...]
     means: tuple[float, ...]
 
 
@@ -55,6 +57,9 @@ def metric_plot_data(
         tasks=tuple(single),
         variants=tuple(variants),
         deltas=tuple(tuple(change.values()) for change in changes),
+        points=tuple(
+            tuple(absolute_changes(single, metrics, lower_is_better).values()) for metrics in variants.values()
+        ),
         means=tuple(mean_change(change) for change in changes),
     )
 
@@ -83,7 +88,9 @@ def draw_metrics(plot: MetricPlot) -> Figure:
         places = [position + offset for position in positions]
         bars = axes.barh(places, values, 0.86 * step, color=mark.colour, label=visible(name))
         if numbered:
-            axes.bar_label(bars, [signed(value, 1) for value in values], padding=3, fontsize=7)
+            beside = ["", *(f" ({significant(value)})" for value in plot.points[k])]
+            labels = [signed(value, 1) + points for value, points in zip(values, beside, strict=True)]
+            axes.bar_label(bars, labels, padding=3, fontsize=7)
     axes.set_yticks(positions, ["mean (Δ)", *map(visible, plot.tasks)])
     axes.get_yticklabels()[0].set_fontweight("bold")
     axes.axhline(0.68, color=MUTED, linewidth=0.6)
@@ -97,8 +104,8 @@ def _style(axes: Axes, largest: float, numbered: bool) -> None:
     bare(axes)
     axes.grid(True, axis="x")
     axes.axvline(0, color=MUTED, linewidth=1)
-    axes.set_xlabel("change against the single-task networks, % (right is better)")
+    axes.set_xlabel("change against the single-task networks, % (in the metric's unit); right is better")
     low, high = axes.get_xlim()
-    pad = (0.1 if numbered else 0.03) * max(high - low, 0.1 * largest)
+    pad = (0.18 if numbered else 0.03) * max(high - low, 0.1 * largest)
     axes.set_xlim(low - pad if low < 0 else low, high + pad if high > 0 else high)
     axes.tick_params(axis="x", colors=MUTED)

@@ -14,18 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import NodeFacts, TensorForm
+from branchnet.stages.graph.settings import form, module_signature, qualified_name
 from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
+from branchnet.stages.tracing.constants import content, is_state
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
-
-# Settings that may differ between single-task networks of one backbone and change no result in evaluation mode, or only
-# number the layers; a shared stage keeps its donor's.
-_IGNORED_SETTINGS = frozenset(
-    ("training", "p", "drop_prob", "drop_rate", "inplace", "momentum", "layer_idx", "layer_id", "layer_index")
-)
 
 
 @dataclass(frozen=True)
@@ -91,16 +87,40 @@ def node_keys(flow: Dataflow) -> dict[fx.Node, int]:
     """
     keys: dict[fx.Node, int] = {}
     seen: Counter[int] = Counter()
-    writers: dict[int, int] = {}
+    writers = _Writers(flow)
     for node in flow.order:
         facts = flow.facts[node]
         key = hash((_signature(flow, node), _argument_keys(flow, node, keys, writers), _form_key(facts.form)))
         # Two equal computations in one network (siblings without parameters) are numbered, so that each has one key.
         seen[key] += 1
         keys[node] = hash((key, seen[key]))
-        for block in facts.overwritten:
-            writers[block] = hash((writers.get(block), keys[node]))
+        writers.note(node, keys[node])
     return keys
+
+
+class _Writers:
+    """What has been written to each memory block so far."""
+
+    def __init__(self, flow: Dataflow) -> None:
+        self._flow = flow
+        self._last: dict[int, int] = {}
+        self._when_made: dict[fx.Node, tuple[int, ...]] = {}
+
+    def note(self, node: fx.Node, key: int) -> None:
+        """The node has run."""
+        facts = self._flow.facts[node]
+        for block in facts.overwritten:
+            self._last[block] = hash((self._last.get(block), key))
+        self._when_made[node] = self.of(facts.storages)
+
+    def of(self, blocks: frozenset[int]) -> tuple[int, ...]:
+        """The last writers of the blocks."""
+        return tuple(sorted(self._last[block] for block in blocks if block in self._last))
+
+    def since(self, node: fx.Node) -> tuple[int, ...]:
+        """The last writers of a node's value, none if nothing was written to it since it was made."""
+        now = self.of(self._flow.facts[node].storages)
+        return () if now == self._when_made.get(node) else now
 
 
 def _overwrites_too_early(flow: Dataflow, keys: dict[fx.Node, int], shared: set[int]) -> set[int]:
@@ -124,20 +144,24 @@ def _overwrites_too_early(flow: Dataflow, keys: dict[fx.Node, int], shared: set[
     return {keys[node] for node in removed}
 
 
-def _argument_keys(flow: Dataflow, node: fx.Node, keys: dict[fx.Node, int], writers: dict[int, int]) -> Any:
+def _argument_keys(flow: Dataflow, node: fx.Node, keys: dict[fx.Node, int], writers: _Writers) -> Any:
     def key(source: fx.Node) -> Any:
-        if source in flow.free:
-            return _free_key(flow, source)
-        state = tuple(sorted(writers[block] for block in flow.facts[source].storages if block in writers))
-        return (keys[source], state)
+        value = _free_key(flow, source) if source in flow.free else keys[source]
+        return (value, writers.since(source))
 
-    return _plain((node.args, node.kwargs), key)
+    return (_plain((node.args, node.kwargs), key), writers.of(flow.facts[node].state))
 
 
 def _free_key(flow: Dataflow, node: fx.Node) -> Any:
     if node.op == "get_attr":
-        return ("constant", _setting(attribute(flow.trace.root, str(node.target))))
+        value = attribute(flow.trace.root, str(node.target))
+        constant = isinstance(value, Tensor) and not is_state(flow.trace.root, str(node.target))
+        return ("constant", content(value) if constant else _held_form(value))
     return (str(node.target), _plain((node.args, node.kwargs), lambda source: _free_key(flow, source)))
+
+
+def _held_form(value: Any) -> Any:
+    return form(value) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _plain(value: Any, key: Any) -> Any:
@@ -160,39 +184,8 @@ def _signature(flow: Dataflow, node: fx.Node) -> Any:
         return ("transform",)
     if node.op == "call_module":
         return ("module", module_signature(flow.trace.root.get_submodule(str(node.target))))
-    target = node.target if isinstance(node.target, str) else _qualified_name(node.target)
+    target = node.target if isinstance(node.target, str) else qualified_name(node.target)
     return (node.op, target)
-
-
-def module_signature(module: nn.Module) -> Any:
-    """Type, settings and parameter shapes of a module and its children, as something hashable."""
-    return tuple(
-        (
-            name,
-            _qualified_name(type(child)),
-            tuple(sorted((k, repr(_setting(value))) for k, value in vars(child).items() if _is_setting(k, value))),
-            tuple((key, _setting(value)) for key, value in child.named_parameters(recurse=False)),
-            tuple((key, _setting(value)) for key, value in child.named_buffers(recurse=False)),
-        )
-        for name, child in module.named_modules()
-    )
-
-
-def _is_setting(key: str, value: Any) -> bool:
-    if key.startswith("_") or key in _IGNORED_SETTINGS:
-        return False
-    simple = isinstance(value, bool | int | float | str | tuple | list | torch.dtype | Tensor)
-    return value is None or simple or (callable(value) and not isinstance(value, nn.Module))
-
-
-def _setting(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return (tuple(value.shape), str(value.dtype))
-    if isinstance(value, tuple | list):
-        return tuple(_setting(item) for item in value)
-    if hasattr(value, "__qualname__"):  # functions: different ones compute differently
-        return f"{value.__module__}.{value.__qualname__}"
-    return value if isinstance(value, bool | int | float | str | torch.dtype | None) else type(value).__name__
 
 
 def _form_key(form: Any) -> Any:
@@ -201,7 +194,3 @@ def _form_key(form: Any) -> Any:
     if isinstance(form, tuple | list):
         return tuple(_form_key(item) for item in form)
     return repr(form) if isinstance(form, bool | int | float | str | torch.dtype | None) else type(form).__name__
-
-
-def _qualified_name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"

@@ -102,10 +102,15 @@ class Dataflow:
             for source in node.all_input_nodes
             if source.op == "get_attr"
         )
-        return not uses_parameters and not self.facts[node].overwritten and not self._is_overwritten(node)
+        if uses_parameters or self.facts[node].overwritten:
+            return False
+        # Where a buffer is written to, it counts when it is read.
+        return not any(self.facts[each].storages & self.overwritten for each in (node, *node.all_input_nodes))
 
-    def _is_overwritten(self, node: fx.Node) -> bool:
-        return any(self.facts[node].storages & facts.overwritten for facts in self.facts.values())
+    @cached_property
+    def overwritten(self) -> frozenset[int]:
+        """The memory blocks that some node writes to."""
+        return overwritten_in(self, self.facts)
 
     def _random(self, node: fx.Node) -> bool:
         target = node.target

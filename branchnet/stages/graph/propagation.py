@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, call, flat_example
 from branchnet.stages.tracing.fx_tracer import transformed
+from branchnet.stages.tracing.trial import borrow, trial
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class NodeFacts:
         flops: multiply-adds.
         activation_bytes: bytes of the new tensors that it made, inner ones included.
         storages: the memory blocks of its result.
-        overwritten: the memory blocks of its arguments that it wrote to.
+        overwritten: the memory blocks of its arguments, or of its module's tensors, that it wrote to.
+        uncounted: the operators whose multiply-adds are not counted.
+        state: the memory blocks of its module's tensors.
     """
 
     form: Any
@@ -51,6 +53,8 @@ class NodeFacts:
     activation_bytes: int = 0
     storages: frozenset[int] = frozenset()
     overwritten: frozenset[int] = frozenset()
+    uncounted: frozenset[str] = frozenset()
+    state: frozenset[int] = frozenset()
 
     @property
     def tensors(self) -> tuple[TensorForm, ...]:
@@ -60,10 +64,9 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Propagation:
-    """Facts per node, the operators whose multiply-adds are not counted, and what the graph returned."""
+    """Facts per node, and what the graph returned."""
 
     facts: dict[fx.Node, NodeFacts]
-    unsupported: tuple[str, ...]
     result: Any
 
 
@@ -76,18 +79,18 @@ def propagate(root: nn.Module, graph: fx.Graph, example: Example) -> Propagation
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         inputs = tuple(mode.from_tensor(tensor, static_shapes=True) for tensor in flat_example(example))
         with mode:
-            return _run(root, graph, inputs, _faked_state(root, mode))
+            # Modules may keep what they computed: a fake tensor must not stay in the root's attributes.
+            structure = borrow(root)
+            return _run(structure, graph, inputs, _faked_state(structure, mode), mode)
     except Exception:
-        # Custom kernels without a fake implementation, or code that reads values. A training run on real tensors writes
-        # to BatchNorm statistics and draws dropout masks, hence the copy and the forked random state.
-        copied = copy.deepcopy(root) if root.training else root
-        with torch.random.fork_rng(devices=[]):
-            return _run(copied, graph, tuple(tensor.clone() for tensor in flat_example(example)), {})
+        # Custom kernels without a fake implementation, or code that reads values.
+        with trial(root) as structure:
+            return _run(structure, graph, tuple(tensor.clone() for tensor in flat_example(example)), {})
 
 
 def dry_run(root: nn.Module, example: Example) -> Any:
     """What the root returns for the example after its transform, as fake tensors."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode, root = FakeTensorMode(allow_non_fake_inputs=True), borrow(root)
     faked = tree_map(lambda tensor: mode.from_tensor(tensor, static_shapes=True), example)
     with torch.no_grad(), mode:
         return functional_call(
@@ -131,30 +134,48 @@ def tensors_by_name(root: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _run(root: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], state: dict[str, Tensor]) -> Propagation:
-    recorder = _Recorder(root, graph)
+def _run(
+    root: nn.Module,
+    graph: fx.Graph,
+    inputs: tuple[Tensor, ...],
+    state: dict[str, Tensor],
+    mode: FakeTensorMode | None = None,
+) -> Propagation:
+    recorder = _Recorder(root, graph, mode)
     with torch.no_grad(), without_attention_fast_path(), recorder.counter:
         result = functional_call(_Runner(root, recorder.run), state, inputs, tie_weights=False)
-    return Propagation(recorder.facts, tuple(sorted(recorder.counter.unsupported)), tree_map(_form, result))
+    return Propagation(recorder.facts, tree_map(_form, result))
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, mode: FakeTensorMode | None) -> None:
         super().__init__(root, garbage_collect_values=False, graph=graph)
+        self._mode = mode
         self.counter = OperatorCounter()
         self.facts: dict[fx.Node, NodeFacts] = {}
 
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Constants as fake tensors, too: in-place operations would write to a stand-in that nobody sees."""
+        value = super().get_attr(target, args, kwargs)
+        if self._mode is None or not isinstance(value, Tensor) or isinstance(value, FakeTensor):
+            return value
+        return self._mode.from_tensor(value, static_shapes=True)
+
     def run_node(self, n: fx.Node) -> Any:
         arguments = [self.env[node] for node in n.all_input_nodes]
-        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        state = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+        tensors = [*(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)), *state]
         # torch counts in-place writes per tensor (and per view of it): a changed number means that it was overwritten.
         versions = [tensor._version for tensor in tensors]
-        flops, size = self.counter.flops, self.counter.bytes
+        flops, size, unsupported = self.counter.flops, self.counter.bytes, self.counter.unsupported.copy()
         result = super().run_node(n)
         if n.op != "output":
             written = frozenset(
                 _storage(t) for t, version in zip(tensors, versions, strict=True) if t._version != version
             )
+            # BatchNorm's kernels write to running statistics without a changed number.
+            written |= frozenset(map(_storage, _updated(module)))
             leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             self.facts[n] = NodeFacts(
                 tree_map(_form, result),
@@ -162,8 +183,17 @@ class _Recorder(fx.Interpreter):
                 self.counter.bytes - size,
                 frozenset(map(_storage, leaves)),
                 written,
+                frozenset(self.counter.unsupported - unsupported),
+                frozenset(map(_storage, state)),
             )
         return result
+
+
+def _updated(module: Any) -> list[Tensor]:
+    """The buffers of those layers of a module that are in training mode."""
+    if not isinstance(module, nn.Module):
+        return []
+    return [buffer for layer in module.modules() if layer.training for buffer in layer.buffers(recurse=False)]
 
 
 def _form(value: Any) -> Any:

@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from branchnet.errors import SplitError
-from branchnet.stages.graph.common_subgraph import module_signature
 from branchnet.stages.graph.propagation import tensors_by_name
+from branchnet.stages.graph.settings import module_signature
 from branchnet.stages.interface import Example, flat_example
-from branchnet.stages.tracing.fx_tracer import borrow
 from branchnet.stages.tracing.module_calls import Chain, copied, run_apart, tensors_of
+from branchnet.stages.tracing.trial import borrow
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -67,9 +67,15 @@ class PartialForward:
         """Keep the tensors that the pass reads."""
         own = tensors_by_name(self._skeleton)
         given = {name: tensor for name, tensor in tensors_by_name(root).items() if name in own}
-        with _Reads() as reads:
-            run_apart(root, lambda: run(given))
-        self.state = tuple(name for name, tensor in given.items() if id(tensor) in reads.seen)
+
+        def watched() -> set[int]:
+            reads = _Reads()
+            with reads:
+                run(given)
+            return reads.seen
+
+        seen = run_apart(root, watched)
+        self.state = tuple(name for name, tensor in given.items() if id(tensor) in seen)
 
 
 class _Reads(TorchFunctionMode):

@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.functions import Mod, PythonMod
 
 from branchnet.errors import SplitError
+from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Example, call_arguments, flat_example
+from branchnet.stages.tracing.allowed_sizes import allowed_sizes
+from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed, where
+from branchnet.stages.tracing.trial import trial
 
 _CHECKS = frozenset(
     {
@@ -52,16 +56,18 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
     args, kwargs = call_arguments(inner)
     shapes = _dynamic_shapes(inner, dynamic)
     try:
-        with _without_dumps(), _SimpleSizes():
+        with trial(network) as copy, _without_dumps(), _SimpleSizes():
             # Not strict: Python runs the code itself. Strict mode traces bytecode with Dynamo and refuses far more.
-            program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
+        # Its own checks would refuse a batch of one, which torch.export never looks at.
         module = program.module(check_guards=False)
+        sizes = allowed_sizes(program, flat_example(inner), PREPROCESSING in network._modules)
     except Exception as error:
         raise SplitError(f"torch.export cannot trace {type(network).__name__}: {where(error)}") from error
     graph = _plain_graph(module, network)
     if PREPROCESSING in network._modules:
         _start_with_preprocessing(graph)
-    return Trace(network, graph, "export")
+    return Trace(network, graph, "export", sizes=sizes)
 
 
 # A stride or a padding adds two or three operations to a size, and sizes are nested layer by layer.
@@ -135,26 +141,35 @@ def _plain_graph(module: fx.GraphModule, root: nn.Module) -> fx.Graph:
         if node.op == "output":
             graph.output(fx.node.map_arg(node.args[0], values.__getitem__))
             continue
-        if node.op == "get_attr":
-            _provide(root, module, str(node.target))
         values[node] = graph.node_copy(node, values.__getitem__)
+        if node.op == "get_attr":
+            values[node].target = _provided(root, module, str(node.target))
         values[node].meta = {"nn_module_stack": node.meta.get("nn_module_stack")}
+    _update_at_once(graph)
     graph.lint()
     return graph
 
 
-def _provide(root: nn.Module, module: fx.GraphModule, path: str) -> None:
-    """Give the root a constant that exporting made; its own parameters and buffers stay."""
-    target: Any = root
-    source: Any = module
-    *parents, name = path.split(".")
-    for parent in parents:
-        source = getattr(source, parent)
-        if not hasattr(target, parent):
-            target.add_module(parent, nn.Module())
-        target = getattr(target, parent)
-    if not hasattr(target, name):
-        setattr(target, name, getattr(source, name))
+def _provided(root: nn.Module, module: fx.GraphModule, path: str) -> str:
+    """The path of a tensor below the root, which gets the constants that exporting made."""
+    with suppress(AttributeError):
+        root_value = attribute(root, path)
+        if isinstance(root_value, Tensor):
+            return path
+    value = attribute(module, path)
+    name = constant_name(value) if isinstance(value, Tensor) else path.replace(".", "_")
+    if not hasattr(root, name):
+        setattr(root, name, value.detach().clone() if isinstance(value, Tensor) else value)
+    return name
+
+
+def _update_at_once(graph: fx.Graph) -> None:
+    """Move what exporting puts at the end, the writes to buffers, behind the new value and the last use of the old."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "get_attr" and not node.users:
+            order = {each: k for k, each in enumerate(graph.nodes)}
+            before = [node.args[1], *(user for user in node.args[0].users if user is not node)]
+            max((each for each in before if order[each] < order[node]), key=lambda each: order[each]).append(node)
 
 
 def _start_with_preprocessing(graph: fx.Graph) -> None:

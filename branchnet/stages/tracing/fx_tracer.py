@@ -7,7 +7,6 @@ whole too, and the network is traced again around it.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,10 @@ from branchnet.errors import SplitError
 from branchnet.stages.codegen.in_place_ops import InPlaceProxy
 from branchnet.stages.graph.shape_queries import settle_queries
 from branchnet.stages.interface import Example, call_arguments
+from branchnet.stages.tracing.allowed_sizes import AllowedSizes
+from branchnet.stages.tracing.constants import constant_name
+from branchnet.stages.tracing.state_proxies import StateProxy, assignments_recorded
+from branchnet.stages.tracing.trial import trial
 
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""
@@ -51,6 +54,7 @@ class Trace:
         output: form of what the network returns; None where the graph's output already has it.
         difference: largest difference from the network's outputs that was seen, relative to the largest output.
         dynamic: what an exported graph left free: `"sizes"`, `"batch"` or `"none"`.
+        sizes: for which sizes an exported graph is the network's; None for any.
     """
 
     root: nn.Module
@@ -60,6 +64,7 @@ class Trace:
     output: TreeSpec | None = None
     difference: float = 0.0
     dynamic: str = "sizes"
+    sizes: AllowedSizes | None = None
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -73,22 +78,11 @@ def unwrap(network: nn.Module) -> nn.Module:
             return network
 
 
-def borrow(network: nn.Module) -> nn.Module:
-    """A copy of the network's structure that holds the very same parameters, buffers and other tensors.
-
-    Modes and attributes of the copy can be changed without touching the network.
-    """
-    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    for module in network.modules():
-        tensors |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
-    return copy.deepcopy(network, dict(tensors))
-
-
 def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = ()) -> Trace:
-    """Trace the network in the mode that it is in. Its structure is used as it is: pass a borrowed copy.
+    """Trace the network in the mode that it is in.
 
     Args:
-        network: a borrowed structure.
+        network: a borrowed structure; it gets the constants that its code makes, and is not changed otherwise.
         example: what it takes.
         kept_whole: types of modules that are kept as one node from the start.
 
@@ -102,12 +96,15 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
     for _ in range(_MOST_RETRIES):
         tracer = _Tracer(example, whole)
         try:
-            graph = tracer.trace(network)
+            with trial(network) as structure, assignments_recorded():
+                graph = tracer.trace(structure)
         except Exception as error:
             if tracer.culprit is None or tracer.culprit in whole:
                 raise SplitError(f"torch.fx cannot trace {type(network).__name__}: {where(error)}") from error
             whole.add(tracer.culprit)
             continue
+        for name, value in tracer.constants.items():
+            setattr(network, name, value)
         settle_queries(graph)
         return Trace(network, graph, "fx", frozenset(whole))
     raise SplitError(f"torch.fx cannot trace {type(network).__name__}: too many modules that it cannot enter")
@@ -147,15 +144,45 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, example: Example, whole: set[type]) -> None:
         modules, functions, leaves = _library_lists()
-        # Shapes of parameters are plain numbers then: code such as `weight.shape[0] // 2` runs as Python.
-        super().__init__((math, *modules), functions, param_shapes_constant=True)
+        super().__init__((math, *modules), functions)
         self._example = example
         self._whole = whole | leaves
+        self._names: dict[int, str] = {}
+        self._made: dict[tuple[int, str], tuple[Tensor, fx.Node]] = {}
+        self.constants: dict[str, Tensor] = {}
         self.culprit: type | None = None
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A traced value that knows what was written in place."""
         return InPlaceProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Read parameters and buffers when the graph runs: what is computed from them alone is no constant."""
+        name = self._state_name(attr_val)
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr", name, (), {}, proxy_factory_fn=lambda node: StateProxy(node, self, attr_val)
+            )
+        return parameter_proxy_cache[name]
+
+    def create_arg(self, a: Any) -> Any:
+        """Keep a tensor that the code has made as a constant named by its content."""
+        if not isinstance(a, Tensor) or a in self.tensor_attrs or self._state_name(a) is not None:
+            return super().create_arg(a)
+        name = constant_name(a)
+        if (id(a), name) not in self._made:
+            self.constants.setdefault(name, a.detach().clone())
+            # Held, so that no other tensor gets its id. Two equal tensors have a node each: the code may write to one.
+            self._made[id(a), name] = (a, self.create_node("get_attr", name, (), {}))
+        return self._made[id(a), name][1]
+
+    def _state_name(self, value: Any) -> str | None:
+        if not self._names:
+            named = (*self.root.named_parameters(), *self.root.named_buffers())
+            self._names = {id(tensor): name for name, tensor in named}
+        return self._names.get(id(value)) if isinstance(value, Tensor) else None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one node."""

@@ -139,7 +139,7 @@ def run_apart(root: nn.Module, run: Callable[[], Any]) -> Any:
     before = [(buffer, buffer.clone()) for buffer in root.buffers()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             return run()
     finally:
         with torch.no_grad():

@@ -21,9 +21,13 @@ from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import Propagation, TensorForm, dry_run, propagate
 from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
+from branchnet.stages.tracing.allowed_sizes import AllowedSizes
+from branchnet.stages.tracing.constants import is_state
 from branchnet.stages.tracing.export_tracer import trace_export
-from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, borrow, trace_fx, transformed, unwrap, where
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, transformed, unwrap, where
 from branchnet.stages.tracing.module_chain import trace_chain
+from branchnet.stages.tracing.preconditions import check_not_random, check_supported
+from branchnet.stages.tracing.trial import borrow, trial
 from branchnet.utils.modes import mode_of
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted.
@@ -43,6 +47,7 @@ class TracedNetwork:
         evaluation: dataflow of evaluation mode.
         training: dataflow of training mode, or None.
         eval_only: why there is none, or None.
+        left_in_evaluation: names of the modules that the network's own `train()` leaves in evaluation mode.
     """
 
     network: nn.Module
@@ -50,6 +55,7 @@ class TracedNetwork:
     evaluation: Dataflow
     training: Dataflow | None
     eval_only: str | None
+    left_in_evaluation: tuple[str, ...] = ()
 
 
 def trace_all(
@@ -77,6 +83,8 @@ def trace_all(
         raise SplitError("networks is empty; expected at least one network by task name")
     if unknown := sorted(set(transforms) - set(networks)):
         raise SplitError(f"transforms names unknown tasks {unknown}; expected some of {sorted(networks)}")
+    for network in networks.values():
+        check_supported(unwrap(network), example)
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
     for root in roots:
@@ -97,31 +105,36 @@ def trace_network(network: nn.Module, example: Example) -> TracedNetwork:
 
 
 def _check_example(root: nn.Module, example: Example) -> None:
-    if _without_values(root):
+    if has_no_values(root):
         return
     name = type(root).__name__
     try:
-        with mode_of(root, training=False), torch.no_grad():
-            outputs = _outputs(root, example)
-            if PREPROCESSING not in root._modules:
-                return
-            inputs = transformed(root, tree_map(_copied, example))
-            transform = root._modules.pop(PREPROCESSING)
-            try:
-                expected = call(root, inputs)
-            finally:
-                root.add_module(PREPROCESSING, transform)
+        outputs = check_not_random(root, lambda copy: _evaluated(copy, example), lambda a, b: apart(a, b) == 0.0)
+        if PREPROCESSING not in root._modules:
+            return
+        with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
+            inputs = transformed(copy, tree_map(_copied, example))
+            del copy._modules[PREPROCESSING]
+            expected = call(copy, inputs)
+    except SplitError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
         raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
-    if _apart(expected, outputs) > _ROUNDING:
+    if apart(expected, outputs) > _ROUNDING:
         raise SplitError(
             f"{name} runs all modules that it holds, a transform among them; expected a forward that names its "
             "modules: hold it in another module"
         )
 
 
-def _without_values(root: nn.Module) -> bool:
+def _evaluated(copy: nn.Module, example: Example) -> Any:
+    with mode_of(copy, training=False), torch.no_grad():
+        return whole_outputs(copy, example)
+
+
+def has_no_values(root: nn.Module) -> bool:
+    """Whether the root lies on the meta device."""
     return any(tensor.is_meta for tensor in (*root.parameters(), *root.buffers()))
 
 
@@ -155,7 +168,8 @@ def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
     return type(kind.__name__, (kind,), names)
 
 
-def _outputs(root: nn.Module, example: Example) -> Any:
+def whole_outputs(root: nn.Module, example: Example) -> Any:
+    """What the root returns for a copy of the example, its transform included."""
     args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
     return root(*args, **kwargs)
 
@@ -165,8 +179,8 @@ def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
     for task, root in roots.items():
         transform = root._modules.get(PREPROCESSING)
         if transform is not None:
-            with torch.no_grad():
-                shapes[task] = tuple(transform(flat_example(example)[0].clone()).shape)
+            with trial(transform) as copy, torch.no_grad():
+                shapes[task] = tuple(copy(flat_example(example)[0].clone()).shape)
     if len(set(shapes.values())) > 1:
         text = ", ".join(f"{task}: {shape}" for task, shape in shapes.items())
         raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text}); expected one")
@@ -218,7 +232,12 @@ def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
 
 def _by_chain(root: nn.Module, example: Example) -> Trace:
     with mode_of(root, training=False):
-        return _verified(trace_chain(root, example), example)
+        return _verified(_chain(root, example), example)
+
+
+def _chain(root: nn.Module, example: Example) -> Trace:
+    with trial(root) as copy:
+        return replace(trace_chain(copy, example), root=root)
 
 
 def _by_export(root: nn.Module, example: Example) -> Trace:
@@ -235,8 +254,32 @@ def _by_export(root: nn.Module, example: Example) -> Trace:
 
 def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
     with mode_of(root, training=False):
-        trace = trace_export(root, example if dynamic == "none" else _at_least_two(example), dynamic=dynamic)
-        return replace(_verified(trace, example), dynamic=dynamic)
+        trace = trace_export(root, example if dynamic == "none" else at_least_two(example), dynamic=dynamic)
+        verified = replace(_verified(trace, example), dynamic=dynamic)
+        return replace(verified, sizes=_with_length_one(verified, example))
+
+
+def _with_length_one(trace: Trace, example: Example) -> AllowedSizes | None:
+    """The allowed sizes, without a free length of 1 for which the graph is not the network."""
+    sizes = trace.sizes
+    if sizes is None or has_no_values(trace.root):
+        return sizes
+    return replace(sizes, not_one=frozenset(s for s in sizes.symbols() if not _right_at_one(trace, example, s)))
+
+
+def _right_at_one(trace: Trace, example: Example, symbol: str) -> bool:
+    lengths = iter(trace.sizes.lengths if trace.sizes is not None else ())
+
+    def shortened(tensor: Tensor) -> Tensor:
+        for dim, length in enumerate(next(lengths)):
+            tensor = tensor.narrow(dim, 0, 1) if length == symbol else tensor
+        return tensor
+
+    try:
+        _verified(trace, tree_map(shortened, example))
+    except Exception:
+        return False
+    return True
 
 
 def _largest_share(root: nn.Module, types: Iterable[type]) -> float:
@@ -260,27 +303,71 @@ def _largest_node(trace: Trace) -> int:
 def _complete(network: nn.Module, trace: Trace, example: Example) -> TracedNetwork:
     root = trace.root
     with mode_of(root, training=False):
-        evaluation = Dataflow(trace, propagate(root, trace.graph, example))
+        evaluation = Dataflow(trace, _propagated(trace, example))
+    left = _left_in_evaluation(root)
     try:
         with mode_of(root, training=True):
+            set_training(root, True, left)
             training = _training_flow(trace, example)
     except Exception as error:
-        return TracedNetwork(network, root, evaluation, None, f"its training mode cannot be traced: {error}")
-    return TracedNetwork(network, root, evaluation, training, None)
+        return TracedNetwork(network, root, evaluation, None, f"its training mode cannot be traced: {error}", left)
+    return TracedNetwork(network, root, evaluation, training, None, left)
+
+
+def set_training(root: nn.Module, training: bool, left_in_evaluation: Iterable[str]) -> None:
+    """Set the mode of all modules, past any `train()` of theirs, and what it leaves in evaluation mode."""
+    for module in root.modules():
+        module.training = training
+    for name in left_in_evaluation:
+        root.get_submodule(name).training = False
+
+
+def _left_in_evaluation(root: nn.Module) -> tuple[str, ...]:
+    """Modules such as frozen BatchNorm; none where the network refuses to be trained at all."""
+    copy = borrow(root)
+    with suppress(Exception):
+        copy.train()
+        if copy.training:
+            return tuple(name for name, module in copy.named_modules() if not module.training)
+    return ()
 
 
 def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
-    root, several = evaluation.root, _at_least_two(example)
+    root, several = evaluation.root, at_least_two(example)
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
+        if trace.sizes is not None and evaluation.sizes is not None:
+            trace.sizes = replace(trace.sizes, not_one=evaluation.sizes.not_one)
     elif evaluation.method == "chain":
-        trace = trace_chain(root, several)
+        trace = _chain(root, several)
     else:
         trace = trace_fx(root, example, evaluation.kept_whole)
-    propagation = propagate(root, trace.graph, several)
+    propagation = _propagated(trace, several)
     plain = evaluation.output is None and isinstance(propagation.result, TensorForm)
     form = None if plain or trace.method == "chain" else _output_form(trace, propagation, several)
     return Dataflow(replace(trace, output=form), propagation)
+
+
+def _propagated(trace: Trace, example: Example) -> Propagation:
+    """What the nodes do; a constant that the code writes to is copied at each call first, as the code makes it."""
+    propagation = propagate(trace.root, trace.graph, example)
+    overwritten = frozenset[int]().union(*(facts.overwritten for facts in propagation.facts.values()))
+    written = [
+        node
+        for node, facts in propagation.facts.items()
+        if node.op == "get_attr" and not is_state(trace.root, str(node.target)) and facts.storages & overwritten
+    ]
+    if not written:
+        return propagation
+    for node in written:
+        _use_copy(trace.graph, node)
+    return propagate(trace.root, trace.graph, example)
+
+
+def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
+    with graph.inserting_after(node):
+        copied = graph.call_method("clone", (node,))
+    node.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
 
 
 def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:
@@ -299,20 +386,34 @@ def _verified(trace: Trace, example: Example) -> Trace:
     Raises:
         SplitError: the outputs differ.
     """
-    if _without_values(trace.root):
+    if has_no_values(trace.root):
         return trace
-    with torch.no_grad():
-        expected = _outputs(trace.root, example)
-        got = fx.Interpreter(trace.root, graph=trace.graph).run(*map(_copied, flat_example(example)))
+    with trial(trace.root) as copy, torch.no_grad():
+        expected = whole_outputs(copy, example)
+    try:
+        with trial(trace.root) as copy, torch.no_grad():
+            got = _FreshConstants(copy, graph=trace.graph).run(*map(_copied, flat_example(example)))
+    except Exception as error:
+        name = type(trace.root).__name__
+        raise SplitError(f"what {trace.method} traced of {name} does not run: {where(error)}") from error
     allowed = _ROUNDING if trace.method == "export" else 0.0
-    difference = _apart(expected, got)
+    difference = apart(expected, got)
     if difference > allowed:
         raise SplitError(f"tracing {type(trace.root).__name__} with {trace.method} changes its outputs")
     spec = tree_structure(expected)
     return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
 
 
-def _apart(expected: Any, got: Any) -> float:
+class _FreshConstants(fx.Interpreter):
+    """Runs a graph whose code may write to the constants that it makes; see `_propagated`."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A parameter or buffer itself, a copy of any other tensor."""
+        value = super().get_attr(target, args, kwargs)
+        return value if is_state(self.module, str(target)) else _copied(value)
+
+
+def apart(expected: Any, got: Any) -> float:
     """The largest difference between two outputs of any form."""
     wanted, found = tree_leaves(expected), tree_leaves(got)
     return max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
@@ -324,7 +425,7 @@ def _difference(wanted: Any, found: Any) -> float:
         if type(wanted) is not type(found):
             return math.inf
         if is_dataclass(wanted):
-            return max((_apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
+            return max((apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
         return 0.0 if wanted == found else math.inf
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return math.inf
@@ -339,7 +440,7 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _at_least_two(example: Example) -> Example:
+def at_least_two(example: Example) -> Example:
     """The example with its batch doubled where it is one: BatchNorm cannot be trained on a single value."""
     if Interface.of(example).batch != 1:
         return example

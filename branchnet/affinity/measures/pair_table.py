@@ -1,4 +1,4 @@
-"""Affinities measured by training: every pair of tasks, sharing the first stages up to every branch point.
+"""Tables of two-task results: every pair of tasks, sharing the first stages up to every branch point.
 
 A table has one row per pair, branch point and task whose change is given. Branch point b means that the two tasks share
 stages 0 to b - 1; at branch point 0 they share nothing and the change is 0 by definition.
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from branchnet.affinity.tensor import Affinity
 from branchnet.errors import AffinityError
 
 Changes: TypeAlias = dict[tuple[str, str, str, int], float]
@@ -23,41 +23,15 @@ Changes: TypeAlias = dict[tuple[str, str, str, int], float]
 _COLUMNS = ("task_a", "task_b", "task_measured", "branch_point", "rel_perf_percent")
 
 
-def measured_affinity(
+def read_table(
     results: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
-    *,
-    table: str | None = None,
-    tasks: Mapping[str, str] | Sequence[str] | None = None,
-    locations: Sequence[str] | None = None,
-) -> Affinity:
-    """Affinity from two-task results at every branch point (TreeMTL, Zhang et al. 2022, section 3).
-
-    `values[d, i, j]` is the change in percent of task j's performance, against its single-task network, when it
-    shares stages 0 to d with task i; the diagonal is 0.
-
-    Args:
-        results: path of a CSV file, or records, with the fields task_a, task_b, task_measured, branch_point and
-            rel_perf_percent, and `table` where there are several.
-        table: which of several tables to read.
-        tasks: their order, or the table's name of each task to its own.
-        locations: names of the D stages; `"stage 0"`, ... by default.
+    table: str | None,
+    tasks: Mapping[str, str] | Sequence[str] | None,
+) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+    """Read a table; arguments and errors as `PairMeasurements.read`.
 
     Returns:
-        Directed affinities (D, N, N) in percent.
-
-    Raises:
-        AffinityError: rows that are missing, repeat, contradict the definition or hold no finite number.
-        FileNotFoundError: no such file.
-
-    >>> def row(measured, point, change):
-    ...     return {"task_a": "depth", "task_b": "edges", "task_measured": measured, "branch_point": point,
-    ...             "rel_perf_percent": change}
-    >>> table = [row("depth", 1, 2.0), row("edges", 1, -1.0), row("depth", 2, 1.5), row("edges", 2, -4.0)]
-    >>> affinity = branchnet.measured_affinity(table)
-    >>> affinity.tasks, affinity.locations
-    (('depth', 'edges'), ('stage 0', 'stage 1'))
-    >>> affinity.values[:, 0, 1].tolist()                         # what sharing with depth does to edges
-    [-1.0, -4.0]
+        Names of the N tasks, and the change of a task with a partner at every branch point, (D + 1, task, partner).
     """
     rows = _chosen_rows(list(_records(results)), table)
     changes = _changes(rows)
@@ -65,15 +39,13 @@ def measured_affinity(
     depth = max(point for _, _, _, point in changes)
     if depth < 1:
         raise AffinityError("the table has no branch point above 0, so nothing was shared; expected 1 or more")
-    values = np.zeros((depth, len(names), len(names)))
-    for i, first in enumerate(names):
-        for j, second in enumerate(names):
+    gain = np.zeros((depth + 1, len(names), len(names)))
+    for i, task in enumerate(names):
+        for j, partner in enumerate(names):
             if i != j:
-                _check_baseline(changes, first, second)
-                values[:, i, j] = [_change(changes, first, second, point) for point in range(1, depth + 1)]
-    shown = [names[name] for name in names]
-    places = list(locations) if locations is not None else [f"stage {d}" for d in range(depth)]
-    return Affinity(shown, places, values, "measured: change of j in percent when sharing with i", directed=True)
+                _check_baseline(changes, partner, task)
+                gain[1:, i, j] = [_change(changes, partner, task, point) for point in range(1, depth + 1)]
+    return tuple(names.values()), gain
 
 
 def _records(results: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

@@ -1,0 +1,140 @@
+"""What of a module's attributes decides what it computes, as something hashable to compare.
+
+Every attribute counts, private ones, containers, functions with what they enclose, hooks and plain tensors included,
+unless it is known to change nothing in evaluation mode. A shared stage keeps its donor's values of those.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from branchnet.stages.tracing.constants import content
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""The mode, tensors and children, compared separately, and torch's bookkeeping."""
+_BOOKKEEPING = frozenset({"_is_hf_initialized", "_flat_weights", "_flat_weight_refs"})
+"""Whether transformers has initialised a module; the parameters of recurrent layers in another form."""
+_LIBRARIES = ("torch.", "torchvision.", "timm.", "transformers.")
+# Each is read in training mode alone by the classes of these libraries: the probability of dropping, and how fast
+# running statistics follow. `inplace` decides where a result lies, and who reads what is overwritten counts for itself.
+_IN_TRAINING_ONLY: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
+    (_DropoutNd, frozenset({"p"})),
+    (_NormBase, frozenset({"momentum"})),
+)
+_OF_DROPPING_LAYERS = frozenset({"p", "prob", "drop_prob", "drop_rate"})
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def module_signature(module: nn.Module) -> Any:
+    """Type, settings, hooks and parameter shapes of a module and its children, as something hashable."""
+    state = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    return tuple(
+        (
+            name,
+            qualified_name(type(child)),
+            _settings(child, state),
+            tuple((key, form(value)) for key, value in child.named_parameters(recurse=False)),
+            tuple((key, form(value)) for key, value in child.named_buffers(recurse=False)),
+        )
+        for name, child in module.named_modules()
+    )
+
+
+def form(tensor: Tensor) -> Any:
+    """Shape and type of a parameter or buffer, whose values belong to the state."""
+    return (tuple(tensor.shape), str(tensor.dtype))
+
+
+def qualified_name(thing: Any) -> str:
+    """Module and name of a class or function."""
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
+
+
+def _settings(module: nn.Module, state: Collection[int]) -> tuple[Any, ...]:
+    hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
+    # Hooks such as those of weight_norm compute an attribute from the parameters.
+    ignored = _OF_EVERY_MODULE | _BOOKKEEPING | _ignored(module) | {getattr(hook, "name", None) for hook in hooks}
+    kept = sorted((key, value) for key, value in vars(module).items() if key not in ignored)
+    reader = _Reader(state)
+    return (*((key, reader.setting(value)) for key, value in kept), tuple(map(reader.setting, hooks)))
+
+
+def _ignored(module: nn.Module) -> frozenset[str]:
+    """Names of settings that change no result of this module in evaluation mode."""
+    kind = type(module)
+    if not kind.forward.__module__.startswith(_LIBRARIES):
+        return frozenset()  # code of the user's, which may do anything with them
+    known = [names for base, names in _IN_TRAINING_ONLY if isinstance(module, base)]
+    if "Drop" in kind.__name__ or kind.__name__ == "StochasticDepth":
+        known.append(_OF_DROPPING_LAYERS)
+    return frozenset({"inplace"}).union(*known)
+
+
+class _Reader:
+    """Reads the values of one module's attributes; what is met again counts as the same thing, not as its content."""
+
+    def __init__(self, state: Collection[int]) -> None:
+        self._state = state
+        self._met: dict[int, tuple[int, Any]] = {}
+
+    def setting(self, value: Any) -> Any:
+        """A value by what it says."""
+        if isinstance(value, Tensor):
+            apart = id(value) in self._state or isinstance(value, nn.Parameter) or value.requires_grad
+            return form(value) if apart else (*form(value), content(value))
+        if isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.Size | None):
+            return (type(value).__name__, repr(value))
+        if id(value) in self._met:
+            return ("met", self._met[id(value)][0])
+        self._met[id(value)] = (len(self._met), value)  # held, so that no other object gets its id
+        return _compound(value, self.setting)
+
+
+def _compound(value: Any, inner: Callable[[Any], Any]) -> Any:
+    kind = type(value).__name__
+    if isinstance(value, nn.Module | type):
+        return (kind, qualified_name(value if isinstance(value, type) else type(value)))
+    if isinstance(value, tuple | list):
+        return (kind, *map(inner, value))
+    if isinstance(value, Mapping):
+        return (kind, *sorted((repr(key), repr(inner(held))) for key, held in value.items()))
+    if isinstance(value, set | frozenset):
+        return (kind, *sorted(repr(inner(held)) for held in value))
+    if isinstance(value, np.ndarray):
+        return (kind, value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).hexdigest())
+    if isinstance(value, functools.partial):
+        return (kind, inner(value.func), inner(value.args), inner(value.keywords))
+    if isinstance(value, FunctionType):
+        return _function(value, inner)
+    if hasattr(value, "__qualname__"):
+        return qualified_name(value)
+    # Configurations of transformers name labels and files, which differ between tasks.
+    held = {} if type(value).__module__.startswith("transformers.") else getattr(value, "__dict__", {})
+    return (qualified_name(type(value)), *((key, inner(each)) for key, each in sorted(held.items())))
+
+
+def _function(function: FunctionType, inner: Callable[[Any], Any]) -> Any:
+    """A function by its name, its code and the values that it encloses: two lambdas in one class have one name."""
+    code = function.__code__
+    constants = tuple(repr(value) for value in code.co_consts if not hasattr(value, "co_code"))
+    enclosed = tuple(inner(cell.cell_contents) for cell in function.__closure__ or () if _is_filled(cell))
+    defaults = inner((function.__defaults__, function.__kwdefaults__))
+    return (qualified_name(function), code.co_code, code.co_names, constants, enclosed, defaults)
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

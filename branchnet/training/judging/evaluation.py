@@ -1,0 +1,87 @@
+"""Metrics of a network over a whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchnet.data.collation import moved, placed
+from branchnet.data.samples import Source, read_samples
+from branchnet.errors import TrainingError
+from branchnet.stages.interface import call_form
+from branchnet.training.judging.metrics import Metric
+from branchnet.training.labels import labels_of
+from branchnet.utils.modes import evaluation_mode
+
+
+def evaluate(
+    network: nn.Module,
+    inputs: Source,
+    targets: Mapping[str, Tensor] | None,
+    metrics: Mapping[str, Metric],
+    *,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Compute each task's metric of a network that returns `{task: output}`, in eval mode; its modes are restored.
+
+    Args:
+        network: a `BranchedNetwork`, or `SeparateNetworks`.
+        inputs: K samples, in whatever `branchnet.data.read_samples` takes; each is read once for all tasks.
+        targets: for each task K targets: labels, or another network's outputs. None where the samples come with
+            labels: (inputs, {task: target}).
+        metrics: for each task its metric.
+        batch_size: samples a batch, where they do not come in batches; it does not change the metrics, which are of
+            the whole set.
+
+    Returns:
+        the metrics by task.
+
+    Raises:
+        TrainingError: a metric without targets, targets of another number than inputs, or outputs and targets that a
+            metric refuses; the task is named.
+        DataError: samples that cannot be read, or cannot be matched with the targets.
+
+    >>> import torch, branchnet
+    >>> from branchnet.training import accuracy, rmse
+    >>> networks = branchnet.SeparateNetworks({"class": torch.nn.Linear(3, 3), "size": torch.nn.Linear(3, 1)})
+    >>> targets = {"class": torch.tensor([0, 1, 2, 0]), "size": torch.zeros(4, 1)}
+    >>> metrics = {"class": accuracy(), "size": rmse("m")}
+    >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
+    ['class', 'size']
+    """
+    if targets is not None and (missing := sorted(set(metrics) - set(targets))):
+        raise TrainingError(
+            f"tasks {missing} have a metric and no targets; expected them, too; found {sorted(targets)}"
+        )
+    samples = read_samples(inputs, call_form(network), labels=targets is None)
+    _check_number(samples.count, targets, metrics)
+    device = next(network.parameters()).device
+    totals: dict[str, Tensor] = {}
+    seen = 0
+    with torch.no_grad(), evaluation_mode(network):
+        for batch in samples.batches(batch_size):
+            wanted = labels_of(batch, targets, metrics)
+            outputs = network(placed(batch.inputs, device), tasks=list(metrics))
+            seen += len(batch)
+            for task, metric in metrics.items():
+                sums = _named(task, metric.sums, outputs[task], moved(wanted[task], device))
+                totals[task] = totals[task] + sums if task in totals else sums
+    _check_number(seen, targets, metrics)
+    return {task: _named(task, metric.result, totals[task]) for task, metric in metrics.items()}
+
+
+def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks: Iterable[str]) -> None:
+    if count is None or targets is None:
+        return
+    if wrong := {task: len(targets[task]) for task in tasks if len(targets[task]) != count}:
+        raise TrainingError(f"the numbers of targets are {wrong}; expected {count}, as there are inputs")
+
+
+def _named(task: str, compute: Callable[..., Any], *values: Any) -> Any:
+    try:
+        return compute(*values)
+    except TrainingError as error:
+        raise TrainingError(f"task {task!r}: {error}") from error

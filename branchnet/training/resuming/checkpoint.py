@@ -1,0 +1,242 @@
+"""A run of training in a file, from which it goes on after an interruption; damage is found before anything is changed.
+
+Version 2 of the form: what the run was started from by parts (see `run_identity` in this folder), its state, and a
+digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and no digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from branchnet.errors import BranchnetError, CheckpointError
+from branchnet.training.resuming.run_identity import Identity
+from branchnet.utils.files import atomic_write
+from branchnet.utils.tensor_digest import checksum
+
+VERSION = 2
+
+
+@dataclass
+class State:
+    """How far a run is.
+
+    Attributes:
+        step: how many steps are done.
+        losses: for each task its loss at each of them.
+    """
+
+    step: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run a checkpoint must be of.
+
+    Attributes:
+        identity: hashes of what it was started from, by name.
+        steps: how many it shall have; a checkpoint of fewer is extended.
+        legacy: computes the one hash that version 1 keeps.
+    """
+
+    identity: Identity
+    steps: int
+    legacy: Callable[[], str]
+
+
+class Checkpoint:
+    """Saves and restores a run; does nothing where no file was asked for.
+
+    Args:
+        path: the file, or None.
+        run: which run.
+        seconds: time between two savings.
+        beside: modules whose state is kept, too.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, run: Run, seconds: float, beside: Sequence[nn.Module] = ()
+    ) -> None:
+        self.path = Path(path) if path is not None else None
+        self.run, self.seconds, self.beside = run, seconds, beside
+        self.last = time.monotonic()
+        self._saved_step = -1
+
+    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+        """Put module, optimizer and random state where the file has them; a new state where there is no file.
+
+        Args:
+            module: what is trained.
+            optimizer: of its parameters.
+
+        Returns:
+            how far the run is.
+
+        Raises:
+            CheckpointError: a file that cannot be read, is damaged, or is of another run.
+        """
+        if self.path is None or not self.path.exists():
+            return State()
+        stored = self._read()
+        state = State(stored["step"], {task: list(values) for task, values in stored["losses"].items()})
+        try:
+            module.load_state_dict(stored["module"])
+            for one, content in zip(self.beside, stored["beside"] if "version" in stored else (), strict=False):
+                one.load_state_dict(content)
+            optimizer.load_state_dict(stored["optimizer"])
+            _check_shapes(optimizer)
+            torch.set_rng_state(stored["random"])
+            if "random_cuda" in stored:
+                torch.cuda.set_rng_state(stored["random_cuda"], _device(module))
+        except Exception as error:  # torch raises many kinds for tensors that do not fit
+            raise CheckpointError(f"{self.path} does not fit this run: {error}; delete it to start again") from error
+        self._saved_step = state.step
+        return state
+
+    def save_when_due(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Save where the last time is long enough ago; arguments as of `save`."""
+        if time.monotonic() - self.last >= self.seconds:
+            self.save(module, optimizer, state)
+
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Write the run, in place of what the file had, unless it has this step already.
+
+        Args:
+            module: what is trained.
+            optimizer: of its parameters.
+            state: how far the run is.
+
+        Raises:
+            CheckpointError: the file cannot be written; what it had before is still there.
+        """
+        self.last = time.monotonic()
+        if self.path is None or state.step == self._saved_step:
+            return
+        content = {
+            "version": VERSION,
+            "run": dict(self.run.identity),
+            "steps": self.run.steps,
+            "step": state.step,
+            "losses": state.losses,
+            "module": module.state_dict(),
+            "beside": [one.state_dict() for one in self.beside],
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if _device(module).type == "cuda":
+            content["random_cuda"] = torch.cuda.get_rng_state(_device(module))
+        try:
+            with atomic_write(self.path) as temporary, temporary.open("wb") as file:
+                torch.save(content | {"digest": digest(content)}, file)
+        except (OSError, RuntimeError) as error:  # of a full disk torch says something of its own
+            raise CheckpointError(f"{self.path} cannot be written: {error}") from error
+        self._saved_step = state.step
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return self._checked(torch.load(self.path, map_location="cpu", weights_only=True))  # type: ignore[arg-type]
+        except BranchnetError:
+            raise
+        except Exception as error:  # torch raises many kinds for damaged or hostile files
+            raise CheckpointError(f"{self.path} cannot be read: {error}; delete it to start again") from error
+
+    def _checked(self, stored: Any) -> dict[str, Any]:
+        if not isinstance(stored, dict) or "step" not in stored:
+            raise CheckpointError(f"{self.path} is no checkpoint; expected one that branchnet wrote; name another file")
+        if "version" in stored:
+            self._check_identity(stored)
+        elif stored.get("settings") != self.run.legacy():
+            raise CheckpointError(f"{self.path} is of a run with other settings, weights or samples; {_REMEDY}")
+        if problem := _malformed(stored):
+            raise CheckpointError(f"{self.path} is damaged: {problem}; delete it to start again")
+        return stored
+
+    def _check_identity(self, stored: dict[str, Any]) -> None:
+        if stored["version"] != VERSION:
+            raise CheckpointError(
+                f"{self.path} has the form {stored['version']!r}; expected {VERSION}: it may be of a later branchnet"
+            )
+        if stored.get("digest") != digest({name: value for name, value in stored.items() if name != "digest"}):
+            raise CheckpointError(
+                f"{self.path} is damaged: its content is not what was written; delete it to start again"
+            )
+        found, expected = stored.get("run"), self.run.identity
+        if found != expected:
+            known = found if isinstance(found, Mapping) else {}
+            others = [name for name in map(str, {**expected, **known}) if known.get(name) != expected.get(name)]
+            raise CheckpointError(f"{self.path} is of a run with other {_listed(others)}; {_REMEDY}")
+        if not (isinstance(stored.get("steps"), int) and stored.get("step", 0) <= stored["steps"]):
+            raise CheckpointError(f"{self.path} is damaged: its steps are {stored.get('steps')!r}")
+        if stored["steps"] > self.run.steps:
+            raise CheckpointError(
+                f"{self.path} is of a run of {stored['steps']} steps; expected at most steps={self.run.steps}, as a "
+                "run can be extended and not shortened"
+            )
+
+
+_REMEDY = "expected those of this run; delete it or name another file as checkpoint="
+
+
+def digest(content: Any) -> str:
+    """Hash nested dictionaries and lists of tensors and plain values.
+
+    Args:
+        content: of a checkpoint.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    if isinstance(content, Tensor):
+        return checksum([("", content.detach().cpu().contiguous())])
+    if isinstance(content, Mapping):
+        parts = [f"{name!r}: {digest(value)}" for name, value in content.items()]
+    elif isinstance(content, list | tuple):
+        parts = [digest(value) for value in content]
+    else:
+        return repr(content)
+    return hashlib.sha256("\n".join([str(len(parts)), *parts]).encode()).hexdigest()
+
+
+def _malformed(stored: Mapping[str, Any]) -> str:
+    """What is wrong with the parts that the loop reads itself; nothing where they are as they should be."""
+    if missing := [name for name in ("step", "losses", "module", "optimizer", "random") if name not in stored]:
+        return f"it lacks {_listed(missing)}"
+    step, losses = stored["step"], stored["losses"]
+    if type(step) is not int or step < 0:
+        return f"its step is {step!r}"
+    if not isinstance(losses, Mapping) or not all(
+        isinstance(task, str) and isinstance(values, list) and len(values) == step and all(map(_finite, values))
+        for task, values in losses.items()
+    ):
+        return f"its losses are not {step} numbers for each task"
+    return ""
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """`load_state_dict` takes averages of any shape."""
+    for parameter, averages in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if averages[name].shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(averages[name].shape)}, and not {tuple(parameter.shape)}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

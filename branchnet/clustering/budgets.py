@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,23 @@ from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
 
 Floats = npt.NDArray[np.float64]
-Costs = StageCosts | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64]
+PlainCosts = StageCosts | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64]
+
+
+class CountedNetwork(Protocol):
+    """A staged network, as far as sizes are concerned."""
+
+    @property
+    def costs(self) -> StageCosts:
+        """Of one copy of each stage."""
+
+    @property
+    def head_cost(self) -> StageCost:
+        """Of what follows the last stage."""
+
+
+Costs = PlainCosts | Mapping[str, CountedNetwork]
+"""What stages cost; or the staged networks by task, the result of `split_all`, whose heads count, too."""
 HeadCosts = Mapping[str, float] | Mapping[str, StageCost]
 
 UNITS = ("params", "flops", "latency")
@@ -167,11 +184,38 @@ def as_budget(budget: Budget | float | str) -> Budget:
     return Budget.parse(budget) if isinstance(budget, str) else Budget(float(budget))
 
 
+def stages_and_heads(costs: Costs, head_costs: HeadCosts | None) -> tuple[PlainCosts, HeadCosts | None]:
+    """The costs of the stages and of the heads, where staged networks may stand in place of both.
+
+    Args:
+        costs: as `search` takes them.
+        head_costs: of the heads; given, they count instead of those of the networks.
+
+    Returns:
+        Costs of the stages, which all networks have in common, and of the heads.
+
+    Raises:
+        BudgetError: something else than staged networks.
+    """
+    if not isinstance(costs, Mapping):
+        return costs, head_costs
+    for task, network in costs.items():
+        if not isinstance(getattr(network, "costs", None), StageCosts):
+            raise BudgetError(
+                f"costs[{task!r}] is a {type(network).__name__}; expected staged networks by task, the result of "
+                "branchnet.split_all"
+            )
+    if not costs:
+        raise BudgetError("costs is empty; expected the staged networks by task, the result of branchnet.split_all")
+    heads = {task: network.head_cost for task, network in costs.items()} if head_costs is None else head_costs
+    return next(iter(costs.values())).costs, heads
+
+
 def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCosts | None) -> SizeModel:
     """Costs per stage and width, and of all heads, in `unit`.
 
     Args:
-        costs: StageCosts, or one number per stage, or a table `costs[stage][width]` for widths 0..N.
+        costs: StageCosts, one number per stage, a table `costs[stage][width]` for widths 0..N, or staged networks.
         tasks: the N task names.
         unit: `"params"`, `"flops"` or `"latency"`; plain numbers and tables are taken to be in it.
         head_costs: `{task: number or StageCost}`, or None where heads are not counted.
@@ -180,6 +224,7 @@ def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCo
         BudgetError: costs that are negative, not finite or of the wrong shape, heads that do not match the tasks, or a
             latency asked of StageCosts, which know none.
     """
+    costs, head_costs = stages_and_heads(costs, head_costs)
     table = _table(costs, len(tasks), unit)
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
@@ -187,7 +232,7 @@ def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCo
     return SizeModel(table, _heads(head_costs, tasks, unit), unit, uncounted)
 
 
-def _table(costs: Costs, n_tasks: int, unit: str) -> Floats:
+def _table(costs: PlainCosts, n_tasks: int, unit: str) -> Floats:
     if isinstance(costs, StageCosts):
         if unit == "latency":
             raise BudgetError(
@@ -262,6 +307,7 @@ def stage_shares(costs: Costs, by: str = "params", unit: str = "params") -> list
     Raises:
         BudgetError: another word, or plain numbers that are in another unit.
     """
+    costs, _ = stages_and_heads(costs, None)
     if by not in ("params", "flops"):
         raise BudgetError(f"stage_weights is {by!r}; expected numbers, 'params' or 'flops'")
     if not isinstance(costs, StageCosts) and by != unit:

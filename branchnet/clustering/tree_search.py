@@ -14,7 +14,17 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits, size_model, stage_shares
+from branchnet.clustering.budgets import (
+    Budget,
+    Costs,
+    HeadCosts,
+    SizeModel,
+    as_budget,
+    fits,
+    size_model,
+    stage_shares,
+    stages_and_heads,
+)
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
@@ -78,10 +88,12 @@ def search(
     Args:
         affinity: values (D, N, N), larger = better shared; or PairMeasurements, by their expected losses
             (`expected_losses`); or StageLosses. The latter two are objectives themselves: `objective` is not used.
-        costs: StageCosts, one number per stage, or a table `costs[stage][width]` for widths 0..N.
+        costs: the staged networks by task, the result of `split_all`, whose heads count, too; or StageCosts, one number
+            per stage, or a table `costs[stage][width]` for widths 0..N.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
-        head_costs: `{task: number or StageCost}`; None = heads are not counted.
+        head_costs: `{task: number or StageCost}`; None = those of the staged networks; beside other costs, heads are
+            not counted then.
         objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`.
         stage_weights: D factors of the stages' terms, or `"params"` or `"flops"`: by what a stage costs (see
             `stage_shares`); None = 1.
@@ -215,6 +227,7 @@ def make_problem(
     constraints: Constraints | None = None,
 ) -> Problem:
     """Check that the inputs of a search fit together; arguments and errors as `search`."""
+    costs, head_costs = stages_and_heads(costs, head_costs)
     if isinstance(stage_weights, str):
         stage_weights = stage_shares(costs, stage_weights, unit)
     losses = _losses(affinity, objective, stage_weights)

@@ -28,8 +28,7 @@ one = {name: tensor[:2] for name, tensor in sentences.items()}
 layers = ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(4))]
 staged = branchnet.split_all(networks, one, locations=layers)
 affinity = branchnet.rsa(staged, sentences)
-heads = {task: network.head_cost for task, network in staged.items()}
-found = branchnet.search(affinity, staged["topic"].costs, "60% flops", head_costs=heads, objective="mean-pair")
+found = branchnet.search(affinity, staged, "60% flops")
 print(found.tree)
 
 branched = branchnet.build(found.tree, staged, affinity=affinity)

@@ -24,9 +24,7 @@ for location in affinity.locations:
     print(f"{location}: affinities from {min(pairs):.3f} to {max(pairs):.3f}")
 
 # The best tree of at most 60% of the parameters, proven; then the network, with donors' weights in place.
-heads = {task: network.head_cost for task, network in staged.items()}
-costs = staged["objects"].costs
-found = branchnet.search(affinity, costs, "60% params", head_costs=heads, objective="mean-pair")
+found = branchnet.search(affinity, staged, "60% params")
 print(found.tree)
 print(f"proven: {found.proven}; {found.size / 1e6:.1f} million parameters")
 branched = branchnet.build(found.tree, staged, affinity=affinity)

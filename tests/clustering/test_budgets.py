@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -91,3 +92,41 @@ def test_a_search_in_flops_names_what_they_count_as_nothing() -> None:
         warnings.simplefilter("error")
         assert search(affinity, TRANSFORM, "90% params", head_costs=HEADS).uncounted == ()
         assert search(affinity, COSTS, "90% flops").uncounted == ()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a staged network says of its size."""
+
+    costs: StageCosts
+    head_cost: StageCost
+
+
+def counted(heads: dict[str, int]) -> dict[str, Counted]:
+    return {task: Counted(COSTS, StageCost("head", params, 2 * params)) for task, params in heads.items()}
+
+
+@pytest.mark.parametrize("budget", ["70% params", "70% flops"])
+def test_staged_networks_in_place_of_costs_count_their_heads(budget: str) -> None:
+    staged = counted({"x": 5, "y": 7, "z": 100})
+    values = np.stack([np.eye(3) * 0.5 + 0.5] * 2)
+    affinity = Affinity(tuple(staged), ("a", "b"), values)
+    heads = {task: network.head_cost for task, network in staged.items()}
+    found = search(affinity, staged, budget)
+    explicit = search(affinity, staged["x"].costs, budget, head_costs=heads)
+    assert (found.tree, found.size, found.cost) == (explicit.tree, explicit.size, explicit.cost)
+    unit = budget.split()[1]
+    separate = tree_size(Tree.separate("xyz", 2), staged, unit=unit)
+    assert found.size == tree_size(found.tree, staged, unit=unit) <= 0.7 * separate
+    front = pareto_front(affinity, staged, unit=unit)
+    assert [point.size for point in front] == [
+        point.size for point in pareto_front(affinity, staged["x"].costs, unit=unit, head_costs=heads)
+    ]
+
+
+def test_other_mappings_are_no_costs() -> None:
+    affinity = Affinity(("x", "y"), ("a",), np.ones((1, 2, 2)))
+    with pytest.raises(BudgetError, match=r"costs\['x'\] is a int; expected staged networks by task"):
+        search(affinity, {"x": 3, "y": 4}, "50% params")
+    with pytest.raises(BudgetError, match="costs is empty"):
+        search(affinity, {}, "50% params")

@@ -14,7 +14,6 @@ from typing import Any, overload
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from branchnet.data.npz_files import NpzError, open_npz
@@ -137,6 +136,8 @@ def _load_folder(folder: ImageFolder) -> Tensor:
 def _image_paths(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder" if folder.exists() else f"{folder} does not exist")
+    from PIL import Image  # here, as below, so that without files of images nothing needs Pillow
+
     readable = _readable()
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable}
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -152,12 +153,16 @@ def _hidden(file: Path) -> bool:
 
 def _readable() -> list[str]:
     """The formats that are read, of which an older Pillow, or one built without a library, lacks some."""
+    from PIL import Image
+
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _read(path: Path, size: int) -> np.ndarray:
     """Pixels (size, size, 3) uint8."""
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path, formats=_readable()) as image:
             if image.mode.startswith(("I", "F")):

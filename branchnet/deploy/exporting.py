@@ -26,7 +26,6 @@ from branchnet.deploy.format_writers import WRITERS, batch_size
 from branchnet.deploy.model_card import model_card
 from branchnet.errors import BuildError
 from branchnet.inference.torch_compile import device_of, first_line, map_input
-from branchnet.specification.architecture import Architecture
 from branchnet.stages import Example, call, flat_example
 from branchnet.utils.files import write_text
 
@@ -103,6 +102,8 @@ def export(
     >>> list(outputs)
     ['a', 'b']
     """
+    from branchnet.specification.architecture import Architecture  # a model alone is written without pydantic
+
     _check_order(example, path)
     target = Path(path)
     chosen = _checked_format(format, target)

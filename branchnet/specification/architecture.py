@@ -61,7 +61,8 @@ class Architecture(Section):
         input: one tensor that the networks take, or several; None where it is not known.
         networks: per task the named constructor of its network; tasks without one must be passed to `build`.
         locations: the D locations at which the networks are cut.
-        roots: the tree as nodes inside nodes (`tree` in the file, `.tree` as a `Tree`).
+        tree: which tasks share which stages, as a `Tree`.
+        roots: the same as nodes inside nodes: `tree` in the file.
         costs: cost of one copy of every stage and of every head; None where they are not known.
         search: how the tree was found; None where it was written by hand.
         versions: package versions it was made with.

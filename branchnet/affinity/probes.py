@@ -1,4 +1,4 @@
-"""The probe: one fixed sequence of inputs, the same for every network, checked by content each time it is read."""
+"""The probe: one fixed sequence of inputs, the same for every network, held or checked by content at each reading."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from branchnet.data.call_forms import CallForm, Inputs
 from branchnet.data.collation import gather, leaves, map_tensors
@@ -18,6 +19,10 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import AffinityError, DataError
 
 MINIMUM_INPUTS = 3
+HELD_BYTES = 2**30
+"""Inputs of so many bytes are kept, so that images are read from files once for all networks and not once for each."""
+COMPARED_AGAIN = 8
+"""Inputs that are read a second time before the rest is kept, to notice random augmentation and shuffling."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,7 @@ class Probe:
         content: hash of all inputs; it does not depend on how they are divided into batches.
         checksums: of the tensors of every batch, by which later readings are compared with the first.
         example: the first two inputs.
+        held: the batches, where they were kept; None where they are read again for every network.
     """
 
     samples: Samples
@@ -41,6 +47,7 @@ class Probe:
     content: str
     checksums: tuple[tuple[int, ...], ...]
     example: Inputs
+    held: tuple[Inputs, ...] | None = None
 
     @property
     def inputs(self) -> int:
@@ -48,18 +55,18 @@ class Probe:
         return sum(self.sizes)
 
     def batches(self, reader: str) -> Iterator[Inputs]:
-        """The batches, each compared with the first reading.
+        """The batches as they were first read: those that are held, else read again and each compared.
 
         Raises:
             DataError: a batch differs, or there are more or fewer; the message names `reader`.
         """
+        if self.held is not None:
+            yield from self.held
+            return
         count = 0
         for batch in self.samples.batches(self.batch_size):
             if count >= len(self.checksums) or _checksums(batch.inputs) != self.checksums[count]:
-                raise DataError(
-                    f"the probe changed: batch {count}, as read for {reader}, is not the one first read; expected the "
-                    "same inputs in the same order for every network: switch shuffling and random augmentation off"
-                )
+                raise _changed(count, f"for {reader}")
             count += 1
             yield batch.inputs
         if count != len(self.checksums):
@@ -90,6 +97,9 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
             "make it with shuffle=False, or pass its data set"
         )
     hasher, sizes, checksums, example = _Hasher(), [], [], None
+    # Other iterables may hold their batches in memory themselves; they are read again, and compared each time.
+    from_files = samples.kind == "numbered" or isinstance(samples.source, DataLoader)
+    held: list[Inputs] | None = [] if from_files else None
     for batch in samples.batches(batch_size):
         if example is None:
             example = gather(batch.inputs, slice(0, 2))
@@ -97,14 +107,48 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
         sizes.append(len(batch))
         hasher.add(batch.inputs)
         checksums.append(_checksums(batch.inputs))
+        held = _held(held, batch.inputs)
     if example is None or sum(sizes) < MINIMUM_INPUTS:
         raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
-    return Probe(samples, batch_size, tuple(sizes), hasher.digest(), tuple(checksums), example)
+    if held is not None:
+        _compare_again(samples, held[0], batch_size)
+    return Probe(
+        samples,
+        batch_size,
+        tuple(sizes),
+        hasher.digest(),
+        tuple(checksums),
+        example,
+        None if held is None else tuple(held),
+    )
 
 
 def on_device(batch: Inputs, device: torch.device) -> Any:
     """A copy of the batch on `device`: a network that works in place never touches the probe."""
     return map_tensors(lambda tensor: tensor.to(device, copy=True), batch)
+
+
+def _held(held: list[Inputs] | None, batch: Inputs) -> list[Inputs] | None:
+    """The batches with one more, or None where they get too large."""
+    if held is None:
+        return None
+    held.append(batch)
+    return held if sum(leaf.nbytes for one in held for leaf in leaves(one)) <= HELD_BYTES else None
+
+
+def _compare_again(samples: Samples, first: Inputs, batch_size: int) -> None:
+    """Raise DataError where the first inputs are others when they are read once more."""
+    # By a seed of its own, as readings that start from the same random state augment in the same way.
+    again = next(samples.first(COMPARED_AGAIN, min(COMPARED_AGAIN, batch_size), seed=1), None)
+    if again is None or _checksums(again.inputs) != _checksums(gather(first, slice(0, len(again)))):
+        raise _changed(0, "a second time")
+
+
+def _changed(batch: int, reader: str) -> DataError:
+    return DataError(
+        f"the probe changed: batch {batch}, as read {reader}, is not the one first read; expected the same inputs "
+        "in the same order for every network: switch shuffling and random augmentation off"
+    )
 
 
 def _say_dropped(batch: Batch, form: CallForm | None) -> None:

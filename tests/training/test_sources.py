@@ -134,11 +134,19 @@ def test_evaluation_reads_each_sample_once_for_all_tasks_and_holds_one_batch() -
     assert data.most <= 8
 
 
-def test_the_probe_is_read_by_each_network_a_batch_at_a_time() -> None:
+def test_the_probe_is_read_once_for_all_networks() -> None:
+    data = Counting(lambda i: X[i].clone())
+    found = branchnet.rsa(STAGED, data, bootstrap=0, batch_size=4)
+    assert [data.reads[number] for number in range(40)] == [2] * 4 + [1] * 36  # the first batch is compared
+    np.testing.assert_array_equal(found.values, branchnet.rsa(STAGED, X, bootstrap=0).values)
+
+
+def test_a_large_probe_is_read_by_each_network_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("branchnet.affinity.probes.HELD_BYTES", 10 * X[0].nbytes)
     data = Counting(lambda i: X[i].clone())
     branchnet.rsa(STAGED, data, bootstrap=0, batch_size=4)
     assert set(data.reads.values()) == {1 + len(TASKS)}
-    assert data.most <= 8
+    assert data.most <= 20
 
 
 def test_every_probe_measure_takes_a_data_set_with_labels() -> None:

@@ -149,6 +149,16 @@ def _build_groups(
     return GroupedNetworks(networks, {task: k for k, own in enumerate(chosen.served) for task in own})
 
 
+def _computed_tensors(module: nn.Module, memo: Mapping[int, Any]) -> dict[int, Tensor]:
+    """Copies of tensors that hooks compute from parameters, as pruning does; deepcopy refuses those with a history."""
+    return {
+        id(value): value.detach().clone()
+        for child in module.modules()
+        for value in vars(child).values()
+        if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo
+    }
+
+
 def _copied(tree: Tree, staged: Mapping[str, StagedNetwork], donors: Donors) -> BranchedNetwork:
     """Every node as a copy of its donor's stage."""
     # One memo of deepcopy for each donor and cluster: a tensor tied between stages of a donor is copied once, and so
@@ -156,7 +166,9 @@ def _copied(tree: Tree, staged: Mapping[str, StagedNetwork], donors: Donors) -> 
     memos: dict[tuple[str, tuple[str, ...]], dict[int, Any]] = {}
 
     def clone(module: nn.Module, donor: str, cluster: Sequence[str]) -> nn.Module:
-        copied = copy.deepcopy(module, memos.setdefault((donor, tuple(cluster)), {}))
+        memo = memos.setdefault((donor, tuple(cluster)), {})
+        memo.update(_computed_tensors(module, memo))
+        copied = copy.deepcopy(module, memo)
         for parameter in copied.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         return copied

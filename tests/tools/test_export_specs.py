@@ -11,7 +11,7 @@ import pytest
 from branchnet import Architecture
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("taskonomy_rsa", "autobrane_final", "autobrane_1", "autobrane_gat", "unet")
+QUICK = ("taskonomy_rsa", "autobrane_final", "autobrane_1", "autobrane_gat", "resnet18")
 ALL = sorted(path.stem for path in (ROOT / "architectures").glob("*.yaml"))
 
 

@@ -171,7 +171,8 @@ def _run_pytest(copy: Path, tests: Sequence[str], seconds: float | None, output:
         phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
     )
     hypothesis.settings.load_profile("mutation")
-    return pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests])
+    alone = ["-o", "addopts=-m 'not slow'"]  # in this process, whose libraries are loaded
+    return pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *alone, *tests])
 
 
 def run_mutant(copy: Path, mutant: Mutant, tests: Sequence[str], seconds: float) -> dict[str, object]:

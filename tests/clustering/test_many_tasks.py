@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
+from branchnet.clustering.bounds import chain_branch_and_bound as chains
 from branchnet.clustering.bounds.clique_bounds import clique_diameters
 from branchnet.clustering.bounds.lower_bounds import lower_bound, rising_bounds
-from branchnet.clustering.exact import chain_branch_and_bound as chains
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
 from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.tree_search import make_problem
@@ -52,7 +52,7 @@ def test_lower_bound_is_never_above_the_optimum(affinity: Affinity, name: str, s
 @pytest.mark.parametrize("small", [1, 4])
 def test_chain_bounds_rise_and_stay_below_the_optimum(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With chains of all sizes (small = 1) and of large clusters only, from targets at, near and far above it."""
-    monkeypatch.setattr("branchnet.clustering.exact.chain_tables.SMALL", small)
+    monkeypatch.setattr("branchnet.clustering.bounds.chain_tables.SMALL", small)
     gaps, single = [], []
     for seed in range(30):
         generator = np.random.default_rng(seed)
@@ -302,7 +302,7 @@ def test_a_bound_that_is_interrupted_is_kept(monkeypatch: pytest.MonkeyPatch) ->
 
     affinity = rsa_like_affinity(15, 3, 0)
     whole = search(affinity, COSTS[:3], "40% params", objective="mean-max")
-    monkeypatch.setattr("branchnet.clustering.exact.chain_branch_and_bound._Search.children", interrupted)
+    monkeypatch.setattr("branchnet.clustering.bounds.chain_branch_and_bound._Search.children", interrupted)
     result = search(affinity, COSTS[:3], "40% params", objective="mean-max")
     assert "its bound was interrupted" in result.why
     assert result.tree == whole.tree

@@ -21,11 +21,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.bounds.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.bounds.clique_bounds import StageRadii, stage_radii
 from branchnet.clustering.bounds.lagrangian_bounds import pair_bounds
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.exact.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]

@@ -21,10 +21,10 @@ from itertools import count
 
 import numpy as np
 
+from branchnet.clustering.bounds.chain_tables import Bools, ChainRange, ChainTables, Floats
 from branchnet.clustering.bounds.clique_bounds import StageRadii, first_place, may_have_clique
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.exact.chain_tables import Bools, ChainRange, ChainTables, Floats
 from branchnet.clustering.objectives import StageLosses
 
 _LARGEST = 200

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --minutes 8
     python benchmarks/gpu.py --minutes 5 --parts trees fusion --again
-    python benchmarks/gpu.py --device cpu --minutes 1 --results /tmp/rehearsal
+    python benchmarks/gpu.py --device cpu --minutes 1 --results rehearsal
 
 It runs from a bare checkout with torch, numpy, scipy, networkx, scikit-learn, safetensors, pytest, timm and torchvision
 installed, without a network. Parts run by worth, each in processes of its own and for its own time; then what is left

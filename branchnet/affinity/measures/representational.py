@@ -38,8 +38,8 @@ def rsa(
         networks: {task: network, or several networks of different seeds}; plain ones, or results of `split_all`.
             Networks run in eval mode without gradients and are left exactly as they were.
         probe: the K inputs, in whatever `branchnet.data.read_samples` takes: tensors, arrays, a list, a Dataset, a
-            DataLoader, ...; labels beside them are dropped. Each network reads them again, and they are compared by
-            content each time.
+            DataLoader, ...; labels with them are dropped. What comes from files is read once and kept, up to 1 GiB;
+            larger probes are read again for each network, and compared by content each time.
         dissimilarity: as `rdm` takes it.
         comparison: as `compare_rdms` takes it.
         center: as `rdm` takes it.

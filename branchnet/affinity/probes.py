@@ -80,7 +80,7 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
     """Read the probe once: count its inputs and fix its content.
 
     Args:
-        source: K samples, in whatever `branchnet.data.read_samples` takes; labels beside them are dropped.
+        source: K samples, in whatever `branchnet.data.read_samples` takes; labels with them are dropped.
         batch_size: of inputs that do not come in batches.
         form: what the networks take.
 
@@ -100,6 +100,7 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
     # Other iterables may hold their batches in memory themselves; they are read again, and compared each time.
     from_files = samples.kind == "numbered" or isinstance(samples.source, DataLoader)
     held: list[Inputs] | None = [] if from_files else None
+    size = 0
     for batch in samples.batches(batch_size):
         if example is None:
             example = gather(batch.inputs, slice(0, 2))
@@ -107,7 +108,11 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
         sizes.append(len(batch))
         hasher.add(batch.inputs)
         checksums.append(_checksums(batch.inputs))
-        held = _held(held, batch.inputs)
+        size += sum(leaf.nbytes for leaf in leaves(batch.inputs))
+        if held is not None:
+            held.append(batch.inputs)
+        if size > HELD_BYTES:
+            held = None
     if example is None or sum(sizes) < MINIMUM_INPUTS:
         raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
     if held is not None:
@@ -126,14 +131,6 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
 def on_device(batch: Inputs, device: torch.device) -> Any:
     """A copy of the batch on `device`: a network that works in place never touches the probe."""
     return map_tensors(lambda tensor: tensor.to(device, copy=True), batch)
-
-
-def _held(held: list[Inputs] | None, batch: Inputs) -> list[Inputs] | None:
-    """The batches with one more, or None where they get too large."""
-    if held is None:
-        return None
-    held.append(batch)
-    return held if sum(leaf.nbytes for one in held for leaf in leaves(one)) <= HELD_BYTES else None
 
 
 def _compare_again(samples: Samples, first: Inputs, batch_size: int) -> None:

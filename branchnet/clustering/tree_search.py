@@ -92,7 +92,7 @@ def search(
             per stage, or a table `costs[stage][width]` for widths 0..N.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known.
-        head_costs: `{task: number or StageCost}`; None = those of the staged networks; beside other costs, heads are
+        head_costs: `{task: number or StageCost}`; None = those of the staged networks; with other costs, heads are
             not counted then.
         objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`.
         stage_weights: D factors of the stages' terms, or `"params"` or `"flops"`: by what a stage costs (see

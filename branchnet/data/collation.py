@@ -135,7 +135,7 @@ def first_size(tree: Any) -> int:
 def placed(inputs: Any, device: torch.device) -> Any:
     """A copy on `device`, images (4 dimensions) in channels-last memory order.
 
-    A network that works in place changes its own copy only. From pinned memory the copy runs beside the computation.
+    A network that works in place changes its own copy only. From pinned memory the copy runs during the computation.
     """
 
     def place(tensor: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Batch:
 
     Attributes:
         inputs: what a network is called with, on the device where the source has it.
-        labels: what the source holds beside the inputs, stacked as they are; None where it holds none or they are not
+        labels: what the source holds next to the inputs, stacked as they are; None where it holds none or they are not
             read.
         index: the numbers of the samples in the source, or their positions in the order of reading; None where a
             loader's order is not known.

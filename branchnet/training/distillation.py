@@ -58,7 +58,7 @@ def distill(
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
             several runs. Where `split_all` was given transforms, what it returned. Tasks of which everything is frozen
             need none, and are not run.
-        images: K samples, in whatever `branchnet.data.read_samples` takes; labels beside them are not read. Tensors and
+        images: K samples, in whatever `branchnet.data.read_samples` takes; labels with them are not read. Tensors and
             data sets are drawn from at random; a DataLoader, which may shuffle and use workers and pinned memory, is
             read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
         steps: batches to train on.

@@ -35,7 +35,7 @@ def with_own_state(
     Args:
         items: what draws random numbers on the CPU as it is read.
         seed: where their random numbers start; None: where those outside are when the first item is read.
-        generators: those that it draws from beside the global one; each is left as it was, too.
+        generators: those that it draws from besides the global one; each is left as it was, too.
 
     Yields:
         The items.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import Grouping, Selection
 
-Init: TypeAlias = Literal["donor", "mean", "merge", "pretrained", "random"]
+Init: TypeAlias = Literal["auto", "stitch", "donor", "mean", "merge", "pretrained", "random"]
 
 PROBE_BATCH = 64
 """Inputs of a probe that are run at once: enough for BatchNorm's statistics, little memory."""
@@ -58,7 +59,7 @@ def build(
     tree: Tree | Selection | Grouping,
     networks: Mapping[str, nn.Module],
     *,
-    init: Init = "donor",
+    init: Init = "auto",
     affinity: Affinity | None = None,
     donors: Donors | None = None,
     probe: Any = None,
@@ -81,15 +82,19 @@ def build(
         tree: D stages over the tasks; or a Selection, or a Grouping.
         networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
             They are not changed.
-        init: where the weights come from. `"donor"`: each node copies its donor. `"mean"`: the mean of the donors of
+        init: where the weights come from. `"stitch"`: each node copies its donor, and where the donor changes from one
+            node to the next, an affine map fitted on the probe turns the features that arrive into those expected, so
+            that the network works before any training. `"donor"`: copies without such maps. `"auto"`: `stitch` where a
+            probe is given, else `donor`, with a warning where donors change. `"mean"`: the mean of the donors of
             all the node's tasks, for networks fine-tuned from the same weights (others are refused). `"merge"`: that
             mean after the units of all donors were put into one order by their activations on the probe, with BatchNorm
             estimated again. `"pretrained"`: `state`. `"random"`: fresh random numbers.
         affinity: chooses the medoids.
         donors: the donor task of every node, stage by stage in the order of `tree.partitions`, instead of that rule;
             `choose_donors` with a preferred task makes some. Not for selections.
-        probe: K inputs as `branchnet.rsa` takes them: what `merge` aligns on. With any `init`, `.initialisation` then
-            also says how well the features of each node match those of the donors.
+        probe: K inputs as `branchnet.rsa` takes them: what stitches are fitted on and `merge` aligns on; 100 or more
+            of the kind that the networks were trained on. With other rules `.initialisation` then also says how well
+            the features of each node match those of the donors.
         state: for `pretrained`: the state of one network of this backbone under its own names (heads keep the weights
             of their tasks' networks), or that of a branched network of this tree.
         seed: of `random`; of the k-th network of a selection, `seed + k`.
@@ -118,6 +123,8 @@ def build(
     True
     """
     _check_options(init, probe, state, networks)
+    if init == "auto" and probe is not None:
+        init = "stitch"
     staged = _staged(networks, example, locations, affinity)
     if not isinstance(tree, Tree):
         if donors is not None:
@@ -129,7 +136,8 @@ def build(
     sources = _initialise(branched, staged, init, probe, state, seed)
     from branchnet.builder.weights.initialisation import describe_start
 
-    branched.initialisation = describe_start(branched, init, sources, staged, probe)
+    compared = None if init == "stitch" else probe  # a stitch says itself how well it fits
+    branched.initialisation = describe_start(branched, init, sources, staged, compared)
     return branched
 
 
@@ -202,7 +210,14 @@ def _initialise(
     state: Mapping[str, Tensor] | None,
     seed: int,
 ) -> dict[str, str]:
-    """Replace the donors' weights where that is asked for; say per node where they come from."""
+    """Replace the donors' weights, or add to them, where that is asked for; say per node where they come from."""
+    if init == "stitch":
+        from branchnet.affinity.probes import read_probe
+        from branchnet.builder.stitches.top_down_fit import stitch_donors
+
+        return stitch_donors(branched, staged, read_probe(probe, PROBE_BATCH, call_form(next(iter(staged.values())))))
+    if init == "auto":
+        _warn_of_changes(branched)
     if init == "mean":
         from branchnet.builder.weights.averaging import average_nodes, check_related
 
@@ -225,6 +240,19 @@ def _initialise(
     return {}
 
 
+def _warn_of_changes(branched: BranchedNetwork) -> None:
+    from branchnet.builder.stitches.top_down_fit import foreign_edges
+
+    if edges := foreign_edges(branched):
+        shown = ", ".join(f"{edge.child.id} ({edge.child.donor}'s) after {edge.parent.donor}'s" for edge in edges[:3])
+        warnings.warn(
+            f"{len(edges)} nodes or heads get features of another network than they were trained on: {shown}"
+            f"{', ...' if len(edges) > 3 else ''}; the network's outputs are wrong until it is trained. With probe=, "
+            "100 inputs or more, build fits stitching layers there; init='donor' is without them and this warning",
+            stacklevel=4,
+        )
+
+
 def _check_options(
     init: str, probe: Any, state: Mapping[str, Tensor] | None, networks: Mapping[str, nn.Module]
 ) -> None:
@@ -232,8 +260,9 @@ def _check_options(
         raise BuildError(f"networks is a {type(networks).__name__}; expected a mapping of task names to networks")
     if init not in get_args(Init):
         raise BuildError(f"init={init!r} is not a rule; expected one of {list(get_args(Init))}")
-    if init == "merge" and probe is None:
-        raise BuildError("init='merge' aligns the donors by their activations; expected probe=, inputs of all tasks")
+    if init in ("merge", "stitch") and probe is None:
+        what = "aligns the donors by their activations" if init == "merge" else "fits maps between the donors' features"
+        raise BuildError(f"init={init!r} {what}; expected probe=, inputs of all tasks")
     if (init == "pretrained") != (state is not None):
         given = "none was given" if state is None else f"init={init!r} was given with one"
         raise BuildError(f"init='pretrained' loads state=, and {given}; expected both or neither")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from branchnet.builder.network.branched_network import BranchedNetwork, wanted_tasks
+from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input, check_input, unlike
+from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.errors import BuildError
 from branchnet.inference.change_detection import ChangeDetector
 from branchnet.inference.fusion import FusedNetwork

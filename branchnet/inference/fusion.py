@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from branchnet.builder.network.branched_network import BranchedNetwork, wanted_tasks
+from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
 from branchnet.builder.network.module_structure import copied_with, on_meta, state_of, structure
 from branchnet.builder.network.node import head_id, node_id
+from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.errors import BuildError
 from branchnet.stages import call
 

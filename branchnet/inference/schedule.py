@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from branchnet.builder.network.branched_network import wanted_tasks
 from branchnet.builder.network.node import head_id, node_id
+from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:

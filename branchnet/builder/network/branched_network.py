@@ -6,7 +6,6 @@ are stable whatever the tasks are called; `tree`, `tasks` and `locations` carry 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,12 @@ from branchnet.builder.network.call_inputs import Input as Input
 from branchnet.builder.network.call_inputs import check_input, unlike
 from branchnet.builder.network.node import Node, head_id, node_id
 from branchnet.builder.network.recompute import recomputed
+from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
 from branchnet.builder.network.task_path import TaskPath
 from branchnet.errors import BuildError
 from branchnet.stages import Stage, call
 from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stitching.stitch import Stitch, StitchedStage
 
 if TYPE_CHECKING:
     from branchnet.builder.weights.initialisation import Initialisation
@@ -216,6 +217,36 @@ class BranchedNetwork(nn.Module):
             raise BuildError(f"unknown node {name!r}{did_you_mean(name, known)}")
         return known[name]
 
+    def parent_of(self, node: Node) -> str:
+        """Name the node whose result a node or head takes.
+
+        Args:
+            node: a node or head of this network.
+
+        Returns:
+            the id of the node before it; empty for a node of stage 0.
+        """
+        return node_id(node.stage - 1, self.tree.cluster_of(node.tasks[0], node.stage - 1)) if node.stage else ""
+
+    @property
+    def stitches(self) -> dict[tuple[str, str], Stitch]:
+        """The stitching layers, by the ids of the node before and of the node or head after each."""
+        return {
+            (self.parent_of(node), node.id): node.module.stitch
+            for node in self.members()
+            if isinstance(node.module, StitchedStage)
+        }
+
+    def replace(self, node: Node, module: nn.Module) -> None:
+        """Put another module in the place of a node's or head's.
+
+        Args:
+            node: a node or head of this network.
+            module: what takes its place; called in the same way.
+        """
+        row = self.heads if node.is_head else self.nodes[node.stage]
+        row[node.index] = module  # type: ignore[index]
+
     def freeze(self, *names: str) -> None:
         """Leave nodes alone in training: no gradients, and eval mode whatever `train()` says.
 
@@ -368,39 +399,11 @@ class BranchedNetwork(nn.Module):
         return split_node(self, node, groups)
 
 
-def wanted_tasks(tasks: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the tasks asked for, all by default, in the order of `known`.
-
-    Args:
-        tasks: names in any order, or None.
-        known: all tasks, in order.
-
-    Raises:
-        BuildError: no task, or one that is not known.
-    """
-    if tasks is None:
-        return tuple(known)
-    asked = () if isinstance(tasks, str) else tuple(tasks)
-    if not asked:
-        raise BuildError(
-            f"tasks={tasks!r} names no task; expected one or more of {list(known)}, e.g. tasks={[*known][:1]}"
-        )
-    if unknown := [task for task in asked if task not in known]:
-        raise BuildError(f"unknown task {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    return tuple(task for task in known if task in asked)
-
-
 def _check_trainable(nodes: Iterable[nn.Module]) -> None:
     for node in nodes:
         for module in node.modules():
             if isinstance(module, Stage):
                 module.check_trainable()
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message on an unknown name: the known name that is near to it, or all of them."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
 
 def _spread(node: nn.Module, cut: tuple[Any, ...]) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Input, wanted_tasks
+from branchnet.builder.network.branched_network import BranchedNetwork, Input
+from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.errors import BuildError
 
 

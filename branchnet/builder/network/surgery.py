@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from branchnet.builder.network.branched_network import BranchedNetwork, did_you_mean, wanted_tasks
+from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import Node, head_id, node_id
+from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.builder.weights.donors import Donors
 from branchnet.clustering.trees.tree import Tree

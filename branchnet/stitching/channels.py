@@ -1,0 +1,86 @@
+"""Which dimension of a cut's tensors holds the channels, and tensors as rows of channels.
+
+A stitch maps channels position by position, so it has to know that an image has them in dimension 1 and a sequence in
+the last one. The operators that read a tensor say so: convolutions and BatchNorm take dimension 1, linear layers and
+LayerNorm the last. Where none of them is reached, dimension 1 of four and more dimensions is taken, else the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+_SECOND = (_ConvNd, _BatchNorm, nn.GroupNorm)
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
+_SECOND_NAMES = ("conv", "batch_norm", "group_norm", "pool")
+_LAST_NAMES = ("linear", "layer_norm", "addmm", "matmul")
+_STEPS = 12
+"""Operators gone through: what reads a tensor stands near; a residual connection is followed to the next block."""
+
+
+def channel_dimension(graph: fx.Graph, root: nn.Module, argument: int, tensor: Tensor) -> int:
+    """Say which dimension of a stage's input holds the channels.
+
+    Args:
+        graph: the stage's graph.
+        root: the module that holds what the graph calls.
+        argument: the number of the input.
+        tensor: such an input, at least two-dimensional.
+
+    Returns:
+        1 or the number of the last dimension.
+    """
+    last = tensor.dim() - 1
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    waiting, seen = list(placeholders[argument : argument + 1]), 0
+    while waiting and seen < _STEPS:
+        node = waiting.pop(0)
+        for user in node.users:
+            seen += 1
+            if (kind := _reads(user, root)) is not None:
+                return kind if kind == 1 else last
+            waiting.append(user)
+    return 1 if tensor.dim() > 3 else last
+
+
+def _reads(node: fx.Node, root: nn.Module) -> int | None:
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return 1 if isinstance(module, _SECOND) else -1 if isinstance(module, _LAST) else None
+    name = str(getattr(node.target, "__name__", node.target)).lower()
+    if any(part in name for part in _SECOND_NAMES):
+        return 1
+    return -1 if any(part in name for part in _LAST_NAMES) else None
+
+
+def as_rows(tensor: Tensor, dimension: int) -> Tensor:
+    """Reshape a tensor to (positions, channels).
+
+    Args:
+        tensor: any shape.
+        dimension: the one that holds the channels.
+
+    Returns:
+        all other dimensions as one, in order, and the channels last.
+    """
+    return tensor.movedim(dimension, -1).reshape(-1, tensor.shape[dimension])
+
+
+def mapped_indices(cut: Sequence[object], inputs: int) -> list[int]:
+    """Number the tensors of a cut that hold features: floating-point, two dimensions or more, the inputs first.
+
+    Args:
+        cut: the values alive at a location; masks, sizes and integers among them are no features.
+        inputs: how many inputs they were computed from.
+
+    Returns:
+        their positions in the cut.
+    """
+    return [
+        index
+        for index, value in enumerate(cut)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1 and len(value) == inputs
+    ]

@@ -1,0 +1,141 @@
+"""How far outputs are from the network's own outputs, where 0 is equal and 1 as bad as a constant predictor.
+
+Sums are kept for every input, so that a result can be resampled over inputs, and no output has to be kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from branchnet.errors import AffinityError
+
+OutputKind: TypeAlias = Literal["regression", "classification"]
+"""`regression`: the share of the own output's variance that is not explained; `classification`: the KL divergence from
+the own output's softmax over dimension 1, divided by that of the best constant distribution."""
+
+Sums: TypeAlias = npt.NDArray[np.float64]
+
+
+def channels_last_rows(values: Tensor) -> Tensor:
+    """Reshape (B, C, ...) to rows (B * ..., C), in which every position is a sample; (B,) to (B, 1).
+
+    Args:
+        values: outputs, dimension 1 being the channels.
+
+    Returns:
+        one row for each position.
+    """
+    return values.reshape(-1, 1) if values.dim() < 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
+
+
+def float_leaves(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors of an output, which may be nested.
+
+    Args:
+        output: a tensor, or a nested structure of them.
+
+    Returns:
+        the tensors, in order.
+    """
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+@dataclass
+class OutputDistance:
+    """The distance of outputs from a network's own, added up over batches; see `OutputKind`.
+
+    Attributes:
+        kind: how it is measured.
+        errors: for each floating-point tensor of the output, and each input, the error (summed over positions).
+        own: for each tensor and input what the constant predictor's error follows from: (inputs, channels) sums of the
+            own output (of its softmax), and (inputs, 2) sums of its squares (of its negative entropy) and positions.
+
+    >>> distance = branchnet.stitching.OutputDistance("regression")
+    >>> distance.add(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
+    >>> distance.value()  # the squared error is 1, the variance around the mean 2: 1 and 1 for two inputs
+    0.5
+    """
+
+    kind: OutputKind = "regression"
+    errors: list[list[Sums]] = field(default_factory=list)
+    own: list[list[tuple[Sums, Sums]]] = field(default_factory=list)
+
+    def add(self, found: Any, own: Any) -> None:
+        """Add a batch.
+
+        Args:
+            found: the output to judge.
+            own: the network's own output for the same inputs, of the same form.
+
+        Raises:
+            AffinityError: outputs without a floating-point tensor, or of different form.
+        """
+        ones, others = float_leaves(found), float_leaves(own)
+        if not others or [leaf.shape for leaf in ones] != [leaf.shape for leaf in others]:
+            raise AffinityError(
+                f"outputs have the shapes {[tuple(leaf.shape) for leaf in ones]} and the network's own "
+                f"{[tuple(leaf.shape) for leaf in others]}; expected the same, and one floating-point tensor or more"
+            )
+        self.errors = self.errors or [[] for _ in others]
+        self.own = self.own or [[] for _ in others]
+        sums = _classification_sums if self.kind == "classification" else _regression_sums
+        for index, (one, other) in enumerate(zip(ones, others, strict=True)):
+            error, first, second = sums(_rows(one), _rows(other))
+            self.errors[index].append(error)
+            self.own[index].append((first, second))
+
+    def value(self, weights: npt.NDArray[np.float64] | None = None) -> float:
+        """The distance over all inputs.
+
+        Args:
+            weights: how often each input counts, (inputs,); None for once.
+
+        Returns:
+            the mean over the tensors of the output; 0 where the own output is constant and met exactly.
+        """
+        return float(np.mean([self._of(index, weights) for index in range(len(self.errors))]))
+
+    def _of(self, index: int, weights: npt.NDArray[np.float64] | None) -> float:
+        errors = np.concatenate(self.errors[index])
+        first = np.concatenate([sums for sums, _ in self.own[index]])
+        second = np.concatenate([sums for _, sums in self.own[index]])
+        w = np.ones(len(errors)) if weights is None else weights
+        mean = (w @ first) / (w @ second[:, 1])
+        total = w @ second[:, 0]
+        if self.kind == "classification":
+            constant = total - (w @ second[:, 1]) * float(np.sum(mean * np.log(np.maximum(mean, 1e-300))))
+        else:
+            constant = total - (w @ second[:, 1]) * float(mean @ mean)
+        error = float(w @ errors)
+        return error / constant if constant > 1e-12 * abs(total) else float(error > 0)
+
+
+def _rows(leaf: Tensor) -> Tensor:
+    """(B, positions, channels) in float64."""
+    rows = leaf.detach().double()
+    return (
+        rows.reshape(len(rows), -1, 1) if rows.dim() < 2 else rows.movedim(1, -1).reshape(len(rows), -1, rows.shape[1])
+    )
+
+
+def _regression_sums(found: Tensor, own: Tensor) -> tuple[Sums, Sums, Sums]:
+    error = (found - own).square().sum((1, 2))
+    positions = torch.full((len(own),), float(own.shape[1]), dtype=torch.float64, device=own.device)
+    second = torch.stack([own.square().sum((1, 2)), positions], 1)
+    return error.cpu().numpy(), own.sum(1).cpu().numpy(), second.cpu().numpy()
+
+
+def _classification_sums(found: Tensor, own: Tensor) -> tuple[Sums, Sums, Sums]:
+    logs = own.log_softmax(-1)
+    shares = logs.exp()
+    error = (shares * (logs - found.log_softmax(-1))).sum((1, 2))
+    positions = torch.full((len(own),), float(own.shape[1]), dtype=torch.float64, device=own.device)
+    second = torch.stack([(shares * logs).sum((1, 2)), positions], 1)
+    return error.cpu().numpy(), shares.sum(1).cpu().numpy(), second.cpu().numpy()

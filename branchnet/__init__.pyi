@@ -6,6 +6,7 @@ from .affinity import measured_affinity as measured_affinity
 from .affinity import procrustes as procrustes
 from .affinity import pwcca as pwcca
 from .affinity import rsa as rsa
+from .affinity import stitch_affinity as stitch_affinity
 from .affinity import svcca as svcca
 from .builder import BranchedNetwork as BranchedNetwork
 from .builder import SeparateNetworks as SeparateNetworks

@@ -12,6 +12,7 @@ from .measures.rdm_comparison import compare_rdms as compare_rdms
 from .measures.rdms import rdm as rdm
 from .measures.representational import rsa as rsa
 from .reliability import Reliability as Reliability
+from .stitched.stitching_loss import stitch_affinity as stitch_affinity
 from .tensor import Affinity as Affinity
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "pwcca",
     "rdm",
     "rsa",
+    "stitch_affinity",
     "svcca",
 ]

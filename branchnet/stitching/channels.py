@@ -8,6 +8,7 @@ LayerNorm the last. Where none of them is reached, dimension 1 of four and more 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -84,3 +85,15 @@ def mapped_indices(cut: Sequence[object], inputs: int) -> list[int]:
         for index, value in enumerate(cut)
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1 and len(value) == inputs
     ]
+
+
+def copied(cut: Sequence[Any]) -> tuple[Any, ...]:
+    """Copy a cut, since stages may write into the tensors that they are given.
+
+    Args:
+        cut: the values alive at a location.
+
+    Returns:
+        the values, tensors among them cloned.
+    """
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in cut)

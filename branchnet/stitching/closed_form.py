@@ -85,7 +85,8 @@ def least_squares(moments: Moments, ridge: float = RIDGE) -> Tensor:
     if strength <= 0:
         return torch.zeros_like(moments.cov_xy)
     regular = moments.cov_x + strength * torch.eye(len(moments.cov_x), dtype=torch.float64)
-    return torch.linalg.solve(regular, moments.cov_xy)
+    weight: Tensor = torch.linalg.solve(regular, moments.cov_xy)
+    return weight
 
 
 def explained(weight: Tensor, moments: Moments) -> float:

@@ -143,7 +143,7 @@ class LocationMoments:
         maps = {}
         for index, fit in fits.items():
             rank = None if fit.factors is None else fit.factors[0].shape[1]
-            maps[index] = AffineMap(*fit.weight.shape, self.dimensions[index], rank).to(dtype)
+            maps[index] = AffineMap(fit.weight.shape[0], fit.weight.shape[1], self.dimensions[index], rank).to(dtype)
             maps[index].load(fit)
         first = next(iter(fits.values()))
         r2 = sum(fit.r2 for fit in fits.values()) / len(fits)

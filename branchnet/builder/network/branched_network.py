@@ -7,7 +7,7 @@ are stable whatever the tasks are called; `tree`, `tasks` and `locations` carry 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -245,7 +245,7 @@ class BranchedNetwork(nn.Module):
             module: what takes its place; called in the same way.
         """
         row = self.heads if node.is_head else self.nodes[node.stage]
-        row[node.index] = module  # type: ignore[index]
+        cast("nn.ModuleList", row)[node.index] = module
 
     def freeze(self, *names: str) -> None:
         """Leave nodes alone in training: no gradients, and eval mode whatever `train()` says.

@@ -21,6 +21,7 @@ from branchnet.builder.network.node import Node
 from branchnet.data.collation import length
 from branchnet.errors import AffinityError, BuildError
 from branchnet.stages import StagedNetwork, call
+from branchnet.stitching.channels import copied
 from branchnet.stitching.fitting import LocationMoments, feature_dimensions, inputs_needed
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs, divide_probe, warn_of_noise
@@ -182,18 +183,6 @@ class _LevelCuts:
         """The donor's stages from the level's on, and its head."""
         network = self.networks[donor]
         return [*network.stages[self.stage :], network.head]
-
-
-def copied(cut: Sequence[Any]) -> tuple[Any, ...]:
-    """Copy a cut, since stages may write into the tensors that they are given.
-
-    Args:
-        cut: the values alive at a location.
-
-    Returns:
-        the values, tensors among them cloned.
-    """
-    return tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in cut)
 
 
 def run(modules: Sequence[nn.Module] | Iterator[nn.Module], value: Any, *, first: bool = False) -> Any:

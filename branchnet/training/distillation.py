@@ -10,7 +10,8 @@ AdamW's steps do not grow with the gradient, and dividing on top only slows shar
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,21 @@ from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork
 from branchnet.data.collation import placed
-from branchnet.data.samples import Batch, Source, read_samples
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
+from branchnet.training.best_state import BestState
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, History, optimize
 from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
+from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope
 from branchnet.training.teachers import Teachers
+from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.random_state import seeded
 
 
 def distill(
@@ -40,7 +45,10 @@ def distill(
     *,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: Rate = 1e-3,
+    learning_rate: Rate | None = None,
+    scope: Scope = "all",
+    validation: Source | None = None,
+    every: int = 50,
     divide_rate: bool = False,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -63,7 +71,13 @@ def distill(
             read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
         steps: batches to train on.
         batch_size: samples a batch.
-        learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate.
+        learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate. By default
+            1e-4 where whole networks are trained (they forget at higher rates), 1e-3 for stitches or heads alone.
+        scope: what is trained: `"all"`; `"stitches"`, the stitching layers alone, so that a task whose own network is
+            its only donor stays exactly as it is; or `"heads"`. What is not trained runs in eval mode.
+        validation: held-out samples. With them the best state is kept, that before the first step included: the one
+            with the smallest mean over the tasks' losses there.
+        every: steps between two measurements on them.
         divide_rate: divide a node's rate by the number of tasks that it serves.
         seed: of the order of the samples and of what is drawn in training.
         checkpoint: a file to resume from after an interruption, by the same call with a network as it was before
@@ -92,18 +106,66 @@ def distill(
     >>> {task: len(losses) for task, losses in history.losses.items()}
     {'depth': 3, 'edges': 3}
     """
-    if branched.eval_only:
+    if branched.eval_only and scope != "stitches":
         raise TrainingError(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
     samples = read_samples(images, call_form(branched))
     teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
+    _check_teachers(branched, teachers, samples, images)
+    device = next(branched.parameters()).device
+    scales = {task: teachers.variances(task) for task in teachers.tasks}
+
+    def task_losses(batch: Batch, judges: Teachers, tasks: Sequence[str]) -> dict[str, Tensor]:
+        wanted = judges.outputs(batch, tasks, device)
+        outputs = branched(placed(batch.inputs, device), tasks)
+        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in tasks}
+
+    with training_scope(branched, scope):
+        tasks = trained_tasks(branched)
+        identity = {}
+        if checkpoint is not None:
+            identity = {"weights": network_hash(branched, branched.frozen), "samples": samples_hash(samples)}
+            identity["teachers"] = teachers_hash({task: teachers.networks[task] for task in tasks})
+            identity |= {} if scope == "all" else {"scope": scope}
+        # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
+        if scope == "all" and (checkpoint is None or not Path(checkpoint).exists()):
+            reestimate_batchnorm(branched, samples)
+        best = None
+        if validation is not None:
+            judges = Teachers({task: teachers.networks[task] for task in tasks}, validation, progress=False)
+            best = BestState(
+                branched, partial(_held_out_losses, branched, judges, batch_size, tasks, task_losses), tasks
+            )
+        rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
+        return optimize(
+            branched,
+            partial(task_losses, judges=teachers, tasks=tasks),
+            node_groups(branched, rate, divided=divide_rate),
+            samples=samples.count,
+            draw=BatchOrder(samples, batch_size, seed),
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            description=description,
+            best=best,
+            every=every,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            legacy_content=lambda: content_hash(branched, samples, branched.frozen),
+        )
+
+
+def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samples, images: Source) -> None:
+    """Refuse teachers that lack a task that is trained, or that are of other samples."""
     tasks = trained_tasks(branched)
     if missing := [task for task in tasks if task not in teachers.tasks]:
         raise TrainingError(
             f"tasks {missing} have no single-task network; expected one for each, found {list(teachers.tasks)}"
         )
-    if teachers is networks and teachers.images is not images:
+    if teachers.images is not images and teachers.samples is not samples:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
     _check_transforms(branched, {task: teachers.networks[task] for task in tasks})
     if teachers.samples.kind != samples.kind:
@@ -111,41 +173,23 @@ def distill(
             f"the teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
             "expected Teachers of split networks, whose inputs are known"
         )
-    device = next(branched.parameters()).device
-    identity = {}
-    if checkpoint is not None:
-        identity = {"weights": network_hash(branched, branched.frozen), "samples": samples_hash(samples)}
-        identity["teachers"] = teachers_hash({task: teachers.networks[task] for task in tasks})
-    scales = {task: teachers.variances(task) for task in tasks}
-    # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
-    if checkpoint is None or not Path(checkpoint).exists():
-        reestimate_batchnorm(branched, samples)
 
-    def task_losses(batch: Batch) -> dict[str, Tensor]:
-        wanted = teachers.outputs(batch, tasks, device)
-        outputs = branched(placed(batch.inputs, device), tasks)
-        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in tasks}
 
-    branched.train()
-    try:
-        return optimize(
-            branched,
-            task_losses,
-            node_groups(branched, learning_rate, divided=divide_rate),
-            samples=samples.count,
-            draw=BatchOrder(samples, batch_size, seed),
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            description=description,
-            progress=progress,
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            identity=identity,
-            legacy_content=lambda: content_hash(branched, samples, branched.frozen),
-        )
-    finally:
-        branched.eval()
+def _held_out_losses(
+    branched: BranchedNetwork,
+    judges: Teachers,
+    batch_size: int,
+    tasks: Sequence[str],
+    task_losses: Callable[[Batch, Teachers, Sequence[str]], Mapping[str, Tensor]],
+) -> dict[str, float]:
+    """Each task's loss on the held-out samples of the judges, the mean over samples."""
+    totals, count = dict.fromkeys(tasks, 0.0), 0
+    with torch.no_grad(), evaluation_mode(branched), seeded(0, next(branched.parameters()).device):
+        for batch in judges.samples.batches(batch_size):
+            for task, loss in task_losses(batch, judges, tasks).items():
+                totals[task] += float(loss) * len(batch)
+            count += len(batch)
+    return {task: total / count for task, total in totals.items()}
 
 
 def _check_transforms(branched: BranchedNetwork, networks: Mapping[str, nn.Module]) -> None:

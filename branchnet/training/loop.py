@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
+from branchnet.training.best_state import BestState
 from branchnet.training.loss_parameters import check_all_trained
 from branchnet.training.resuming.checkpoint import Checkpoint, Run, State
 from branchnet.training.resuming.run_identity import Identity
@@ -55,11 +56,17 @@ class History:
         losses: for each task its loss at every step.
         seconds: time spent in this process.
         resumed_at: the step at which a checkpoint was taken up; 0 without one.
+        before: each task's loss on the held-out samples before training; empty without them.
+        after: the same of the network that was kept.
+        kept_step: after how many steps the network was as it was kept; None without held-out samples.
     """
 
     losses: Mapping[str, tuple[float, ...]]
     seconds: float
     resumed_at: int = 0
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    kept_step: int | None = None
 
 
 def optimize(
@@ -74,6 +81,8 @@ def optimize(
     description: str,
     draw: Callable[[int], Any] | None = None,
     beside: Sequence[nn.Module] = (),
+    best: BestState | None = None,
+    every: int = 50,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
@@ -96,6 +105,8 @@ def optimize(
         description: what the progress bar is called.
         draw: what a step is given.
         beside: modules whose state belongs to the run, too, as losses with parameters.
+        best: keeps the best state by held-out samples, which the module has in the end; None keeps the last one.
+        every: steps between two measurements of it.
         progress: whether to draw the bar.
         checkpoint: a file to resume from.
         checkpoint_seconds: time between two savings; 0 saves after each step.
@@ -132,7 +143,7 @@ def optimize(
         steps,
         legacy=lambda: _hashed(f"{steps} {settings} {legacy_content()}"),
     )
-    saved = Checkpoint(checkpoint, run, checkpoint_seconds, beside)
+    saved = Checkpoint(checkpoint, run, checkpoint_seconds, beside if best is None else [*beside, best])
     started = time.monotonic()
     with seeded(seed, _device(module)):
         state = saved.restore(module, optimizer)
@@ -143,6 +154,8 @@ def optimize(
         ):
             torch.clear_autocast_cache()  # around all of training, autocast would go on with weights cast before a step
             for step in range(state.step, steps):
+                if best is not None and step % every == 0:
+                    best.measure(step)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * schedule(step, steps)
                 losses = task_losses(draw(step))
@@ -159,10 +172,16 @@ def optimize(
                     saved.save(module, optimizer, state)
                     raise KeyboardInterrupt
         _check_finite(parameters, steps)
+        if best is not None:
+            best.measure(steps)
         saved.save(module, optimizer, state)
-    return History(
+    history = History(
         {task: tuple(values) for task, values in state.losses.items()}, time.monotonic() - started, resumed_at
     )
+    if best is None:
+        return history
+    best.put_back()
+    return replace(history, before=best.losses("first"), after=best.losses("best"), kept_step=int(best.step))
 
 
 def schedule(step: int, steps: int) -> float:

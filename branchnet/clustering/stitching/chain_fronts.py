@@ -50,7 +50,7 @@ class Subsets:
 @lru_cache(maxsize=2)
 def subsets(n: int) -> Subsets:
     """The subsets of `n` tasks; kept between calls."""
-    chosen = [np.array(list(combinations(range(n), k)), np.int64).reshape(-1, k) for k in range(n + 1)]
+    chosen = [_combinations(n, k) for k in range(n + 1)]
     place = np.zeros(1 << n, np.int32)
     members = []
     for rows in chosen:
@@ -66,7 +66,7 @@ def subsets(n: int) -> Subsets:
 
 
 def _combinations(k: int, j: int) -> Ints:
-    return np.array(list(combinations(range(k), j)), np.int64).reshape(-1, j)
+    return np.array(list(combinations(range(k), j)), np.int64).reshape(math.comb(k, j), j)
 
 
 @dataclass(frozen=True, eq=False)

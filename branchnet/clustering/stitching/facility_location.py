@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-RELATIVE_TIE = 1e-9
-_SCALE = 1e3  # HiGHS's absolute tolerances of 1e-6 are RELATIVE_TIE of what is scaled to this.
+# HiGHS's absolute tolerances of 1e-6 are a tenth of a tie (1e-9) of what is scaled to this.
+_SCALE = 1e4
+_ROOM = 1e-12  # what fits may exceed the limit by so much, relative to it, by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,6 @@ class Programme:
         self._rows: list[tuple[Any, Any, Any]] = [self._one_start(), self._open_hosts()]
         self._barred = ~np.isfinite(sizes)
         self._barred[:, 0] = True
-        steps = np.diff(np.where(self._barred, np.nan, sizes), axis=1)
-        self._curved = bool((np.nanmax(steps, axis=1) - np.nanmin(steps, axis=1) > 1e-12 * np.nanmax(sizes)).any())
         self._size = self._count_widths(np.where(self._barred, 0.0, sizes))
         self._limit(self._size, limit)
 
@@ -80,15 +79,12 @@ class Programme:
         for row, most in limits or []:
             self._limit(row, most)
         scale = _scale(goal)
-        integral = np.ones(self._total)
-        integral[self._z : self._x] = 0.0  # hosts are whole where starts are: the cheapest one serves
-        integral[self._x :] = float(self._curved)
         upper = np.ones(self._total)
         upper[self._x :] = ~self._barred.ravel()
         try:
             found = milp(
                 goal * scale,
-                integrality=integral,
+                integrality=np.ones(self._total),
                 bounds=Bounds(0, upper),
                 constraints=[LinearConstraint(*row) for row in self._rows],
                 options={"mip_rel_gap": 0.0, "time_limit": max(seconds, 0.01)},
@@ -105,7 +101,7 @@ class Programme:
 
     def _limit(self, row: Floats, most: float) -> None:
         scale = _scale(np.append(row, most))
-        self._rows.append((row[None] * scale, -np.inf, most * scale + RELATIVE_TIE * abs(most * scale)))
+        self._rows.append((row[None] * scale, -np.inf, most * scale * (1 + math.copysign(_ROOM, most))))
 
     def _started(self, task: Ints, stage: Ints) -> Ints:
         return task * self._depth + stage

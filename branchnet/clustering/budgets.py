@@ -4,8 +4,8 @@ A tree's size is the sum over stages of the cost of its copies of that stage, pl
 Parameters and FLOPs (one multiply-add is one FLOP) grow linearly with the copies; a latency may come from a table
 `table[stage][width]` that was measured for every number of copies.
 
-Stitches are counted where their sizes are given, `stitch_sizes[d]` for one at location d. Of the children of a node, one
-keeps its donor, and so does one of the heads of a last node; every other one needs a stitch. With w_D = N that is
+Stitches are counted where their sizes are given, `stitch_sizes[d]` for one at location d. Of the children of a node,
+one keeps its donor, and so does one of the heads of a last node; every other one needs a stitch. With w_D = N that is
 w_{d+1} - w_d stitches at location d, so a tree's size is linear in its widths still:
 sum_d w_d (cost_d + stitch_{d-1} - stitch_d) + N stitch_{D-1} + heads.
 """

@@ -128,8 +128,8 @@ def objective_named(objective: str | Objective) -> Objective:
         return objective
     if objective == STITCH:
         raise AffinityError(
-            f"objective {objective!r} is no sum over clusters; expected search, pareto_front or clustering_cost, or one "
-            f"of {', '.join(OBJECTIVES)}"
+            f"objective {objective!r} is no sum over clusters; expected it in search, pareto_front or clustering_cost, "
+            f"or one of {', '.join(OBJECTIVES)} here"
         )
     if objective not in OBJECTIVES:
         raise AffinityError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}, {STITCH}")
@@ -227,7 +227,8 @@ def clustering_cost(
         donors of least loss, see `choose_donors`.
 
     Raises:
-        AffinityError: directed affinities where symmetric ones are needed, an unknown objective, weights that do not fit.
+        AffinityError: directed affinities where symmetric ones are needed, an unknown objective, or weights that do not
+            fit.
         TreeError: other tasks or another depth.
 
     >>> values = np.array([[[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]])

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds import chain_branch_and_bound as chains
 from branchnet.clustering.bounds.clique_bounds import clique_diameters
 from branchnet.clustering.bounds.lower_bounds import lower_bound, rising_bounds
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
-from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.search_problem import make_problem
 from branchnet.errors import BranchnetError, BudgetError
 from tests.clustering.toys import (

@@ -220,7 +220,7 @@ def _histories(k: int, length: int) -> int:
 
 
 def width_vectors(n: int, depth: int, shared: int = 0) -> npt.NDArray[np.int64]:
-    """Every non-decreasing vector of `depth` widths 1..n, after `shared` widths of 1, ordered from the last width on."""
+    """Every non-decreasing vector of `depth` widths 1..n, after `shared` ones; ordered from the last width on."""
     return np.array([(1,) * shared + widths for widths in _vectors(n, depth)], dtype=np.int64)
 
 

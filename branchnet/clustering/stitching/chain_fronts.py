@@ -1,4 +1,4 @@
-"""The cheapest chains for every vector of widths, exactly: a dynamic programme over the sets of tasks that have started.
+"""The cheapest chains for every vector of widths, exactly: a dynamic programme over sets of tasks that have started.
 
 See `chains` for what a chain is. With S_d the set of tasks with s_t <= d, the states are (S_d, widths w_0..w_{d-1}), as
 those of `exact.dynamic_program` are partitions with widths, so that sizes may come from any table. With c_d(S', S) the
@@ -6,8 +6,8 @@ sum over the tasks t of S outside S' of the least loss that a donor of S' leaves
 
     G_d(S, h + (w)) = min over subsets S' of S with w tasks of G_{d-1}(S', h) + c_d(S', S),
 
-and in the end the tasks outside S_{D-1} hang their heads off it. Pairs of nested subsets are 3^N, so this is quick where
-partitions are many: N = 12, D = 6 in seconds.
+and in the end the tasks outside S_{D-1} hang their heads off it. There are 3^N pairs of nested subsets, so this is
+quick where partitions are many: N = 12, D = 6 in seconds.
 
 Subsets of one size are ordered as combinations of the tasks' numbers; histories (w_0, ..., w_d) with the same w_d by
 w_{d-1}, then w_{d-2}, and so on.

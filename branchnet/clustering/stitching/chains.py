@@ -72,7 +72,7 @@ def chains_of(pairs: Floats, starts: Ints, slack: float = 0.0) -> Chains:
 
 def chain_costs(pairs: Floats, starts: Ints) -> Floats:
     """Cost of many chains with their best hosts, (B,), from starts (B, N)."""
-    depth, n, _ = pairs.shape
+    n = pairs.shape[1]
     by_task = pairs.transpose(2, 0, 1)
     offered = by_task[np.arange(n), np.maximum(starts - 1, 0)]
     offered = np.where(starts[:, None, :] < starts[:, :, None], offered, np.inf)

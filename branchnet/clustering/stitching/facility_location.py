@@ -1,7 +1,7 @@
 """The integer programme of the best chains (see `chains`), for HiGHS: a bound for many tasks, and often the optimum.
 
-Variables: z[a, d] = task a has started by stage d (0 or 1), and x[t, s, a] = task t starts at stage s = 1..D and hangs off
-donor a. With z[a, -1] = 0 and z[t, D] = 1,
+Variables, each 0 or 1: z[a, d] = task a has started by stage d, and x[t, s, a] = task t starts at stage s = 1..D and
+hangs off donor a. With z[a, -1] = 0 and z[t, D] = 1,
 
     z[t, s] - z[t, s - 1] = sum_a x[t, s, a]         (t starts at s, with one host; s = D: its head hangs)
     x[t, s, a] <= z[a, s - 1]                        (the host has started before)
@@ -9,8 +9,7 @@ donor a. With z[a, -1] = 0 and z[t, D] = 1,
     sum_d size_d(width of stage d) <= limit
 
 and the cost is sum x[t, s, a] pairs[s - 1, a, t]. One row for each x makes the relaxation tight: at most a few percent
-below the optimum. Sizes come in by a variable for each stage and width; they are whole numbers where sizes are no
-straight line in the width, and follow from the width otherwise.
+below the optimum. Sizes come in by one variable for each stage and width, so any table of sizes is exact.
 """
 
 from __future__ import annotations

@@ -4,10 +4,7 @@ A tree's size is the sum over stages of the cost of its copies of that stage, pl
 Parameters and FLOPs (one multiply-add is one FLOP) grow linearly with the copies; a latency may come from a table
 `table[stage][width]` that was measured for every number of copies.
 
-Stitches are counted where their sizes are given, `stitch_sizes[d]` for one at location d. Of the children of a node,
-one keeps its donor, and so does one of the heads of a last node; every other one needs a stitch. With w_D = N that is
-w_{d+1} - w_d stitches at location d, so a tree's size is linear in its widths still:
-sum_d w_d (cost_d + stitch_{d-1} - stitch_d) + N stitch_{D-1} + heads.
+Stitches are counted where their sizes are given, see `stitching.stitch_sizes`.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes, with_stitches
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
@@ -44,8 +42,6 @@ class CountedNetwork(Protocol):
 Costs = PlainCosts | Mapping[str, CountedNetwork]
 """What stages cost; or the staged networks by task, the result of `split_all`, whose heads count, too."""
 HeadCosts = Mapping[str, float] | Mapping[str, StageCost]
-StitchSizes = Sequence[float] | Mapping[str, Sequence[float]]
-"""Size of one stitch at each of the D locations, in the unit of the budget; or these by unit."""
 
 UNITS = ("params", "flops", "latency")
 _WRITTEN = {"params": "params", "flops": "MACs", "latency": "ms"}
@@ -248,40 +244,8 @@ def size_model(
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
     uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
-    table, stitches = _with_stitches(table, stitch_sizes, unit)
+    table, stitches = with_stitches(table, stitch_sizes, unit)
     return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted)
-
-
-def _with_stitches(table: Floats, stitch_sizes: StitchSizes | None, unit: str) -> tuple[Floats, float]:
-    """The table with stitches, and what they add at any widths.
-
-    A stage may cost less than nothing then: a copy more of it saves a large stitch. Every stage has at least one copy,
-    so what its cheapest width saves is moved into the constant, and tables are never negative.
-    """
-    if stitch_sizes is None:
-        return table, 0.0
-    sizes = _checked_stitch_sizes(stitch_sizes, len(table), unit)
-    slope = np.concatenate([[0.0], sizes[:-1]]) - sizes
-    table = table + slope[:, None] * np.arange(table.shape[1])
-    saved = np.minimum(table[:, 1:].min(axis=1), 0.0)
-    table[:, 1:] -= saved[:, None]
-    return table, math.fsum([(table.shape[1] - 1) * float(sizes[-1]), *saved.tolist()])
-
-
-def _checked_stitch_sizes(stitch_sizes: StitchSizes, depth: int, unit: str) -> Floats:
-    if isinstance(stitch_sizes, Mapping):
-        if unit not in stitch_sizes:
-            raise BudgetError(
-                f"stitch_sizes knows {', '.join(stitch_sizes)}; expected {unit!r}, the unit of the budget"
-            )
-        stitch_sizes = stitch_sizes[unit]
-    sizes = np.array(stitch_sizes, dtype=np.float64)
-    if sizes.shape != (depth,) or not np.isfinite(sizes).all() or (sizes < 0).any():
-        raise BudgetError(
-            f"stitch_sizes is {list(stitch_sizes)}; expected {depth} finite numbers, none negative: the size of one "
-            "stitch at each location"
-        )
-    return sizes
 
 
 def _table(costs: PlainCosts, n_tasks: int, unit: str) -> Floats:

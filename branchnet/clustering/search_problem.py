@@ -22,7 +22,6 @@ from branchnet.clustering.budgets import (
     Costs,
     HeadCosts,
     SizeModel,
-    StitchSizes,
     size_model,
     stage_shares,
     stages_and_heads,
@@ -35,6 +34,7 @@ from branchnet.clustering.objectives import Objective, no_stage_weights, stage_l
 from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.stitching.chain_fronts import ChainTable, chain_table, chain_work
 from branchnet.clustering.stitching.stitch_losses import STITCH, StitchLosses, stitch_losses
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.errors import AffinityError, BranchnetError, BudgetError, TreeError
 from branchnet.stages.costs import StageCosts
 

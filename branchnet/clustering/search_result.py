@@ -104,9 +104,8 @@ class SearchResult:
         """
         if not self.forced:
             return ""
-        return (
-            f"near a constant predictor, but no tree within the budget does without: {'; '.join(map(str, self.forced))}"
-        )
+        none, pairs = "no tree" if self.proven else "no tree that was found", "; ".join(map(str, self.forced))
+        return f"near a constant predictor, but {none} within the budget does without: {pairs}"
 
     def __str__(self) -> str:
         bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"

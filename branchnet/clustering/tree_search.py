@@ -12,7 +12,7 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, StitchSizes, as_budget, fits
+from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable
@@ -21,6 +21,7 @@ from branchnet.clustering.objectives import Objective
 from branchnet.clustering.search_problem import choose_method, infeasible, make_problem, warn_uncounted
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.chain_fronts import ChainTable
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.trees.tree import Tree
 
 Table = WidthTable | ChainTable

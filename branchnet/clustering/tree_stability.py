@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, StitchSizes
+from branchnet.clustering.budgets import Budget, Costs, HeadCosts
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.search_result import SearchResult
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.tree_search import search
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError

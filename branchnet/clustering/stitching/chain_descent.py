@@ -1,8 +1,8 @@
 """A good tree for many tasks: descent over the starts of chains, and rounds that leave a local optimum.
 
 A tree is given by the starts of its tasks (see `chains`); hosts are the best. A move gives one task another start, or
-exchanges the starts of two tasks, which keeps the widths; all moves are priced at once. A round starts some tasks
-anew, at random, and descends again.
+exchanges the starts of two tasks, which keeps the widths; all moves are priced at once. A round takes one of the best
+moves although it exceeds the limit, pays back by the moves that lose least for the size that they save, and descends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ Ints = npt.NDArray[np.int64]
 _ROOM = 1 + 1e-12
 # Numbers of one batch of moves, (moves, N, N): 32 MB.
 _BATCH = 4_000_000
-_ROUNDS = 24
+_ROUNDS = 40
+# A round takes one of the 40 best moves at random: enough that rounds differ, few enough that it is a good one.
+_CHOICES = 40
+# Every repair shrinks the tree, so it ends by itself; the limit guards against moves that save next to nothing.
+_REPAIRS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +71,9 @@ def chain_search(land: ChainLandscape, deadline: Deadline, seed: int) -> tuple[I
         best = descend_chains(land, best, deadline)
         deadline.step()
         for _ in range(_ROUNDS):
-            other = descend_chains(land, _shaken(land, best, generator), deadline)
-            best = better_starts(land, best, other)
+            other = _repaired(land, _overdrawn(land, best, generator))
+            if land.sizes_of(other[None])[0] <= land.limit * _ROOM:
+                best = better_starts(land, best, descend_chains(land, other, deadline))
             deadline.step()
     except OutOfTime:
         return best, "stopped at the time limit"
@@ -128,10 +133,25 @@ def _moves(starts: Ints, depth: int) -> Ints:
     return np.concatenate([single, swapped])
 
 
-def _shaken(land: ChainLandscape, starts: Ints, generator: np.random.Generator) -> Ints:
-    """The starts of a few tasks dealt among them again; widths, and so the size, stay."""
-    n = len(starts)
-    few = generator.choice(n, size=min(n, max(2, n // 4)), replace=False)
-    shaken = starts.copy()
-    shaken[few] = starts[generator.permutation(few)]
-    return shaken
+def _overdrawn(land: ChainLandscape, starts: Ints, generator: np.random.Generator) -> Ints:
+    """The starts after one of the moves of least cost, whatever their size."""
+    rows = _moves(starts, len(land.pairs))
+    rows = rows[np.isfinite(land.sizes_of(rows))]
+    if not len(rows):
+        return starts
+    return np.asarray(rows[generator.choice(np.argsort(land.costs(rows), kind="stable")[:_CHOICES])])
+
+
+def _repaired(land: ChainLandscape, starts: Ints) -> Ints:
+    """Bring starts under the limit by the moves that lose least for the size that they save."""
+    for _ in range(_REPAIRS):
+        now, size = land.costs(starts[None])[0], land.sizes_of(starts[None])[0]
+        if size <= land.limit * _ROOM:
+            break
+        rows = _moves(starts, len(land.pairs))
+        sizes = land.sizes_of(rows)
+        rows, sizes = rows[smaller := sizes < size * (1 - 1e-12)], sizes[smaller]
+        if not len(rows):
+            break
+        starts = rows[((land.costs(rows) - now) / (size - sizes)).argmin()]
+    return starts

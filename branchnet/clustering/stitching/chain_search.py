@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +55,7 @@ def search_chains(
     bound, fewest = _quick_bound(losses.plain, land), losses.poor is None or not _poor_count(losses, starts)
     if exact and not stopped:
         deadline.begin("solving the integer programme", 1)
-        asked = _Asked(losses, land, Programme(sizes, limit), deadline, seconds)
+        asked = _Asked(losses, land, Programme(sizes, limit), Deadline(deadline.left(seconds)))
         starts, fewest = asked.fewest_poor(starts, fewest)
         starts, proved, stopped = asked.least_cost(starts)
         bound = max(bound, proved)
@@ -70,17 +69,19 @@ class _Asked:
     losses: StitchLosses
     land: ChainLandscape
     programme: Programme
-    deadline: Deadline
-    seconds: float
+    clock: Deadline
+
+    def _left(self) -> float:
+        return self.clock.left(np.inf)
 
     def fewest_poor(self, starts: Ints, fewest: bool) -> tuple[Ints, bool]:
         """Starts with fewer poor pairs, if there are any, and whether none has fewer still."""
         if fewest or self.losses.poor is None:
             return starts, True
         counted = self.programme.costs(self.losses.poor.mask.astype(float))
-        answer = self.programme.least(counted, self.deadline.left(self.seconds / 2))
+        answer = self.programme.least(counted, self._left() / 2)
         starts = self._better(starts, answer.starts)
-        return starts, math.ceil(answer.bound - 1e-6) >= _poor_count(self.losses, starts)
+        return starts, answer.bound > _poor_count(self.losses, starts) - 1 + 1e-6
 
     def least_cost(self, starts: Ints) -> tuple[Ints, float, str]:
         """Starts of least cost among those with no more poor pairs, a bound, and what ended the search early."""
@@ -88,13 +89,13 @@ class _Asked:
         if self.losses.poor is not None:
             counted = self.programme.costs(self.losses.poor.mask.astype(float))
             limits.append((counted, float(_poor_count(self.losses, starts))))
-        answer = self.programme.least(goal, self.deadline.left(self.seconds), limits=limits)
+        answer = self.programme.least(goal, self._left(), limits=limits)
         starts = self._better(starts, answer.starts)
         cost = self._cost(starts)
         if answer.bound < cost - self.losses.tie:
             return starts, answer.bound, "its bound was cut short by the time limit"
         limits.append((goal, cost + self.losses.tie))
-        smaller = self.programme.least(self.programme.size, self.deadline.left(self.seconds), limits=limits)
+        smaller = self.programme.least(self.programme.size, self._left(), limits=limits)
         return self._better(starts, smaller.starts), answer.bound, ""
 
     def _better(self, starts: Ints, other: Ints | None) -> Ints:

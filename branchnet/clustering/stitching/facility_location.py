@@ -30,11 +30,10 @@ _ROOM = 1e-12  # what fits may exceed the limit by so much, relative to it, by r
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What HiGHS found: the starts, (N,), or None; a lower bound on the goal; whether nothing fits."""
+    """What HiGHS found: the starts, (N,), or None, and a lower bound on the goal."""
 
     starts: Ints | None
     bound: float
-    impossible: bool
 
 
 class Programme:
@@ -92,7 +91,7 @@ class Programme:
             self._rows = kept
         dual = found.get("mip_dual_bound")
         bound = -math.inf if dual is None or not np.isfinite(dual) else float(dual) / scale
-        return Answer(None if found.x is None else self._starts(found.x), bound, found.status == 2)
+        return Answer(None if found.x is None else self._starts(found.x), bound)
 
     def _starts(self, values: Floats) -> Ints:
         started = values[: self._z].reshape(self._n, self._depth) > 0.5

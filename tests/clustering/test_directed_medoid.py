@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from branchnet.affinity.tensor import Affinity
 from branchnet.builder import choose_donors
 from branchnet.clustering import (
     OBJECTIVES,
@@ -113,12 +114,12 @@ def test_bounds_hold_for_directed_losses(losses: np.ndarray, share: float) -> No
 
 def test_many_tasks_by_directed_losses() -> None:
     """The local search and the beam take them; transposed, they are another problem."""
-    losses = stitch_like_losses(16, 3, 1)
+    losses = stitch_like_losses(14, 2, 1)
     costs = []
     for one in (losses, losses.transpose(0, 2, 1)):
         affinity = stitch_affinity_of(one)
-        found = search(affinity, COSTS[:3], "40% params", objective="medoid")
-        beam = search(affinity, COSTS[:3], "40% params", objective="medoid", method="beam")
+        found = search(affinity, COSTS[:2], "40% params", objective="medoid")
+        beam = search(affinity, COSTS[:2], "40% params", objective="medoid", method="beam")
         assert found.method == "local"
         assert 0 < found.lower_bound <= found.cost
         assert (len(found.forced), found.cost) <= (len(beam.forced), beam.cost)
@@ -134,9 +135,9 @@ def test_groups_are_compared_without_surcharges() -> None:
     )
 
 
-@FEW
+@settings(max_examples=20, deadline=None)
 @given(affinities(max_tasks=4, max_depth=3), st.sampled_from(sorted(OBJECTIVES)), st.integers(0, 999), st.floats(0, 1))
-def test_stitches_are_counted_under_every_objective(affinity, name: str, seed: int, share: float) -> None:
+def test_stitches_are_counted_under_every_objective(affinity: Affinity, name: str, seed: int, share: float) -> None:
     depth, n = affinity.values.shape[:2]
     generator = np.random.default_rng(seed)
     costs = generator.integers(1, 5, depth).astype(float).tolist()
@@ -157,12 +158,12 @@ def test_stitches_are_counted_under_every_objective(affinity, name: str, seed: i
 
 
 def test_large_stitches_make_early_branches_smaller() -> None:
-    affinity, stitches = rsa_like_affinity(5, 2, 0), [100.0, 0.0]
+    affinity, stitches = rsa_like_affinity(3, 2, 0), [100.0, 0.0]
     front = pareto_front(affinity, [1.0, 1.0], stitch_sizes=stitches)
     assert front[0].tree.widths == (1, 1)
-    assert tree_size(Tree.separate(affinity.tasks, 2), [1.0, 1.0], stitch_sizes=stitches) == 10.0
-    assert max(point.size for point in front) == 10.0
-    many = pareto_front(affinity, [1.0, 1.0], stitch_sizes=stitches, method="local")
+    assert tree_size(Tree.separate(affinity.tasks, 2), [1.0, 1.0], stitch_sizes=stitches) == 6.0
+    assert max(point.size for point in front) == 6.0
+    many = pareto_front(affinity, [1.0, 1.0], objective="medoid", stitch_sizes=stitches, method="local")
     assert many[-1].cost == 0.0
 
 

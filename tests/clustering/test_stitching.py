@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
+from branchnet.cli.commands.search import as_record
 from branchnet.clustering import (
     Budget,
     Constraints,
@@ -25,6 +26,7 @@ from branchnet.clustering import (
 from branchnet.clustering.search_problem import StitchProblem, make_problem
 from branchnet.clustering.stitching.chain_fronts import chain_table, chain_work
 from branchnet.errors import AffinityError, BranchnetError, BudgetError, TreeError
+from branchnet.reporting.pages.page_sections import certainty
 from tests.clustering.stitch_toys import (
     brute_stitch,
     brute_stitch_sizes,
@@ -283,6 +285,11 @@ def test_what_cannot_be_is_refused() -> None:
 def test_forced_pairs_are_printed() -> None:
     found = search(stitch_affinity_of(np.full((1, 2, 2), 0.95)), [1.0], Budget(1.0), objective="stitch")
     assert found.forced == (("stage0", "t0", "t1", pytest.approx(0.95)),)
+    section = certainty([], found, None, None)
+    assert section is not None
+    for text in (str(found), section.content, str(as_record(found)["forced"])):
+        assert "t0" in text
+        assert "0.95" in text
     assert "t1 on features of t0 at stage0 (loss 0.95)" in str(found)
     free = search(stitch_affinity_of(np.full((1, 2, 2), 0.95)), [1.0], Budget(2.0), objective="stitch")
     assert free.forced == ()

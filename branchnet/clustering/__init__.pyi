@@ -16,7 +16,7 @@ from .objective_comparison import SharingComparison as SharingComparison
 from .objective_comparison import compare_sharing as compare_sharing
 from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import Objective as Objective
-from .objectives import StageLosses as StageLosses
+from .additive_losses import StageLosses as StageLosses
 from .objectives import clustering_cost as clustering_cost
 from .objectives import stage_losses as stage_losses
 from .pairwise_estimates import entropy_weights as entropy_weights

@@ -3,6 +3,8 @@
 A tree's size is the sum over stages of the cost of its copies of that stage, plus all heads where they are known.
 Parameters and FLOPs (one multiply-add is one FLOP) grow linearly with the copies; a latency may come from a table
 `table[stage][width]` that was measured for every number of copies.
+
+Stitches are counted where their sizes are given, see `stitching.stitch_sizes`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes, with_stitches
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
 from branchnet.stages.costs import StageCost, StageCosts
@@ -144,14 +147,14 @@ class SizeModel:
     """What trees cost in one unit.
 
     Attributes:
-        table: (D, N + 1); `table[d, w]` is the cost of w copies of stage d, `table[d, 0]` is 0.
-        heads: cost of all heads together; 0 where they are not counted.
+        table: (D, N + 1), never negative; what w copies of stage d add to the size, and 0 for w = 0.
+        fixed: what every tree has: all heads, where they are counted, and what stitches add whatever the widths are.
         unit: the unit of these numbers.
         uncounted: operators that FLOPs count as nothing; none in another unit.
     """
 
     table: Floats
-    heads: float
+    fixed: float
     unit: str
     uncounted: tuple[str, ...] = ()
 
@@ -160,10 +163,15 @@ class SizeModel:
         """Size of N separate networks."""
         return self.of_widths([self.table.shape[1] - 1] * len(self.table))
 
+    @property
+    def largest(self) -> float:
+        """At least the size of every tree; more than `separate` only where stages need not grow with their width."""
+        return max(self.separate, math.fsum([*self.table.max(axis=1).tolist(), self.fixed]))
+
     def of_widths(self, widths: Sequence[int]) -> float:
         """Size of a tree with these widths."""
         stages = [float(row[width]) for row, width in zip(self.table, widths, strict=True)]
-        return math.fsum([*stages, self.heads])
+        return math.fsum([*stages, self.fixed])
 
     def limit(self, budget: Budget) -> float:
         """The budget as an absolute number."""
@@ -211,7 +219,13 @@ def stages_and_heads(costs: Costs, head_costs: HeadCosts | None) -> tuple[PlainC
     return next(iter(costs.values())).costs, heads
 
 
-def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCosts | None) -> SizeModel:
+def size_model(
+    costs: Costs,
+    tasks: Sequence[str],
+    unit: str,
+    head_costs: HeadCosts | None,
+    stitch_sizes: StitchSizes | None = None,
+) -> SizeModel:
     """Costs per stage and width, and of all heads, in `unit`.
 
     Args:
@@ -219,17 +233,19 @@ def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCo
         tasks: the N task names.
         unit: `"params"`, `"flops"` or `"latency"`; plain numbers and tables are taken to be in it.
         head_costs: `{task: number or StageCost}`, or None where heads are not counted.
+        stitch_sizes: size of one stitch at each location, or these by unit; None where stitches are not counted.
 
     Raises:
-        BudgetError: costs that are negative, not finite or of the wrong shape, heads that do not match the tasks, or a
-            latency asked of StageCosts, which know none.
+        BudgetError: costs or sizes that are negative, not finite or of the wrong shape, heads that do not match the
+            tasks, or a latency asked of StageCosts, which know none.
     """
     costs, head_costs = stages_and_heads(costs, head_costs)
     table = _table(costs, len(tasks), unit)
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
     uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
-    return SizeModel(table, _heads(head_costs, tasks, unit), unit, uncounted)
+    table, stitches = with_stitches(table, stitch_sizes, unit)
+    return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted)
 
 
 def _table(costs: PlainCosts, n_tasks: int, unit: str) -> Floats:
@@ -319,14 +335,22 @@ def stage_shares(costs: Costs, by: str = "params", unit: str = "params") -> list
     return [float(share) for share in single / single.mean()]
 
 
-def tree_size(tree: Tree, costs: Costs, *, head_costs: HeadCosts | None = None, unit: str = "params") -> float:
-    """Size of a tree: the sum over stages of the cost of its nodes, plus the heads where they are given.
+def tree_size(
+    tree: Tree,
+    costs: Costs,
+    *,
+    head_costs: HeadCosts | None = None,
+    unit: str = "params",
+    stitch_sizes: StitchSizes | None = None,
+) -> float:
+    """Size of a tree: the sum over stages of the cost of its nodes, plus heads and stitches where they are given.
 
     Args:
         tree: any tree.
         costs: StageCosts, one number per stage, or a table `costs[stage][width]` for widths 0..N.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         unit: what to count; plain numbers and tables are taken to be in it.
+        stitch_sizes: size of one stitch at each location, or these by unit; None = stitches are not counted.
 
     Returns:
         The size in `unit`.
@@ -334,7 +358,7 @@ def tree_size(tree: Tree, costs: Costs, *, head_costs: HeadCosts | None = None, 
     Raises:
         BudgetError: costs that do not fit the tree.
     """
-    model = size_model(costs, tree.tasks, unit, head_costs)
+    model = size_model(costs, tree.tasks, unit, head_costs, stitch_sizes)
     if len(model.table) != tree.depth:
         raise BudgetError(f"the tree has {tree.depth} stages; expected {len(model.table)}, as the costs have")
     return model.of_widths(tree.widths)

@@ -47,6 +47,10 @@ class Deadline:
         if self._bar is not None:
             self._bar.stop()
 
+    def left(self, most: float) -> float:
+        """Seconds until the limit, but at most `most`."""
+        return most if self._end is None else min(most, max(self._end - time.monotonic(), 0.0))
+
     def begin(self, what: str, total: int) -> None:
         """Start a phase of `total` steps."""
         if self._bar is not None:

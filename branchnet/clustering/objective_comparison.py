@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from branchnet.affinity.tensor import Affinity
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.clustering.exact.dynamic_program import best_groupings
-from branchnet.clustering.objectives import StageLosses
+from branchnet.clustering.search_problem import Problem, make_problem
 from branchnet.clustering.search_result import SearchResult
-from branchnet.clustering.tree_search import make_problem, pareto_front
+from branchnet.clustering.tree_search import pareto_front
 from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import AffinityError
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,16 @@ def compare_sharing(
         AffinityError: as `search`.
     """
     problem = make_problem(affinity, costs, unit, head_costs, objective, stage_weights)
+    if not isinstance(problem, Problem):
+        raise AffinityError("objective='stitch' is no sum over clusters; expected another one, such as 'medoid'")
+    losses = problem.losses.plain
     groups: list[Point] = []
-    for _, labels in best_groupings(problem.losses, problem.rules):
-        tree = Tree.from_labels(problem.losses.tasks, [labels.tolist()] * problem.losses.depth)
-        cost = problem.losses.tree_cost(tree)
+    for _, labels in best_groupings(losses, problem.rules):
+        tree = Tree.from_labels(losses.tasks, [labels.tolist()] * losses.depth)
+        cost = losses.tree_cost(tree)
         if not groups or cost < groups[-1].cost:
             groups.append(Point(problem.sizes.of_widths(tree.widths), cost, tree))
-    front = pareto_front(problem.losses, costs, unit=unit, head_costs=head_costs, method="exact")
+    front = pareto_front(losses, costs, unit=unit, head_costs=head_costs, method="exact")
     return SharingComparison(tuple(groups), tuple(map(_point, front)), unit, problem.objective)
 
 

@@ -10,30 +10,34 @@ on nothing else; bounds also use whether values are monotone. With dissimilarity
 - `mean-pair`: the mean over tasks of the mean s to the other tasks of their cluster: block sizes count. Rewards
   balanced, compact clusters.
 - `sum-pair`: the sum of s over all pairs that share: one large block is expensive.
-- `medoid`: the sum over tasks of s to the best representative of their cluster, as k-medoids has it.
+- `medoid`: the sum over tasks of s to the best representative of their cluster, as k-medoids has it. It takes directed
+  affinities, too: `affinity[d, a, t]` is then how well representative (donor) a serves task t.
 - `gain`: the sum over pairs that share of (mean affinity of the tensor - affinity): sharing a pair that is better than
   the average gains, a worse pair loses; so it is not trivial without a budget.
 
 A single task counts 0 everywhere. Stage weights multiply the stages' terms.
+
+One objective is no sum over clusters and has a room of its own, `stitching`: `stitch`, the sum over tasks of s where
+their path last changes its donor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
+from branchnet.clustering.additive_losses import StageLosses
+from branchnet.clustering.stitching.stitch_losses import STITCH, stitch_losses
+from branchnet.clustering.stitching.task_weights import task_factors
 from branchnet.clustering.trees.tree import Tree
-from branchnet.errors import AffinityError, TreeError
+from branchnet.errors import AffinityError
 
 Floats = npt.NDArray[np.float64]
-RELATIVE_TIE = 1e-9
-Members = Sequence[int]
-Value = Callable[[Floats], float]
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,15 @@ class Objective:
         """Loss of each pair at each stage.
 
         Args:
-            affinity: values (D, N, N), symmetric, larger = better shared.
+            affinity: values (D, N, N), larger = better shared; symmetric ones but for the kind `"medoid"`.
 
         Returns:
-            (D, N, N), symmetric with zeros on the diagonal.
+            (D, N, N), zeros on the diagonal; for `"medoid"` the row is the representative's.
 
         Raises:
-            AffinityError: values that are directed or not finite.
+            AffinityError: values that are directed where symmetric ones are needed, or not finite.
         """
-        values = symmetric_values(affinity)
+        values = affinity.values if self.kind == "medoid" else symmetric_values(affinity)
         reference = 1.0
         if self.centred and len(affinity.tasks) > 1:
             upper = np.triu_indices(len(affinity.tasks), 1)
@@ -93,121 +97,6 @@ OBJECTIVES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class StageLosses:
-    """An objective applied to a tensor: what the solvers work on.
-
-    Attributes:
-        tasks: N names.
-        pairs: (D, N, N) symmetric loss of each pair, stage weights included, zeros on the diagonal.
-        kind: see `Objective.kind`.
-        averaged: see `Objective.averaged`.
-        divisor: constant that every stage is divided by.
-        offset: constant that is added to every tree's cost.
-        name: name of the objective.
-        largest: the largest loss that a pair can have, which decides what is a tie; None = the largest in `pairs`.
-    """
-
-    tasks: tuple[str, ...]
-    pairs: Floats
-    kind: str
-    averaged: bool
-    divisor: float = 1.0
-    offset: float = 0.0
-    name: str = "given"
-    largest: float | None = None
-
-    @property
-    def depth(self) -> int:
-        """Number of stages D."""
-        return len(self.pairs)
-
-    @property
-    def tie(self) -> float:
-        """Costs of trees that differ by no more than this are equal: 1e-9 of the largest loss of a pair."""
-        largest = float(np.abs(self.pairs).max(initial=0.0)) if self.largest is None else self.largest
-        return RELATIVE_TIE * largest / self.divisor
-
-    def scale(self, width: int) -> float:
-        """Factor of the sum of cluster values of a stage.
-
-        Args:
-            width: its number of clusters.
-
-        Returns:
-            The factor.
-        """
-        return 1.0 / (self.divisor * width) if self.averaged else 1.0 / self.divisor
-
-    def cluster_value(self, stage: int, members: Members) -> float:
-        """Value of one cluster; exactly rounded, so it does not depend on the order of the tasks.
-
-        Args:
-            stage: number of the stage.
-            members: numbers of its tasks.
-
-        Returns:
-            The value; 0 for a single task.
-        """
-        index = np.fromiter(members, dtype=np.intp)
-        return _VALUES[self.kind](self.pairs[stage][np.ix_(index, index)]) if len(index) > 1 else 0.0
-
-    def stage_cost(self, stage: int, clusters: Iterable[Members]) -> float:
-        """Cost of one stage's partition.
-
-        Args:
-            stage: number of the stage.
-            clusters: numbers of the tasks of each cluster.
-
-        Returns:
-            The stage's term of a tree's cost.
-        """
-        values = [self.cluster_value(stage, cluster) for cluster in clusters]
-        total = math.fsum(values) / self.divisor
-        return total / len(values) if self.averaged else total
-
-    def tree_cost(self, tree: Tree) -> float:
-        """Cost of a tree.
-
-        Args:
-            tree: a tree of the same tasks and depth.
-
-        Returns:
-            The sum over stages, and the offset.
-
-        Raises:
-            TreeError: other tasks or another depth.
-        """
-        tree.check_tasks(self.tasks)
-        if tree.depth != self.depth:
-            raise TreeError(f"the tree has {tree.depth} stages; expected {self.depth}, as the affinities have")
-        index = {task: number for number, task in enumerate(self.tasks)}
-        stages = [
-            self.stage_cost(stage, [[index[task] for task in cluster] for cluster in clusters])
-            for stage, clusters in enumerate(tree.partitions)
-        ]
-        return math.fsum([*stages, self.offset])
-
-
-def _largest(block: Floats) -> float:
-    return float(block[np.triu_indices(len(block), 1)].max())
-
-
-def _pair_sum(block: Floats) -> float:
-    return math.fsum(block[np.triu_indices(len(block), 1)])
-
-
-def _mean_to_others(block: Floats) -> float:
-    return 2.0 * _pair_sum(block) / (len(block) - 1)
-
-
-def _to_medoid(block: Floats) -> float:
-    return min(math.fsum(row) for row in block)
-
-
-_VALUES: dict[str, Value] = {"max": _largest, "sum": _pair_sum, "mean": _mean_to_others, "medoid": _to_medoid}
-
-
 def symmetric_values(affinity: Affinity) -> Floats:
     """The tensor, checked to be finite and symmetric up to rounding.
 
@@ -224,7 +113,7 @@ def symmetric_values(affinity: Affinity) -> Floats:
         raise AffinityError(
             f"the affinities of {affinity.tasks[i]!r} and {affinity.tasks[j]!r} at {affinity.locations[d]!r} differ by "
             f"direction ({values[d, i, j]:g} and {values[d, j, i]:g}); expected symmetric ones: pass "
-            "affinity.symmetric(), the mean of both directions"
+            "affinity.symmetric(), the mean of both directions, or objective='medoid' or 'stitch'"
         )
     return (values + values.transpose(0, 2, 1)) / 2
 
@@ -237,8 +126,13 @@ def objective_named(objective: str | Objective) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
+    if objective == STITCH:
+        raise AffinityError(
+            f"objective {objective!r} is no sum over clusters; expected it in search, pareto_front or clustering_cost, "
+            f"or one of {', '.join(OBJECTIVES)} here"
+        )
     if objective not in OBJECTIVES:
-        raise AffinityError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        raise AffinityError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}, {STITCH}")
     return OBJECTIVES[objective]
 
 
@@ -246,6 +140,7 @@ def stage_losses(
     affinity: Affinity | StageLosses,
     objective: str | Objective = "mean-max",
     stage_weights: Sequence[float] | None = None,
+    task_weights: Mapping[str, float] | None = None,
 ) -> StageLosses:
     """Apply an objective to a tensor.
 
@@ -253,6 +148,7 @@ def stage_losses(
         affinity: values (D, N, N), larger = better shared; a StageLosses is returned unchanged.
         objective: a name in `OBJECTIVES`, or an Objective.
         stage_weights: D factors of the stages' terms; None = 1.
+        task_weights: `{task: weight}` of what tasks lose, for `"medoid"`; None = 1 each.
 
     Returns:
         What the solvers work on.
@@ -261,6 +157,8 @@ def stage_losses(
         AffinityError: directed, measured or non-finite affinities, an unknown objective, weights that do not fit.
     """
     if isinstance(affinity, StageLosses):
+        if task_weights is not None:
+            raise AffinityError("task_weights weigh similarities, and losses are given; expected task_weights=None")
         return affinity
     chosen = objective_named(objective)
     if affinity.measure.startswith("measured"):
@@ -275,6 +173,15 @@ def stage_losses(
         weights = _checked_weights(stage_weights, len(pairs))
         pairs = pairs * weights[:, None, None]
         largest *= float(weights.max())
+    if task_weights is not None:
+        if chosen.kind != "medoid":
+            raise AffinityError(
+                f"task_weights weigh what each task loses, which {chosen.name!r} does not know; expected "
+                "objective='medoid' or 'stitch'"
+            )
+        factors = task_factors(task_weights, affinity.tasks)
+        pairs = pairs * factors
+        largest *= float(factors.max())
     return StageLosses(
         tuple(affinity.tasks),
         pairs,
@@ -304,6 +211,7 @@ def clustering_cost(
     *,
     objective: str | Objective = "mean-max",
     stage_weights: Sequence[float] | None = None,
+    task_weights: Mapping[str, float] | None = None,
 ) -> float:
     """Cost of a tree; `objective="mean-max"` is the one of Branched Multi-Task Networks (Vandenhende et al. 2020).
 
@@ -312,12 +220,15 @@ def clustering_cost(
         affinity: values (D, N, N), larger = better shared.
         objective: see this module.
         stage_weights: D factors of the stages' terms; None = 1.
+        task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = 1 each.
 
     Returns:
-        The cost; smaller is better, and 0 for separate networks (not for `"gain"`).
+        The cost; smaller is better, and 0 for separate networks (not for `"gain"`). For `"stitch"` it is that of the
+        donors of least loss, see `choose_donors`.
 
     Raises:
-        AffinityError: directed affinities where symmetric ones are needed, an unknown objective.
+        AffinityError: directed affinities where symmetric ones are needed, an unknown objective, or weights that do not
+            fit.
         TreeError: other tasks or another depth.
 
     >>> values = np.array([[[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]])
@@ -328,4 +239,16 @@ def clustering_cost(
     >>> round(branchnet.clustering_cost(shared, affinity, objective="sum-pair"), 6)   # 0.1 + 0.8 + 0.6
     1.5
     """
-    return stage_losses(affinity, objective, stage_weights).tree_cost(tree)
+    if objective == STITCH and isinstance(affinity, Affinity):
+        if stage_weights is not None:
+            raise no_stage_weights()
+        return stitch_losses(affinity, task_weights).verdict(tree).cost
+    return stage_losses(affinity, objective, stage_weights, task_weights).tree_cost(tree)
+
+
+def no_stage_weights() -> AffinityError:
+    """The error for stage weights where one loss of each task counts."""
+    return AffinityError(
+        "stage_weights weigh the terms of stages, and objective='stitch' has one term for each task; expected "
+        "task_weights={task: weight}"
+    )

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
-from branchnet.clustering.objectives import StageLosses
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError
 

@@ -3,8 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from branchnet.clustering.trees.tree import Tree
+from branchnet.utils.visible_text import visible
+
+
+class ForcedPair(NamedTuple):
+    """A task that is stitched to a donor on which it does little better than a constant predictor.
+
+    Attributes:
+        location: where, by name.
+        donor: whose features arrive.
+        task: whose rest is fed with them.
+        loss: the stitching loss, 1 for a constant predictor.
+    """
+
+    location: str
+    donor: str
+    task: str
+    loss: float
+
+    def __str__(self) -> str:
+        task, donor = visible(self.task), visible(self.donor)
+        return f"{task} on features of {donor} at {visible(self.location)} (loss {self.loss:.3g})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an objective says of a tree.
+
+    Attributes:
+        cost: its cost.
+        surcharge: what solvers add to it for the forced pairs.
+        forced: the pairs near a constant predictor.
+        donors: for each stage the donors of its nodes, where the objective chooses them.
+    """
+
+    cost: float
+    surcharge: float = 0.0
+    forced: tuple[ForcedPair, ...] = ()
+    donors: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -15,14 +54,18 @@ class SearchResult:
         tree: the best tree that was found.
         cost: its clustering cost under `objective`.
         size: its size in `unit`, heads included where they are known.
-        lower_bound: no tree that meets the budget and the constraints costs less.
-        proven: whether no such tree costs less than this one, by more than a tie.
+        lower_bound: no tree that meets the budget and the constraints, with no more forced pairs, costs less.
+        proven: whether no such tree costs less than this one, by more than a tie, and none has fewer forced pairs.
         method: the method that found the tree.
         why: why that method was chosen, and how the search ended.
         objective: name of the objective.
         unit: `"params"`, `"flops"` or `"latency"`.
         limit: the budget as an absolute number; infinite for a point of a front.
         uncounted: where the unit is `"flops"`, the operators of the networks whose multiply-adds count as nothing.
+        forced: with stitching losses, pairs near a constant predictor (a loss of 0.9 or more) that no tree within the
+            budget does without: (location, donor, task, loss) each. Donors are chosen so that they are as few as can
+            be, so where they are avoided the cost may be above `clustering_cost`, which only minimises the loss.
+        donors: with `objective="stitch"`, the donors that the cost is meant for, as `build(donors=)` takes them.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -43,6 +86,8 @@ class SearchResult:
     unit: str
     limit: float
     uncounted: tuple[str, ...] = ()
+    forced: tuple[ForcedPair, ...] = ()
+    donors: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def gap(self) -> float:
@@ -50,3 +95,19 @@ class SearchResult:
         if self.proven or self.cost == self.lower_bound:
             return 0.0
         return (self.cost - self.lower_bound) / abs(self.cost) if self.cost else float("inf")
+
+    def forced_note(self) -> str:
+        """Say which pairs near a constant predictor the budget forces to share.
+
+        Returns:
+            A sentence; empty where there are none.
+        """
+        if not self.forced:
+            return ""
+        none, pairs = "no tree" if self.proven else "no tree that was found", "; ".join(map(str, self.forced))
+        return f"near a constant predictor, but {none} within the budget does without: {pairs}"
+
+    def __str__(self) -> str:
+        bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"
+        lines = [str(self.tree), f"size {self.size:.6g} {self.unit}, cost {self.cost:.6g} ({self.objective}; {bound})"]
+        return "\n".join([*lines, *filter(None, [self.forced_note()])])

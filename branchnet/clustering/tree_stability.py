@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.budgets import Budget, Costs, HeadCosts
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.search_result import SearchResult
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.tree_search import search
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import AffinityError
@@ -66,6 +67,8 @@ def stability(
     method: str = "auto",
     shared_stages: int = 0,
     constraints: Constraints | None = None,
+    task_weights: Mapping[str, float] | None = None,
+    stitch_sizes: StitchSizes | None = None,
     samples: int = 50,
     seed: int = 0,
 ) -> Stability:
@@ -83,6 +86,8 @@ def stability(
         method: as given to `search`.
         shared_stages: as given to `search`.
         constraints: as given to `search`.
+        task_weights: as given to `search`.
+        stitch_sizes: as given to `search`.
         samples: number of replicates drawn from standard errors.
         seed: for drawing and searching.
 
@@ -118,6 +123,8 @@ def stability(
             method=method,
             shared_stages=shared_stages,
             constraints=constraints,
+            task_weights=task_weights,
+            stitch_sizes=stitch_sizes,
             seed=seed,
         ).tree
         for replicate in drawn
@@ -167,5 +174,13 @@ def drawn_replicates(affinity: Affinity, samples: int, seed: int) -> list[Affini
         if symmetric:
             upper = np.triu(noise, 1)
             noise = upper + upper.transpose(0, 2, 1)
-        replicates.append(Affinity(affinity.tasks, affinity.locations, values + noise, measure=affinity.measure))
+        replicates.append(
+            Affinity(
+                affinity.tasks,
+                affinity.locations,
+                values + noise,
+                measure=affinity.measure,
+                directed=affinity.directed,
+            )
+        )
     return replicates

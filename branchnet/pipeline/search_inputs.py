@@ -135,8 +135,7 @@ def plan_search(
         The plan.
     """
     from branchnet.clustering import count_trees
-    from branchnet.clustering.exact.dynamic_program import work
-    from branchnet.clustering.tree_search import choose_method, make_problem
+    from branchnet.clustering.search_problem import choose_method, make_problem
     from branchnet.pipeline.dry_run import Plan
 
     problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages)
@@ -145,7 +144,7 @@ def plan_search(
     plan = Plan("search").step(f"{trees:.3g} trees of {len(found.tasks)} tasks and {len(found.locations)} stages")
     if chosen != "exact":
         return plan.step(f"{chosen} search ({why}); ends at --time-limit, or when no move helps")
-    compared, held = work(len(found.tasks), len(found.locations) - shared_stages)
+    compared, held = problem.work()
     return plan.step(f"exact search ({why})", seconds=compared / _COMPARED_PER_SECOND, memory=held)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from branchnet.clustering import Constraints
 from branchnet.clustering.exact.dynamic_program import width_table, work
-from branchnet.clustering.tree_search import make_problem
+from branchnet.clustering.search_problem import make_problem
 from tests.clustering.toys import Counting, random_affinity
 
 

@@ -7,7 +7,7 @@ from branchnet.clustering import OBJECTIVES, Tree, random_tree, search
 from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.heuristics.heuristic import _repaired, heuristic_search
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
-from branchnet.clustering.tree_search import make_problem
+from branchnet.clustering.search_problem import make_problem
 from tests.clustering.toys import Counting, names, random_affinity, rsa_like_affinity
 
 COSTS = [0.2, 1.2, 7.1]

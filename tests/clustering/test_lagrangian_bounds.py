@@ -7,7 +7,7 @@ from branchnet.clustering import Budget, search
 from branchnet.clustering.bounds.lagrangian_bounds import _Multipliers, _relaxed
 from branchnet.clustering.bounds.lower_bounds import rising_bounds
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
-from branchnet.clustering.tree_search import make_problem
+from branchnet.clustering.search_problem import make_problem
 from tests.clustering.toys import random_affinity, rsa_like_affinity
 
 COSTS = [0.2, 1.2, 7.1]

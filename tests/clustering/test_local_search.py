@@ -9,7 +9,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Constraints, Tree, random_tree
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
 from branchnet.clustering.heuristics.local_search import apply_move, best_swap, descend, price_moves, renumber
-from branchnet.clustering.tree_search import Problem, make_problem
+from branchnet.clustering.search_problem import Problem, make_problem
 from tests.clustering.toys import as_affinity, names, random_affinity, rsa_like_affinity
 
 COSTS = [0.2, 1.2, 7.1]

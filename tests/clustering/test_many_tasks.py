@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds import chain_branch_and_bound as chains
 from branchnet.clustering.bounds.clique_bounds import clique_diameters
 from branchnet.clustering.bounds.lower_bounds import lower_bound, rising_bounds
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
-from branchnet.clustering.objectives import StageLosses
-from branchnet.clustering.tree_search import make_problem
+from branchnet.clustering.search_problem import make_problem
 from branchnet.errors import BranchnetError, BudgetError
 from tests.clustering.toys import (
     affinities,
@@ -283,7 +283,7 @@ def test_a_stopped_exact_search_returns_the_tree_of_the_local_search(monkeypatch
     affinity = rsa_like_affinity(8, 4, 0)
     exact = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="exact")
     local = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="local")
-    monkeypatch.setattr("branchnet.clustering.tree_search.width_table", stopped)
+    monkeypatch.setattr("branchnet.clustering.search_problem.width_table", stopped)
     monkeypatch.setattr("branchnet.clustering.tree_search._LONG_WORK", 0)
     result = search(affinity, COSTS[:4], "40% params", objective="mean-max", method="exact")
     assert "interrupted" in result.why

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from branchnet.clustering.stitching.kept_donors import kept_donors
+
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import Tree
@@ -21,14 +23,23 @@ def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: st
     without an affinity its first task. So a chain of nodes with one donor reproduces that donor exactly.
     A `preferred` task is the donor of every node that serves it, so its own outputs do not change at all.
 
+    With a directed affinity of the measure `"stitch"`, donors choose themselves: nodes keep their parent's donor as
+    above, and the others are those for which the sum over tasks of the loss at the last change of donor is least.
+
     Args:
         tree: which tasks share which stage.
-        affinity: values (D, N, N) that choose the medoids.
+        affinity: values (D, N, N) that choose the medoids, or stitching losses.
         preferred: a task to prefer everywhere.
 
     Returns:
         for each stage the donors of its nodes.
+
+    Raises:
+        TreeError: with stitching losses, a tree of other tasks or of another depth.
     """
+    if affinity is not None and affinity.directed and affinity.measure.startswith("stitch"):
+        found = kept_donors(tree, affinity.tasks, 1.0 - affinity.values, preferred)
+        return tuple(tuple(affinity.tasks[donor] for donor in stage) for stage in found.donors)
     donors: list[tuple[str, ...]] = []
     for stage, clusters in enumerate(tree.partitions):
         inherited = [donors[stage - 1][parent] if stage else "" for parent in tree.parents[stage]]

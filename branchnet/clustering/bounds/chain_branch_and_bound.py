@@ -21,11 +21,11 @@ from itertools import count
 
 import numpy as np
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.chain_tables import Bools, ChainRange, ChainTables, Floats
 from branchnet.clustering.bounds.clique_bounds import StageRadii, first_place, may_have_clique
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.objectives import StageLosses
 
 _LARGEST = 200
 # Steps of one search for cliques: few inside bisections, many where a node would otherwise be given up.

@@ -18,8 +18,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.clique_bounds import StageRadii
-from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

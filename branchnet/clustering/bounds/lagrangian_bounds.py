@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
 # A step takes eigenvalues of D matrices and sorts D * N^3 numbers.

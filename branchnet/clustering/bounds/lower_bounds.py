@@ -21,12 +21,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.bounds.clique_bounds import StageRadii, stage_radii
 from branchnet.clustering.bounds.lagrangian_bounds import pair_bounds
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
 EFFORT = 400  # steps for 40 tasks
@@ -134,5 +134,6 @@ def _best_slope(pairs: Floats, kind: str, width: int) -> float:
 
 
 def _medoid_sums(pairs: Floats) -> Floats:
-    nearest = np.sort((pairs + np.where(np.eye(len(pairs), dtype=np.bool_), np.inf, 0.0)).min(axis=1))
+    """Rows of `pairs` are the representatives', columns the tasks' that they serve."""
+    nearest = np.sort((pairs + np.where(np.eye(len(pairs), dtype=np.bool_), np.inf, 0.0)).min(axis=0))
     return np.concatenate([[0.0], np.cumsum(nearest)])[: len(pairs)][::-1].copy()

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.constraints import Rules
 from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.exact.partition_lattice import Lattice, lattice
-from branchnet.clustering.objectives import StageLosses
 from branchnet.clustering.trees.counting import stirling
 
 Floats = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def width_table(losses: StageLosses, rules: Rules, deadline: Deadline | None = N
     # Each sum of D terms rounds by a few units in the last place (1e-16) of its largest term.
     slack = 1e-15 * math.fsum([*largest, abs(fixed), abs(losses.offset)])
     return WidthTable(
-        widths=_width_vectors(n, depth - shared, shared),
+        widths=width_vectors(n, depth - shared, shared),
         costs=costs + fixed + losses.offset,
         tie=losses.tie,
         slack=slack,
@@ -219,7 +219,8 @@ def _histories(k: int, length: int) -> int:
     return math.comb(k + length - 1, length) if k > 0 else 0
 
 
-def _width_vectors(n: int, depth: int, shared: int) -> npt.NDArray[np.int64]:
+def width_vectors(n: int, depth: int, shared: int = 0) -> npt.NDArray[np.int64]:
+    """Every non-decreasing vector of `depth` widths 1..n, after `shared` ones; ordered from the last width on."""
     return np.array([(1,) * shared + widths for widths in _vectors(n, depth)], dtype=np.int64)
 
 
@@ -260,6 +261,7 @@ def cluster_values(pairs: Floats, kind: str) -> Floats:
 
 
 def _medoid_values(pairs: Floats) -> Floats:
+    """Rows of `pairs` are the representatives'."""
     n = len(pairs)
     best = np.full(1 << n, np.inf)
     members = np.arange(1 << n)

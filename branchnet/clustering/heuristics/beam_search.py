@@ -66,6 +66,7 @@ def _proposals(land: Landscape, stage: int, fine: Row, seed: int) -> Iterator[Ro
     yield np.zeros_like(fine)
     counts = np.outer(clusters.sum(axis=1), clusters.sum(axis=1))
     losses = clusters @ land.losses.pairs[stage] @ clusters.T / counts
+    losses = (losses + losses.T) / 2  # losses may be directed, a graph is not
     similarity = np.maximum(losses.max() - losses, 0.0)
     np.fill_diagonal(similarity, similarity.max(initial=0.0))
     if similarity.max() == 0.0:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.width_knapsack import best_widths
 from branchnet.clustering.constraints import Rules
-from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ def _quick_value(block: Floats, kind: str) -> float:
 def _chains(losses: StageLosses, rules: Rules) -> Iterator[Labels]:
     """Agglomerative chains by several linkages, and the divisive one that peels off the farthest task."""
     for mixture in (losses.pairs.mean(axis=0), losses.pairs[-1], losses.pairs[0]):
-        ruled = _with_rules(mixture, rules)
+        ruled = _with_rules((mixture + mixture.T) / 2, rules)  # losses may be directed, distances are not
         for linkage in ("complete", "average"):
             yield agglomerative_chain(ruled, linkage)
         yield peeling_chain(ruled)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.constraints import Rules
 from branchnet.clustering.deadline import Deadline
-from branchnet.clustering.objectives import StageLosses
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -153,7 +153,7 @@ class _Halves:
                 f"{n} tasks with {depth} stages have too many vectors of widths to be counted; expected fewer stages"
             )
         self._n, self._depth, self._sizes, self._shared = n, depth, sizes, shared
-        self._limit = limit + 1e-12 * abs(limit) - (sizes.heads if sizes else 0.0)
+        self._limit = limit + 1e-12 * abs(limit) - (sizes.fixed if sizes else 0.0)
         self._tails = {first: self._tail(first, depth - middle) for first in range(1, n + 1)} if depth > middle else {}
         self._heads = list(self._vectors(1, middle, 0))
         self._running = list(accumulate(self._count(head) for head in self._heads))

@@ -202,6 +202,8 @@ def certainty(
         lines.append(
             f"Not proven best: its clustering cost is {chosen.cost:.4g}, and no tree is below {chosen.lower_bound:.4g}."
         )
+    if chosen is not None and chosen.forced:
+        lines.append(f"Shared {chosen.forced_note()}.")
     if stability is not None:
         lines.append(f"The same tree is best in {stability.same_tree:.0%} of {stability.replicates} replicates.")
     if measured is not None and measured.reliability is not None:

@@ -1,0 +1,234 @@
+"""What a search is asked: inputs checked against each other, and the method that fits their size.
+
+There are two kinds of problems, with the same methods: objectives that are sums over clusters, and the objective
+`stitch`, whose trees are chains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from branchnet.affinity.measures.pair_measurements import PairMeasurements
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering.additive_losses import StageLosses
+from branchnet.clustering.budgets import (
+    Budget,
+    Costs,
+    HeadCosts,
+    SizeModel,
+    size_model,
+    stage_shares,
+    stages_and_heads,
+)
+from branchnet.clustering.constraints import Constraints, Rules, rules_of
+from branchnet.clustering.deadline import Deadline
+from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
+from branchnet.clustering.heuristics.local_search import Landscape
+from branchnet.clustering.objectives import Objective, no_stage_weights, stage_losses
+from branchnet.clustering.pairwise_estimates import expected_losses
+from branchnet.clustering.stitching.chain_fronts import ChainTable, chain_table, chain_work
+from branchnet.clustering.stitching.stitch_losses import STITCH, StitchLosses, stitch_losses
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
+from branchnet.errors import AffinityError, BranchnetError, BudgetError, TreeError
+from branchnet.stages.costs import StageCosts
+
+METHODS = ("auto", "exact", "local", "beam", "milp")
+Losses = StageLosses | StitchLosses
+Measured = Affinity | PairMeasurements | StageLosses
+# Up to where `auto` takes the exact method: tasks, numbers compared, bytes held.
+_EXACT_TASKS = 12
+_EXACT_WORK = 6_000_000_000
+_EXACT_BYTES = 6_000_000_000
+# The same for chains, whose tables are small for the time that they take.
+_CHAIN_WORK = 1_500_000_000
+_CHAIN_BYTES = 2_000_000_000
+_MOST_BYTES = 32_000_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything that a solver needs, checked."""
+
+    losses: StageLosses
+    sizes: SizeModel
+    rules: Rules
+    objective: str
+
+    def landscape(self, limit: float) -> Landscape:
+        """The problem under a budget, for the heuristics; what every tree has is subtracted from the limit."""
+        return Landscape(self.losses, self.rules, self.sizes.table, limit - self.sizes.fixed)
+
+    def work(self) -> tuple[int, int]:
+        """Numbers that the exact method compares, and bytes that it holds."""
+        return work(len(self.losses.tasks), self.losses.depth - forced_stages(self.rules))
+
+    def solve(self, deadline: Deadline) -> WidthTable:
+        """The exact method; it raises OutOfTime."""
+        return width_table(self.losses, self.rules, deadline)
+
+    def choose(self, method: str) -> tuple[str, str]:
+        """The method that runs, and why."""
+        n, depth = len(self.losses.tasks), self.losses.depth
+        if method == "milp":
+            raise BranchnetError("method='milp' solves objective='stitch' only; expected method='auto'")
+        compared, held = self.work()
+        if method == "exact" and held > _MOST_BYTES:
+            raise BranchnetError(
+                f"{n} tasks and {depth} stages have too many partitions for the exact method; expected "
+                "method='local', which reports a lower bound"
+            )
+        if method != "auto":
+            return method, "asked for"
+        if n > _EXACT_TASKS:
+            return "local", f"{n} tasks have too many partitions for the exact method, which takes up to {_EXACT_TASKS}"
+        if compared > _EXACT_WORK or held > _EXACT_BYTES:
+            return "local", f"the exact method would compare {compared:.1e} numbers and hold {held / 1e9:.1f} GB"
+        return "exact", f"{n} tasks and {depth} stages are few enough: every vector of widths is solved exactly"
+
+
+@dataclass(frozen=True, eq=False)
+class StitchProblem:
+    """The same for the objective `stitch`; `least` and `most` are the D widths that the constraints allow."""
+
+    losses: StitchLosses
+    sizes: SizeModel
+    least: tuple[int, ...]
+    most: tuple[int, ...]
+    objective: str = STITCH
+
+    def allowed_sizes(self) -> npt.NDArray[np.float64]:
+        """(D, N + 1) size of every stage at every width; inf where the constraints do not allow it."""
+        width = np.arange(self.sizes.table.shape[1])
+        allowed = (width >= np.array(self.least)[:, None]) & (width <= np.array(self.most)[:, None])
+        return np.where(allowed, self.sizes.table, np.inf)
+
+    def work(self) -> tuple[int, int]:
+        """Numbers that the exact method compares, and bytes that it holds."""
+        return chain_work(len(self.losses.tasks), self.losses.depth)
+
+    def solve(self, deadline: Deadline) -> ChainTable:
+        """The exact method; it raises OutOfTime."""
+        return chain_table(self.losses, self.least, self.most, deadline)
+
+    def choose(self, method: str) -> tuple[str, str]:
+        """The method that runs, and why."""
+        n, depth = len(self.losses.tasks), self.losses.depth
+        if method == "beam":
+            raise BranchnetError("method='beam' does not know objective='stitch'; expected method='auto'")
+        compared, held = self.work()
+        if method == "exact" and held > _MOST_BYTES:
+            raise BranchnetError(
+                f"{n} tasks and {depth} stages have too many chains for the exact method; expected method='milp', "
+                "which reports a lower bound"
+            )
+        if method != "auto":
+            return method, "asked for"
+        if compared > _CHAIN_WORK or held > _CHAIN_BYTES:
+            return "milp", f"the exact method would compare {compared:.1e} numbers and hold {held / 1e9:.1f} GB"
+        return "exact", f"{n} tasks and {depth} stages are few enough: every vector of widths is solved exactly"
+
+
+def make_problem(
+    affinity: Measured,
+    costs: Costs,
+    unit: str,
+    head_costs: HeadCosts | None = None,
+    objective: str | Objective = "mean-pair",
+    stage_weights: Sequence[float] | str | None = None,
+    shared_stages: int = 0,
+    constraints: Constraints | None = None,
+    task_weights: Mapping[str, float] | None = None,
+    stitch_sizes: StitchSizes | None = None,
+) -> Problem | StitchProblem:
+    """Check that the inputs of a search fit together; arguments and errors as `search`."""
+    costs, head_costs = stages_and_heads(costs, head_costs)
+    if isinstance(stage_weights, str):
+        stage_weights = stage_shares(costs, stage_weights, unit)
+    losses = _losses(affinity, objective, stage_weights, task_weights)
+    sizes = size_model(costs, losses.tasks, unit, head_costs, stitch_sizes)
+    if len(sizes.table) != losses.depth:
+        raise BudgetError(
+            f"costs has {len(sizes.table)} stages, the affinities {losses.depth}; expected one cost per location"
+        )
+    if isinstance(affinity, PairMeasurements):
+        affinity = affinity.affinity()
+    if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
+        affinity.check_locations(costs.names, "the costs")
+    given = constraints or Constraints()
+    if shared_stages:
+        given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
+    rules = rules_of(given, losses.tasks, losses.depth)
+    if isinstance(losses, StitchLosses):
+        return StitchProblem(losses, sizes, *_widths_only(given, rules))
+    return Problem(losses, sizes, rules, losses.name)
+
+
+def _losses(
+    affinity: Measured,
+    objective: str | Objective,
+    stage_weights: Sequence[float] | None,
+    task_weights: Mapping[str, float] | None,
+) -> Losses:
+    if isinstance(affinity, Affinity):
+        if objective != STITCH:
+            return stage_losses(affinity, objective, stage_weights, task_weights).sparing(affinity)
+        if stage_weights is not None:
+            raise no_stage_weights()
+        return stitch_losses(affinity, task_weights).sparing(affinity)
+    for name, weights in (("stage_weights", stage_weights), ("task_weights", task_weights)):
+        if weights is not None:
+            raise AffinityError(f"{name} weigh similarities, and losses are given; expected {name}=None")
+    return expected_losses(affinity) if isinstance(affinity, PairMeasurements) else affinity
+
+
+def _widths_only(given: Constraints, rules: Rules) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The widths that constraints allow, where they restrict nothing else."""
+    if given.together or given.apart or given.extend is not None:
+        raise TreeError(
+            "objective='stitch' does not take the constraints together, apart and extend, which restrict clusters; "
+            "expected shared_stages, separate_stages and max_clusters only"
+        )
+    n, depth = rules.together.shape[1], len(rules.max_width)
+    separate = depth - given.separate_stages
+    return tuple(n if d >= separate else 1 for d in range(depth)), rules.max_width
+
+
+def warn_uncounted(sizes: SizeModel) -> None:
+    """Warn where FLOPs count nothing for some operators."""
+    if sizes.uncounted:
+        warnings.warn(
+            f"sizes in FLOPs count nothing for {', '.join(sizes.uncounted)}, which have no formula: stages that spend "
+            "their time there look too cheap; a budget in params or ms does not depend on it",
+            stacklevel=3,
+        )
+
+
+def choose_method(problem: Problem | StitchProblem, method: str) -> tuple[str, str]:
+    """The method that runs, and why."""
+    if method not in METHODS:
+        raise BranchnetError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    return problem.choose(method)
+
+
+def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeModel) -> BudgetError:
+    """The error for a budget that nothing fits."""
+    if smallest is None:
+        return BudgetError("no tree meets the constraints; expected some that leave a tree: drop one of them")
+    unit = "ms" if sizes.unit == "latency" else sizes.unit
+    share = f", {100 * smallest / sizes.separate:.4g}% of separate networks" if sizes.separate else ""
+    hint = f"; for a share of separate networks write '{100 * limit:g}% {sizes.unit}'" if _may_be_share(budget) else ""
+    return BudgetError(
+        f"no tree fits the budget of {budget} ({limit:.6g} {unit}); the smallest feasible one is "
+        f"{smallest:.10g} {unit}{share}{hint}",
+        smallest=smallest,
+    )
+
+
+def _may_be_share(budget: str) -> bool:
+    return bool(budget) and "%" not in budget and Budget.parse(budget).amount <= 1

@@ -21,7 +21,14 @@ from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
-from branchnet.training import Metric, explained_variance, kl_divergence, top1_agreement
+from branchnet.training import (
+    Metric,
+    cohen_kappa,
+    explained_divergence,
+    explained_variance,
+    kl_divergence,
+    top1_agreement,
+)
 from branchnet.utils.tensor_digest import checksum
 from branchnet.utils.visible_text import invisible
 
@@ -258,11 +265,11 @@ def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, 
         The metrics by task; the further ones as (task, metric) by label.
     """
     classes = [task for task, kind in kinds.items() if kind == "classification"]
-    metrics = {task: on_first_tensor(top1_agreement() if task in classes else explained_variance()) for task in kinds}
+    metrics = {task: on_first_tensor(explained_divergence() if task in classes else explained_variance()) for task in kinds}
     further = {
         f"{task}: {metric.name}": (task, on_first_tensor(metric))
         for task in classes
-        for metric in (kl_divergence(), explained_variance())
+        for metric in (kl_divergence(), cohen_kappa(), top1_agreement())
     }
     return metrics, further
 

@@ -1,5 +1,7 @@
 from .batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from .distillation import distill as distill
+from .judging.agreement import cohen_kappa as cohen_kappa
+from .judging.agreement import explained_divergence as explained_divergence
 from .judging.evaluation import evaluate as evaluate
 from .groups import node_groups as node_groups
 from .loop import History as History
@@ -24,8 +26,10 @@ __all__ = [
     "Teachers",
     "absolute_changes",
     "accuracy",
+    "cohen_kappa",
     "distill",
     "evaluate",
+    "explained_divergence",
     "explained_variance",
     "fit",
     "kl_divergence",

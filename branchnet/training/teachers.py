@@ -16,7 +16,7 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
-from branchnet.training.judging.metrics import channels_last_rows
+from branchnet.stitching.output_distances import channels_last_rows
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded

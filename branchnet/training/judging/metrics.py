@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from branchnet.errors import TrainingError
+from branchnet.stitching.output_distances import channels_last_rows
 from branchnet.training.judging.known_targets import known_classes, known_logits, known_values, known_vectors
 
 _LOST = 1e-13
@@ -192,11 +193,6 @@ def kl_divergence() -> Metric:
         return _pair(terms.masked_fill(shares == -torch.inf, 0).sum(), len(wanted))  # p log p is 0 where p is 0
 
     return Metric("KL nats", False, sums, _ratio)
-
-
-def channels_last_rows(values: Tensor) -> Tensor:
-    """Reshape (B, C, ...) to rows (B * ..., C), in which every position is a sample; (B,) to (B, 1)."""
-    return values.reshape(-1, 1) if values.dim() < 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
 
 
 def _pair(total: Tensor, count: Tensor | int) -> Tensor:

@@ -32,21 +32,43 @@ _IN_TRAINING_ONLY: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
     (_NormBase, frozenset({"momentum"})),
 )
 _OF_DROPPING_LAYERS = frozenset({"p", "prob", "drop_prob", "drop_rate"})
+_DROPPING = frozenset({"DropBlock2d", "DropBlock3d", "StochasticDepth", "StableDropout"})
+"""Layers of torchvision, timm and transformers besides their many copies of `DropPath`."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def module_signature(module: nn.Module) -> Any:
     """Type, settings, hooks and parameter shapes of a module and its children, as something hashable."""
     state = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    return tuple(
-        (
-            name,
-            qualified_name(type(child)),
-            _settings(child, state),
-            tuple((key, form(value)) for key, value in child.named_parameters(recurse=False)),
-            tuple((key, form(value)) for key, value in child.named_buffers(recurse=False)),
-        )
-        for name, child in module.named_modules()
+    return tuple(_layer(name, child, type(child), state) for name, child in module.named_modules())
+
+
+def norm_signature(module: nn.BatchNorm2d) -> Any:
+    """The signature of the plain BatchNorm that a fused one begins with."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return (_layer("", module, nn.BatchNorm2d, {id(tensor) for tensor in own}),)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its forward."""
+    return any(getattr(module, kind) for kind in _HOOKS)
+
+
+def is_dropping(module: nn.Module) -> bool:
+    """Whether a module is a library's layer that drops values in training and returns its argument otherwise."""
+    kind = type(module)
+    if not kind.forward.__module__.startswith(_LIBRARIES):
+        return False
+    return isinstance(module, _DropoutNd) or kind.__name__.endswith("DropPath") or kind.__name__ in _DROPPING
+
+
+def _layer(name: str, module: nn.Module, kind: type, state: Collection[int]) -> Any:
+    return (
+        name,
+        qualified_name(kind),
+        _settings(module, state),
+        tuple((key, form(value)) for key, value in module.named_parameters(recurse=False)),
+        tuple((key, form(value)) for key, value in module.named_buffers(recurse=False)),
     )
 
 
@@ -75,7 +97,7 @@ def _ignored(module: nn.Module) -> frozenset[str]:
     if not kind.forward.__module__.startswith(_LIBRARIES):
         return frozenset()  # code of the user's, which may do anything with them
     known = [names for base, names in _IN_TRAINING_ONLY if isinstance(module, base)]
-    if "Drop" in kind.__name__ or kind.__name__ == "StochasticDepth":
+    if is_dropping(module):
         known.append(_OF_DROPPING_LAYERS)
     return frozenset({"inplace"}).union(*known)
 

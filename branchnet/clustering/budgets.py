@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
-from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 
 Floats = npt.NDArray[np.float64]
 PlainCosts = StageCosts | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64]
@@ -148,12 +148,14 @@ class SizeModel:
         heads: cost of all heads together; 0 where they are not counted.
         unit: the unit of these numbers.
         uncounted: operators that FLOPs count as nothing; none in another unit.
+        limited_by: where the networks' structures part, if less than half of the parameters lies before.
     """
 
     table: Floats
     heads: float
     unit: str
     uncounted: tuple[str, ...] = ()
+    limited_by: FirstDifference | None = None
 
     @property
     def separate(self) -> float:
@@ -229,7 +231,9 @@ def size_model(costs: Costs, tasks: Sequence[str], unit: str, head_costs: HeadCo
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
     uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
-    return SizeModel(table, _heads(head_costs, tasks, unit), unit, uncounted)
+    difference = costs.first_difference if isinstance(costs, StageCosts) else None
+    limited_by = difference if difference is not None and difference.limits else None
+    return SizeModel(table, _heads(head_costs, tasks, unit), unit, uncounted, limited_by)
 
 
 def _table(costs: PlainCosts, n_tasks: int, unit: str) -> Floats:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from branchnet.clustering.trees.tree import Tree
+from branchnet.stages.costs import FirstDifference
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class SearchResult:
         unit: `"params"`, `"flops"` or `"latency"`.
         limit: the budget as an absolute number; infinite for a point of a front.
         uncounted: where the unit is `"flops"`, the operators of the networks whose multiply-adds count as nothing.
+        first_difference: where the networks' structures part, if less than half of the parameters lies before.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -43,6 +45,7 @@ class SearchResult:
     unit: str
     limit: float
     uncounted: tuple[str, ...] = ()
+    first_difference: FirstDifference | None = field(default=None, compare=False)
 
     @property
     def gap(self) -> float:

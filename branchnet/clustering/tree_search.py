@@ -131,6 +131,7 @@ def search(
     )
     limit = problem.sizes.limit(wanted)
     _warn_uncounted(problem.sizes)
+    _warn_limited(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":
@@ -267,6 +268,11 @@ def _warn_uncounted(sizes: SizeModel) -> None:
         )
 
 
+def _warn_limited(sizes: SizeModel) -> None:
+    if sizes.limited_by is not None:
+        warnings.warn(str(sizes.limited_by), stacklevel=3)
+
+
 def choose_method(problem: Problem, method: str) -> tuple[str, str]:
     """The method that runs, and why."""
     if method not in METHODS:
@@ -319,9 +325,10 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
     unit = "ms" if sizes.unit == "latency" else sizes.unit
     share = f", {100 * smallest / sizes.separate:.4g}% of separate networks" if sizes.separate else ""
     hint = f"; for a share of separate networks write '{100 * limit:g}% {sizes.unit}'" if _may_be_share(budget) else ""
+    known = f"\n{sizes.limited_by}" if sizes.limited_by is not None else ""
     return BudgetError(
         f"no tree fits the budget of {budget} ({limit:.6g} {unit}); the smallest feasible one is "
-        f"{smallest:.10g} {unit}{share}{hint}",
+        f"{smallest:.10g} {unit}{share}{hint}{known}",
         smallest=smallest,
     )
 
@@ -369,6 +376,7 @@ def _result(problem: Problem, labels: Labels, limit: float, method: str, why: st
         unit=problem.sizes.unit,
         limit=limit,
         uncounted=problem.sizes.uncounted,
+        first_difference=problem.sizes.limited_by,
     )
 
 

@@ -202,8 +202,10 @@ def plan_run(problem: Problem) -> Plan:
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
         heads = {task: network.head_cost for task, network in staged.items()}
         check_budget(problem, first.locations, first.costs, heads)
+    difference = first.first_difference
+    notes = (str(difference),) if difference is not None and difference.limits else ()
     plan = plan_comparison(
-        Plan("run"),
+        Plan("run", notes=notes),
         problem.networks,
         problem.example,
         count=count_samples(problem.probe),

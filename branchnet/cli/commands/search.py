@@ -114,6 +114,7 @@ def as_record(result: SearchResult) -> dict[str, object]:
         "why": result.why,
         "objective": result.objective,
         "uncounted": list(result.uncounted),
+        "first_difference": None if result.first_difference is None else str(result.first_difference),
     }
 
 
@@ -132,6 +133,8 @@ def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadC
         f"cost: {result.cost:.6g} ({result.objective}); {bound}",
         f"method: {result.method} ({result.why})",
     ]
+    if result.first_difference is not None:
+        lines.append(str(result.first_difference))
     if result.uncounted:
         lines.append(uncounted_note(result.uncounted))
     if replicates := replicates_of(found):

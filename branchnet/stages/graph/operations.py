@@ -1,8 +1,8 @@
 """What a node does, whichever way it is written.
 
 Equal operations are an activation as a module, a function or a method, in place or not; a sum in either order; and
-layers that pass their argument on in evaluation mode, whatever they drop in training. torch.fx itself says what a module
-without tensors of its own does: one whose forward is one call is that call.
+layers that return their argument in evaluation mode, whatever they drop in training. torch.fx itself says what a
+module without tensors of its own does: one whose forward is one call is that call.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def operation(flow: Dataflow, node: fx.Node) -> Operation:
     name = _torch_name(node)
     if settings := _settings(name, node.args[1:], node.kwargs):
         return Operation(("function", *settings), node.args[0])
-    if name in _COMMUTATIVE and len(node.args) == 2 and not node.kwargs:
-        if isinstance(flow.facts[node].form, TensorForm):  # not of sizes, whose sum is a longer one
-            return Operation(("function", _COMMUTATIVE[name]), node.args, commutative=True)
+    of_tensors = isinstance(flow.facts[node].form, TensorForm)  # the sum of two sizes is a longer one
+    if of_tensors and name in _COMMUTATIVE and len(node.args) == 2 and not node.kwargs:
+        return Operation(("function", _COMMUTATIVE[name]), node.args, commutative=True)
     target = node.target if isinstance(node.target, str) else qualified_name(node.target)
     return Operation((node.op, target), everything)
 
@@ -141,12 +141,10 @@ def _settings(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
     if known is None:
         return None
     names = (*known, "inplace")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if (
-        len(args) > len(names)
-        or not set(given) <= {*known, *_NO_SETTINGS}
-        or type(given.get("inplace", False)) is not bool
-    ):
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if len(args) > len(names) or not set(given) <= {*known, *_NO_SETTINGS}:
+        return None
+    if not isinstance(given.get("inplace", False), bool):  # the type of the result, or another factor
         return None
     values = tuple(given.get(key, default) for key, default in known.items())
     if any(isinstance(value, fx.Node) for value in values):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -22,8 +22,8 @@ from branchnet.stages.tracing.constants import content
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """The mode, tensors and children, compared separately, and torch's bookkeeping."""
-_BOOKKEEPING = frozenset({"_is_hf_initialized", "_flat_weights", "_flat_weight_refs"})
-"""Whether transformers has initialised a module; the parameters of recurrent layers in another form."""
+_BOOKKEEPING = frozenset({"_is_hf_initialized"})
+"""Whether transformers has initialised a module: no forward reads it."""
 _LIBRARIES = ("torch.", "torchvision.", "timm.", "transformers.")
 # Each is read in training mode alone by the classes of these libraries: the probability of dropping, and how fast
 # running statistics follow. `inplace` decides where a result lies, and who reads what is overwritten counts for itself.
@@ -31,6 +31,10 @@ _IN_TRAINING_ONLY: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
     (_DropoutNd, frozenset({"p"})),
     (_NormBase, frozenset({"momentum"})),
 )
+_OF_RECURRENT_LAYERS = frozenset({"_flat_weights", "_flat_weight_refs"})
+"""The parameters in another form."""
+_OF_LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
+"""What configurations of transformers say of the task: the width of the head, and its loss."""
 _OF_DROPPING_LAYERS = frozenset({"p", "prob", "drop_prob", "drop_rate"})
 _DROPPING = frozenset({"DropBlock2d", "DropBlock3d", "StochasticDepth", "StableDropout"})
 """Layers of torchvision, timm and transformers besides their many copies of `DropPath`."""
@@ -41,6 +45,16 @@ def module_signature(module: nn.Module) -> Any:
     """Type, settings, hooks and parameter shapes of a module and its children, as something hashable."""
     state = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     return tuple(_layer(name, child, type(child), state) for name, child in module.named_modules())
+
+
+def differing_settings(modules: Sequence[nn.Module]) -> list[str]:
+    """Names of the settings in which modules of one type differ, `child.name` for those of children."""
+    layers = [
+        {(name, key): value for name, _, settings, *_ in module_signature(module) for key, value in settings[:-1]}
+        for module in modules
+    ]
+    keys = dict.fromkeys(key for settings in layers for key in settings)
+    return [".".join(filter(None, key)) for key in keys if len({repr(settings.get(key)) for settings in layers}) > 1]
 
 
 def norm_signature(module: nn.BatchNorm2d) -> Any:
@@ -87,13 +101,15 @@ def _settings(module: nn.Module, state: Collection[int]) -> tuple[Any, ...]:
     # Hooks such as those of weight_norm compute an attribute from the parameters.
     ignored = _OF_EVERY_MODULE | _BOOKKEEPING | _ignored(module) | {getattr(hook, "name", None) for hook in hooks}
     kept = sorted((key, value) for key, value in vars(module).items() if key not in ignored)
-    reader = _Reader(state)
+    reader = _Reader(state, type(module))
     return (*((key, reader.setting(value)) for key, value in kept), tuple(map(reader.setting, hooks)))
 
 
 def _ignored(module: nn.Module) -> frozenset[str]:
     """Names of settings that change no result of this module in evaluation mode."""
     kind = type(module)
+    if isinstance(module, nn.RNNBase):
+        return _OF_RECURRENT_LAYERS
     if not kind.forward.__module__.startswith(_LIBRARIES):
         return frozenset()  # code of the user's, which may do anything with them
     known = [names for base, names in _IN_TRAINING_ONLY if isinstance(module, base)]
@@ -105,8 +121,9 @@ def _ignored(module: nn.Module) -> frozenset[str]:
 class _Reader:
     """Reads the values of one module's attributes; what is met again counts as the same thing, not as its content."""
 
-    def __init__(self, state: Collection[int]) -> None:
+    def __init__(self, state: Collection[int], reading: type) -> None:
         self._state = state
+        self._reading = reading
         self._met: dict[int, tuple[int, Any]] = {}
 
     def setting(self, value: Any) -> Any:
@@ -119,6 +136,8 @@ class _Reader:
         if id(value) in self._met:
             return ("met", self._met[id(value)][0])
         self._met[id(value)] = (len(self._met), value)  # held, so that no other object gets its id
+        if type(value).__module__.startswith("transformers.") and hasattr(value, "id2label"):
+            return _configuration(value, self._reading, self.setting)
         return _compound(value, self.setting)
 
 
@@ -140,9 +159,22 @@ def _compound(value: Any, inner: Callable[[Any], Any]) -> Any:
         return _function(value, inner)
     if hasattr(value, "__qualname__"):
         return qualified_name(value)
-    # Configurations of transformers name labels and files, which differ between tasks.
-    held = {} if type(value).__module__.startswith("transformers.") else getattr(value, "__dict__", {})
+    held = getattr(value, "__dict__", {})
     return (qualified_name(type(value)), *((key, inner(each)) for key, each in sorted(held.items())))
+
+
+def _configuration(value: Any, reading: type, inner: Callable[[Any], Any]) -> Any:
+    """A configuration of transformers, by what the methods of the module that holds it name.
+
+    All of them hold the whole network's; what `__init__` made of it are attributes of their own. Probabilities of
+    dropping are read in training mode alone.
+    """
+    classes = [base for base in reading.__mro__ if base not in nn.Module.__mro__]
+    methods = [f for base in classes for f in vars(base).values() if isinstance(f, FunctionType)]
+    named = {name for method in methods if method.__name__ != "__init__" for name in method.__code__.co_names}
+    read = sorted(name for name in named - _OF_LABELS if "drop" not in name and hasattr(value, name))
+    held = [(name, getattr(value, name)) for name in read]
+    return (qualified_name(type(value)), *((name, inner(each)) for name, each in held if not callable(each)))
 
 
 def _function(function: FunctionType, inner: Callable[[Any], Any]) -> Any:

@@ -17,12 +17,15 @@ class OpenedBatchNorm2d(nn.BatchNorm2d):
     drop: nn.Module
     act: nn.Module
 
+    def _get_name(self) -> str:
+        return _FUSED[1]
+
     def forward(self, x: Tensor, normalise_only: bool = False) -> Tensor:
         """Normalise, and unless only that is asked for, drop and activate."""
         if normalise_only:
             return super().forward(x)
         if isinstance(x, fx.Proxy):
-            path = x.tracer.path_of_module(self)  # type: ignore[attr-defined]
+            path = x.tracer.path_of_module(self)
             x = x.tracer.create_proxy("call_module", path, (x,), {"normalise_only": True})
         else:
             x = super().forward(x)

@@ -93,13 +93,13 @@ def passes(flow: Dataflow, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = flow.trace.root.get_submodule(str(node.target))
         plain = len(node.args) == 1 and not node.kwargs and not has_hooks(module)
-        return plain and (type(module) is nn.Identity or is_dropping(module))
+        return plain and (type(module) is nn.Identity or is_dropping(type(module)))
     return node.target is torch.positive or _torch_name(node) in _DROPPING
 
 
 def _of_module(module: nn.Module, node: fx.Node) -> Operation:
     if isinstance(module, OpenedBatchNorm2d) and node.kwargs:
-        return Operation(("module", norm_signature(module)), node.args)
+        return Operation(("module", norm_signature(module)), (node.args, {}))
     if len(node.args) == 1 and not node.kwargs and (call := _only_call(module)) is not None:
         name = _torch_name(call)
         if settings := _settings(name, call.args[1:], call.kwargs):
@@ -141,7 +141,7 @@ def _settings(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
     if known is None:
         return None
     names = (*known, "inplace")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = {**dict(zip(names, args, strict=False)), **{k: v for k, v in kwargs.items() if k in known or v is not None}}
     if len(args) > len(names) or not set(given) <= {*known, *_NO_SETTINGS}:
         return None
     if not isinstance(given.get("inplace", False), bool):  # the type of the result, or another factor

@@ -68,19 +68,18 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, kind) for kind in _HOOKS)
 
 
-def is_dropping(module: nn.Module) -> bool:
-    """Whether a module is a library's layer that drops values in training and returns its argument otherwise."""
-    kind = type(module)
+def is_dropping(kind: type[nn.Module]) -> bool:
+    """Whether modules are a library's layers that drop values in training and return their argument otherwise."""
     if not kind.forward.__module__.startswith(_LIBRARIES):
         return False
-    return isinstance(module, _DropoutNd) or kind.__name__.endswith("DropPath") or kind.__name__ in _DROPPING
+    return issubclass(kind, _DropoutNd) or kind.__name__.endswith("DropPath") or kind.__name__ in _DROPPING
 
 
-def _layer(name: str, module: nn.Module, kind: type, state: Collection[int]) -> Any:
+def _layer(name: str, module: nn.Module, kind: type[nn.Module], state: Collection[int]) -> Any:
     return (
         name,
         qualified_name(kind),
-        _settings(module, state),
+        _settings(module, kind, state),
         tuple((key, form(value)) for key, value in module.named_parameters(recurse=False)),
         tuple((key, form(value)) for key, value in module.named_buffers(recurse=False)),
     )
@@ -96,24 +95,23 @@ def qualified_name(thing: Any) -> str:
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
 
 
-def _settings(module: nn.Module, state: Collection[int]) -> tuple[Any, ...]:
+def _settings(module: nn.Module, kind: type[nn.Module], state: Collection[int]) -> tuple[Any, ...]:
     hooks = [hook for kind in _HOOKS for hook in getattr(module, kind).values()]
     # Hooks such as those of weight_norm compute an attribute from the parameters.
-    ignored = _OF_EVERY_MODULE | _BOOKKEEPING | _ignored(module) | {getattr(hook, "name", None) for hook in hooks}
+    ignored = _OF_EVERY_MODULE | _BOOKKEEPING | _ignored(kind) | {getattr(hook, "name", None) for hook in hooks}
     kept = sorted((key, value) for key, value in vars(module).items() if key not in ignored)
-    reader = _Reader(state, type(module))
+    reader = _Reader(state, kind)
     return (*((key, reader.setting(value)) for key, value in kept), tuple(map(reader.setting, hooks)))
 
 
-def _ignored(module: nn.Module) -> frozenset[str]:
-    """Names of settings that change no result of this module in evaluation mode."""
-    kind = type(module)
-    if isinstance(module, nn.RNNBase):
+def _ignored(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of settings that change no result of such modules in evaluation mode."""
+    if issubclass(kind, nn.RNNBase):
         return _OF_RECURRENT_LAYERS
     if not kind.forward.__module__.startswith(_LIBRARIES):
         return frozenset()  # code of the user's, which may do anything with them
-    known = [names for base, names in _IN_TRAINING_ONLY if isinstance(module, base)]
-    if is_dropping(module):
+    known = [names for base, names in _IN_TRAINING_ONLY if issubclass(kind, base)]
+    if is_dropping(kind):
         known.append(_OF_DROPPING_LAYERS)
     return frozenset({"inplace"}).union(*known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_late_differences_limit_nothing() -> None:
     assert found is not None and found.shareable == pytest.approx(2 * (STEM + BODY) / total) and not found.limits
 
 
+def test_what_little_is_common_inside_a_module_is_one_stage() -> None:
+    def nested(activation: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), activation), nn.Conv2d(4, 999, 1), nn.Conv2d(999, 9, 3))
+
+    staged = split_all({"a": nested(nn.ReLU()).eval(), "b": nested(nn.Tanh()).eval()}, IMAGE)
+    assert staged["a"].locations == ("0.0",) and sum(staged["a"].costs.params) == STEM
+
+
 def test_the_users_own_locations_do_not_count_as_a_difference() -> None:
     networks = {task: network(nn.ReLU()) for task in TASKS}
     assert split_all(networks, IMAGE, locations=["0"])["a"].first_difference is None
@@ -96,8 +105,7 @@ class Whole(nn.Module):
 
 @pytest.mark.parametrize(("kind", "name"), [(Powered, "p"), (Whole, "scale")])
 def test_settings_that_no_text_shows_are_named(kind: Callable[[float], nn.Module], name: str) -> None:
-    assert difference(kind(1.0), kind(2.0)).reason in (f"in the setting {name}", "")
-    assert f"in the setting {name}" in str(difference(kind(1.0), kind(2.0)))
+    assert difference(kind(1.0), kind(2.0)).reason == f"in the setting {name}"
 
 
 def test_a_side_branch_is_not_taken_for_the_difference() -> None:
@@ -174,16 +182,14 @@ def test_specifications_keep_it(tmp_path: Path) -> None:
 def test_a_run_says_it_in_its_plan() -> None:
     networks = {task: network(layer) for task, layer in zip(TASKS, (nn.ReLU(), nn.Tanh()), strict=True)}
     plan = plan_run(make_problem(networks, torch.rand(20, 3, 4, 4), "100% params", RunOptions(), resumable=False))
-    assert plan.notes == (str(split_two(nn.ReLU(), nn.Tanh())["a"].first_difference),)
+    assert plan.notes == (str(split_all(networks, IMAGE[:1])["a"].first_difference),)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config of two networks that part at their first activation."""
-    made = {
-        task: {"constructor": "branchnet:scene_network", "arguments": {"outputs": 1, "kind": kind, "width": width}}
-        for task, kind, width in (("edges", "dense", 4), ("count", "image", 4))
-    }
+    arguments = {"one": {"num_classes": 2}, "other": {"num_classes": 2, "act_layer": "silu"}}
+    made = {task: {"constructor": "timm:test_resnet", "arguments": given} for task, given in arguments.items()}
     np.savez(tmp_path / "images.npz", images=np.zeros((20, 32, 32, 3), np.uint8))
     config = {"networks": made, "images": {"npz": "images.npz", "size": 32}, "budget": "100% params", "steps": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -191,23 +197,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_commands_say_it(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def part(networks: dict[str, nn.Module], *args: object, **kwargs: object) -> dict[str, StagedNetwork]:
-        return split_all({task: network(layer) for task, layer in zip(networks, layers, strict=True)}, IMAGE[:1])
+def test_commands_say_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(line: str) -> str:
+        capsys.readouterr()
+        assert main(line.split()) == 0
+        return capsys.readouterr().out
 
-    layers = (nn.ReLU(), nn.Tanh())
-    monkeypatch.setattr("branchnet.stages.split_all", part)
-    monkeypatch.setattr("branchnet.pipeline.full_run.split_all", part)
-    assert main(["split", "run.yaml"]) == 0
-    assert "edges: 1 = ReLU()" in (said := capsys.readouterr().out) and "count: 1 = Tanh()" in said
-    assert main(["run", "run.yaml", "--dry-run"]) == 0
-    assert "edges: 1 = ReLU()" in capsys.readouterr().out
-    assert main(["run", "run.yaml", "--dry-run", "--json"]) == 0
-    assert "edges: 1 = ReLU()" in json.loads(capsys.readouterr().out)["notes"][0]
+    for text in (said("split run.yaml"), said("run run.yaml --dry-run")):
+        assert "of the parameters can be shared; then the structures differ" in text
+        assert re.search(r"one: \S+ = ReLU\(.*\) -> .*\n *other: \S+ = SiLU\(", text)
     spec = Architecture.load(folder / "split.yaml")
-    values = np.stack([np.eye(2)] * len(spec.locations))
-    Affinity(spec.tasks, spec.locations, values).save(folder / "affinity.npz")
-    assert main(["search", "affinity.npz", "split.yaml", "--budget", "100%params"]) == 0
-    assert "edges: 1 = ReLU()" in capsys.readouterr().out
-    assert main(["search", "affinity.npz", "split.yaml", "--budget", "100%params", "--json"]) == 0
-    assert "edges: 1 = ReLU()" in json.loads(capsys.readouterr().out)["first_difference"]
+    assert spec.stage_costs is not None
+    text = str(spec.stage_costs.first_difference)
+    assert json.loads(said("run run.yaml --dry-run --json"))["notes"] == [text]
+    Affinity(spec.tasks, spec.locations, np.stack([np.eye(2)] * len(spec.locations))).save(folder / "affinity.npz")
+    search = "search affinity.npz split.yaml --budget 100%params"
+    assert text in said(search) and json.loads(said(f"{search} --json"))["first_difference"] == text

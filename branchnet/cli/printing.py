@@ -56,13 +56,15 @@ def print_plan(plan: Plan, writes: Sequence[Path], *, as_json: bool) -> None:
     if as_json:
         steps = [{"step": step.name, "seconds": step.seconds, "bytes": step.memory} for step in plan.steps]
         total = {"seconds": plan.seconds, "bytes": plan.memory}
-        print_json({"verb": plan.verb, "steps": steps, **total, "writes": [str(path) for path in writes]})
+        notes = {"notes": list(plan.notes)} if plan.notes else {}
+        print_json({"verb": plan.verb, "steps": steps, **total, "writes": [str(path) for path in writes], **notes})
         return
     columns = (Column("step"), Column("time, about", duration), Column("memory, about", binary))
     rows = tuple((step.name, step.seconds, step.memory) for step in plan.steps)
     total_row = ("in all", plan.seconds or None, plan.memory or None)
     table = Table(f"What `branchnet {plan.verb}` would do", columns, (*rows, total_row), frozenset({len(rows)}))
     print_tables([table])
+    print_text(*plan.notes)
     print_text(f"would write: {', '.join(map(str, writes)) or 'nothing'}")
 
 
@@ -80,6 +82,8 @@ def print_run(result: RunResult, *, as_json: bool) -> None:
         print_json(result.to_dict())
         return
     print_text(result.tree, result.certainty)
+    if result.search.first_difference is not None:
+        print_text(result.search.first_difference)
     console = Console()
     sizes = "one multiply-add counts as one FLOP; latency: median for one input"
     console.print(result.comparison.size_table().to_rich(sizes))

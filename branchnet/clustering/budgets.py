@@ -21,7 +21,7 @@ import numpy.typing as npt
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes, with_stitches
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
-from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 
 Floats = npt.NDArray[np.float64]
 PlainCosts = StageCosts | Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.float64]
@@ -151,12 +151,14 @@ class SizeModel:
         fixed: what every tree has: all heads, where they are counted, and what stitches add whatever the widths are.
         unit: the unit of these numbers.
         uncounted: operators that FLOPs count as nothing; none in another unit.
+        limited_by: where the networks' structures part, if less than half of the parameters lies before.
     """
 
     table: Floats
     fixed: float
     unit: str
     uncounted: tuple[str, ...] = ()
+    limited_by: FirstDifference | None = None
 
     @property
     def separate(self) -> float:
@@ -245,7 +247,9 @@ def size_model(
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
     uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
     table, stitches = with_stitches(table, stitch_sizes, unit)
-    return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted)
+    difference = costs.first_difference if isinstance(costs, StageCosts) else None
+    limited_by = difference if difference is not None and difference.limits else None
+    return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by)
 
 
 def _table(costs: PlainCosts, n_tasks: int, unit: str) -> Floats:

@@ -209,6 +209,12 @@ def warn_uncounted(sizes: SizeModel) -> None:
         )
 
 
+def warn_limited(sizes: SizeModel) -> None:
+    """Warn where networks part before half of their parameters."""
+    if sizes.limited_by is not None:
+        warnings.warn(str(sizes.limited_by), stacklevel=3)
+
+
 def choose_method(problem: Problem | StitchProblem, method: str) -> tuple[str, str]:
     """The method that runs, and why."""
     if method not in METHODS:
@@ -223,9 +229,10 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
     unit = "ms" if sizes.unit == "latency" else sizes.unit
     share = f", {100 * smallest / sizes.separate:.4g}% of separate networks" if sizes.separate else ""
     hint = f"; for a share of separate networks write '{100 * limit:g}% {sizes.unit}'" if _may_be_share(budget) else ""
+    known = f"\n{sizes.limited_by}" if sizes.limited_by is not None else ""
     return BudgetError(
         f"no tree fits the budget of {budget} ({limit:.6g} {unit}); the smallest feasible one is "
-        f"{smallest:.10g} {unit}{share}{hint}",
+        f"{smallest:.10g} {unit}{share}{hint}{known}",
         smallest=smallest,
     )
 

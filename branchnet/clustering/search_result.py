@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from branchnet.clustering.trees.tree import Tree
+from branchnet.stages.costs import FirstDifference
 from branchnet.utils.visible_text import visible
 
 
@@ -66,6 +67,7 @@ class SearchResult:
             budget does without: (location, donor, task, loss) each. Donors are chosen so that they are as few as can
             be, so where they are avoided the cost may be above `clustering_cost`, which only minimises the loss.
         donors: with `objective="stitch"`, the donors that the cost is meant for, as `build(donors=)` takes them.
+        first_difference: where the networks' structures part, if less than half of the parameters lies before.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -88,6 +90,7 @@ class SearchResult:
     uncounted: tuple[str, ...] = ()
     forced: tuple[ForcedPair, ...] = ()
     donors: tuple[tuple[str, ...], ...] | None = None
+    first_difference: FirstDifference | None = field(default=None, compare=False)
 
     @property
     def gap(self) -> float:

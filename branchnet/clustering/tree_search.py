@@ -18,7 +18,7 @@ from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable
 from branchnet.clustering.heuristics.bounded_search import AnyProblem, judged, searched, searched_front
 from branchnet.clustering.objectives import Objective
-from branchnet.clustering.search_problem import choose_method, infeasible, make_problem, warn_uncounted
+from branchnet.clustering.search_problem import choose_method, infeasible, make_problem, warn_limited, warn_uncounted
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.chain_fronts import ChainTable
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
@@ -115,6 +115,7 @@ def search(
     )
     limit = problem.sizes.limit(wanted)
     warn_uncounted(problem.sizes)
+    warn_limited(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":

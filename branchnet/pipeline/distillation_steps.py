@@ -10,9 +10,10 @@ from torch import nn
 from branchnet.builder import BranchedNetwork, SeparateNetworks
 from branchnet.data.samples import Source
 from branchnet.pipeline.config.run_config import Kind, RunOptions
-from branchnet.pipeline.problem import divide, donor_outputs, metrics_of
+from branchnet.pipeline.problem import divide, donor_outputs, metrics_of, set_aside
 from branchnet.reporting import ComparedNetwork, Comparison
-from branchnet.training import distill, evaluate, reestimate_batchnorm
+from branchnet.training import Teachers, distill, evaluate, reestimate_batchnorm
+from branchnet.training.scope import Scope
 
 
 def distil_and_compare(
@@ -45,17 +46,9 @@ def distil_and_compare(
         return ComparedNetwork(name, evaluate(network, test, targets, metrics, batch_size=options.batch_size))
 
     compared = [judged("separate", SeparateNetworks(networks).eval()), judged("before", branched)]
+    train, validation = set_aside(train)
     if options.steps:
-        distill(
-            branched,
-            networks,
-            train,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            checkpoint=checkpoint,
-        )
+        distill_in_two_steps(branched, networks, train, validation, options, checkpoint=checkpoint)
     else:
         reestimate_batchnorm(branched, train)
     compared.append(judged("distilled", branched.eval()))
@@ -64,3 +57,52 @@ def distil_and_compare(
         {task: metric.name for task, metric in metrics.items()},
         {task: not metric.larger_is_better for task, metric in metrics.items()},
     )
+
+
+def distill_in_two_steps(
+    branched: BranchedNetwork,
+    networks: Mapping[str, nn.Module] | Teachers,
+    train: Source,
+    validation: Source,
+    options: RunOptions,
+    *,
+    checkpoint: Path | None = None,
+    name: str = "branched",
+) -> None:
+    """Distil the stitching layers alone, then the whole network; both keep the best state on held-out images.
+
+    Args:
+        branched: the network, trained in place.
+        networks: its single-task networks, or teachers on `train`.
+        train: images to train on.
+        validation: other images.
+        options: how it is trained.
+        checkpoint: a file to resume the second step from after an interruption; one next to it is for the first.
+        name: what the progress bars say.
+    """
+    phases: list[tuple[Scope, int, float | None]] = [
+        ("stitches", options.stitch_steps if branched.stitches else 0, None),
+        ("all", options.steps, options.learning_rate),
+    ]
+    for scope, steps, rate in phases:
+        if steps:
+            file = checkpoint if scope == "all" or checkpoint is None else _first_checkpoint(checkpoint)
+            distill(
+                branched,
+                networks,
+                train,
+                steps=steps,
+                batch_size=options.batch_size,
+                learning_rate=rate,
+                scope=scope,
+                validation=validation,
+                seed=options.seed,
+                checkpoint=file,
+                description=f"distil {name}" if scope == "all" else f"distil stitches of {name}",
+            )
+    if checkpoint is not None:
+        _first_checkpoint(checkpoint).unlink(missing_ok=True)
+
+
+def _first_checkpoint(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}-stitches")

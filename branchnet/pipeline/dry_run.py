@@ -39,10 +39,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a verb."""
+    """The steps of a verb.
+
+    Attributes:
+        verb: the verb.
+        steps: the steps.
+        notes: what one should know before.
+    """
 
     verb: str
     steps: tuple[Step, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def step(self, name: str, *, seconds: float | None = None, memory: int | None = None) -> Plan:
         """The plan with one more step."""

@@ -38,9 +38,11 @@ def run(
     locations: int | Sequence[str] | None = None,
     probe: int = 500,
     held_out: float = 0.2,
+    measure: str = "auto",
     steps: int = 1000,
+    stitch_steps: int = 200,
     batch_size: int = 32,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-4,
     baselines: Sequence[str] = ("shared", "random"),
     random_trees: int = 3,
     donor: str | None = None,
@@ -69,15 +71,20 @@ def run(
         locations: where to branch: a number of places, their names, or None for branchnet's choice.
         probe: how many images the networks are compared on.
         held_out: share of the images that the results are measured on and nothing is trained on.
-        steps: batches of distillation for each branched network; 0 leaves the donors' weights.
+        measure: which affinities propose trees: `"auto"`, RSA and the stitching losses, of which the tree is taken that
+            works best before any training; `"rsa"`, RSA alone, as published.
+        steps: batches of distillation of each whole network; 0 leaves it as it is built, with stitching layers.
+        stitch_steps: batches of distillation of the stitching layers alone, before that; none where `steps` is 0. The
+            best state on images held out from the training part is kept.
         batch_size: images in a batch.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate of whole networks; trained networks forget at much higher ones.
         baselines: what the chosen tree is compared with, trained in the same way: `"shared"`, `"random"`, or nothing.
         random_trees: how many random trees of about the chosen one's size, fewer where the budget admits fewer.
-        donor: the task whose weights every node that serves it starts from; None for the medoid of a node's tasks.
+        donor: the task whose weights every node that serves it starts from; None for the donors with which the
+            stitched tasks lose least.
         seed: decides the division of the images and the order of the batches.
         kinds: for each task `"regression"` (measured by the explained variance, the default) or `"classification"` (by
-            the top-1 agreement, and by the KL divergence).
+            the share of the KL divergence that is explained, and by the agreement, plain and beyond chance).
         metrics: metrics (`branchnet.training.Metric`) of some tasks instead of those of their kinds; targets are the
             outputs of the single-task network.
         compiled: measure latencies compiled, too, where torch.compile works.
@@ -110,7 +117,9 @@ def run(
         locations=locations,
         probe=probe,
         held_out=held_out,
+        measure=measure,
         steps=steps,
+        stitch_steps=stitch_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         baselines=baselines,
@@ -176,6 +185,8 @@ def finish(
         front=tuple(trees.front),
         stability=results.stability,
         trees=trees.compared,
+        measured=trees.choice.measured,
+        proposer=trees.choice.proposer,
         further=results.further,
     )
     if result.folder is not None:
@@ -202,8 +213,10 @@ def plan_run(problem: Problem) -> Plan:
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
         heads = {task: network.head_cost for task, network in staged.items()}
         check_budget(problem, first.locations, first.costs, heads)
+    difference = first.first_difference
+    notes = (str(difference),) if difference is not None and difference.limits else ()
     plan = plan_comparison(
-        Plan("run"),
+        Plan("run", notes=notes),
         problem.networks,
         problem.example,
         count=count_samples(problem.probe),

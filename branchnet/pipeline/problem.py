@@ -33,6 +33,8 @@ from branchnet.utils.tensor_digest import checksum
 from branchnet.utils.visible_text import invisible
 
 _HASHED_AT_ONCE = 64
+VALIDATION = 128
+VALIDATION_SHARE = 0.1
 READ_TWICE = 8
 """Samples that are read a second time, to notice random augmentation before anything takes long."""
 
@@ -44,6 +46,7 @@ class Problem:
     Attributes:
         networks: trained single-task networks by task.
         train: images to distil on.
+        validation: images that nothing is fitted or trained on, by which trees and states of training are chosen.
         probe: images on which the networks are compared.
         test: images that the results are measured on.
         targets: labels of the test images by task, or the donors' outputs.
@@ -53,11 +56,13 @@ class Problem:
         identity: JSON values that decide the networks' weights and the images; finished steps of another identity are
             not reused.
         compiled: whether latencies are measured compiled, too.
+        kinds: the kind of each task's output; regression where it is not named.
         further: more metrics, by the label they are reported under: the task and the metric.
     """
 
     networks: Mapping[str, nn.Module]
     train: Source
+    validation: Source
     probe: Source
     test: Source
     targets: Mapping[str, Tensor]
@@ -67,6 +72,7 @@ class Problem:
     identity: Any = None
     compiled: bool = True
     further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     @property
     def example(self) -> Any:
@@ -118,12 +124,14 @@ def make_problem(
     _check_tasks(networks, options.donor, kinds or {}, metrics or {})
     samples = as_samples(images, "images", call_form(next(iter(networks.values()))))
     train, test = divide(samples, options)
+    train, validation = set_aside(train)
     _refuse_changing(test)
     chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
     hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
     return Problem(
         networks=networks,
         train=train,
+        validation=validation,
         probe=probe_of(train, options),
         test=test,
         targets=donor_outputs(networks, test, options.batch_size),
@@ -133,6 +141,7 @@ def make_problem(
         identity=[*hashes, options.held_out, options.seed],
         compiled=compiled,
         further=further,
+        kinds=dict(kinds or {}),
     )
 
 
@@ -248,6 +257,21 @@ def divide(images: Source, options: RunOptions) -> tuple[Samples, Samples]:
     return samples.subset(train), samples.subset(test)
 
 
+def set_aside(train: Source) -> tuple[Samples, Samples]:
+    """Keep a tenth of the training images, at most 128, for choosing between trees and between states of training.
+
+    Args:
+        train: the images to train on, in random order.
+
+    Returns:
+        The other images, and those set aside.
+    """
+    samples = read_samples(train)
+    count = samples.known_count
+    aside = min(VALIDATION, max(2, round(VALIDATION_SHARE * count)))
+    return samples.subset(list(range(count - aside))), samples.subset(list(range(count - aside, count)))
+
+
 def probe_of(train: Source, options: RunOptions) -> Any:
     """The images on which the networks are compared."""
     samples = read_samples(train)
@@ -265,7 +289,9 @@ def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, 
         The metrics by task; the further ones as (task, metric) by label.
     """
     classes = [task for task, kind in kinds.items() if kind == "classification"]
-    metrics = {task: on_first_tensor(explained_divergence() if task in classes else explained_variance()) for task in kinds}
+    metrics = {
+        task: on_first_tensor(explained_divergence() if task in classes else explained_variance()) for task in kinds
+    }
     further = {
         f"{task}: {metric.name}": (task, on_first_tensor(metric))
         for task in classes

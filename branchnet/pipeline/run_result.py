@@ -12,6 +12,7 @@ import torch
 from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget, SearchResult, Stability, Tree
+from branchnet.pipeline.tree_choice.measuring import MeasuredTree
 from branchnet.reporting import Comparison, Report
 from branchnet.reporting.conclusion import verdict
 
@@ -33,6 +34,8 @@ class RunResult:
         stability: how often the same tree is chosen on bootstrap replicates of the probe.
         trees: the trees that were built and trained, the chosen one (`"branched"`) first.
         further: further metrics, by label and network.
+        measured: the proposed trees, and what each did with stitching layers, without training.
+        proposer: who proposed the tree that was chosen.
         threads: threads that the CPU used.
 
     >>> import branchnet
@@ -57,6 +60,8 @@ class RunResult:
     stability: Stability
     trees: Mapping[str, Tree]
     further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    measured: tuple[MeasuredTree, ...] = ()
+    proposer: str = ""
     threads: int = field(default_factory=torch.get_num_threads)
 
     def __str__(self) -> str:
@@ -82,6 +87,8 @@ class RunResult:
                 "method": chosen.method,
             },
             "trees": {name: [list(map(list, stage)) for stage in tree.partitions] for name, tree in self.trees.items()},
+            "proposed_by": self.proposer,
+            "measured_trees": [tree.to_dict() for tree in self.measured],
             "same_tree_in_replicates": self.stability.same_tree,
             "metrics": dict(comparison.metric_names),
             "networks": {

@@ -31,16 +31,23 @@ from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import Latency, compiler_problem, latency_table
+from branchnet.pipeline.constant_baseline import constant_predictor
+from branchnet.pipeline.distillation_steps import distill_in_two_steps
 from branchnet.pipeline.network_timing import Seconds, load_seconds, time_networks
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.search_inputs import read_latency, replicates_of
+from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
+from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.stages import StagedNetwork, split_all
-from branchnet.training import Metric, Teachers, distill, evaluate, reestimate_batchnorm
+from branchnet.stitching import stitch_costs
+from branchnet.training import Metric, Teachers, evaluate
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
+STITCHED, UNSTITCHED, CONSTANT = "before training", "without stitches", "constant"
+"""What the comparison calls the branched network before training, its donors' weights alone, and constant answers."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Trees:
         compared: the trees that are built: the chosen one first.
         costs: of every stage in the budget's unit.
         head_costs: of every head in that unit.
+        proposed: the best tree by the affinity alone.
+        choice: how the chosen tree was chosen among those proposed.
     """
 
     staged: Mapping[str, StagedNetwork]
@@ -64,6 +73,8 @@ class Trees:
     compared: Mapping[str, Tree]
     costs: Costs
     head_costs: HeadCosts
+    proposed: SearchResult
+    choice: Choice
 
     @property
     def first(self) -> StagedNetwork:
@@ -111,27 +122,29 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     first = next(iter(staged.values()))
     costs, heads = _costs(problem, staged, workspace)
     check_budget(problem, first.locations, costs, heads)
+    settings = [problem.identity, list(first.locations), count_samples(problem.probe)]
     affinity = workspace.step(
         "affinity.npz",
-        [problem.identity, list(first.locations), count_samples(problem.probe)],
+        settings,
         make=lambda _: rsa(staged, problem.probe, batch_size=options.batch_size),
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
+    limits = Limits(costs, heads, problem.budget, stitch_costs(first).get(problem.budget.unit))
     with deferred_interrupt() as interrupted:  # a search that is interrupted returns its best tree so far
-        chosen = search(
-            affinity, costs, problem.budget, head_costs=heads, objective=options.objective, seed=options.seed
-        )
+        proposed = limits.search(affinity, options.objective, options.seed)
         params = {task: network.head_cost for task, network in staged.items()}
         front = pareto_front(affinity, first.costs, head_costs=params, objective=options.objective)
         if interrupted():
             raise KeyboardInterrupt
+    choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)
+    chosen = choice.chosen
     compared = {"branched": chosen.tree}
     if "shared" in options.baselines:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in options.baselines:
         compared |= _random_trees_of_same_size(chosen, costs, heads, problem)
-    return Trees(staged, affinity, front, chosen, compared, costs, heads)
+    return Trees(staged, affinity, front, chosen, compared, costs, heads, proposed, choice)
 
 
 def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Workspace) -> tuple[Costs, HeadCosts]:
@@ -180,8 +193,23 @@ def _random_trees_of_same_size(
     return {f"random {number}": tree for number, tree in enumerate(nearest, start=1)}
 
 
+def build_stitched(problem: Problem, trees: Trees, tree: Tree) -> BranchedNetwork:
+    """The network of a tree before any training: copies of its donors, with stitches fitted on the probe.
+
+    Args:
+        problem: what is asked.
+        trees: what was found.
+        tree: one of the compared trees.
+
+    Returns:
+        The network, in eval mode.
+    """
+    donors = choose_donors(tree, trees.choice.losses or trees.affinity, preferred=problem.options.donor)
+    return build(tree, trees.staged, donors=donors, init="stitch", probe=problem.probe).eval()
+
+
 def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict[str, BranchedNetwork]:
-    """Build each compared tree from the donors' weights and distil it, all with the same number of steps.
+    """Build each compared tree with stitches and distil it, all with the same number of steps.
 
     Args:
         problem: what is asked.
@@ -194,35 +222,30 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     options = problem.options
     teachers: list[Teachers] = []
 
-    def build_tree(tree: Tree) -> BranchedNetwork:
-        return build(tree, trees.staged, donors=choose_donors(tree, trees.affinity, preferred=options.donor)).eval()
-
     def make(tree: Tree, name: str, unfinished: Path | None) -> BranchedNetwork:
-        branched = build_tree(tree)
-        if options.steps == 0:
-            reestimate_batchnorm(branched, problem.train)
-            return branched
-        if not teachers:
+        branched = build_stitched(problem, trees, tree)
+        if options.steps and not teachers:
             teachers.append(Teachers(problem.networks, problem.train, batch_size=options.batch_size))
-        distill(
-            branched,
-            teachers[0],
-            problem.train,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            checkpoint=unfinished,
-            description=f"distil {name}",
-        )
+        if options.steps:
+            distill_in_two_steps(
+                branched, teachers[0], problem.train, problem.validation, options, checkpoint=unfinished, name=name
+            )
         return branched
 
     def load(tree: Tree, path: Path) -> BranchedNetwork:
-        branched = build_tree(tree)
+        branched = build_stitched(problem, trees, tree)
         load_weights(branched, path)
         return branched
 
-    settings = [options.steps, options.batch_size, options.learning_rate, options.seed, options.donor]
+    settings = [
+        options.measure,
+        options.steps,
+        options.stitch_steps,
+        options.batch_size,
+        options.learning_rate,
+        options.seed,
+        options.donor,
+    ]
     return {
         name: workspace.step(
             f"{name.replace(' ', '-')}.safetensors",
@@ -257,28 +280,40 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         save=save_json,
         load=load_seconds,
     )
+    judged: dict[str, nn.Module] = {**everything, **_less_trained(problem, trees)}
     comparison = Comparison(
-        tuple(_compared(problem, trees, name, network, seconds) for name, network in everything.items()),
+        tuple(_compared(problem, trees, name, network, seconds) for name, network in judged.items()),
         {task: metric.name for task, metric in problem.metrics.items()},
         {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
     )
     further = {
-        label: {name: _evaluate(problem, network, {task: metric})[task] for name, network in everything.items()}
+        label: {name: _evaluate(problem, network, {task: metric})[task] for name, network in judged.items()}
         for label, (task, metric) in problem.further.items()
     }
     return Results(comparison, further, _stability(problem, trees))
 
 
-def _compared(
-    problem: Problem, trees: Trees, name: str, network: BranchedNetwork | SeparateNetworks, seconds: Seconds
-) -> ComparedNetwork:
+def _less_trained(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
+    """What the branched network is without training, without stitches, and without any network at all."""
+    options, tree = problem.options, trees.chosen.tree
+    donors = choose_donors(tree, trees.choice.losses or trees.affinity, preferred=options.donor)
+    found: dict[str, nn.Module] = {}
+    if options.steps:
+        found[STITCHED] = build_stitched(problem, trees, tree)
+    found[UNSTITCHED] = build(tree, trees.staged, donors=donors, init="donor").eval()
+    found[CONSTANT] = constant_predictor(problem.networks, problem.validation, problem.kinds, options.batch_size)
+    return found
+
+
+def _compared(problem: Problem, trees: Trees, name: str, network: nn.Module, seconds: Seconds) -> ComparedNetwork:
     chosen = trees.chosen.tree
-    tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth)
+    known = {"separate": Tree.separate(chosen.tasks, chosen.depth), STITCHED: chosen, UNSTITCHED: chosen}
+    tree = trees.compared.get(name) or known.get(name)
     return ComparedNetwork(
         name,
         _evaluate(problem, network, problem.metrics),
         params=sum(parameter.numel() for parameter in network.parameters()),
-        flops=int(trees.size(tree, "flops")),
+        flops=0 if tree is None else int(trees.size(tree, "flops")),
         latency={
             how: Latency(tuple(seconds[how][name]))
             for how in ("eager", "compiled")  # in this order, whether measured now or read from the file

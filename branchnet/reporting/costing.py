@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from branchnet.stages.costs import FirstDifference
 from branchnet.stages.flops import PRODUCTS, OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
 from branchnet.utils.modes import evaluation_mode
@@ -88,6 +89,7 @@ class NetworkCosts:
             normalisation out).
         uncounted: operators that compute something and that the convention has no formula for.
         inputs: shapes of the example's tensors.
+        limited_by: where the networks' structures part, if less than half of the parameters lies before.
         only_here: multiply-adds by operator that torch.utils.flop_counter has no formula for and counts as nothing,
             normalisation and resampling aside.
     """
@@ -100,6 +102,7 @@ class NetworkCosts:
     uncounted: tuple[str, ...]
     inputs: tuple[tuple[int, ...], ...]
     only_here: Mapping[str, int] = field(default_factory=dict)
+    limited_by: FirstDifference | None = None
 
     @property
     def flops(self) -> int:
@@ -178,6 +181,8 @@ class NetworkCosts:
         """
         shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs)
         notes = [f"FLOPs by {CONVENTION}; for the whole example ({shapes})."]
+        if self.limited_by is not None:
+            notes.append(str(self.limited_by))
         if self.uncounted:
             notes.append(uncounted_note(self.uncounted))
         compared = self.flops - sum(self.only_here.values())
@@ -220,6 +225,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         BuildError: an example of another form than the network takes.
     """
     members = list(branched.members())
+    difference = branched.costs.first_difference
     with evaluation_mode(branched), OperatorCounter() as counter:
         flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
     with evaluation_mode(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
@@ -243,6 +249,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         reference_flops=sum(counted.values()) // 2,
         uncounted=tuple(sorted(counter.unsupported)),
         inputs=tuple(tuple(tensor.shape) for tensor in flat_example(example)),
+        limited_by=difference if difference is not None and difference.limits else None,
         only_here={name: counter.by_operator[name] for name in sorted(_UNKNOWN_TO_TORCH) if counter.by_operator[name]},
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich.console
+import rich.text
 from torch import nn
 
 from branchnet.builder.network.separate_networks import SeparateNetworks
@@ -29,6 +30,7 @@ from branchnet.reporting.tables import Table
 from branchnet.reporting.units import milliseconds, percent, si
 from branchnet.utils.files import write_text
 from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
@@ -79,6 +81,8 @@ class Report:
             ("multiply-adds", costs.flops, costs.separate_flops),
         ):
             lines.append(f"{name}: {si(size)}, {percent(size / alone)} of {len(costs.tasks)} separate networks")
+        if costs.limited_by is not None:
+            lines.append(str(costs.limited_by))
         if costs.uncounted:
             lines.append(uncounted_note(costs.uncounted))
         if self.latencies:
@@ -108,7 +112,8 @@ class Report:
             the summary, stages, tasks and latencies.
         """
         tables = [table for table in self.tables() if not table.title.startswith(("By branch", "By node"))]
-        return rich.console.Group(*(table.to_rich() for table in tables), *self.costs.notes())
+        notes = (rich.text.Text(visible(note, lines=True)) for note in self.costs.notes())
+        return rich.console.Group(*(table.to_rich() for table in tables), *notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values.

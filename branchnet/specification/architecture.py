@@ -302,9 +302,7 @@ class Architecture(Section):
     @property
     def stage_costs(self) -> StageCosts | None:
         """Cost of one copy of each stage."""
-        if self.costs is None:
-            return None
-        return StageCosts(tuple(self.costs.stages[name].cost(name) for name in self.locations))
+        return None if self.costs is None else self.costs.stage_costs(self.locations)
 
     @property
     def head_costs(self) -> dict[str, StageCost]:

@@ -19,8 +19,10 @@ def in_file_order(architecture: Architecture) -> dict[str, Any]:
         network.update(_sorted(network))
     if "costs" in content:
         stages, heads = content["costs"]["stages"], content["costs"].get("heads", {})
+        difference = content["costs"].get("first_difference")
         content["costs"] = {"stages": {name: stages[name] for name in architecture.locations}}
         content["costs"] |= {"heads": {task: heads[task] for task in architecture.tasks}} if heads else {}
+        content["costs"] |= {"first_difference": difference} if difference else {}
     return content
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -12,7 +13,7 @@ from branchnet.clustering.budgets import Budget
 from branchnet.errors import BudgetError, SpecError
 from branchnet.models.constructors import Constructor, check_arguments, split_name
 from branchnet.specification.nested_tree import Section
-from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.utils.document_keys import Keys
 
 Dtype = Literal[
@@ -112,17 +113,36 @@ class CostSection(Section):
         return StageCost(name, self.params, self.flops, self.activation_bytes, self.cut_bytes, self.uncounted)
 
 
+class DifferenceSection(Section):
+    """Where the structures of the networks part."""
+
+    sides: dict[str, str] = Field(description="What each network does there, by task.")
+    shareable: Annotated[float, Field(ge=0, le=1)] = Field(description="Share of all parameters that lies before.")
+    reason: str = ""
+
+
 class CostsSection(Section):
     """Costs of one copy of every stage, by location, and of every head, by task."""
 
     stages: dict[str, CostSection]
     heads: dict[str, CostSection] = Field(default_factory=dict)
+    first_difference: DifferenceSection | None = None
 
     @classmethod
     def of(cls, stages: StageCosts, heads: Mapping[str, StageCost], tasks: Sequence[str]) -> CostsSection:
         """Describe the costs of stages and heads."""
         described = {task: CostSection.of(heads[task]) for task in tasks if task in heads}
-        return cls(stages={cost.name: CostSection.of(cost) for cost in stages}, heads=described)
+        found = stages.first_difference
+        difference = None if found is None else DifferenceSection(**asdict(found))
+        return cls(
+            stages={cost.name: CostSection.of(cost) for cost in stages}, heads=described, first_difference=difference
+        )
+
+    def stage_costs(self, locations: Sequence[str]) -> StageCosts:
+        """Return the costs of the stages in the order of their locations."""
+        found = self.first_difference
+        difference = None if found is None else FirstDifference(found.sides, found.shareable, found.reason)
+        return StageCosts(tuple(self.stages[name].cost(name) for name in locations), difference)
 
     def problems(self, tasks: Sequence[str], locations: Sequence[str]) -> list[tuple[Keys, str]]:
         """List stages that are not the locations, and heads that are not the tasks."""

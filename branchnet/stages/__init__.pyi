@@ -1,3 +1,4 @@
+from .costs import FirstDifference as FirstDifference
 from .costs import StageCost as StageCost
 from .costs import StageCosts as StageCosts
 from .flops import count_flops as count_flops
@@ -17,6 +18,7 @@ from .staged import StagedNetwork as StagedNetwork
 __all__ = [
     "CutTensor",
     "Example",
+    "FirstDifference",
     "Interface",
     "Location",
     "Stage",

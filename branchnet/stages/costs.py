@@ -6,8 +6,8 @@ All figures are for one example input at the batch size of the example that the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import overload
 
 
@@ -33,14 +33,49 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class FirstDifference:
+    """Where the structures of networks that were split together part: the first step that they do not have in common.
+
+    Attributes:
+        sides: what each network does there, by task.
+        shareable: the share of all networks' parameters that lies before, from 0 to 1.
+        reason: the difference in words, where it has a name; else empty.
+
+    >>> def network(*last):
+    ...     return nn.Sequential(nn.Linear(4, 8), *last).eval()
+    >>> networks = {"a": network(nn.Linear(8, 2)), "b": network(nn.Tanh(), nn.Linear(8, 2))}
+    >>> print(branchnet.split_all(networks, torch.zeros(1, 4))["a"].first_difference)
+    81.6% of the parameters can be shared; then the structures differ:
+      a: 1 = Linear(in_features=8, out_features=2, bias=True) -> (1, 2)
+      b: 1 = Tanh() -> (1, 8)
+    """
+
+    sides: Mapping[str, str]
+    shareable: float
+    reason: str = ""
+
+    @property
+    def limits(self) -> bool:
+        """Whether less than half of the parameters can be shared."""
+        return self.shareable < 0.5
+
+    def __str__(self) -> str:
+        start = f"{100 * self.shareable:.3g}% of the parameters can be shared; then the structures differ"
+        lines = [f"{start}, {self.reason}:" if self.reason else f"{start}:"]
+        return "\n".join([*lines, *(f"  {task}: {side}" for task, side in self.sides.items())])
+
+
+@dataclass(frozen=True)
 class StageCosts(Sequence[StageCost]):
     """The costs of the D stages of one network, from input to output.
 
     Attributes:
         stages: one entry per stage.
+        first_difference: where the networks that were split together part, or None.
     """
 
     stages: tuple[StageCost, ...]
+    first_difference: FirstDifference | None = field(default=None, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:

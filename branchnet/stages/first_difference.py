@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.errors import SplitError
+from branchnet.stages.costs import FirstDifference
 from branchnet.stages.graph.common_subgraph import Alignment
-from branchnet.stages.graph.dataflow import Dataflow
+from branchnet.stages.graph.dataflow import Dataflow, cost_of_whole
+from branchnet.stages.graph.settings import differing_settings
 from branchnet.stages.locations import Location
+
+_LONGEST = 200
+_FROZEN = (
+    "frozen BatchNorm (fixed statistics and weights, held as buffers) against BatchNorm (trained), which are different "
+    "layers: give all networks one of them"
+)
 
 
 def check_common(alignment: Alignment, candidates: Sequence[Location], tasks: Sequence[str]) -> None:
@@ -18,24 +27,81 @@ def check_common(alignment: Alignment, candidates: Sequence[Location], tasks: Se
     Raises:
         SplitError: several networks have no location in common.
     """
-    if candidates or len(tasks) == 1:
-        return
-    common = [set(alignment.order(k)) for k in range(len(tasks))]
-    sides = [
-        f"  {task}: {_describe(flow, next((node for node in flow.order if node not in nodes), None))}"
-        for task, flow, nodes in zip(tasks, alignment.flows, common, strict=True)
-    ]
-    raise SplitError(
-        "the networks have too little in common to share a stage; expected the same backbone up to the end of at least "
-        "one module; first difference:\n" + "\n".join(sides)
-    )
+    difference = None if candidates else first_difference(alignment, candidates, tasks)
+    if difference is not None:
+        raise SplitError(
+            "the networks have too little in common to share a stage; expected the same backbone up to the end of at "
+            f"least one module; {difference}"
+        )
 
 
-def _describe(flow: Dataflow, node: fx.Node | None) -> str:
+def first_difference(
+    alignment: Alignment, candidates: Sequence[Location], tasks: Sequence[str]
+) -> FirstDifference | None:
+    """Where the structures part.
+
+    Args:
+        alignment: what they have in common.
+        candidates: the places at which they can be cut.
+        tasks: the networks' names.
+
+    Returns:
+        The first step that not all of them have, or None where all steps of all networks are common.
+    """
+    nodes = _first_nodes(alignment)
+    if not any(nodes):
+        return None
+    shared = candidates[-1].params if candidates else 0
+    total = sum(cost_of_whole(flow)[0] for flow in alignment.flows)
+    sides = {task: _described(flow, node) for task, flow, node in zip(tasks, alignment.flows, nodes, strict=True)}
+    return FirstDifference(sides, len(tasks) * shared / total if total else 1.0, _reason(alignment.flows, nodes, sides))
+
+
+def _first_nodes(alignment: Alignment) -> list[fx.Node | None]:
+    """The first node of each network that is not common: of those that read the same values, where there are such."""
+    readers: list[dict[tuple[int, ...], fx.Node]] = []
+    for network, flow in enumerate(alignment.flows):
+        index = {node: k for k, node in enumerate(alignment.order(network))}
+        found: dict[tuple[int, ...], fx.Node] = {}
+        for node in flow.order:
+            read = [source for source in node.all_input_nodes if source not in flow.free]
+            if node not in index and all(source in index for source in read):
+                found.setdefault(tuple(sorted(index[source] for source in read)), node)
+        readers.append(found)
+    for values in readers[0]:
+        if all(values in found for found in readers):
+            return [found[values] for found in readers]
+    return [next(iter(found.values()), None) for found in readers]
+
+
+def _reason(flows: Sequence[Dataflow], nodes: Sequence[fx.Node | None], sides: dict[str, str]) -> str:
+    modules = [_innermost(flow, node) for flow, node in zip(flows, nodes, strict=True) if node is not None]
+    if any(map(_is_frozen, modules)) and any(isinstance(module, _BatchNorm) for module in modules):
+        return _FROZEN
+    if len({side.partition(" = ")[2] for side in sides.values()}) > 1 or len({*map(type, modules)}) > 1:
+        return ""
+    settings = differing_settings([module for module in modules if module is not None])
+    return f"in the setting {', '.join(settings)}" if settings else "in what the same layer reads"
+
+
+def _described(flow: Dataflow, node: fx.Node | None) -> str:
     if node is None:
         return "ends here"
     place = (flow.calls(node) or ("the network itself",))[-1]
     shapes = ", ".join(str(tensor.shape) for tensor in flow.facts[node].tensors)
+    frozen = "frozen BatchNorm, " if _is_frozen(_innermost(flow, node)) else ""
     if node.op == "call_module":
-        return f"{place} = {flow.trace.root.get_submodule(str(node.target))} -> {shapes}"
-    return f"{getattr(node.target, '__name__', node.target)} in {place} -> {shapes}"
+        text = " ".join(repr(flow.trace.root.get_submodule(str(node.target))).split())
+        return f"{place} = {frozen}{text[:_LONGEST]} -> {shapes}"
+    return f"{frozen}{getattr(node.target, '__name__', node.target)} in {place} -> {shapes}"
+
+
+def _innermost(flow: Dataflow, node: fx.Node) -> nn.Module | None:
+    """The module in whose forward a node is, the node's own if it calls one."""
+    calls = flow.calls(node)
+    path = str(node.target) if node.op == "call_module" else calls[-1].partition("@")[0] if calls else ""
+    return flow.trace.root.get_submodule(path)
+
+
+def _is_frozen(module: nn.Module | None) -> bool:
+    return "FrozenBatchNorm" in type(module).__name__

@@ -90,13 +90,16 @@ def _share(place: Location, whole: tuple[int, int]) -> float:
 
 
 def _meaningful(candidates: Sequence[Location], whole: tuple[int, int]) -> list[Location]:
-    """Ends of the largest modules none of which holds half of the network, at most five, at least three if possible."""
+    """Ends of the largest modules none of which holds half of the network, at most five, at least three if possible.
+
+    Where what can be shared is too small a share of the network to open any module, it is one stage.
+    """
     opened: set[str] = set()
     chosen = _ends_of_children(candidates, opened, whole)
     while dominant := _to_open(candidates, chosen, opened, whole):
         opened.add(dominant)
         chosen = _ends_of_children(candidates, opened, whole)
-    return _balance(chosen, _MOST, whole) if len(chosen) > _MOST else chosen
+    return _balance(chosen, _MOST, whole) if len(chosen) > _MOST else chosen or [candidates[-1]]
 
 
 def _ends_of_children(candidates: Sequence[Location], opened: set[str], whole: tuple[int, int]) -> list[Location]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from branchnet.stages.first_difference import check_common
+from branchnet.stages.first_difference import check_common, first_difference
 from branchnet.stages.graph.common_subgraph import align
+from branchnet.stages.graph.dataflow import cost_of_whole
 from branchnet.stages.interface import Example
 from branchnet.stages.location_choice import Locations, choose
 from branchnet.stages.locations import Location, find_locations
-from branchnet.stages.stage_assembly import assemble, cost_of_whole
+from branchnet.stages.stage_assembly import assemble
 from branchnet.stages.staged import StagedNetwork
 from branchnet.stages.tracing.trace import trace_all, trace_network
 
@@ -54,7 +55,9 @@ def split_all(
 ) -> dict[str, StagedNetwork]:
     """Split several networks at the same places of the longest structure that they have in common.
 
-    What differs becomes each network's head. A cut carries every tensor that some network needs later, so cuts are
+    Layers that are only written in another way (functions for modules, identities and dropout, BatchNorm with an
+    activation inside) are the same. What differs becomes each network's head; `first_difference` of the results says
+    where that begins. A cut carries every tensor that some network needs later, so cuts are
     the same in all of them; a head ignores what it does not need.
 
     Args:
@@ -84,7 +87,8 @@ def split_all(
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
     chosen = choose(candidates, locations, cost_of_whole(alignment.flows[0]))
-    return dict(zip(networks, assemble(traced, alignment, chosen, example), strict=True))
+    difference = first_difference(alignment, candidates, tuple(networks))
+    return dict(zip(networks, assemble(traced, alignment, chosen, example, difference), strict=True))
 
 
 def candidate_locations(network: nn.Module, example: Example) -> list[Location]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.stages.graph.common_subgraph import Alignment, align
 from branchnet.stages.graph.dataflow import Dataflow, subgraph
 from branchnet.stages.graph.propagation import TensorForm
@@ -40,7 +40,11 @@ class _Plan:
 
 
 def assemble(
-    traced: Sequence[TracedNetwork], alignment: Alignment, chosen: Sequence[Location], example: Example
+    traced: Sequence[TracedNetwork],
+    alignment: Alignment,
+    chosen: Sequence[Location],
+    example: Example,
+    difference: FirstDifference | None = None,
 ) -> list[StagedNetwork]:
     """Cut every network at the chosen places, in both modes where all of them can be trained."""
     names = [place.name for place in chosen]
@@ -49,7 +53,7 @@ def assemble(
 
     def staged(training: Sequence[_Plan | None], reason: str | None) -> list[StagedNetwork]:
         networks = zip(traced, evaluation, training, own, strict=True)
-        return [_staged(*network, names, example, reason) for network in networks]
+        return [_staged(*network, names, example, reason, difference) for network in networks]
 
     training, reason = _training_plans(traced, names)
     found = staged(training, reason)
@@ -58,14 +62,8 @@ def assemble(
     if reason is not None:
         return found
     differences = (training_difference(*pair, example) for pair in zip(traced, found, strict=True))
-    difference = next((each for each in differences if each), None)
-    return found if difference is None else staged([None] * len(traced), f"in training mode {difference}")
-
-
-def cost_of_whole(flow: Dataflow) -> tuple[int, int]:
-    """Parameters and multiply-adds of all that the network runs."""
-    params = sum(parameter.numel() for parameter in flow.parameters([*flow.order, flow.output]).values())
-    return params, sum(facts.flops for facts in flow.facts.values())
+    lost = next((each for each in differences if each), None)
+    return found if lost is None else staged([None] * len(traced), f"in training mode {lost}")
 
 
 def _plans(alignment: Alignment, positions: Sequence[int]) -> list[_Plan]:
@@ -105,6 +103,7 @@ def _staged(
     names: Sequence[str],
     example: Example,
     eval_only: str | None,
+    difference: FirstDifference | None,
 ) -> StagedNetwork:
     interface = Interface.of(example)
     tensors = (*traced.root.parameters(), *traced.root.buffers(), *flat_example(example))
@@ -136,7 +135,7 @@ def _staged(
         locations=names,
         own_locations=own_locations,
         cuts=_cut_tensors(plan),
-        costs=StageCosts(tuple(costs[:-1])),
+        costs=StageCosts(tuple(costs[:-1]), difference),
         head_cost=costs[-1],
         interface=interface,
         constructor=_constructor_of(traced),

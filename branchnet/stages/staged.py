@@ -20,7 +20,7 @@ from branchnet.stages.codegen.device_rewrite import NAMES, device_now, on_device
 from branchnet.stages.codegen.in_place_ops import written_in_place
 from branchnet.stages.codegen.lookups import with_direct_lookups
 from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
-from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Interface
 from branchnet.stages.tracing.allowed_sizes import AllowedSizes
@@ -259,6 +259,11 @@ class StagedNetwork(nn.Module):
         self.constructor = constructor
         self.traced_by = traced_by
         self.eval_only = eval_only
+
+    @property
+    def first_difference(self) -> FirstDifference | None:
+        """Where this network and those that it was split with part; None where nothing differs."""
+        return self.costs.first_difference
 
     @property
     def trainable(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet import Tree
 from branchnet.stages import split_all
+from branchnet.stages.graph.settings import is_dropping
 
 SIGNAL = torch.rand(4, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -104,6 +105,35 @@ def stochastic_depth(rate: float) -> nn.Module:
     return StochasticDepth(rate, "row")
 
 
+def drop_block(rate: float) -> nn.Module:
+    from timm.layers import DropBlock2d
+
+    return nn.Sequential(nn.Unflatten(1, (8, 1, 1)), DropBlock2d(rate), nn.Flatten())
+
+
+def copied_drop_path(rate: float) -> nn.Module:
+    from transformers.models.swin.modeling_swin import SwinDropPath
+
+    return SwinDropPath(rate)
+
+
+def marked(rate: float) -> nn.Module:
+    layer = nn.Tanh()
+    layer._is_hf_initialized = rate > 0.2  # type: ignore[assignment]
+    return layer
+
+
+class Last(nn.Module):
+    """A recurrent layer, whose parameters also stand in lists and weak references of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.unsqueeze(1))[0].squeeze(1)
+
+
 IGNORED: dict[str, Callable[[float], nn.Module]] = {
     "dropout": lambda rate: nn.Dropout(rate),
     "channel dropout": lambda rate: nn.Dropout1d(rate),
@@ -111,6 +141,10 @@ IGNORED: dict[str, Callable[[float], nn.Module]] = {
     "in place": lambda rate: nn.ReLU(inplace=rate > 0.2),
     "drop path": drop_path,
     "stochastic depth": stochastic_depth,
+    "drop block": drop_block,
+    "a copy of drop path": copied_drop_path,
+    "initialised by transformers": marked,
+    "parameters in another form": lambda rate: Last(),
 }
 
 
@@ -127,6 +161,57 @@ def test_settings_of_training_alone_are_shared(kind: str) -> None:
     assert staged.locations[-1] in {"2", "3"}
     for task in networks:
         assert torch.equal(branched(rows)[task], networks[task](rows))
+
+
+class Configured(nn.Module):
+    """Holds a configuration of transformers, as all its modules do."""
+
+    def __init__(self, **said: Any) -> None:
+        from transformers import ViTConfig
+
+        super().__init__()
+        self.config = ViTConfig(**said)
+        self.width = self.config.hidden_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.config.hidden_dropout_prob if self.training else 0.0
+        return (nn.functional.dropout(x, rate, self.training) * self.config.initializer_range).mean(-1)
+
+
+@pytest.mark.parametrize(
+    "said", [{"num_labels": 5}, {"hidden_dropout_prob": 0.4}, {"architectures": ["A"]}, {"image_size": 32}]
+)
+def test_what_a_configuration_says_of_labels_training_and_others_is_shared(said: dict[str, Any]) -> None:
+    staged, branched = fully_shared({"a": network(Configured()), "b": network(Configured(**said))})
+    assert staged.locations[-1] in {"4", "5"}
+    assert torch.equal(branched(SIGNAL)["b"], network(Configured(**said))(SIGNAL))
+
+
+@pytest.mark.parametrize("said", [{"initializer_range": 3.0}, {"hidden_size": 12}])
+def test_what_a_module_reads_of_its_configuration_counts(said: dict[str, Any]) -> None:
+    networks = {"a": network(Configured()), "b": network(Configured(**said))}
+    staged, branched = fully_shared(networks)
+    assert staged.locations[-1] in {"0", "1"}
+    for task, single in networks.items():
+        assert torch.equal(branched(SIGNAL)[task], single(SIGNAL))
+
+
+def test_library_layers_that_drop_return_their_argument_in_evaluation() -> None:
+    """What the names in the list of such layers stand for, in the libraries that are installed."""
+    import timm.layers.drop
+    import torchvision.ops
+    from transformers.models.sew_d.modeling_sew_d import StableDropout
+    from transformers.models.swin.modeling_swin import SwinDropPath
+
+    made = [timm.layers.drop.DropPath(0.5), timm.layers.drop.DropBlock2d(0.5), SwinDropPath(0.5), StableDropout(0.5)]
+    made += [torchvision.ops.StochasticDepth(0.5, "row"), torchvision.ops.DropBlock2d(0.5, 3)]
+    made += [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)]
+    images = torch.rand(2, 3, 8, 8)
+    assert all(torch.equal(layer.eval()(images), images) and is_dropping(type(layer)) for layer in made)
+    volumes = torch.rand(2, 3, 8, 8, 8)
+    for layer in (torchvision.ops.DropBlock3d(0.5, 3), nn.Dropout3d(0.5)):
+        assert torch.equal(layer.eval()(volumes), volumes) and is_dropping(type(layer))
+    assert not is_dropping(timm.layers.PatchDropout) and not is_dropping(nn.Identity)
 
 
 def test_a_dropout_of_ones_own_counts() -> None:

@@ -115,6 +115,7 @@ def as_record(result: SearchResult) -> dict[str, object]:
         "objective": result.objective,
         "uncounted": list(result.uncounted),
         "forced": [pair._asdict() for pair in result.forced],
+        "first_difference": None if result.first_difference is None else str(result.first_difference),
     }
 
 
@@ -135,6 +136,8 @@ def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadC
     ]
     if result.forced:
         lines.append(result.forced_note())
+    if result.first_difference is not None:
+        lines.append(str(result.first_difference))
     if result.uncounted:
         lines.append(uncounted_note(result.uncounted))
     if replicates := replicates_of(found):

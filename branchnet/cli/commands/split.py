@@ -68,6 +68,9 @@ def split(
     found = Architecture.from_tree(tree, networks=staged, description="Separate networks: where they can be shared.")
     found.save(out)
     print_json(found.to_dict()) if as_json else print_tables([_stage_table(staged)])
+    difference = first.first_difference
+    if difference is not None and difference.limits and not as_json:
+        print_text(difference)
     uncounted = uncounted_operators(first.costs, {task: network.head_cost for task, network in staged.items()})
     if uncounted and not as_json:
         print_text(uncounted_note(uncounted))

@@ -40,6 +40,7 @@ def judged(problem: AnyProblem, labels: Labels, limit: float, method: str, why: 
         unit=problem.sizes.unit,
         limit=limit,
         uncounted=problem.sizes.uncounted,
+        first_difference=problem.sizes.limited_by,
         forced=verdict.forced,
         donors=verdict.donors,
     )

@@ -82,14 +82,17 @@ class RunOptions(_Strict):
         locations: where to branch: a number of places, their names, or nothing for branchnet's choice.
         probe: how many images the networks are compared on.
         held_out: share of the images that the results are measured on and nothing is trained on.
-        steps: batches of distillation for each branched network; 0 leaves the donors' weights.
+        measure: which affinities propose trees: `"auto"`, RSA and the stitching losses, of which the tree is taken that
+            works best before any training; `"rsa"`, RSA alone, as published.
+        steps: batches of distillation of whole networks; 0 leaves them as they are built, with stitches.
+        stitch_steps: batches of distillation of the stitching layers alone, before that; not with `steps: 0`.
         batch_size: images in a batch.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate of whole networks; trained networks forget at much higher ones.
         baselines: what the chosen tree is compared with, trained in the same way.
         random_trees: how many random trees of about the chosen one's size, where they are among the baselines; fewer
             where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from, e.g. that of the most general network; by
-            default the medoid of the tasks that a node serves.
+            default those donors with which the stitched tasks lose least, with `measure: rsa` the medoids.
         seed: decides the split of the images and the order of the batches.
     """
 
@@ -97,9 +100,11 @@ class RunOptions(_Strict):
     locations: Annotated[int, Field(ge=1)] | list[str] | None = None
     probe: Annotated[int, Field(ge=3)] = 500
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    measure: Literal["auto", "rsa"] = "auto"
     steps: Annotated[int, Field(ge=0)] = 1000
+    stitch_steps: Annotated[int, Field(ge=0)] = 200
     batch_size: Annotated[int, Field(ge=2)] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     baselines: list[Literal["shared", "random"]] = ["shared", "random"]
     random_trees: Annotated[int, Field(ge=1, le=100)] = 3
     donor: str | None = None

@@ -20,7 +20,7 @@ from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.pipeline.demo.scene_tasks import TASKS, run_config
 from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_distillation
 from branchnet.pipeline.full_run import finish
-from branchnet.pipeline.problem import Problem
+from branchnet.pipeline.problem import VALIDATION, Problem
 from branchnet.pipeline.run_result import RunResult
 from branchnet.pipeline.steps import find_trees, judge, train_networks
 from branchnet.pipeline.workspace import STEPS, Workspace
@@ -110,7 +110,8 @@ def demo_problem(single: dict[str, nn.Module], train: Scenes, test: Scenes, size
     return Problem(
         networks=single,
         identity=["scenes", size.count, size.steps, seed],
-        train=train.images,
+        train=train.images[:-VALIDATION],
+        validation=train.images[-VALIDATION:],
         probe=test.images[:PROBE],
         test=test.images[PROBE:],
         targets={name: task.target(test.labels[name][PROBE:]) for name, task in TASKS.items()},

@@ -1,4 +1,4 @@
-"""What proposed trees do without any training: each is built with stitches and measured on inputs held out from them."""
+"""What proposed trees do without any training: each is built with stitches and measured on other inputs."""
 
 from __future__ import annotations
 

@@ -52,9 +52,7 @@ class Limits:
 
     def size(self, tree: Tree) -> float:
         """The size of a tree in the budget's unit, stitches and heads included."""
-        return tree_size(
-            tree, self.costs, head_costs=self.heads, unit=self.budget.unit, stitch_sizes=self.stitch_sizes
-        )
+        return tree_size(tree, self.costs, head_costs=self.heads, unit=self.budget.unit, stitch_sizes=self.stitch_sizes)
 
     def search(self, affinity: Affinity, objective: str, seed: int, budget: Budget | None = None) -> SearchResult:
         """The best tree by an affinity and an objective."""

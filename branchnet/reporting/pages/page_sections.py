@@ -90,6 +90,8 @@ def asked(given: Mapping[str, str], chosen: SearchResult | None) -> Section | No
             pairs["limit"] = f"{si(chosen.limit)} {chosen.unit}"
         pairs["size of the chosen tree"] = f"{si(chosen.size)} {chosen.unit}"
         pairs["clustering cost"] = f"{chosen.cost:.4g}"
+        if chosen.first_difference is not None:
+            pairs["what limits sharing"] = str(chosen.first_difference)
         if chosen.uncounted:
             pairs["counted as nothing"] = ", ".join(chosen.uncounted)
         pairs["found by"] = f"{chosen.method} ({chosen.why})" if chosen.why else chosen.method

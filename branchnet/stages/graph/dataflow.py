@@ -121,6 +121,12 @@ class Dataflow:
         return any(word in name for word in ("rand", "dropout", "bernoulli", "normal", "uniform", "multinomial"))
 
 
+def cost_of_whole(flow: Dataflow) -> tuple[int, int]:
+    """Parameters and multiply-adds of all that the network runs."""
+    params = sum(parameter.numel() for parameter in flow.parameters([*flow.order, flow.output]).values())
+    return params, sum(facts.flops for facts in flow.facts.values())
+
+
 def attribute(root: nn.Module, path: str) -> Any:
     """The value at a dotted path below the root."""
     value: Any = root

@@ -26,6 +26,7 @@ from branchnet.stages.tracing.constants import is_state
 from branchnet.stages.tracing.export_tracer import trace_export
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, transformed, unwrap, where
 from branchnet.stages.tracing.module_chain import trace_chain
+from branchnet.stages.tracing.opened_norms import open_norms
 from branchnet.stages.tracing.preconditions import check_not_random, check_supported
 from branchnet.stages.tracing.trial import borrow, trial
 from branchnet.utils.modes import mode_of
@@ -149,7 +150,7 @@ def _by_one_method(traces: list[Trace], example: Example) -> list[Trace]:
 
 
 def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool) -> nn.Module:
-    root = borrow(unwrap(network))
+    root = open_norms(borrow(unwrap(network)))
     if any_transforms:
         if isinstance(root, nn.Sequential):
             root.__class__ = _without_preprocessing(type(root))

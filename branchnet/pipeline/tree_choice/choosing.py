@@ -1,0 +1,119 @@
+"""From affinities to the tree of a run: proposed by searches, decided by what networks do with stitching layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from branchnet.affinity import Affinity, stitch_affinity
+from branchnet.clustering import SearchResult, clustering_cost
+from branchnet.data.samples import read_samples
+from branchnet.pipeline.problem import Problem
+from branchnet.pipeline.tree_choice.measuring import MeasuredTree, measure_trees
+from branchnet.pipeline.tree_choice.proposals import Limits, Proposal, propose_trees
+from branchnet.pipeline.workspace import Workspace, load_json, save_json
+from branchnet.stages import StagedNetwork
+
+FITTED = 160
+"""Inputs of the probe that the stitches of a tree that is only tried are fitted and chosen on."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen tree, and what it was chosen from.
+
+    Attributes:
+        chosen: the tree; its method and `why` say how it was found.
+        proposer: who proposed it.
+        losses: stitching losses as an affinity; None where RSA alone decides.
+        measured: the proposed trees, and what each did before any training; none where RSA alone decides.
+    """
+
+    chosen: SearchResult
+    proposer: str
+    losses: Affinity | None = None
+    measured: tuple[MeasuredTree, ...] = ()
+
+
+def choose_tree(
+    problem: Problem,
+    staged: Mapping[str, StagedNetwork],
+    limits: Limits,
+    proposed: SearchResult,
+    affinity: Affinity,
+    workspace: Workspace,
+) -> Choice:
+    """Take the tree that does best with stitches of those proposed; that of RSA where nothing else is to be measured.
+
+    Args:
+        problem: what is asked.
+        staged: the single-task networks.
+        limits: sizes, and the budget.
+        proposed: the best tree by RSA.
+        affinity: that of RSA.
+        workspace: where losses and measurements are kept.
+
+    Returns:
+        the choice.
+    """
+    options = problem.options
+    if options.measure == "rsa":
+        return Choice(proposed, f"RSA ({options.objective})")
+    losses = workspace.step(
+        "stitch_affinity.npz",
+        [problem.identity, list(affinity.locations), affinity.probe_hash, dict(problem.kinds)],
+        make=lambda _: stitch_affinity(
+            staged, problem.probe, kinds=problem.kinds, batch_size=options.batch_size, bootstrap=0
+        ),
+        save=lambda result, path: result.save(path),
+        load=Affinity.load,
+    )
+    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, ["medoid", "stitch"])}
+    proposals = propose_trees(affinities, limits, options.seed)
+    count = read_samples(problem.probe).known_count
+    rows = torch.arange(min(FITTED, count)) * count // min(FITTED, count)
+    measured = workspace.step(
+        "measured_trees.json",
+        [
+            problem.identity,
+            [str(one.tree) for one in proposals],
+            options.donor,
+            affinity.probe_hash,
+            dict(problem.kinds),
+        ],
+        make=lambda _: measure_trees(
+            proposals,
+            [limits.size(one.tree) for one in proposals],
+            staged,
+            losses,
+            read_samples(problem.probe).take(rows).inputs,
+            problem.validation,
+            problem.kinds,
+            preferred=options.donor,
+            batch_size=options.batch_size,
+        ),
+        save=lambda trees, path: save_json([tree.to_dict() for tree in trees], path),
+        load=lambda path: [MeasuredTree.from_dict(stored) for stored in load_json(path)],
+    )
+    best = min(measured, key=lambda tree: (tree.mean, tree.size))
+    return Choice(_as_result(best, proposals, proposed, affinity, len(measured)), best.by, losses, tuple(measured))
+
+
+def _as_result(
+    best: MeasuredTree, proposals: tuple[Proposal, ...], proposed: SearchResult, affinity: Affinity, count: int
+) -> SearchResult:
+    found = next((one.found for one in proposals if one.tree == best.tree and one.found is not None), None)
+    result = found or replace(
+        proposed,
+        tree=best.tree,
+        cost=clustering_cost(best.tree, affinity, objective=proposed.objective),
+        size=best.size,
+        proven=False,
+        method="measured",
+    )
+    why = (
+        f"the best of {count} trees that were measured with stitching layers before any training, proposed by {best.by}"
+    )
+    return replace(result, why=why, limit=proposed.limit)

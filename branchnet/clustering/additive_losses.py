@@ -127,7 +127,7 @@ class StageLosses:
         return math.fsum([*stages, self.offset])
 
     def sparing(self, affinity: Affinity) -> StageLosses:
-        """The same with a surcharge on poor pairs, where representatives are chosen.
+        """The same with a surcharge on poor pairs, for the objective `medoid`, whose terms are losses of tasks.
 
         Args:
             affinity: what these losses were made of.
@@ -135,7 +135,8 @@ class StageLosses:
         Returns:
             Itself where no pair is poor.
         """
-        poor = poor_pairs(affinity, self.pairs) if self.kind == "medoid" else None
+        adds_up = self.kind == "medoid" and not self.averaged and self.divisor == 1.0
+        poor = poor_pairs(affinity, self.pairs) if adds_up else None
         if poor is None:
             return self
         extra = surcharge(self.pairs)

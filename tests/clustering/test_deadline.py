@@ -28,3 +28,10 @@ def test_steps_after_the_limit_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     free.step()
     with pytest.raises(OutOfTime, match="time limit"):
         deadline.step(0)
+
+
+def test_the_time_left_is_bounded_and_never_negative() -> None:
+    assert Deadline().left(5.0) == 5.0
+    assert 0.0 < Deadline(100.0).left(1000.0) <= 100.0
+    assert Deadline(100.0).left(5.0) == 5.0
+    assert Deadline(0.0).left(5.0) == 0.0

@@ -41,7 +41,6 @@ class StitchLosses:
     tie: float
     surcharge: float = 0.0
     poor: PoorPairs | None = None
-    name: str = STITCH
 
     @property
     def depth(self) -> int:

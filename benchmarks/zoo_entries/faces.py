@@ -1,7 +1,7 @@
 """Face expressions and 68 landmarks: two networks of face-api.js, on crops of faces.
 
-`face-api/` holds npm's `@vladmandic/face-api` and `scikit-image/` the file `skimage/data/lfw_subset.npy` of PyPI's
-`scikit-image`.
+`face-api/` holds npm's `@vladmandic/face-api` and `scikit-image/` PyPI's package of that name. No package at hand has
+a good set of faces: each of the few that there are is cropped several times, so crops are not independent samples.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _faces(data: Path, *, held_out: bool) -> Tensor:
     faces = torch.cat(
         [
             photo_faces(data / "face-api" / "demo", held_out=held_out),
-            grey_faces(data / "scikit-image" / "lfw_subset.npy", held_out=held_out),
+            grey_faces(data / "scikit-image" / "skimage" / "data" / "lfw_subset.npy", held_out=held_out),
         ]
     )
     return normalised(faces[torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zoo_entries.entry import ZooEntry
 
-ENTRIES = ("mobilenetv2_three", "faces", "natasha")
+ENTRIES = ("mobilenetv2_three", "faces", "natasha", "tesseract")
 """One module each, with a function `load`."""
 
 

@@ -19,7 +19,7 @@ class ZooEntry:
         name: the entry's name.
         networks: the networks by task, in evaluation mode; all take the same inputs.
         probe: inputs to compare and to fit on.
-        held_out: inputs from other photos, people or texts, to judge by.
+        held_out: inputs from other photos or texts, to judge by.
         kinds: for each task `"classification"` (logits, classes in dimension 1) or `"regression"`.
         labels: for some tasks what is right for each held-out input; None where no task has labels.
         source: where networks and inputs come from.

@@ -45,27 +45,27 @@ GREY_CROPS = 3
 def photo_faces(folder: Path, *, held_out: bool) -> Tensor:
     """Crops of the faces in photos, (K, 3, 112, 112), bytes as float32."""
     generator = torch.Generator().manual_seed(int(held_out))
-    crops = []
+    crops: list[np.ndarray] = []
     for name, boxes in FOUND.items():
         if (name in HELD_OUT) == held_out:
             photo = Image.open(folder / name).convert("RGB")
             for box in boxes:
                 crops += crops_of(photo, box, CROPS, generator)
-    return torch.stack(crops)
+    return stacked(crops)
 
 
 def grey_faces(file: Path, *, held_out: bool) -> Tensor:
     """Crops of grey faces, (K, 3, 112, 112), bytes as float32."""
     generator = torch.Generator().manual_seed(2 + held_out)
     faces = np.load(file)[:PEOPLE]  # what follows is no face
-    crops = []
+    crops: list[np.ndarray] = []
     for face in faces[FITTED_PEOPLE:] if held_out else faces[:FITTED_PEOPLE]:
         image = Image.fromarray((255 * face).round().astype(np.uint8)).convert("RGB")
         crops += crops_of(image, (0, 0, *image.size), GREY_CROPS, generator)
-    return torch.stack(crops)
+    return stacked(crops)
 
 
-def crops_of(image: Image.Image, box: Box, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+def crops_of(image: Image.Image, box: Box, count: int, generator: torch.Generator) -> Iterator[np.ndarray]:
     """Squares near the box, as wide as 0.85 to 1.1 times its longer side, every other one mirrored."""
     left, top, width, height = box
     for number in range(count):
@@ -79,5 +79,9 @@ def crops_of(image: Image.Image, box: Box, count: int, generator: torch.Generato
             (x - side / 2, y - side / 2, x + side / 2, y + side / 2),
             Image.Resampling.BICUBIC,
         )
-        crop = torch.from_numpy(np.asarray(square).copy()).movedim(2, 0).float()
-        yield crop.flip(2) if number % 2 else crop
+        yield np.asarray(square)[:, ::-1] if number % 2 else np.asarray(square)
+
+
+def stacked(crops: list[np.ndarray]) -> Tensor:
+    """Crops (H, W, 3) as (K, 3, H, W)."""
+    return torch.from_numpy(np.stack(crops)).movedim(3, 1).float()

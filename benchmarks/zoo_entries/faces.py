@@ -40,7 +40,7 @@ def load(data: Path) -> ZooEntry:
 
 
 def _faces(data: Path, *, held_out: bool) -> Tensor:
-    """Crops in a fixed random order, other people where they are held out."""
+    """Crops in a fixed random order; other photos and other grey faces are held out."""
     faces = torch.cat(
         [
             photo_faces(data / "face-api" / "demo", held_out=held_out),

@@ -16,7 +16,12 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-DEBIAN = ("fortunes-ru",)
+DEBIAN = (
+    "fortunes-ru",
+    "fonts-liberation",
+    *(f"tesseract-ocr-{language}" for language in ("eng", "spa", "por", "nld")),
+    *("wamerican", "wspanish", "wportuguese", "wdutch"),
+)
 
 
 def main() -> None:

@@ -73,5 +73,5 @@ def _array(archive: tarfile.TarFile, entry: dict[str, Any]) -> Tensor:
 def _bytes(archive: tarfile.TarFile, name: str) -> bytes:
     member = archive.extractfile(name)
     if member is None:
-        raise ValueError(f"{archive.name}: {name} is no file")
+        raise ValueError(f"{name} is no file of the archive")
     return member.read()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def read_weights(manifest: Path) -> Weights:
     return weights
 
 
-def _read_tensor(tensor: dict, stored: bytes, position: int) -> tuple[np.ndarray, int]:
+def _read_tensor(tensor: dict[str, Any], stored: bytes, position: int) -> tuple[np.ndarray, int]:
     """The tensor that starts at `position`, and how many bytes it fills."""
     scaling = tensor.get("quantization", {"dtype": tensor["dtype"]})
     dtype = np.dtype(scaling["dtype"]).newbyteorder("<")

@@ -17,7 +17,7 @@ WIDTH = 360
 MARGIN = 6
 SIZES = range(22, 28)
 FONTS = ("Sans", "Serif")
-TRIES = 20
+TRIES = 50
 STYLES = ("Regular", "Bold", "Italic")
 
 

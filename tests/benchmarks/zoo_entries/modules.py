@@ -10,8 +10,8 @@ from typing import Any
 BENCHMARKS = str(Path(__file__).resolve().parents[3] / "benchmarks")
 
 
-def zoo(name: str) -> Any:
-    """A module of `zoo_entries`."""
+def zoo(name: str = "") -> Any:
+    """A module of `zoo_entries`, or without a name the package."""
     if BENCHMARKS not in sys.path:
         sys.path.append(BENCHMARKS)
-    return importlib.import_module(f"zoo_entries.{name}")
+    return importlib.import_module(f"zoo_entries.{name}" if name else "zoo_entries")

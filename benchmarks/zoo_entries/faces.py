@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo_entries.entry import ZooEntry
-from zoo_entries.face_images import grey_faces, photo_faces
-from zoo_entries.face_network import normalised, with_weights
-from zoo_entries.tfjs_weights import read_weights
+from zoo_entries.formats.tfjs_weights import read_weights
+from zoo_entries.inputs.face_images import grey_faces, photo_faces
+from zoo_entries.networks.face_network import normalised, with_weights
 
 MODELS = {"expression": "face_expression_model", "landmarks": "face_landmark_68_model"}
 LANDMARK_PIXELS = 112

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo_entries.entry import ZooEntry
-from zoo_entries.russian_text import sentences, shape
-from zoo_entries.slovnet_files import Model, read_navec, read_slovnet
-from zoo_entries.text_network import with_weights
+from zoo_entries.formats.slovnet_files import Model, read_navec, read_slovnet
+from zoo_entries.inputs.russian_text import sentences, shape
+from zoo_entries.networks.text_network import with_weights
 
 TASKS = ("ner", "morph", "syntax")
 MOST = 400

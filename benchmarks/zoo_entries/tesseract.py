@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo_entries.entry import ZooEntry
-from zoo_entries.line_network import with_weights
-from zoo_entries.text_lines import draw_line, fonts_in, words_of
-from zoo_entries.traineddata import Recogniser, read_recogniser
+from zoo_entries.formats.traineddata import Recogniser, read_recogniser
+from zoo_entries.inputs.text_lines import draw_line, fonts_in, words_of
+from zoo_entries.networks.line_network import with_weights
 
 WORDS = {
     "eng": "wamerican/usr/share/dict/american-english",

@@ -44,13 +44,13 @@ def write_face_model(folder: Path, model: str, outputs: int) -> None:
 
 
 def test_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo("face_images"), "CROPS", 2)
+    monkeypatch.setattr(zoo("inputs.face_images"), "CROPS", 2)
     generator = np.random.default_rng(0)
     for folder in ("face-api/model", "face-api/demo", "scikit-image/skimage/data"):
         (tmp_path / folder).mkdir(parents=True)
     write_face_model(tmp_path / "face-api" / "model", "face_expression_model", 7)
     write_face_model(tmp_path / "face-api" / "model", "face_landmark_68_model", 136)
-    for name in zoo("face_images").FOUND:
+    for name in zoo("inputs.face_images").FOUND:
         small = Image.fromarray(generator.integers(255, size=(30, 40, 3), dtype=np.uint8))
         small.resize((1920, 1280), Image.Resampling.NEAREST).save(tmp_path / "face-api" / "demo" / name)
     np.save(tmp_path / "scikit-image" / "skimage" / "data" / "lfw_subset.npy", generator.random((200, 25, 25)))
@@ -105,7 +105,7 @@ def test_tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tesseract, "LINES", 5)
     fonts = tmp_path / "fonts-liberation" / "usr" / "share" / "fonts" / "truetype" / "liberation"
     fonts.mkdir(parents=True)
-    for font in zoo("text_lines").fonts_in(fonts):
+    for font in zoo("inputs.text_lines").fonts_in(fonts):
         shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", font)
     for seed, (task, words) in enumerate(tesseract.WORDS.items()):
         (tmp_path / words).parent.mkdir(parents=True)

@@ -35,7 +35,7 @@ def test_tensors_are_floats_or_scaled_bytes_across_shards(tmp_path: Path) -> Non
         | {"quantization": {"dtype": "uint8", "scale": 0.5, "min": -3.0}},
     ]
     stored = struct.pack("<2f4B", 1.5, -2.25, 0, 1, 6, 255)
-    weights = zoo("tfjs_weights").read_weights(write(tmp_path, tensors, [stored[:5], stored[5:]]))
+    weights = zoo("formats.tfjs_weights").read_weights(write(tmp_path, tensors, [stored[:5], stored[5:]]))
     assert {name: values.tolist() for name, values in weights.items()} == {
         "a": [1.5, -2.25],
         "b/c": [[-3.0, -2.5], [0.0, 124.5]],
@@ -46,17 +46,17 @@ def test_tensors_are_floats_or_scaled_bytes_across_shards(tmp_path: Path) -> Non
 def test_files_that_do_not_hold_what_the_manifest_says_are_refused(tmp_path: Path) -> None:
     tensor = {"name": "a", "shape": [2], "dtype": "float32"}
     with pytest.raises(ValueError, match="fill 8 bytes, expected all 9"):
-        zoo("tfjs_weights").read_weights(write(tmp_path, [tensor], [bytes(9)]))
+        zoo("formats.tfjs_weights").read_weights(write(tmp_path, [tensor], [bytes(9)]))
     with pytest.raises(ValueError, match="buffer is smaller"):
-        zoo("tfjs_weights").read_weights(write(tmp_path, [tensor], [bytes(7)]))
+        zoo("formats.tfjs_weights").read_weights(write(tmp_path, [tensor], [bytes(7)]))
     with pytest.raises(ValueError, match="stored as int32, expected float32 or uint8"):
-        zoo("tfjs_weights").read_weights(write(tmp_path, [tensor | {"dtype": "int32"}], [bytes(8)]))
+        zoo("formats.tfjs_weights").read_weights(write(tmp_path, [tensor | {"dtype": "int32"}], [bytes(8)]))
 
 
 def made_weights(outputs: int, seed: int) -> dict[str, NDArray[np.float32]]:
     """With the names and shapes of the published files."""
     generator = np.random.default_rng(seed)
-    channels = zoo("face_network").CHANNELS
+    channels = zoo("networks.face_network").CHANNELS
     shapes: dict[str, tuple[int, ...]] = {"fc/weights": (256, outputs), "fc/bias": (outputs,)}
     for block in range(4):
         inputs, width = channels[block : block + 2]
@@ -102,7 +102,7 @@ def outputs_of(x: Floats, weights: dict[str, NDArray[np.float32]]) -> Floats:
 
 def test_the_network_computes_what_numpy_does_with_the_same_weights() -> None:
     weights = made_weights(7, seed=0)
-    network = zoo("face_network").with_weights(weights)
+    network = zoo("networks.face_network").with_weights(weights)
     face = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 0.5
     expected = outputs_of(face[0].movedim(0, 2).double().numpy(), weights)
     assert np.abs(expected).max() > 0.1
@@ -110,14 +110,16 @@ def test_the_network_computes_what_numpy_does_with_the_same_weights() -> None:
 
 
 def test_all_but_the_last_layer_can_be_shared() -> None:
-    networks = {str(size): zoo("face_network").with_weights(made_weights(size, seed=size)) for size in (7, 136)}
+    networks = {
+        str(size): zoo("networks.face_network").with_weights(made_weights(size, seed=size)) for size in (7, 136)
+    }
     staged = branchnet.split_all(networks, torch.zeros(1, 3, 112, 112))
     assert staged["7"].locations == ("dense0", "dense1", "dense2", "dense3")
     assert {name for name, _ in staged["7"].head.named_parameters()} == {"fc.weight", "fc.bias"}
 
 
 def test_other_grey_faces_are_held_out(tmp_path: Path) -> None:
-    images = zoo("face_images")
+    images = zoo("inputs.face_images")
     people = np.arange(200)[:, None, None] / 255 * np.ones((200, 25, 25))
     np.save(tmp_path / "faces.npy", people)
     probe, held_out = (images.grey_faces(tmp_path / "faces.npy", held_out=held_out) for held_out in (False, True))
@@ -129,7 +131,7 @@ def test_other_grey_faces_are_held_out(tmp_path: Path) -> None:
 def test_crops_lie_near_the_box_and_every_other_one_is_mirrored() -> None:
     ramp = np.repeat(np.linspace(0, 250, 501)[None], 400, 0).astype(np.uint8)  # half the column: read to +-1 column
     image = Image.fromarray(ramp).convert("RGB")
-    crops = list(zoo("face_images").crops_of(image, (200, 100, 80, 100), 20, torch.Generator()))
+    crops = list(zoo("inputs.face_images").crops_of(image, (200, 100, 80, 100), 20, torch.Generator()))
     for number, crop in enumerate(crops):
         left, right = (2.0 * crop[50, column, 0] for column in (0, -1))
         assert (left > right) == bool(number % 2)

@@ -46,7 +46,7 @@ def test_arrays_and_vocabularies_of_slovnet_have_their_names(tmp_path: Path) -> 
         "arrays/1.bin": second.tobytes(),
         "vocabs/tag.gz": gzip.compress("<pad>\nдом".encode()),
     }
-    found = zoo("slovnet_files").read_slovnet(archive(tmp_path / "a.tar", content))
+    found = zoo("formats.slovnet_files").read_slovnet(archive(tmp_path / "a.tar", content))
     assert {name: values.tolist() for name, values in found.weights.items()} == {
         "layers.1.conv.bias": [7, 8],
         "proj": [[1.5, 2], [3, 4]],
@@ -58,12 +58,12 @@ def test_a_word_vector_of_navec_is_put_together_from_parts(tmp_path: Path) -> No
     indexes = np.array([[0, 1], [2, 0], [1, 1]], np.uint8)
     codes = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
     stored = np.array([3, 4, 2, 3], np.uint32).tobytes() + indexes.tobytes() + codes.tobytes()
-    vectors = zoo("slovnet_files").read_navec(archive(tmp_path / "a.tar", {"pq.bin": stored}))
+    vectors = zoo("formats.slovnet_files").read_navec(archive(tmp_path / "a.tar", {"pq.bin": stored}))
     np.testing.assert_array_equal(vectors[0], indexes)
     np.testing.assert_array_equal(vectors[1], codes)
 
     vocabularies = {"word": ["дом", "кот", "<unk>"], "shape": ["<pad>", "RU_xx", "RU_Xx"]}
-    model = zoo("slovnet_files").Model({}, vocabularies)
+    model = zoo("formats.slovnet_files").Model({}, vocabularies)
     words, shapes = zoo("natasha").inputs_of([["Кот", "лес"]], model, vectors)
     assert words.tolist() == [[[4, 5, 6, 7], [2, 3, 8, 9]]]
     assert shapes.tolist() == [[2, 1]]
@@ -120,7 +120,7 @@ def sentences() -> tuple[torch.Tensor, torch.Tensor]:
 def test_scores_of_tags_are_those_of_numpy(sentences: tuple[torch.Tensor, torch.Tensor]) -> None:
     weights = made_weights(0, syntax=False)
     w = {name: values.double().numpy() for name, values in weights.items()}
-    scores = zoo("text_network").with_weights(weights)(*sentences)
+    scores = zoo("networks.text_network").with_weights(weights)(*sentences)
     for words, shapes, found in zip(*sentences, scores.detach(), strict=True):
         expected = features(words.numpy(), shapes.numpy(), w) @ w["head.proj.weight"] + w["head.proj.bias"]
         np.testing.assert_allclose(found.T, expected, atol=1e-4)
@@ -129,7 +129,7 @@ def test_scores_of_tags_are_those_of_numpy(sentences: tuple[torch.Tensor, torch.
 def test_scores_of_governors_and_relations_are_those_of_numpy(sentences: tuple[torch.Tensor, torch.Tensor]) -> None:
     weights = made_weights(1, syntax=True)
     w = {name: values.double().numpy() for name, values in weights.items()}
-    governors, relations = zoo("text_network").with_weights(weights)(*sentences)
+    governors, relations = zoo("networks.text_network").with_weights(weights)(*sentences)
     assert governors.shape == (2, 10, 9) and relations.shape == (2, RELATIONS, 9)
     for words, shapes, heads, rels in zip(*sentences, governors.detach(), relations.detach(), strict=True):
         x = features(words.numpy(), shapes.numpy(), w)
@@ -147,7 +147,8 @@ def test_scores_of_governors_and_relations_are_those_of_numpy(sentences: tuple[t
 
 def test_the_encoder_can_be_shared(sentences: tuple[torch.Tensor, torch.Tensor]) -> None:
     networks = {
-        str(syntax): zoo("text_network").with_weights(made_weights(2, syntax=syntax)) for syntax in (False, True)
+        str(syntax): zoo("networks.text_network").with_weights(made_weights(2, syntax=syntax))
+        for syntax in (False, True)
     }
     staged = branchnet.split_all(networks, sentences)
     assert staged["False"].locations[-1] == "encoder"
@@ -175,7 +176,7 @@ def test_the_encoder_can_be_shared(sentences: tuple[torch.Tensor, torch.Tensor])
 )
 def test_shapes_of_words_are_those_of_slovnet(word: str, expected: str) -> None:
     """Expected: what slovnet 0.6.0's `word_shape` gives."""
-    assert zoo("russian_text").shape(word) == expected
+    assert zoo("inputs.russian_text").shape(word) == expected
 
 
 def test_sentences_of_every_other_file_are_held_out(tmp_path: Path) -> None:
@@ -184,6 +185,6 @@ def test_sentences_of_every_other_file_are_held_out(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_bytes(b"\xff\xfe")
     (tmp_path / "b").write_text(f"А Второе {sentence}\n%\nВторое {sentence}.\n", encoding="utf-8")
     (tmp_path / "c.u8").symlink_to(tmp_path / "a")
-    text = zoo("russian_text")
+    text = zoo("inputs.russian_text")
     assert text.sentences(tmp_path, held_out=False) == [["Первое", *["слово"] * 14, "!"]]
     assert [found[0] for found in text.sentences(tmp_path, held_out=True)] == ["А", "Второе"]

@@ -100,7 +100,7 @@ def traineddata(network: bytes) -> bytes:
 
 def read(folder: Path, content: bytes) -> Any:
     (folder / "xyz.traineddata").write_bytes(content)
-    return zoo("traineddata").read_recogniser(folder / "xyz.traineddata")
+    return zoo("formats.traineddata").read_recogniser(folder / "xyz.traineddata")
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -140,7 +140,7 @@ def test_a_file_becomes_the_network_that_numpy_computes(tmp_path: Path, int8: bo
     if int8:  # each row has 255 levels, and that is all that is lost
         w = {name: [rounded(m) for m in matrices] for name, matrices in w.items()}
     image = torch.rand(2, 1, 36, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    logits = zoo("line_network").with_weights(found)(image).detach()
+    logits = zoo("networks.line_network").with_weights(found)(image).detach()
     assert logits.shape == (2, 4, 4)
     for x, y in zip(image, logits, strict=True):
         np.testing.assert_allclose(y.T, logits_of(x[0].double().numpy(), w), atol=1e-4)
@@ -155,7 +155,7 @@ def test_networks_that_are_none_of_these_are_refused(tmp_path: Path) -> None:
     w = made(0, classes=4)
     shorter = group("Series", header("Input") + struct.pack("<5i", 1, 36, 0, 1, 0), lstm("LSTM", w["first"], int8=True))
     with pytest.raises(ValueError, match="expected"):
-        zoo("line_network").with_weights(read(tmp_path, traineddata(shorter)))
+        zoo("networks.line_network").with_weights(read(tmp_path, traineddata(shorter)))
     with pytest.raises(ValueError, match="layer 'Relu': expected"):
         read(tmp_path, traineddata(header("Relu")))
     old = bytearray(header("Tanh") + matrix(w["tanh"][0], int8=False))
@@ -168,7 +168,7 @@ def test_all_but_the_outputs_can_be_shared(tmp_path: Path) -> None:
     networks = {}
     for classes in (4, 6):
         file = traineddata(network_bytes(made(classes, classes), int8=True))
-        networks[str(classes)] = zoo("line_network").with_weights(read(tmp_path, file))
+        networks[str(classes)] = zoo("networks.line_network").with_weights(read(tmp_path, file))
     staged = branchnet.split_all(networks, torch.zeros(1, 1, 36, 30))
     assert staged["4"].locations[-4:] == ("columns", "first", "second", "third")
     assert {name for name, _ in staged["4"].head.named_parameters()} == {"output.weight", "output.bias"}
@@ -206,12 +206,12 @@ def test_labels_are_codes_of_the_lines_of_ones_own_language(tmp_path: Path) -> N
 
 def test_words_have_known_small_letters(tmp_path: Path) -> None:
     (tmp_path / "words").write_text("ab\nba\nab\nAb\nb\nit's\nabc\nabababababababab\nß\n", encoding="utf-8")
-    assert zoo("text_lines").words_of(tmp_path / "words", set("abABßS")) == ["ab", "ba"]
+    assert zoo("inputs.text_lines").words_of(tmp_path / "words", set("abABßS")) == ["ab", "ba"]
 
 
 def test_lines_are_full_black_on_white_and_within_the_image() -> None:
     fonts = [Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"]
-    lines = zoo("text_lines")
+    lines = zoo("inputs.text_lines")
     for seed in range(5):
         image, text = lines.draw_line(["un", "mot", "parmi", "autres"], fonts, random.Random(seed))
         assert image.shape == (1, 36, 360) and image.dtype == torch.float32

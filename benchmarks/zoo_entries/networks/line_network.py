@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_entries.traineddata import Layer, Recogniser
+from zoo_entries.formats.traineddata import Layer, Recogniser
 
 HEIGHT = 36
 SHRINK = 3

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zoo_entries.face_network import SIZE
+from zoo_entries.networks.face_network import SIZE
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height."""

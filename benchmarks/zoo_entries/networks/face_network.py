@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_entries.tfjs_weights import Weights
+from zoo_entries.formats.tfjs_weights import Weights
 
 CHANNELS = (3, 32, 64, 128, 256)
 SIZE = 112

@@ -13,7 +13,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from zoo_entries.slovnet_files import Weights
+from zoo_entries.formats.slovnet_files import Weights
 
 WIDTHS = (256, 128, 64)
 FEATURES = WIDTHS[-1]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from zoo_entries.line_network import HEIGHT
+from zoo_entries.networks.line_network import HEIGHT
 
 WIDTH = 360
 MARGIN = 6

@@ -66,6 +66,8 @@ def stitch_donors(
     networks: Mapping[str, StagedNetwork],
     probe: Probe,
     kinds: Mapping[str, OutputKind] | None = None,
+    *,
+    corrected: bool = True,
 ) -> dict[str, str]:
     """Put a stitch on every edge where the donor changes.
 
@@ -77,6 +79,7 @@ def stitch_donors(
         networks: the donors by task.
         probe: inputs of all networks.
         kinds: how the outputs of some tasks are compared; `regression` for the others.
+        corrected: whether to correct channel statistics and linear heads below the stitches, too.
 
     Returns:
         for each stitched node or head in words where its weights come from.
@@ -103,7 +106,7 @@ def stitch_donors(
                         f"{edge.child.donor}'s network, stitched to {edge.parent.donor}'s features "
                         f"({stitch.method}, rank {stitch.rank}, R² {stitch.r2:.2f})"
                     )
-    if notes and division is not None:
+    if corrected and notes and division is not None:
         for correction in correct_below_stitches(branched, networks, probe, division, kinds or {}):
             for node in below_stitches(branched):
                 start = notes.get(node.id, f"{node.donor}'s network")

@@ -95,7 +95,8 @@ def export(
     >>> import tempfile, torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     exported = branchnet.export(branched.eval(), x, f"{folder}/model.pt2")
     ...     outputs = torch.export.load(exported.model).module()(x)  # needs torch alone

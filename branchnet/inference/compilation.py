@@ -62,7 +62,8 @@ class CompiledNetwork:
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> compiled = branchnet.compile(branched.eval(), x)
     >>> isinstance(compiled, branchnet.CompiledNetwork)
     True
@@ -204,7 +205,8 @@ def compile(
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> compiled = branchnet.compile(branched.eval(), x)
     >>> torch.allclose(compiled(x)["b"], branched(x)["b"], atol=1e-6)
     True

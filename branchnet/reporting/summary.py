@@ -51,7 +51,8 @@ class Report:
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> report = branchnet.report(branched, x, latency=False)
     >>> print(report)
     2 tasks, 1 stages, 1 nodes
@@ -227,7 +228,8 @@ def report(
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> report = branchnet.report(branched, x, networks=networks, repeats=3)
     >>> sorted(report.latencies)
     ['branched', 'separate']

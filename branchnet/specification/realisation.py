@@ -11,6 +11,7 @@ from torch import nn
 from branchnet.builder import BranchedNetwork, build
 from branchnet.errors import BuildError, SpecError
 from branchnet.specification.sections import InputSection
+from branchnet.specification.stitch_structure import insert_stitches
 from branchnet.stages import Interface, StagedNetwork, split_all
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Mod
         interface = interface_of(architecture) if example is None else Interface.of(example)
         staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
     _check_stages(architecture, staged)
-    branched = build(architecture.tree, staged, donors=architecture.donors)
+    branched = build(architecture.tree, staged, init="donor", donors=architecture.donors)
+    insert_stitches(branched, architecture.stitches, staged)
     if architecture.input is not None:
         branched.interface = interface_of(architecture)
     return branched

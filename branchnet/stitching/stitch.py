@@ -36,6 +36,11 @@ class AffineMap(nn.Module):
         self.dimension = dimension
         self.rank = min(sources, targets) if rank is None else rank
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """C and C'."""
+        return self.weights[0].shape[1], self.weights[-1].shape[0]
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features.
 
@@ -75,7 +80,7 @@ class AffineMap(nn.Module):
         Returns:
             a short text.
         """
-        sources, targets = self.weights[0].shape[1], self.weights[-1].shape[0]
+        sources, targets = self.channels
         return f"{sources} -> {targets}, dimension={self.dimension}, rank={self.rank}"
 
 

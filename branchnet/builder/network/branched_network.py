@@ -62,7 +62,7 @@ class BranchedNetwork(nn.Module):
     ... }
     >>> images = torch.zeros(2, 3, 16, 16)
     >>> tree = branchnet.Tree(list(networks), [[["depth", "edges", "normals"]], [["depth", "edges"], ["normals"]]])
-    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"])
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"], init="donor")
     >>> [node.id for node in branched.members()]
     ['nodes.0.0', 'nodes.1.0', 'nodes.1.1', 'heads.0', 'heads.1', 'heads.2']
     >>> list(branched(images, tasks=["normals"]))  # runs nodes.0.0, nodes.1.1 and heads.2 only

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.errors import BuildError
 from branchnet.stages import Stage
+from branchnet.stitching.stitch import unstitched
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -52,7 +53,7 @@ def prepare(
     prepared = copy.deepcopy(branched)
     if fold_batchnorm:
         for member in prepared.members():
-            _fold(member.module)
+            _fold(unstitched(member.module))
     if cast is not None:
         prepared.to(cast)
     if channels_last:

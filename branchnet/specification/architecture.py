@@ -18,12 +18,12 @@ from branchnet.clustering.budgets import Budget
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import SpecError
 from branchnet.models.constructors import Constructor
-from branchnet.specification.architecture_rules import input_problems, inside, name_problems
+from branchnet.specification.architecture_rules import architecture_problems
 from branchnet.specification.content_order import in_file_order
 from branchnet.specification.describing import constructor, input_sections, search_section, staged_networks, versions
-from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
+from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest
 from branchnet.specification.sections import CostsSection, Inputs, NetworkSection, SearchSection
-from branchnet.specification.stitch_sections import StitchSection, stitch_problems
+from branchnet.specification.stitch_sections import StitchSection
 from branchnet.specification.strict_yaml import MAX_DEPTH, Problem, read_document, spec_error
 from branchnet.specification.validation import RuleError, model_problems, validate_document
 from branchnet.specification.yaml_text import dump_yaml
@@ -100,30 +100,10 @@ class Architecture(Section):
 
     @model_validator(mode="after")
     def _check_rules(self) -> Architecture:
-        problems = self._problems()
+        problems = architecture_problems(self, SCHEMA_VERSION)
         if problems:
             raise RuleError(problems)
         return self
-
-    def _problems(self) -> list[tuple[Keys, str]]:
-        problems: list[tuple[Keys, str]] = []
-        if self.schema_version < 1:
-            problems.append((("schema_version",), f"unknown version {self.schema_version} (expected {SCHEMA_VERSION})"))
-        names = name_problems("tasks", self.tasks) + name_problems("locations", self.locations)
-        problems += names
-        if not names:
-            found = tree_problems(self.roots, self.tasks, self.locations)
-            problems += inside("tree", found)
-            # Which nodes there are is known of a tree without problems only.
-            problems += inside("stitches", [] if found else stitch_problems(self.stitches, self.tree))
-        problems += [
-            (("networks", task), "unknown key: not a task") for task in self.networks if task not in self.tasks
-        ]
-        for task, network in self.networks.items():
-            problems += [(("networks", task, *keys), text) for keys, text in network.problems()]
-        problems += inside("costs", self.costs.problems(self.tasks, self.locations) if self.costs else [])
-        problems += inside("search", self.search.problems() if self.search else [])
-        return problems + input_problems(self.input)
 
     @classmethod
     def create(cls, **content: Any) -> Architecture:

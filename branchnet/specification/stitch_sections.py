@@ -67,12 +67,12 @@ class StitchSection(Section):
             )
         maps = tuple(
             MapSection(
-                tensor=int(index),
+                tensor=index,
                 channels=affine.channels,
                 dimension=affine.dimension,
                 rank=affine.rank if len(affine.weights) > 1 else None,
             )
-            for index, affine in stitch.maps.items()
+            for index, affine in stitch.affine_maps.items()
         )
         r2 = None if isnan(stitch.r2) else stitch.r2
         return cls(source=stitch.source, target=stitch.target, method=stitch.method or None, r2=r2, maps=maps)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import Node, head_id, node_id
+from branchnet.builder.network.stitched_edges import plain_path, without_stitches_behind
 from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.builder.weights.donors import Donors
@@ -26,6 +27,7 @@ from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BuildError, SplitError
 from branchnet.stages import Example, StagedNetwork, call, split, split_all
 from branchnet.stages.staged import Stage
+from branchnet.stitching.stitch import StitchedStage
 
 if TYPE_CHECKING:
     from branchnet.clustering.trees.tree import Cluster
@@ -142,7 +144,8 @@ def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwo
 def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedNetwork:
     """Make one node of several siblings, with the weights of `kept`; their branches go on from it.
 
-    The outputs of the tasks that `kept` served stay bitwise identical; those of the other tasks change.
+    The outputs of the tasks that `kept` served stay bitwise identical; those of the other tasks change. A stitch behind
+    one of the others stays where it was fitted on the features of `kept`'s donor, and is taken out otherwise.
 
     Args:
         branched: the network.
@@ -169,7 +172,8 @@ def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedN
     joined = tuple(task for k, cluster in enumerate(tree.partitions[stage]) if k in indices for task in cluster)
     partitions: list[Sequence[Cluster]] = list(tree.partitions)
     partitions[stage] = [*(c for k, c in enumerate(tree.partitions[stage]) if k not in indices), joined]
-    return _regrouped(branched, Tree(tree.tasks, partitions), {(stage, frozenset(joined)): heir})
+    chosen = {(stage, frozenset(joined)): heir}
+    return _regrouped(without_stitches_behind(branched, merged, heir.donor), Tree(tree.tasks, partitions), chosen)
 
 
 def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
@@ -268,17 +272,24 @@ def _still_frozen(branched: BranchedNetwork, tree: Tree, origins: Origins) -> fr
 
 
 def _donors(tree: Tree, origins: Origins) -> Donors:
-    """The parent's donor while that task is served, else the copied node's, else the first task."""
+    """The parent's donor while that task is served, else the copied node's, else the first task.
+
+    Behind a stitch the copied node's own comes first: its weights are not its parent's donor's.
+    """
     donors: list[tuple[str, ...]] = []
     for d, (clusters, row) in enumerate(zip(tree.partitions, origins, strict=True)):
         above = [donors[d - 1][parent] if d else "" for parent in tree.parents[d]]
         donors.append(
             tuple(
-                next((task for task in (inherited, node.donor) if task in cluster), cluster[0])
+                next((task for task in _preferred_donors(node, inherited) if task in cluster), cluster[0])
                 for inherited, node, cluster in zip(above, row, clusters, strict=True)
             )
         )
     return tuple(donors)
+
+
+def _preferred_donors(node: Node, inherited: str) -> tuple[str, str]:
+    return (node.donor, inherited) if isinstance(node.module, StitchedStage) else (inherited, node.donor)
 
 
 def _with_task(tree: Tree, name: str, beside: str, shared: int) -> list[list[tuple[str, ...]]]:
@@ -323,7 +334,7 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
         staged = split(network, example, locations=branched.locations)
         problem = _difference(branched, beside, staged, example)
         if problem:  # split with the others: their heads may need tensors that this one's does not
-            paths = {f"{name} beside {task}": copy.deepcopy(branched.path(task)) for task in branched.tasks}
+            paths = {f"{name} beside {task}": copy.deepcopy(plain_path(branched, task)) for task in branched.tasks}
             with suppress(SplitError):
                 staged = split_all({name: network, **paths}, example, locations=branched.locations)[name]
                 problem = _difference(branched, beside, staged, example)
@@ -351,7 +362,7 @@ def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, 
     With the path's weights in its stages, the network must return the tensors that the path returns: equal shapes and
     types do not prove that two stages compute the same, equal outputs from equal weights nearly do.
     """
-    path, other = copy.deepcopy(branched.path(beside)).eval(), copy.deepcopy(network).eval()
+    path, other = copy.deepcopy(plain_path(branched, beside)).eval(), copy.deepcopy(network).eval()
     if len(other.stages) != len(path.stages):
         return f"it has {len(other.stages)} stages, the branched network {len(path.stages)}"
     cuts: list[tuple[Any, ...]] = []

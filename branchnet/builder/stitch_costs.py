@@ -21,6 +21,7 @@ class StitchCost:
 
     Attributes:
         parent, child: ids of the node before it and of the node or head after it.
+        place: stage and number of the node after it; of a head the number of stages and that of its task.
         source, target: the tasks between whose features it maps.
         rank: the largest of its maps.
         r2: share of the expected features' variance that least squares explains.
@@ -32,6 +33,7 @@ class StitchCost:
 
     parent: str
     child: str
+    place: tuple[int, int]
     source: str
     target: str
     rank: int
@@ -91,5 +93,6 @@ def stitch_costs(branched: BranchedNetwork, example: Input) -> tuple[StitchCost,
             positions = prod(shape) // shape[affine.dimension]
             flops += positions * sum(weight.numel() for weight in affine.weights)
         found = (stitch.source, stitch.target, stitch.rank, stitch.r2, stitch.method, stitch.folded, stitch.size)
-        costs.append(StitchCost(parent, child, *found, flops))
+        node = branched.member(child)
+        costs.append(StitchCost(parent, child, (node.stage, node.index), *found, flops))
     return tuple(costs)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import rich.text
 from torch import nn
 
 from branchnet.builder.network.separate_networks import SeparateNetworks
+from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.errors import BranchnetError, BuildError
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
@@ -22,6 +24,7 @@ from branchnet.reporting.cost_tables import (
     latency_table,
     node_table,
     stage_table,
+    stitch_table,
     summary_table,
     task_table,
 )
@@ -76,7 +79,7 @@ class Report:
     def __str__(self) -> str:
         """The tree, and what it costs compared with separate networks, in a few lines."""
         costs = self.costs
-        lines = [str(self.tree)]
+        lines = [tree_text(self.tree, costs.stitch_marks())]
         for name, size, alone in (
             ("parameters", costs.params, costs.separate_params),
             ("multiply-adds", costs.flops, costs.separate_flops),
@@ -84,6 +87,9 @@ class Report:
             lines.append(f"{name}: {si(size)}, {percent(size / alone)} of {len(costs.tasks)} separate networks")
         if costs.limited_by is not None:
             lines.append(str(costs.limited_by))
+        if costs.stitches:
+            size, flops = (sum(getattr(s, unit) for s in costs.stitches) for unit in ("params", "flops"))
+            lines.append(f"of these {len(costs.stitches)} stitches: {si(size)} parameters, {si(flops)} multiply-adds")
         if costs.uncounted:
             lines.append(uncounted_note(costs.uncounted))
         if self.latencies:
@@ -102,6 +108,8 @@ class Report:
         costs = self.costs
         tables = [summary_table(costs), stage_table(costs), task_table(costs), branch_table(costs)]
         tables.append(node_table(costs, self.node_latencies))
+        if costs.stitches:
+            tables.insert(3, stitch_table(costs))
         if self.latencies:
             tables.insert(1, latency_table(self.latencies, self.baseline))
         return tuple(tables)
@@ -138,6 +146,7 @@ class Report:
             "uncounted": list(costs.uncounted),
             "only_here": dict(costs.only_here),
             "nodes": [asdict(node) for node in costs.nodes],
+            "stitches": [asdict(stitch) | {"r2": None if isnan(stitch.r2) else stitch.r2} for stitch in costs.stitches],
             "stages": [asdict(total) for total in costs.per_stage()],
             "branches": [asdict(total) for total in costs.per_branch()],
             "by_task": [asdict(total) for total in costs.per_task()],

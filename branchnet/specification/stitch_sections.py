@@ -124,6 +124,20 @@ def stitch_problems(stitches: Mapping[str, StitchSection], tree: Tree) -> list[t
     return problems
 
 
+def stitch_marks(stitches: Mapping[str, StitchSection], depth: int) -> dict[tuple[int, int], str]:
+    """Say for a drawing of the tree which nodes, by stage and number, are stitched to what; heads stand at `depth`.
+
+    Args:
+        stitches: by the id of the node or head.
+        depth: the number of stages.
+    """
+    places = {name: place(name) for name in stitches}
+    return {
+        (min(stage, depth), number): f"stitched to {stitches[name].source}'s features"
+        for name, (stage, number) in places.items()
+    }
+
+
 def place(name: str) -> tuple[int, int]:
     """Say where in the network a node or head is: its stage (heads after all of them) and its number.
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from branchnet.builder.network.branched_network import BranchedNetwork
-from branchnet.builder.network.node import Node
 from branchnet.builder.network.task_path import TaskPath
 from branchnet.stitching.stitch import StitchedStage, unstitched
+
+if TYPE_CHECKING:
+    from branchnet.builder.network.branched_network import BranchedNetwork
+    from branchnet.builder.network.node import Node
 
 
 def without_stitches_behind(branched: BranchedNetwork, nodes: Sequence[Node], arriving: str) -> BranchedNetwork:

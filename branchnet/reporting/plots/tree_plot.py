@@ -226,7 +226,10 @@ def _draw_tasks(axes: Axes, plot: TreePlot) -> None:
 def _draw_stitches(axes: Axes, plot: TreePlot) -> None:
     children = [plot.nodes[link.child] for link in plot.links if link.stitched]
     places = [(float(node.stage), node.row) for node in children]
-    places += [(len(plot.locations) - 0.12, float(plot.tasks.index(task))) for task in plot.stitched_heads]
+    depth = len(plot.locations)
+    for task in plot.stitched_heads:  # half the way from its last node to its mark
+        (last,) = (node for node in plot.nodes if node.stage == depth - 1 and task in node.tasks)
+        places.append((depth - (1 - _BODY) / 2, (last.row + plot.tasks.index(task)) / 2))
     for x, y in places:
         axes.plot(x, y, marker="D", markersize=5.5, color="white", markeredgecolor=INK, markeredgewidth=1.2, zorder=3)
 

@@ -87,10 +87,9 @@ def _fold_stitches(branched: BranchedNetwork, example: Input | None, precision: 
     members = {node.id: node for node in branched.members()}
     children = Counter(branched.parent_of(node) for node in members.values())
     for (parent, child), stitch in branched.stitches.items():
-        dims = {index: len(shape) for index, shape in shapes[parent, child].items()}
-        fold_into_stage(typing.cast("StitchedStage", members[child].module), dims, precision)
+        fold_into_stage(typing.cast("StitchedStage", members[child].module), shapes[parent, child], precision)
         if not stitch.folded and children[parent] == 1:
-            fold_into_result(stitch, unstitched(members[parent].module), dims)
+            fold_into_result(stitch, unstitched(members[parent].module), shapes[parent, child])
 
 
 def _random_inputs(branched: BranchedNetwork) -> Input:

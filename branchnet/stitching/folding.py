@@ -3,13 +3,15 @@
 A layer that reads the mapped tensor alone, `K (W x + c) + b`, becomes `(K W) x + (b + K c)`. A convolution that pads
 with zeros adds `K c` nowhere near an edge only; there the map is written as `W (x - p)` with `W p + c = 0`, so that
 padding `x - p` with zeros is padding the mapped tensor with zeros. Where no such p is found the map stays. A layer that
-makes the tensor, `K x + b`, becomes `(W K) x + (W b + c)`.
+makes the tensor, `K x + b`, becomes `(W K) x + (W b + c)`. Convolutions of classes that are not torch's own are
+compared on random numbers before they are replaced.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,9 @@ from torch.nn.modules.conv import _ConvNd
 from branchnet.stitching.stage_operators import Layer, Operator, sole_reader, sole_writer
 from branchnet.stitching.stitch import AffineMap, Stitch, StitchedStage
 
+Shapes: TypeAlias = Mapping[int, Sequence[int]]
 _ROUNDING = 1e-5
-"""Of the map's constant: how far the rounding of p may move what is mapped."""
+"""How far the rounding of p may move what is mapped, as a share of the map's constant; of results that are compared."""
 _LEAST_GROWTH = 4.0
 
 
@@ -51,74 +54,85 @@ class ShiftedInput(nn.Module):
         return result
 
 
-def fold_into_stage(stitched: StitchedStage, dims: Mapping[int, int], precision: torch.dtype | None = None) -> None:
+def fold_into_stage(stitched: StitchedStage, shapes: Shapes, precision: torch.dtype | None = None) -> None:
     """Take the maps of a stitch into the layers of its stage that read the mapped tensors, where they alone do.
 
     Args:
         stitched: the stage with its stitch, changed in place.
-        dims: how many dimensions each mapped tensor has.
+        shapes: of the mapped tensors as they arrive, by their numbers.
         precision: the type that the weights will have; by default that of the layers.
     """
 
-    def folded(operator: Operator, index: int, affine: AffineMap) -> nn.Module | None:
-        return _after_map(operator, affine, dims[index], precision)
+    stitch, stage = stitched.stitch, stitched.stage
+    for index, affine in stitch.affine_maps.items():
+        if operator := sole_reader(stage, index, len(shapes[index])):
+            for made in _after_map(operator, affine, len(shapes[index]), precision):
+                if operator.plain or _agree([affine, operator.module], [made], shapes[index]):
+                    _replace(stitch, index, stage, operator, made)
+                    break
+    stitch.folded = stitch.folded or not stitch.maps
 
-    _fold(stitched.stitch, stitched.stage, sole_reader, folded)
 
-
-def fold_into_result(stitch: Stitch, before: nn.Module, dims: Mapping[int, int]) -> None:
+def fold_into_result(stitch: Stitch, before: nn.Module, shapes: Shapes) -> None:
     """Take the maps of a stitch into the layers that make the mapped tensors; nothing else may read their results.
 
     Args:
         stitch: the stitch, changed in place.
         before: the stage before it, changed in place.
-        dims: how many dimensions each mapped tensor has.
+        shapes: of the mapped tensors as they arrive, by their numbers.
     """
 
-    def folded(operator: Operator, index: int, affine: AffineMap) -> nn.Module | None:
-        return _before_map(operator, affine, dims[index])
-
-    _fold(stitch, before, sole_writer, folded)
-
-
-def _fold(
-    stitch: Stitch,
-    stage: nn.Module,
-    find: Callable[[nn.Module, int], Operator | None],
-    folded: Callable[[Operator, int, AffineMap], nn.Module | None],
-) -> None:
     for index, affine in stitch.affine_maps.items():
-        operator = find(stage, index)
-        replacement = None if operator is None else folded(operator, index, affine)
-        if operator is not None and replacement is not None:
-            parent, _, name = operator.path.rpartition(".")
-            stage.get_submodule(parent).add_module(name, replacement.train(operator.module.training))
-            del stitch.maps[str(index)]
+        operator = sole_writer(before, index)
+        made = None if operator is None else _before_map(operator, affine, len(shapes[index]))
+        if operator is None or made is None:
+            continue
+        read = (shapes[index][0], made.weight.shape[1], *shapes[index][2:])
+        if operator.plain or _agree([operator.module, affine], [made], read):
+            _replace(stitch, index, before, operator, made)
     stitch.folded = stitch.folded or not stitch.maps
 
 
-def _after_map(operator: Operator, affine: AffineMap, dims: int, precision: torch.dtype | None) -> nn.Module | None:
+def _replace(stitch: Stitch, index: int, stage: nn.Module, operator: Operator, made: nn.Module) -> None:
+    """Put a layer that has taken a map in into the old one's place."""
+    parent, _, name = operator.path.rpartition(".")
+    stage.get_submodule(parent).add_module(name, made.train(operator.module.training))
+    del stitch.maps[str(index)]
+
+
+def _agree(one: Sequence[nn.Module], other: Sequence[nn.Module], shape: Sequence[int]) -> bool:
+    """Whether modules called one after another compute the same of random numbers, up to the rounding of weights."""
+    inputs = torch.randn(tuple(shape), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = [inputs, inputs]
+    with torch.no_grad():
+        for number, modules in enumerate((one, other)):
+            for module in modules:
+                results[number] = copy.deepcopy(module).cpu().double()(results[number])
+    wanted, found = results
+    return wanted.shape == found.shape and bool((wanted - found).abs().max() <= _ROUNDING * wanted.abs().max())
+
+
+def _after_map(operator: Operator, affine: AffineMap, dims: int, precision: torch.dtype | None) -> Iterator[nn.Module]:
+    """Layers that may take the place of a map and the layer that reads it."""
     layer, (weight, constant) = operator.module, _matrix(affine)
     if isinstance(layer, nn.Linear):
-        if not (affine.dimension == 1 if operator.flattened else affine.dimension == dims - 1 and not operator.pooled):
-            return None
-        kernel = layer.weight.double().unflatten(1, (len(weight), -1))
-        return _with_weights(layer, _mixed(kernel, weight).flatten(1), _plus(layer, kernel.sum(2) @ constant))
+        if affine.dimension == 1 if operator.flattened else affine.dimension == dims - 1 and not operator.pooled:
+            kernel = layer.weight.double().unflatten(1, (len(weight), -1))
+            yield _with_weights(layer, _mixed(kernel, weight).flatten(1), _plus(layer, kernel.sum(2) @ constant))
+        return
     if layer.groups > 1 or affine.dimension != 1 or operator.flattened:
-        return None
+        return
     kernel = layer.weight.double()
     if not _pads_zeros(layer):
-        return _with_weights(layer, _mixed(kernel, weight), _plus(layer, kernel.flatten(2).sum(2) @ constant))
+        yield _with_weights(layer, _mixed(kernel, weight), _plus(layer, kernel.flatten(2).sum(2) @ constant))
     shift = _padding_value(weight, constant, layer.weight.dtype if precision is None else precision)
-    if shift is None:
-        return None
-    unshifted = _with_weights(layer, _mixed(kernel, weight), layer.bias)
-    if not bool(shift.any()):
-        return unshifted
-    return ShiftedInput(unshifted, shift.to(layer.weight).reshape(-1, *[1] * (kernel.dim() - 2)))
+    if shift is not None:
+        unshifted = _with_weights(layer, _mixed(kernel, weight), layer.bias)
+        shaped = shift.to(layer.weight).reshape(-1, *[1] * (kernel.dim() - 2))
+        yield ShiftedInput(unshifted, shaped) if bool(shift.any()) else unshifted
 
 
-def _before_map(operator: Operator, affine: AffineMap, dims: int) -> nn.Module | None:
+def _before_map(operator: Operator, affine: AffineMap, dims: int) -> Layer | None:
     layer, (weight, constant) = operator.module, _matrix(affine)
     grouped = not isinstance(layer, nn.Linear) and layer.groups > 1
     if grouped or affine.dimension != (dims - 1 if isinstance(layer, nn.Linear) else 1):

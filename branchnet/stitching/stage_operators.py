@@ -6,7 +6,7 @@ in evaluation mode, average pooling without padding, and for readers flattening.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from branchnet.stages import Stage
 
 Layer: TypeAlias = nn.Linear | _ConvNd
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
@@ -31,22 +31,25 @@ class Operator:
     Attributes:
         path: its name in the stage.
         module: the layer.
+        plain: whether its class is torch's own; another one, as for padding like TensorFlow's, may compute otherwise.
         pooled: whether what it reads was pooled before.
         flattened: whether all dimensions but the first were made one before.
     """
 
     path: str
     module: Layer
+    plain: bool
     pooled: bool = False
     flattened: bool = False
 
 
-def sole_reader(stage: nn.Module, argument: int) -> Operator | None:
+def sole_reader(stage: nn.Module, argument: int, dims: int) -> Operator | None:
     """Find the convolution or linear layer that alone reads an input of a stage.
 
     Args:
         stage: a stage or head.
         argument: the number of the input.
+        dims: how many dimensions it has.
 
     Returns:
         the operator; None where other code, or several operators, read it.
@@ -58,10 +61,10 @@ def sole_reader(stage: nn.Module, argument: int) -> Operator | None:
     while len(node.users) == 1:
         (user,) = node.users
         if operator := _operator(stage, user, node):
-            return Operator(operator.path, operator.module, pooled, flattened)
+            return replace(operator, pooled=pooled, flattened=flattened)
         if _pools(stage, user, node) and not flattened:
             pooled = True
-        elif _flattens(stage, user, node):
+        elif _flattens(stage, user, node) or (_averages(user, node, dims) and not flattened):
             flattened = True
         elif not _is_identity(stage, user, node):
             return None
@@ -101,14 +104,15 @@ def sole_writer(stage: nn.Module, result: int) -> Operator | None:
 def _operator(stage: Stage, node: fx.Node, source: fx.Node) -> Operator | None:
     """The layer that a graph's node calls with `source` alone, once, where its weights are nobody else's."""
     module = _called(stage, node, source)
-    if type(module) not in _LAYERS:  # not what parametrisations or other libraries have made of one
+    if not (type(module) is nn.Linear or isinstance(module, _CONVOLUTIONS)) or hasattr(module, "parametrizations"):
         return None
+    plain = type(module) in (nn.Linear, *_CONVOLUTIONS)
     path = str(node.target)
     called = [str(other.target) for other in stage.graph.nodes if other.op == "call_module"]
     read_apart = any(other.op == "get_attr" and str(other.target).startswith(f"{path}.") for other in stage.graph.nodes)
     assert module is not None
     hooked = module._forward_pre_hooks or module._forward_hooks
-    return None if called.count(path) > 1 or read_apart or hooked else Operator(path, cast("Layer", module))
+    return None if called.count(path) > 1 or read_apart or hooked else Operator(path, cast("Layer", module), plain)
 
 
 def _called(stage: Stage, node: fx.Node, source: fx.Node) -> nn.Module | None:
@@ -145,3 +149,13 @@ def _flattens(stage: Stage, node: fx.Node, source: fx.Node) -> bool:
         return node.args == (source, 1) and not node.kwargs
     module = _called(stage, node, source)
     return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+
+
+def _averages(node: fx.Node, source: fx.Node, dims: int) -> bool:
+    """Whether a node takes the mean over all positions, so that one vector for each input is left."""
+    if (node.op, node.target) != ("call_method", "mean") and not _calls(node, source, torch.mean):
+        return False
+    if len(node.args) != 2 or node.args[0] is not source or node.kwargs or dims < 3:
+        return False
+    over = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
+    return all(type(number) is int for number in over) and {n % dims for n in over} == set(range(2, dims))  # type: ignore[operator]

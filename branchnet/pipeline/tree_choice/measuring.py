@@ -135,7 +135,7 @@ def distances(
     judged = {task: OutputDistance(kinds.get(task, "regression")) for task in branched.tasks}
     device = next(branched.parameters()).device
     with torch.no_grad():
-        for batch in read_samples(inputs).batches(batch_size):
+        for batch in read_samples(inputs, call_form(branched)).batches(batch_size):
             found = branched(placed(batch.inputs, device))
             for task, distance in judged.items():
                 distance.add(found[task], call(networks[task], placed(batch.inputs, device)))

@@ -8,6 +8,7 @@ network. A linear head is refitted, by ridge regression, from the features that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ from branchnet.stitching.moments import Moments, MomentSums
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
 from branchnet.stitching.stitch import unstitched
+from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.random_state import seeded
 
 RIDGES = (0.1, 1.0)
 """Of a head's refit, relative to the features' mean variance: strong, as there are fewer inputs than features."""
@@ -58,6 +61,21 @@ def correct_below_stitches(
     Returns:
         in words what was kept.
     """
+    with ExitStack() as inside:
+        inside.enter_context(torch.no_grad())
+        inside.enter_context(seeded(0))
+        for network in (branched, *{id(network): network for network in networks.values()}.values()):
+            inside.enter_context(evaluation_mode(network))
+        return _kept_corrections(branched, networks, probe, division, kinds)
+
+
+def _kept_corrections(
+    branched: BranchedNetwork,
+    networks: Mapping[str, StagedNetwork],
+    probe: Probe,
+    division: ProbeDivision,
+    kinds: Mapping[str, OutputKind],
+) -> list[str]:
     device = next((p.device for p in branched.parameters()), torch.device("cpu"))
 
     def inputs(numbers: Sequence[int]) -> Iterator[Any]:

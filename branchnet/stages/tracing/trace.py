@@ -28,7 +28,7 @@ from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, t
 from branchnet.stages.tracing.module_chain import trace_chain
 from branchnet.stages.tracing.opened_norms import open_norms
 from branchnet.stages.tracing.preconditions import check_not_random, check_supported
-from branchnet.stages.tracing.trial import borrow, trial
+from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
 from branchnet.utils.modes import mode_of
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted.
@@ -351,7 +351,8 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
 
 def _propagated(trace: Trace, example: Example) -> Propagation:
     """What the nodes do; a constant that the code writes to is copied at each call first, as the code makes it."""
-    propagation = propagate(trace.root, trace.graph, example)
+    with random_states_kept(trace.root.parameters()):
+        propagation = propagate(trace.root, trace.graph, example)
     overwritten = frozenset[int]().union(*(facts.overwritten for facts in propagation.facts.values()))
     written = [
         node
@@ -362,7 +363,8 @@ def _propagated(trace: Trace, example: Example) -> Propagation:
         return propagation
     for node in written:
         _use_copy(trace.graph, node)
-    return propagate(trace.root, trace.graph, example)
+    with random_states_kept(trace.root.parameters()):
+        return propagate(trace.root, trace.graph, example)
 
 
 def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
@@ -374,7 +376,13 @@ def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
 def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:
     """The form of what the network returns in training mode, where its graph returns another one."""
     graph_form = tree_structure(propagation.result)
-    expected = tree_structure(dry_run(trace.root, example))
+    try:
+        with random_states_kept(trace.root.parameters()):
+            expected = tree_structure(dry_run(trace.root, example))
+    except Exception:
+        # A module that was kept whole may read values, which fake tensors lack.
+        with trial(trace.root) as copy, torch.no_grad():
+            expected = tree_structure(whole_outputs(copy, example))
     return None if expected == graph_form else expected
 
 

@@ -241,7 +241,7 @@ class ByValues(Step):
 
 
 class Remembering(Step):
-    reason = r"second call"
+    reason = r"second call|buffer"
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Remembering(Step):
 
 
 class Annealed(Step):
-    reason = r"second call"
+    reason = r"second call|buffer"
 
     def __init__(self) -> None:
         super().__init__()

@@ -257,7 +257,10 @@ def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
     with mode_of(root, training=False):
         trace = trace_export(root, example if dynamic == "none" else at_least_two(example), dynamic=dynamic)
         verified = replace(_verified(trace, example), dynamic=dynamic)
-        return replace(verified, sizes=_with_length_one(verified, example))
+        sizes = _with_length_one(verified, example)
+        if sizes is not None:
+            sizes.check(flat_example(example))  # a batch of one is doubled above
+        return replace(verified, sizes=sizes)
 
 
 def _with_length_one(trace: Trace, example: Example) -> AllowedSizes | None:

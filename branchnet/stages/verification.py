@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call
 from branchnet.stages.staged import StagedNetwork, original_key
-from branchnet.stages.tracing.trace import (
-    TracedNetwork,
-    apart,
-    at_least_two,
-    has_no_values,
-    set_training,
-    whole_outputs,
-)
-from branchnet.stages.tracing.trial import random_states, seed_random_states, trial
+from branchnet.stages.tracing.trace import TracedNetwork
+from branchnet.stages.tracing.trace_check import apart, at_least_two, has_no_values, set_training, whole_outputs
+from branchnet.stages.tracing.trial import seed_random_states, trial
+from branchnet.stages.tracing.two_calls import SEED, TwoCalls, call_twice
 
 # Rounding of other kernels, relative to the largest output; gradients pass many layers.
 _OUTPUTS, _GRADIENTS = 1e-5, 1e-3
-_SEED = 20_217
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a network did in two calls: outputs, the first call's gradients by name; buffers and random states after."""
-
-    outputs: tuple[Any, Any]
-    gradients: dict[str, Tensor | None]
-    buffers: dict[str, Tensor]
-    random_states: bytes
 
 
 def check_evaluation(traced: TracedNetwork, staged: StagedNetwork, example: Example) -> None:
@@ -45,11 +28,9 @@ def check_evaluation(traced: TracedNetwork, staged: StagedNetwork, example: Exam
     Raises:
         SplitError: says what differs.
     """
-    if has_no_values(traced.root):
+    if traced.evaluated is None:
         return
-    wanted = _network_run(traced, example, training=False)
-    found = _staged_run(staged, example, training=False)
-    if difference := _difference(wanted, found):
+    if difference := _difference(traced.evaluated, _staged_called(staged, example, training=False)):
         raise SplitError(
             f"the stages of {type(traced.network).__name__} differ from it in {difference}; expected a forward that "
             "keeps what it needs later in buffers, not in other attributes"
@@ -71,11 +52,11 @@ def training_difference(traced: TracedNetwork, staged: StagedNetwork, example: E
         return None
     example = at_least_two(example)
     try:
-        wanted = _network_run(traced, example, training=True)
+        wanted = _network_trained(traced, example)
     except Exception:
         return None  # the network itself cannot be trained on the example, so there is nothing to compare with
     try:
-        found = _staged_run(staged, example, training=True)
+        found = _staged_called(staged, example, training=True)
         difference = _difference(wanted, found)
         if difference is not None and _outputs_difference(wanted, found) is None:
             return f"its stages differ from it in {difference}"  # whatever the order of its random numbers
@@ -86,8 +67,8 @@ def training_difference(traced: TracedNetwork, staged: StagedNetwork, example: E
         if difference is None:
             return None
         with _EqualDraws([*traced.root.parameters()]):
-            wanted = _network_run(traced, example, training=True)
-            difference = _difference(wanted, _staged_run(staged, example, training=True))
+            wanted = _network_trained(traced, example)
+            difference = _difference(wanted, _staged_called(staged, example, training=True))
         return difference and f"its stages differ from it in {difference}"
     except Exception as error:
         return f"its stages fail: {error}"
@@ -103,75 +84,24 @@ class _EqualDraws(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Start the random numbers at the seed before each draw."""
         if torch.Tag.nondeterministic_seeded in func.tags:
-            seed_random_states(_SEED, self._tensors)
+            seed_random_states(SEED, self._tensors)
         return func(*args, **(kwargs or {}))
 
 
-def _network_run(traced: TracedNetwork, example: Example, *, training: bool) -> _Run:
+def _network_trained(traced: TracedNetwork, example: Example) -> TwoCalls:
     with trial(traced.root) as copy:
-        set_training(copy, training, traced.left_in_evaluation)
-        return _run(copy, lambda: whole_outputs(copy, example), lambda name: name, training)
+        set_training(copy, True, traced.left_in_evaluation)
+        return call_twice(copy, lambda: whole_outputs(copy, example))
 
 
-def _staged_run(staged: StagedNetwork, example: Example, *, training: bool) -> _Run:
+def _staged_called(staged: StagedNetwork, example: Example, *, training: bool) -> TwoCalls:
     with trial(staged) as copy:
         copy.train(training)
-        inputs = torch.utils._pytree.tree_map(Tensor.clone, example)
-        return _run(copy, lambda: call(copy, inputs), original_key, training)
+        inputs = tree_map(Tensor.clone, example)
+        return call_twice(copy, lambda: call(copy, inputs), original_key)
 
 
-def _run(network: nn.Module, forward: Callable[[], Any], key: Callable[[str], str], training: bool) -> _Run:
-    parameters = {key(name): p for name, p in network.named_parameters(remove_duplicate=False)}
-    leaves = [p for p in parameters.values() if p.is_leaf and (p.is_floating_point() or p.is_complex())]
-    frozen = [p for p in leaves if not p.requires_grad]
-    seed_random_states(_SEED, leaves)
-    try:
-        with torch.set_grad_enabled(training):
-            for parameter in frozen if training else ():
-                parameter.requires_grad_(True)
-            first = forward()
-            gradients = _gradients(first, parameters) if training else {}
-            first = _detached(first)
-            second = _detached(forward())
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    buffers = {key(name): b.detach().clone() for name, b in network.named_buffers(remove_duplicate=False)}
-    return _Run((first, second), gradients, buffers, random_states(leaves))
-
-
-def _gradients(outputs: Any, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor | None]:
-    """Gradients of a random linear function of the outputs; None of it where autograd refuses the network."""
-    results = [leaf for leaf in _leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    inputs = {name: p for name, p in parameters.items() if p.requires_grad}
-    if not results or not inputs:
-        return dict.fromkeys(inputs)
-    generator = torch.Generator().manual_seed(_SEED)
-    weights = [torch.randn(r.shape, generator=generator).to(r.device, r.dtype) for r in results]
-    try:
-        found = torch.autograd.grad(results, [*inputs.values()], weights, allow_unused=True)
-    except RuntimeError as error:
-        if "modified by an inplace operation" in str(error):
-            return {}
-        raise
-    return dict(zip(inputs, found, strict=True))
-
-
-def _detached(outputs: Any) -> Any:
-    return [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(outputs)]
-
-
-def _leaves(outputs: Any) -> list[Any]:
-    leaves: list[Any] = []
-    for leaf in tree_leaves(outputs):
-        if is_dataclass(leaf):
-            leaves += [inner for field in fields(leaf) for inner in _leaves(getattr(leaf, field.name))]
-        else:
-            leaves.append(leaf)
-    return leaves
-
-
-def _difference(wanted: _Run, found: _Run) -> str | None:
+def _difference(wanted: TwoCalls, found: TwoCalls) -> str | None:
     if difference := _outputs_difference(wanted, found):
         return difference
     if wanted.gradients and (lost := _different_gradient(wanted.gradients, found.gradients)):
@@ -182,7 +112,7 @@ def _difference(wanted: _Run, found: _Run) -> str | None:
     return None
 
 
-def _outputs_difference(wanted: _Run, found: _Run) -> str | None:
+def _outputs_difference(wanted: TwoCalls, found: TwoCalls) -> str | None:
     for name, one, other in zip(("the first", "the second"), wanted.outputs, found.outputs, strict=True):
         if apart(one, other) > _OUTPUTS:
             return f"the outputs of {name} call"

@@ -248,7 +248,7 @@ class Remembering(Step):
         self.kept: Any = None
 
     def act(self, x: Tensor, other: Tensor) -> Tensor:
-        out = x if self.kept is None else x - self.kept
+        out = x if self.kept is None else x * (1 + self.kept)
         self.kept = x.detach().mean()
         return out
 

@@ -120,11 +120,12 @@ def _outputs_difference(wanted: TwoCalls, found: TwoCalls) -> str | None:
 
 
 def _different_gradient(wanted: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> str | None:
+    unequal = [name for name, gradient in wanted.items() if not _equal(gradient, found.get(name))]
+    if not unequal:
+        return None
     largest = max((float(g.abs().max()) for g in wanted.values() if g is not None and g.numel()), default=0.0)
-    for name, gradient in wanted.items():
-        other = found.get(name)
-        if gradient is None and other is None:
-            continue
+    for name in unequal:
+        gradient, other = wanted[name], found.get(name)
         if gradient is None or other is None:
             present = gradient if gradient is not None else other
             if present is not None and bool(present.any()):
@@ -135,3 +136,7 @@ def _different_gradient(wanted: dict[str, Tensor | None], found: dict[str, Tenso
         if not torch.allclose(gradient, other, 0.0, _GRADIENTS * scale, equal_nan=True):
             return name
     return None
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call
 from branchnet.stages.staged import StagedNetwork, original_key
+from branchnet.stages.tracing.fx_tracer import where
 from branchnet.stages.tracing.trace import TracedNetwork
 from branchnet.stages.tracing.trace_check import apart, at_least_two, has_no_values, set_training, whole_outputs
 from branchnet.stages.tracing.trial import seed_random_states, trial
@@ -71,7 +72,7 @@ def training_difference(traced: TracedNetwork, staged: StagedNetwork, example: E
             difference = _difference(wanted, _staged_called(staged, example, training=True))
         return difference and f"its stages differ from it in {difference}"
     except Exception as error:
-        return f"its stages fail: {error}"
+        return f"its stages fail: {where(error)}"
 
 
 class _EqualDraws(TorchDispatchMode):

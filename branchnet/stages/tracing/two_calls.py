@@ -82,7 +82,8 @@ def _gradients(outputs: Any, parameters: dict[str, nn.Parameter]) -> dict[str, T
         if "modified by an inplace operation" in str(error):
             return {}
         raise
-    return dict(zip(inputs, found, strict=True))
+    dense = [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
+    return dict(zip(inputs, dense, strict=True))
 
 
 def _leaves(outputs: Any) -> list[Any]:

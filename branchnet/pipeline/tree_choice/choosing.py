@@ -11,9 +11,10 @@ from branchnet.affinity import Affinity, stitch_affinity
 from branchnet.clustering import SearchResult, clustering_cost
 from branchnet.data.samples import read_samples
 from branchnet.pipeline.problem import Problem
-from branchnet.pipeline.tree_choice.measuring import MeasuredTree, measure_trees
+from branchnet.pipeline.tree_choice.measuring import measure_trees
 from branchnet.pipeline.tree_choice.proposals import Limits, Proposal, propose_trees
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
+from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork
 
 FITTED = 160
@@ -104,16 +105,13 @@ def choose_tree(
 def _as_result(
     best: MeasuredTree, proposals: tuple[Proposal, ...], proposed: SearchResult, affinity: Affinity, count: int
 ) -> SearchResult:
-    found = next((one.found for one in proposals if one.tree == best.tree and one.found is not None), None)
-    result = found or replace(
-        proposed,
-        tree=best.tree,
-        cost=clustering_cost(best.tree, affinity, objective=proposed.objective),
-        size=best.size,
-        proven=False,
-        method="measured",
-    )
+    """The chosen tree as RSA's search sees it, whoever proposed it: its cost, with the bound of that search."""
+    result = proposed
+    if best.tree != proposed.tree:
+        cost = clustering_cost(best.tree, affinity, objective=proposed.objective)
+        result = replace(proposed, tree=best.tree, cost=cost, size=best.size, proven=False, method="measured")
+    found = next((one.found for one in proposals if one.tree == best.tree), None)
     why = (
         f"the best of {count} trees that were measured with stitching layers before any training, proposed by {best.by}"
     )
-    return replace(result, why=why, limit=proposed.limit)
+    return replace(result, why=why, forced=() if found is None else found.forced)

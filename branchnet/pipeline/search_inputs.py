@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets import Costs, HeadCosts
     from branchnet.inference import LatencyTable
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting import FrontPlot
     from branchnet.specification import Architecture
     from branchnet.stages.costs import StageCost, StageCosts
 
 REPLICATES = 50
 RANDOM_TREES = 100
-_COMPARED_PER_SECOND = 5e8
+COMPARED_PER_SECOND = 5e8
 
 
 def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) -> StageCosts:
@@ -166,7 +166,7 @@ def plan_search(
     """
     from branchnet.clustering import count_trees
     from branchnet.clustering.search_problem import choose_method, make_problem
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
 
     problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages)
     chosen, why = choose_method(problem, method)
@@ -176,7 +176,7 @@ def plan_search(
         end = "after a minute" if chosen == "milp" else "when no move helps"
         return plan.step(f"{chosen} search ({why}); ends at --time-limit, or {end}")
     compared, held = problem.work()
-    return plan.step(f"exact search ({why})", seconds=compared / _COMPARED_PER_SECOND, memory=held)
+    return plan.step(f"exact search ({why})", seconds=compared / COMPARED_PER_SECOND, memory=held)
 
 
 def objective_of(spec: Architecture) -> str:

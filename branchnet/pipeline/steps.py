@@ -17,6 +17,7 @@ from torch import nn
 
 from branchnet.affinity import Affinity, rsa
 from branchnet.builder import BranchedNetwork, SeparateNetworks, build, choose_donors
+from branchnet.builder.weights.donors import Donors
 from branchnet.clustering import (
     SearchResult,
     Stability,
@@ -40,14 +41,13 @@ from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
 from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting import ComparedNetwork, Comparison
+from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_STITCHES
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching import stitch_costs
 from branchnet.training import Metric, Teachers, evaluate
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
-STITCHED, UNSTITCHED, CONSTANT = "before training", "without stitches", "constant"
-"""What the comparison calls the branched network before training, its donors' weights alone, and constant answers."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,11 @@ class Results:
     """What was measured.
 
     Attributes:
-        comparison: the separate networks, the branched one and the baselines.
-        further: further metrics, by label and network.
-        stability: how often the same tree is chosen on other samples of the probe.
+        comparison: the separate networks, the branched one, the baselines, and what they are judged against.
+        stability: how often the search by RSA proposes the same tree on other samples of the probe.
     """
 
     comparison: Comparison
-    further: Mapping[str, Mapping[str, float]]
     stability: Stability
 
 
@@ -173,9 +171,13 @@ def check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads
         costs: of the stages in the budget's unit.
         heads: of the heads.
     """
-    tasks = tuple(problem.networks)
-    nothing_known = Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
-    search(nothing_known, costs, problem.budget, head_costs=heads, objective=problem.options.objective)
+    known = nothing_known(tuple(problem.networks), locations)
+    search(known, costs, problem.budget, head_costs=heads, objective=problem.options.objective)
+
+
+def nothing_known(tasks: Sequence[str], locations: Sequence[str]) -> Affinity:
+    """An affinity that tells no tree from another."""
+    return Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
 
 
 def _random_trees_of_same_size(
@@ -204,8 +206,12 @@ def build_stitched(problem: Problem, trees: Trees, tree: Tree) -> BranchedNetwor
     Returns:
         The network, in eval mode.
     """
-    donors = choose_donors(tree, trees.choice.losses or trees.affinity, preferred=problem.options.donor)
+    donors = _donors(problem, trees, tree)
     return build(tree, trees.staged, donors=donors, init="stitch", probe=problem.probe).eval()
+
+
+def _donors(problem: Problem, trees: Trees, tree: Tree) -> Donors:
+    return choose_donors(tree, trees.choice.losses or trees.affinity, preferred=problem.options.donor)
 
 
 def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict[str, BranchedNetwork]:
@@ -280,40 +286,49 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         save=save_json,
         load=load_seconds,
     )
-    judged: dict[str, nn.Module] = {**everything, **_less_trained(problem, trees)}
+    references = _references(problem, trees)
+    judged: dict[str, nn.Module] = {**everything, **references}
     comparison = Comparison(
-        tuple(_compared(problem, trees, name, network, seconds) for name, network in judged.items()),
+        tuple(_compared(problem, trees, name, network, seconds) for name, network in everything.items())
+        + tuple(
+            ComparedNetwork(name, _evaluate(problem, network, problem.metrics), reference=True)
+            for name, network in references.items()
+        ),
         {task: metric.name for task, metric in problem.metrics.items()},
         {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
+        _further(problem, judged),
     )
-    further = {
-        label: {name: _evaluate(problem, network, {task: metric})[task] for name, network in judged.items()}
-        for label, (task, metric) in problem.further.items()
-    }
-    return Results(comparison, further, _stability(problem, trees))
+    return Results(comparison, _stability(problem, trees))
 
 
-def _less_trained(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
+def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
     """What the branched network is without training, without stitches, and without any network at all."""
     options, tree = problem.options, trees.chosen.tree
-    donors = choose_donors(tree, trees.choice.losses or trees.affinity, preferred=options.donor)
     found: dict[str, nn.Module] = {}
     if options.steps:
-        found[STITCHED] = build_stitched(problem, trees, tree)
-    found[UNSTITCHED] = build(tree, trees.staged, donors=donors, init="donor").eval()
+        found[BEFORE_TRAINING] = build_stitched(problem, trees, tree)
+    found[WITHOUT_STITCHES] = build(tree, trees.staged, donors=_donors(problem, trees, tree), init="donor").eval()
     found[CONSTANT] = constant_predictor(problem.networks, problem.validation, problem.kinds, options.batch_size)
+    return found
+
+
+def _further(problem: Problem, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
+    """The further metrics by task, metric and network."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for task, metric in problem.further:
+        values = {name: _evaluate(problem, network, {task: metric})[task] for name, network in networks.items()}
+        found.setdefault(task, {})[metric.name] = values
     return found
 
 
 def _compared(problem: Problem, trees: Trees, name: str, network: nn.Module, seconds: Seconds) -> ComparedNetwork:
     chosen = trees.chosen.tree
-    known = {"separate": Tree.separate(chosen.tasks, chosen.depth), STITCHED: chosen, UNSTITCHED: chosen}
-    tree = trees.compared.get(name) or known.get(name)
+    tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth)
     return ComparedNetwork(
         name,
         _evaluate(problem, network, problem.metrics),
         params=sum(parameter.numel() for parameter in network.parameters()),
-        flops=0 if tree is None else int(trees.size(tree, "flops")),
+        flops=int(trees.size(tree, "flops")),
         latency={
             how: Latency(tuple(seconds[how][name]))
             for how in ("eager", "compiled")  # in this order, whether measured now or read from the file
@@ -327,10 +342,10 @@ def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric
 
 
 def _stability(problem: Problem, trees: Trees) -> Stability:
-    """Search again on bootstrap replicates of the probe."""
+    """Search by RSA again on bootstrap replicates of the probe."""
     replicates = replicates_of(trees.affinity)
     with deferred_interrupt() as interrupted:
-        found = stability(trees.chosen, replicates, trees.costs, problem.budget, head_costs=trees.head_costs)
+        found = stability(trees.proposed, replicates, trees.costs, problem.budget, head_costs=trees.head_costs)
         if interrupted():
             raise KeyboardInterrupt
     return found

@@ -27,7 +27,7 @@ from .plots.measured_plot import measured_plot_data as measured_plot_data
 from .plots.metric_plot import MetricPlot as MetricPlot
 from .plots.metric_plot import draw_metrics as draw_metrics
 from .plots.metric_plot import metric_plot_data as metric_plot_data
-from .plots.plotting import plot as plot
+from .plotting import plot as plot
 from .plots.samples_plot import SamplesPlot as SamplesPlot
 from .plots.samples_plot import TaskSamples as TaskSamples
 from .plots.samples_plot import draw_samples as draw_samples
@@ -36,7 +36,7 @@ from .plots.sharing_plot import draw_sharing as draw_sharing
 from .plots.tree_plot import TreePlot as TreePlot
 from .plots.tree_plot import draw_tree as draw_tree
 from .plots.tree_plot import tree_plot_data as tree_plot_data
-from .step_table import step_table as step_table
+from .training_steps import step_table as step_table
 from .summary import Report as Report
 from .summary import node_latency as node_latency
 from .summary import report as report

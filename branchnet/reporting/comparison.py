@@ -13,7 +13,6 @@ from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed, significant
 from branchnet.training.judging.performance import absolute_changes, multi_task_performance, relative_changes
 
-
 BEFORE_TRAINING, WITHOUT_STITCHES, CONSTANT = "before training", "without stitches", "constant"
 """What references are called: the branched network before training, its donors' weights alone, constant answers."""
 

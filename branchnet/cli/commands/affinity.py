@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from branchnet.cli.loading import Source
     from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting.tables import Table
     from branchnet.specification import Architecture
     from branchnet.stages import StagedNetwork
 
-Measure = Literal[
-    "rsa", "cka", "svcca", "pwcca", "procrustes", "stitch", "lookahead", "first-order", "gradient-cosine"
-]
+Measure = Literal["rsa", "cka", "svcca", "pwcca", "procrustes", "stitch", "lookahead", "first-order", "gradient-cosine"]
 GRADIENTS = ("lookahead", "first-order", "gradient-cosine")
 Split = Annotated[
     Path, Parameter(help="Architecture whose locations count, as `branchnet split` writes it; or a saved network.")
@@ -142,13 +140,15 @@ class _Features:
     def plan(self) -> Plan:
         """Running the networks, and comparing them."""
         from branchnet.data.samples import count_samples
-        from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_stitching
+        from branchnet.pipeline.plans.dry_run import Plan, batch_of, forward_seconds, plan_comparison
+        from branchnet.pipeline.plans.run_plan import plan_stitching_losses
 
         given, spec = self.request.given, self.request.spec
         if self.request.options.measure == "stitch":
-            return plan_stitching(
-                Plan("affinity"), self._staged(), given.example, batch_size=self.request.settings.batch_size
-            )
+            size = min(self.request.settings.batch_size, count_samples(self.inputs))
+            batch = batch_of(given.example, size)
+            seconds = sum(forward_seconds(network, batch) for network in given.networks.values()) / size
+            return plan_stitching_losses(Plan("affinity"), self._staged(), seconds)
         cut_bytes = [cost.cut_bytes for cost in spec.stage_costs] if spec.stage_costs else [0] * len(spec.locations)
         return plan_comparison(
             Plan("affinity"),

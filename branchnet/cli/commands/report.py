@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from branchnet.affinity import Affinity
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting import Page, Report
     from branchnet.specification import Architecture
 
@@ -94,7 +94,7 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
 
 
 def _plan(network: nn.Module, networks: dict[str, nn.Module], example: Any, options: ReportOptions) -> Plan:
-    from branchnet.pipeline.dry_run import Plan, forward_seconds, memory_of
+    from branchnet.pipeline.plans.dry_run import Plan, forward_seconds, memory_of
 
     plan = Plan("report").step("count parameters and FLOPs", memory=memory_of({"": network}))
     if not options.latency:

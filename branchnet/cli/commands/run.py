@@ -47,7 +47,7 @@ def run(
     from branchnet.errors import BudgetError
     from branchnet.pipeline import run as run_networks
     from branchnet.pipeline.config.config_sources import make_networks, read_images
-    from branchnet.pipeline.full_run import plan_run
+    from branchnet.pipeline.plans.run_plan import plan_run
     from branchnet.pipeline.problem import make_problem
     from branchnet.pipeline.workspace import checked_folder
 

@@ -17,6 +17,8 @@ from branchnet.pipeline.workspace import Workspace, load_json, save_json
 from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork
 
+LOSS_OBJECTIVES = ("medoid", "stitch")
+"""How trees are searched with stitching losses: for networks that will be trained, and for those that will not."""
 FITTED = 160
 """Inputs of the probe that the stitches of a tree that is only tried are fitted and chosen on."""
 
@@ -71,7 +73,7 @@ def choose_tree(
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, ["medoid", "stitch"])}
+    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, LOSS_OBJECTIVES)}
     proposals = propose_trees(affinities, limits, options.seed)
     count = read_samples(problem.probe).known_count
     rows = torch.arange(min(FITTED, count)) * count // min(FITTED, count)

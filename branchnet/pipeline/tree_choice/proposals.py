@@ -67,6 +67,11 @@ class Limits:
         )
 
 
+def most_proposals(searches: int) -> int:
+    """How many trees are proposed at most by so many searches."""
+    return 2 * searches + 1 + RANDOM_PROPOSALS
+
+
 def propose_trees(
     affinities: Mapping[str, tuple[Affinity, Sequence[str]]], limits: Limits, seed: int
 ) -> tuple[Proposal, ...]:

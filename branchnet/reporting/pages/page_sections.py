@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.reporting.comparison import Comparison
-from branchnet.reporting.measured_tree import MeasuredTree
 from branchnet.reporting.cost_tables import (
     branch_table,
     latency_table,
@@ -19,6 +18,7 @@ from branchnet.reporting.cost_tables import (
     task_table,
     tasks_named,
 )
+from branchnet.reporting.measured_tree import MeasuredTree
 from branchnet.reporting.pages.markup import (
     Section,
     bullets,
@@ -37,8 +37,8 @@ from branchnet.reporting.plots.measured_plot import draw_measured, measured_plot
 from branchnet.reporting.plots.metric_plot import draw_metrics
 from branchnet.reporting.plots.samples_plot import SamplesPlot, draw_samples
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
-from branchnet.reporting.step_table import step_table
 from branchnet.reporting.tables import Column, Table
+from branchnet.reporting.training_steps import step_table
 from branchnet.reporting.units import percent, si, signed
 
 if TYPE_CHECKING:
@@ -259,8 +259,14 @@ def _tried_table(trees: Sequence[MeasuredTree]) -> Table:
     columns += [Column("predicted", number), Column("measured", number)]
     columns += [Column(task, number) for task in trees[0].tree.tasks]
     rows = [
-        (one.by, " ".join(map(str, one.tree.widths)), one.size, one.predicted, one.mean)
-        + tuple(one.losses[task] for task in trees[0].tree.tasks)
+        (
+            one.by,
+            " ".join(map(str, one.tree.widths)),
+            one.size,
+            one.predicted,
+            one.mean,
+            *(one.losses[task] for task in trees[0].tree.tasks),
+        )
         for one in sorted(trees, key=lambda one: (one.mean, one.size))
     ]
     return Table("Loss before training", tuple(columns), tuple(rows))

@@ -50,7 +50,7 @@ def measured_plot_data(trees: Sequence[MeasuredTree]) -> MeasuredPlot:
     """
     known = [tree for tree in trees if tree.predicted is not None]
     if not known:
-        raise BranchnetError("no tree with a predicted and a measured loss; expected those of a run with measure='auto'")
+        raise BranchnetError("no tree has a predicted loss; expected those of a run with measure='auto'")
     best = min(known, key=lambda tree: (tree.mean, tree.size))
     series: dict[str, list[tuple[float, float]]] = {}
     for tree in known:
@@ -70,9 +70,7 @@ def _point(tree: MeasuredTree) -> tuple[float, float]:
 
 def _agreement(points: Sequence[tuple[float, float]]) -> float:
     """Of the pairs of points that differ in both, the share in which both differ in one direction."""
-    products = [
-        (one[0] - other[0]) * (one[1] - other[1]) for k, one in enumerate(points) for other in points[:k]
-    ]
+    products = [(one[0] - other[0]) * (one[1] - other[1]) for k, one in enumerate(points) for other in points[:k]]
     counted = [product for product in products if product]
     return sum(product > 0 for product in counted) / len(counted) if counted else float("nan")
 

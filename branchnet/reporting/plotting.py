@@ -26,8 +26,8 @@ from branchnet.reporting.summary import Report
 from branchnet.training.loop import History
 
 _KINDS = (
-    "an Affinity, a Tree, SearchResults (as pareto_front returns them), MeasuredTrees (as RunResult.measured holds them), "
-    "a LatencyTable, a Report or a History"
+    "an Affinity, a Tree, SearchResults (as pareto_front returns them), MeasuredTrees (as RunResult.measured holds "
+    "them), a LatencyTable, a Report or a History"
 )
 
 

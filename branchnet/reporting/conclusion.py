@@ -59,8 +59,10 @@ def _ruined(comparison: Comparison) -> list[str]:
 def _tasks_below(comparison: Comparison, name: str, *, or_equal: bool) -> list[str]:
     """The tasks of the branched network whose metric is worse than a reference's, to the four digits of the tables."""
     reference, branched = comparison.reference(name), comparison.networks[1]
+    if reference is None:
+        return []
     found = []
-    for task in comparison.metric_names if reference is not None else ():
+    for task in comparison.metric_names:
         now, then = (f"{network.metrics[task]:.4g}" for network in (branched, reference))
         gained = float(now) - float(then)
         gained = -gained if comparison.lower_is_better[task] else gained

@@ -18,6 +18,7 @@ from branchnet.affinity.features.isolation import untouched
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
+from branchnet.builder.stitches.corrections import below_stitches, correct_below_stitches
 from branchnet.data.collation import length
 from branchnet.errors import AffinityError, BuildError
 from branchnet.stages import StagedNetwork, call
@@ -87,19 +88,26 @@ def stitch_donors(
     if not edges:
         return {}
     warn_of_noise(probe.example)
-    notes = {}
+    notes: dict[str, str] = {}
+    division: ProbeDivision | None = None
     with ExitStack() as inside:
         for network in (branched, *{id(net): net for net in networks.values()}.values()):
             inside.enter_context(untouched(network))
         for stage in sorted({edge.stage for edge in edges}):
             level = [edge for edge in edges if edge.stage == stage]
-            for edge, stitch in zip(level, _stitches(branched, level, networks, probe, kinds or {}), strict=True):
+            division, stitches = _stitches(branched, level, networks, probe, kinds or {})
+            for edge, stitch in zip(level, stitches, strict=True):
                 if stitch is not None:
                     branched.replace(edge.child, StitchedStage(stitch, edge.child.module))
                     notes[edge.child.id] = (
                         f"{edge.child.donor}'s network, stitched to {edge.parent.donor}'s features "
                         f"({stitch.method}, rank {stitch.rank}, R² {stitch.r2:.2f})"
                     )
+    if notes and division is not None:
+        for correction in correct_below_stitches(branched, networks, probe, division, kinds or {}):
+            for node in below_stitches(branched):
+                start = notes.get(node.id, f"{node.donor}'s network")
+                notes[node.id] = f"{start}, {correction} corrected"
     return notes
 
 
@@ -109,7 +117,7 @@ def _stitches(
     networks: Mapping[str, StagedNetwork],
     probe: Probe,
     kinds: Mapping[str, OutputKind],
-) -> list[Stitch | None]:
+) -> tuple[ProbeDivision, list[Stitch | None]]:
     """The stitches of the edges into one stage; None where the features that arrive are the donor's own."""
     level_cuts = _LevelCuts(branched, level, networks)
     division, moments = _prepared(level_cuts, probe)
@@ -133,7 +141,7 @@ def _stitches(
             wanted = run(rest, copied(own[edge.child.donor])) if found else None
             for stitch, distance in zip(found, judged, strict=True):
                 distance.add(run(rest, stitch(*copied(arriving[edge.parent.id]))), wanted)
-    return [
+    return division, [
         min(zip(found, judged, strict=True), key=lambda pair: pair[1].value())[0] if found else None
         for found, judged in zip(candidates, distances, strict=True)
     ]

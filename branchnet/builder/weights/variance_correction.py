@@ -32,7 +32,7 @@ SMALLEST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
-class _UnitStatistics:
+class UnitStatistics:
     """Mean and standard deviation of each unit of a layer's output, (n,) each, in float64."""
 
     mean: Tensor
@@ -50,10 +50,10 @@ class _Moments:
         self.total = self.total + rows.double().sum(0).cpu()
         self.squares = self.squares + rows.double().square().sum(0).cpu()
 
-    def statistics(self) -> _UnitStatistics:
+    def statistics(self) -> UnitStatistics:
         mean = self.total / self.count
         # Rounding can make the variance of a constant unit slightly negative.
-        return _UnitStatistics(mean, (self.squares / self.count - mean.square()).clamp_min(0).sqrt())
+        return UnitStatistics(mean, (self.squares / self.count - mean.square()).clamp_min(0).sqrt())
 
 
 def restore_variance(
@@ -72,7 +72,7 @@ def restore_variance(
         the number of layers that were rescaled.
     """
     chosen = set(nodes)
-    wanted: dict[nn.Module, _UnitStatistics] = {}
+    wanted: dict[nn.Module, UnitStatistics] = {}
     for stage in range(branched.tree.depth):
         averaged = [n for n in branched.members() if n.id in chosen and n.stage == stage]
         tasks = {task for node in averaged for task in node.tasks}
@@ -83,15 +83,15 @@ def restore_variance(
             own_names = _layers_of(networks, branched.tasks[0], node.donor, stage)
             for layer, statistics in _mean_statistics([by_task[task] for task in node.tasks]).items():
                 wanted[node.module.get_submodule(own_names[layer])] = statistics
-    _correct(branched, wanted, inputs)
+    correct_layers(branched, wanted, inputs)
     return len(wanted)
 
 
-def _mean_statistics(donors: Sequence[Mapping[str, _UnitStatistics]]) -> dict[str, _UnitStatistics]:
+def _mean_statistics(donors: Sequence[Mapping[str, UnitStatistics]]) -> dict[str, UnitStatistics]:
     """What each layer of an average shall have: the mean of the donors' means and deviations."""
     means = {name: torch.stack([donor[name].mean for donor in donors]).mean(0) for name in donors[0]}
     deviations = {name: torch.stack([donor[name].deviation for donor in donors]).mean(0) for name in donors[0]}
-    return {name: _UnitStatistics(means[name], deviations[name]) for name in donors[0]}
+    return {name: UnitStatistics(means[name], deviations[name]) for name in donors[0]}
 
 
 def _layers_of(networks: Mapping[str, StagedNetwork], first: str, task: str, stage: int) -> dict[str, str]:
@@ -102,35 +102,51 @@ def _layers_of(networks: Mapping[str, StagedNetwork], first: str, task: str, sta
 
 def _donor_statistics(
     networks: Mapping[str, StagedNetwork], first: str, task: str, stage: int, order: Order, inputs: Inputs
-) -> dict[str, _UnitStatistics]:
+) -> dict[str, UnitStatistics]:
     """The statistics of each layer of a donor's stage in the common order, by the layer's name in the first network."""
     network = networks[task]
     layers = {
         name: network.stages[stage].get_submodule(own) for name, own in _layers_of(networks, first, task, stage).items()
     }
-    layers = {name: layer for name, layer in layers.items() if _rescalable(layer)}
-    moments = {name: _Moments() for name in layers}
-
-    def add_to(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda layer, _, y: moments[name].add(_rows(layer, y))
-
-    with _hooked({layer: add_to(name) for name, layer in layers.items()}), mode_of(network, training=False):
-        for batch in inputs():
-            call(network, cast(Any, batch))
-    found = {name: moment.statistics() for name, moment in moments.items() if moment.count}
+    layers = {name: layer for name, layer in layers.items() if rescalable(layer)}
+    found = layer_statistics(network, layers, inputs)
     return {
-        name: _UnitStatistics(*(order(task, stage, f"{name}.bias", v) for v in (values.mean, values.deviation)))
+        name: UnitStatistics(*(order(task, stage, f"{name}.bias", v) for v in (values.mean, values.deviation)))
         for name, values in found.items()
     }
 
 
-def _correct(branched: BranchedNetwork, wanted: Mapping[nn.Module, _UnitStatistics], inputs: Inputs) -> None:
+def layer_statistics(
+    network: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs
+) -> dict[str, UnitStatistics]:
+    """Mean and deviation of each unit of layers' outputs.
+
+    Args:
+        network: the network that holds the layers.
+        layers: by any name.
+        inputs: gives the inputs, in batches.
+
+    Returns:
+        the statistics by that name, of the layers that were run.
+    """
+    moments = {name: _Moments() for name in layers}
+
+    def add_to(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda layer, _, y: moments[name].add(unit_rows(layer, y))
+
+    with hooked({layer: add_to(name) for name, layer in layers.items()}), mode_of(network, training=False):
+        for batch in inputs():
+            call(network, cast(Any, batch))
+    return {name: moment.statistics() for name, moment in moments.items() if moment.count}
+
+
+def correct_layers(branched: BranchedNetwork, wanted: Mapping[nn.Module, UnitStatistics], inputs: Inputs) -> None:
     """Scale and shift every layer's units to the wanted statistics."""
     moments = {layer: _Moments() for layer in wanted}
 
     def corrected(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
         """Note the layer's statistics, and return its output corrected batch by batch: what later layers will see."""
-        rows = _rows(layer, y)
+        rows = unit_rows(layer, y)
         moments[layer].add(rows)
         mean, deviation = wanted[layer].mean.to(y), wanted[layer].deviation.to(y)
         scale = deviation / rows.std(0, correction=0).clamp_min(SMALLEST_DEVIATION)
@@ -138,7 +154,7 @@ def _correct(branched: BranchedNetwork, wanted: Mapping[nn.Module, _UnitStatisti
         moved = y.movedim(axis, -1)
         return ((moved - rows.mean(0)) * scale + mean).movedim(-1, axis)
 
-    with _hooked(dict.fromkeys(wanted, corrected)), mode_of(branched, training=False):
+    with hooked(dict.fromkeys(wanted, corrected)), mode_of(branched, training=False):
         for batch in inputs():
             branched(batch)
     with torch.no_grad():
@@ -147,7 +163,7 @@ def _correct(branched: BranchedNetwork, wanted: Mapping[nn.Module, _UnitStatisti
                 _rescale(layer, moments[layer].statistics(), statistics)
 
 
-def _rescale(layer: nn.Module, found: _UnitStatistics, wanted: _UnitStatistics) -> None:
+def _rescale(layer: nn.Module, found: UnitStatistics, wanted: UnitStatistics) -> None:
     """Fold `(y - found mean) * wanted deviation / found deviation + wanted mean` into weight and bias."""
     scale = wanted.deviation / found.deviation.clamp_min(SMALLEST_DEVIATION)
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
@@ -157,7 +173,7 @@ def _rescale(layer: nn.Module, found: _UnitStatistics, wanted: _UnitStatistics) 
 
 
 @contextmanager
-def _hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Tensor], Tensor | None]]) -> Iterator[None]:
+def hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Tensor], Tensor | None]]) -> Iterator[None]:
     """Without gradients, call each hook after its layer has run; the layers have no hook more afterwards."""
     handles = [layer.register_forward_hook(hook) for layer, hook in hooks.items()]
     try:
@@ -168,14 +184,14 @@ def _hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Tensor], Tensor 
             handle.remove()
 
 
-def _rescalable(layer: nn.Module) -> bool:
+def rescalable(layer: nn.Module) -> bool:
     """Whether one axis of the weight holds the units; a grouped transposed convolution spreads them over two."""
     if isinstance(layer, _ConvNd):
         return not layer.transposed or layer.groups == 1
     return isinstance(layer, nn.Linear)
 
 
-def _rows(layer: nn.Module, y: Tensor) -> Tensor:
+def unit_rows(layer: nn.Module, y: Tensor) -> Tensor:
     """A layer's output as (rows, units)."""
     moved = y.movedim(1, -1) if isinstance(layer, _ConvNd) else y
     return moved.reshape(-1, moved.shape[-1])

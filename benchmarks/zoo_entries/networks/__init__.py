@@ -1,0 +1,1 @@
+"""The published networks in PyTorch, each with a function that gives it the weights of a file. No inputs here."""

@@ -141,7 +141,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     if "shared" in options.baselines:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in options.baselines:
-        compared |= _random_trees_of_same_size(chosen, costs, heads, problem)
+        compared |= _random_trees_of_same_size(chosen, limits, problem)
     return Trees(staged, affinity, front, chosen, compared, costs, heads, proposed, choice)
 
 
@@ -180,17 +180,14 @@ def nothing_known(tasks: Sequence[str], locations: Sequence[str]) -> Affinity:
     return Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
 
 
-def _random_trees_of_same_size(
-    chosen: SearchResult, costs: Costs, heads: HeadCosts, problem: Problem
-) -> dict[str, Tree]:
+def _random_trees_of_same_size(chosen: SearchResult, limits: Limits, problem: Problem) -> dict[str, Tree]:
     """Of trees drawn uniformly under the budget those nearest to the chosen one's size: neither that nor the shared."""
     generator = random.Random(problem.options.seed)
-    draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=costs)
-    drawn = dict.fromkeys(draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES))
+    draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=limits.costs)
+    drawn = dict.fromkeys(draw(budget=limits.budget, head_costs=limits.heads) for _ in range(RANDOM_TREES))
     shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
-    others = [tree for tree in drawn if tree not in (chosen.tree, shared)]
-    unit = problem.budget.unit
-    others.sort(key=lambda tree: abs(tree_size(tree, costs, head_costs=heads, unit=unit) - chosen.size))
+    others = [tree for tree in drawn if tree not in (chosen.tree, shared) and limits.size(tree) <= chosen.limit]
+    others.sort(key=lambda tree: abs(limits.size(tree) - chosen.size))
     nearest = others[: problem.options.random_trees]
     return {f"random {number}": tree for number, tree in enumerate(nearest, start=1)}
 

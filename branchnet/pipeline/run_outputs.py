@@ -37,6 +37,7 @@ from branchnet.reporting import (
 )
 from branchnet.reporting.conclusion import verdict
 from branchnet.specification import Architecture
+from branchnet.stitching import stitch_costs
 
 
 def write_results(
@@ -143,6 +144,7 @@ def front_data(problem: Problem, trees: Trees) -> FrontPlot:
         unit="params",
         objective=problem.options.objective,
         budget=problem.budget if in_parameters else None,
+        stitch_sizes=stitch_costs(trees.first),
     )
     return front_plot_data(
         trees.front,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets import Costs, HeadCosts
+    from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.inference import LatencyTable
     from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting import FrontPlot
@@ -253,7 +254,9 @@ def front_of(
         front,
         tree_size(Tree.separate(tree.tasks, tree.depth), costs, head_costs=heads, unit=unit),
         chosen=chosen,
-        random=random_points(found, costs, heads, unit=unit, objective=chosen.objective, budget=budget),
+        random=random_points(
+            found, costs, heads, unit=unit, objective=chosen.objective, budget=budget, stitch_sizes=stitch_sizes
+        ),
         budget=chosen.limit if budget else None,
         resource={"params": "parameters", "flops": "FLOPs"}.get(unit, unit),
         objective=f"clustering cost ({chosen.objective})",
@@ -268,6 +271,7 @@ def random_points(
     unit: str,
     objective: str,
     budget: Budget | None,
+    stitch_sizes: StitchSizes | None = None,
 ) -> list[tuple[float, float]]:
     """Size and cost of trees drawn uniformly, among those within a budget if there is one, to compare a choice with.
 
@@ -277,7 +281,8 @@ def random_points(
         heads: of the heads, or None.
         unit: in which sizes are counted.
         objective: how trees are judged.
-        budget: the budget, or None.
+        budget: the budget, or None; stitches may exceed it.
+        stitch_sizes: of one stitch at each location, or None.
 
     Returns:
         (size, cost) of each tree.
@@ -290,7 +295,7 @@ def random_points(
     drawn = [draw() for _ in range(RANDOM_TREES)]
     return [
         (
-            tree_size(tree, costs, head_costs=heads, unit=unit),
+            tree_size(tree, costs, head_costs=heads, unit=unit, stitch_sizes=stitch_sizes),
             clustering_cost(tree, found, objective=objective),
         )
         for tree in drawn

@@ -82,9 +82,10 @@ class Trees:
         return next(iter(self.staged.values()))
 
     def size(self, tree: Tree, unit: str) -> float:
-        """Parameters or multiply-adds of `tree`, heads included."""
+        """Parameters or multiply-adds of `tree`, stitches and heads included."""
         heads = {task: network.head_cost for task, network in self.staged.items()}
-        return tree_size(tree, self.first.costs, head_costs=heads, unit=unit)
+        stitches = stitch_costs(self.first)
+        return tree_size(tree, self.first.costs, head_costs=heads, unit=unit, stitch_sizes=stitches)
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,14 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    limits = Limits(costs, heads, problem.budget, stitch_costs(first).get(problem.budget.unit))
+    stitches = stitch_costs(first)
+    limits = Limits(costs, heads, problem.budget, stitches.get(problem.budget.unit))
     with deferred_interrupt() as interrupted:  # a search that is interrupted returns its best tree so far
         proposed = limits.search(affinity, options.objective, options.seed)
         params = {task: network.head_cost for task, network in staged.items()}
-        front = pareto_front(affinity, first.costs, head_costs=params, objective=options.objective)
+        front = pareto_front(
+            affinity, first.costs, head_costs=params, objective=options.objective, stitch_sizes=stitches
+        )
         if interrupted():
             raise KeyboardInterrupt
     choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)

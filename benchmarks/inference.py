@@ -194,7 +194,7 @@ def measure(case: Case, repeats: int, *, auto: bool) -> dict[str, Any]:
     result["in turns with the table"] = {name: list(latency.samples) for name, latency in others.items()}
     result["latency table"] = table.to_dict()
     if auto:
-        branched = branchnet.build(subject.tree, subject.staged).eval().to(case.device)
+        branched = branchnet.build(subject.tree, subject.staged, init="donor").eval().to(case.device)
         result["stages chosen to be fused"] = list(faster_fused(branched, x, mode=case.mode))
     return result | {"took": time.perf_counter() - begun}
 

@@ -87,9 +87,9 @@ def sides(case: Case, subject: Subject, x: Tensor, folder: Path) -> Iterator[tup
         return network.eval().to(case.device, case.dtype)
 
     separate = placed(SeparateNetworks(copy.deepcopy(subject.networks)))
-    branched = placed(branchnet.build(subject.tree, subject.staged))
-    shared = placed(branchnet.build(subject.shared, subject.staged))
-    unshared = placed(branchnet.build(subject.separate, subject.staged))
+    branched = placed(branchnet.build(subject.tree, subject.staged, init="donor"))
+    shared = placed(branchnet.build(subject.shared, subject.staged, init="donor"))
+    unshared = placed(branchnet.build(subject.separate, subject.staged, init="donor"))
     plain = placed(OneBackbone(case.network, case.tasks))
     sizes = {name: count(each) for name, each in (("s", separate), ("b", branched), ("h", shared), ("p", plain))}
 

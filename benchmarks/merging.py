@@ -44,9 +44,9 @@ class Digits(nn.Module):
 
 
 def three_ways(cut: dict[str, StagedNetwork], tree: Tree, probe: Tensor) -> dict[str, BranchedNetwork]:
-    plain = branchnet.build(tree, cut)
+    plain = branchnet.build(tree, cut, init="donor")
     average_nodes(plain, cut)
-    donor = branchnet.build(tree, cut)
+    donor = branchnet.build(tree, cut, init="donor")
     for network in (plain, donor):
         estimate_batchnorm(network, [network], probe.split(64))
     return {

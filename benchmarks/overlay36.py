@@ -212,7 +212,7 @@ def trained(
         if stored["tree"] == str(tree) and stored["steps"] == steps:
             return dict(stored["values"])
     started = time.process_time()
-    branched = branchnet.build(tree, staged, affinity=affinity)
+    branched = branchnet.build(tree, staged, affinity=affinity, init="donor")
     losses = {task: loss(task) for task in TASKS}
     branchnet.fit(
         branched,

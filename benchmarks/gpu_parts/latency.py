@@ -30,7 +30,7 @@ def measure(settings: Settings, network: str, batch: int) -> dict[str, Any]:
     """The tree in turns with the ceilings, and in turns with the stages of the table, in bfloat16."""
     case = make_case(settings, network, batch, "bf16")
     subject, x = subject_of(case), make_images(case)
-    branched = copied_to(branchnet.build(subject.tree, subject.staged), case)
+    branched = copied_to(branchnet.build(subject.tree, subject.staged, init="donor"), case)
     small: dict[str, int] = {"size": 64, "numbers": 2**16} if settings.rehearsal else {}
     tops = ceilings(case.device, case.dtype, **small)
     ready = [(BRANCHED, lambda: branchnet.compile(branched, x, mode=case.mode, dynamic=False, copy_outputs=False), 0)]

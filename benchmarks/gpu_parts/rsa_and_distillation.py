@@ -47,7 +47,9 @@ def measure(settings: Settings, question: str, images: int, batch: int) -> dict[
     else:
         subject = subject_of(case)
         donors = {task: copied_to(network, case) for task, network in subject.networks.items()}
-        result = measure_steps(copied_to(branchnet.build(subject.tree, subject.staged), case), donors, probe, batch)
+        result = measure_steps(
+            copied_to(branchnet.build(subject.tree, subject.staged, init="donor"), case), donors, probe, batch
+        )
     return {"question": question, "seconds": result, "batch": images if question == "rsa" else batch} | {
         "took": time.perf_counter() - begun
     }

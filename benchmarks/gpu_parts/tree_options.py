@@ -25,7 +25,7 @@ def measure_options(
     """Seconds of all sides in turns, in bfloat16; the options of each side are those of `branchnet.compile`."""
     case = make_case(settings, network, batch, "bf16")
     subject, x = subject_of(case), make_images(case)
-    branched = copied_to(branchnet.build(subject.tree, subject.staged), case)
+    branched = copied_to(branchnet.build(subject.tree, subject.staged, init="donor"), case)
 
     def compiled(own: Mapping[str, Any]) -> Callable[[], Run]:
         return lambda: branchnet.compile(branched, x, dynamic=False, copy_outputs=False, **own)

@@ -116,15 +116,13 @@ def build(
     ... }
     >>> tree = branchnet.Tree(["depth", "edges"], [[["depth", "edges"]], [["depth"], ["edges"]]])
     >>> images = torch.rand(2, 3, 16, 16)
-    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"]).eval()
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"], init="donor").eval()
     >>> branched.donors
     (('depth',), ('depth', 'edges'))
     >>> torch.equal(branched(images)["depth"], networks["depth"].eval()(images))
     True
     """
     _check_options(init, probe, state, networks)
-    if init == "auto" and probe is not None:
-        init = "stitch"
     staged = _staged(networks, example, locations, affinity)
     if not isinstance(tree, Tree):
         if donors is not None:
@@ -133,6 +131,10 @@ def build(
     _check_fit(tree, staged, affinity)
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     branched = _copied(tree, staged, donors)
+    if init == "auto" and probe is None:
+        _warn_of_changes(branched)
+    if init == "auto":
+        init = "donor" if probe is None else "stitch"
     sources = _initialise(branched, staged, init, probe, state, seed)
     from branchnet.builder.weights.initialisation import describe_start
 
@@ -216,8 +218,6 @@ def _initialise(
         from branchnet.builder.stitches.top_down_fit import stitch_donors
 
         return stitch_donors(branched, staged, read_probe(probe, PROBE_BATCH, call_form(next(iter(staged.values())))))
-    if init == "auto":
-        _warn_of_changes(branched)
     if init == "mean":
         from branchnet.builder.weights.averaging import average_nodes, check_related
 
@@ -249,7 +249,7 @@ def _warn_of_changes(branched: BranchedNetwork) -> None:
             f"{len(edges)} nodes or heads get features of another network than they were trained on: {shown}"
             f"{', ...' if len(edges) > 3 else ''}; the network's outputs are wrong until it is trained. With probe=, "
             "100 inputs or more, build fits stitching layers there; init='donor' is without them and this warning",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -25,6 +25,7 @@ from branchnet.deploy.flat_outputs import FlatOutputs
 from branchnet.deploy.format_writers import WRITERS, batch_size
 from branchnet.deploy.model_card import model_card
 from branchnet.errors import BuildError
+from branchnet.inference.inference_transforms import Fold, prepare
 from branchnet.inference.torch_compile import device_of, first_line, map_input
 from branchnet.stages import Example, call, flat_example
 from branchnet.utils.files import write_text
@@ -68,6 +69,7 @@ def export(
     format: Format | None = None,
     tasks: Sequence[str] | None = None,
     dynamic: bool = True,
+    fold: Fold = "exact",
 ) -> Exported:
     """Write `branched` as one file for deployment, with its specification and a model card next to it.
 
@@ -84,6 +86,9 @@ def export(
             specification describes. By default what the suffix says; `.pt2` is taken for `"pt2"`.
         tasks: the tasks to export, all by default; nodes that no such task needs are left out.
         dynamic: whether the batch size may differ from the example's.
+        fold: `"exact"` folds stitches into the layers next to them where that is exact, see
+            `branchnet.inference.prepare`; the specification keeps them, and so do weights in safetensors. None keeps
+            them in the model, too.
 
     Returns:
         the files, the names of the outputs, and how far they are off.
@@ -95,7 +100,8 @@ def export(
     >>> import tempfile, torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     exported = branchnet.export(branched.eval(), x, f"{folder}/model.pt2")
     ...     outputs = torch.export.load(exported.model).module()(x)  # needs torch alone
@@ -116,10 +122,11 @@ def export(
     specification, card = target.with_suffix(".yaml"), target.with_suffix(".md")
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-"))
     try:
-        written = write_model(folder / target.name, network, example, chosen, dynamic=dynamic)
+        deployed = prepare(network, fold=None if chosen == "safetensors" else fold, example=example)
+        written = write_model(folder / target.name, deployed, example, chosen, dynamic=dynamic, original=network)
         Architecture.from_network(network).save(folder / specification.name)
         text = model_card(
-            network,
+            deployed,
             example,
             name=target.stem,
             format=chosen,
@@ -172,17 +179,27 @@ class Written:
     batches: tuple[int, ...]
 
 
-def write_model(path: Path, network: BranchedNetwork, example: Example, format: str, *, dynamic: bool) -> Written:
-    """Write the model alone, load it and compare; `export` explains the arguments and the errors."""
+def write_model(
+    path: Path,
+    network: BranchedNetwork,
+    example: Example,
+    format: str,
+    *,
+    dynamic: bool,
+    original: BranchedNetwork | None = None,
+) -> Written:
+    """Write the model alone, load it and compare with the original; `export` explains the arguments and the errors."""
     batch = batch_size(example)
     # Size 1, at which programs are specialised most easily, the size of the example, and one that none has seen.
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
     examples = [_resized(example, size) for size in batches]
     # Traced at size 1, torch.export would take the batch for a constant.
     traced_with = _resized(example, max(2, batch)) if dynamic else example
-    flat = FlatOutputs(network, list(example) if isinstance(example, Mapping) else (), all_of=format != "safetensors")
+    names, all_of = list(example) if isinstance(example, Mapping) else (), format != "safetensors"
+    flat = FlatOutputs(network, names, all_of=all_of)
+    compared_with = FlatOutputs(network if original is None else original, names, all_of=all_of)
     with torch.no_grad(), _without_tf32(device_of(network)):
-        expected = [call(flat, each) for each in examples]
+        expected = [call(compared_with, each) for each in examples]
         try:
             with _without_the_warning_on_leaves():
                 run = WRITERS[format](flat, traced_with, path, dynamic)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from branchnet.builder.stitch_costs import StitchCost, stitch_costs
 from branchnet.clustering.budgets import tree_size
+from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.clustering.trees.tree import Tree
 from branchnet.stages import Example, flat_example
 from branchnet.utils.visible_text import visible
@@ -52,6 +54,7 @@ def model_card(
         tolerance: how large it may be.
         batches: the batch sizes at which it was looked for.
     """
+    stitches = stitch_costs(network, example)
     tree, name, file = network.tree, visible(name), visible(file)
     inputs = [
         f"| {_cell(title)} | {_form(tensor, dynamic)} |"
@@ -70,7 +73,7 @@ def model_card(
             "## Tree",
             "",
             "```",
-            str(tree),
+            tree_text(tree, {cost.place: f"stitched to {cost.source}'s features" for cost in stitches}),
             "```",
             "",
             f"Stages end at: {', '.join(map(visible, network.locations))}.",
@@ -96,6 +99,7 @@ def model_card(
             "",
             *_costs(network),
             "",
+            *_stitch_table(stitches),
             "## Loading",
             "",
             *_loading(format, file, name, example, alone=None not in network.constructors.values()),
@@ -118,6 +122,28 @@ def _costs(network: BranchedNetwork) -> list[str]:
         ]
         lines.append(f"| {title} | {sizes[0]:,.0f} | {sizes[1]:,.0f} |")
     return lines
+
+
+def _stitch_table(costs: Sequence[StitchCost]) -> list[str]:
+    """A table of the stitches; nothing where there is none."""
+    if not costs:
+        return []
+    rows = [
+        f"| {cost.child} | {_cell(cost.source)} | {_cell(cost.target)} | {cost.rank or '-'} | {cost.params:,} | "
+        f"{cost.flops:,} | {'folded' if cost.folded else 'kept'} |"
+        for cost in costs
+    ]
+    return [
+        "## Stitches",
+        "",
+        "Affine maps of one task's features to those that a node of another task's network expects; folded ones are "
+        "part of the weights next to them. Parameters and multiply-adds are not in the table above.",
+        "",
+        "| before | from | to | rank | parameters | multiply-adds | |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _loading(format: str, file: str, name: str, example: Example, *, alone: bool) -> list[str]:

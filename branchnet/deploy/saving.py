@@ -40,7 +40,7 @@ def save(
         branched: the network.
         directory: the folder.
         architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
-            found; by default the network is described as it is.
+            found; by default the network is described as it is. Stitches are written as the network has them.
 
     Raises:
         CheckpointError: a specification of another tree, or with its tasks in another order; or a file that cannot be
@@ -49,7 +49,7 @@ def save(
     >>> import os, tempfile, torch, branchnet
     >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)
     >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in tree.tasks}
-    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer2"])
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer2"], init="donor")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     branchnet.save(branched, folder)
     ...     sorted(os.listdir(folder))
@@ -65,6 +65,8 @@ def save(
             f"the architecture lists the tasks as {list(architecture.tree.tasks)}; expected {list(branched.tasks)}, "
             "the network's order: the weights of nodes and heads are in that order"
         )
+    stitches = Architecture.from_network(branched).stitches
+    architecture = architecture.model_copy(update={"stitches": stitches})
     record = write_record(branched, sha256=checksum(sorted(stored_tensors(branched).items())))
     try:
         # Written before the weights take their place, and renamed after: both files are of one network, or as before.
@@ -97,7 +99,7 @@ def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | 
     >>> import tempfile, torch, branchnet
     >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)
     >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in tree.tasks}
-    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer2"]).eval()
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer2"], init="donor").eval()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     branchnet.save(branched, folder)
     ...     loaded = branchnet.load(folder)

@@ -19,7 +19,7 @@ from branchnet.errors import BuildError
 from branchnet.inference.change_detection import ChangeDetector
 from branchnet.inference.fusion import FusedNetwork
 from branchnet.inference.fusion_choice import faster_fused
-from branchnet.inference.inference_transforms import prepare
+from branchnet.inference.inference_transforms import Fold, prepare
 from branchnet.inference.streams import StreamedNodes, check_streams
 from branchnet.inference.task_graphs import Network, Outputs, TaskGraphs
 from branchnet.inference.torch_compile import (
@@ -62,7 +62,8 @@ class CompiledNetwork:
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> compiled = branchnet.compile(branched.eval(), x)
     >>> isinstance(compiled, branchnet.CompiledNetwork)
     True
@@ -148,16 +149,17 @@ def compile(
     autocast: torch.dtype | None = None,
     cast: torch.dtype | None = None,
     channels_last: bool = False,
+    fold: Fold = "exact",
     fold_batchnorm: bool = False,
     copy_outputs: bool = True,
 ) -> CompiledNetwork:
     """Compile all tasks of `branched` as one graph (with `streams` as one for each node) and run it once on `example`.
 
-    Without `fuse`, `cast`, `channels_last` and `fold_batchnorm` the network itself is compiled, so that weights changed
-    or replaced count at the next call; with any of them a copy is. Exchanged modules, tensors of another form and other
-    modes are noticed and compiled again. Other attributes of a layer, such as its stride, count as they were when it
-    was compiled: torch.compile by itself guards all of them, thousands for five networks, and checks these at every
-    call.
+    Without `fuse`, `cast`, `channels_last`, `fold_batchnorm` and stitches to fold the network itself is compiled, so
+    that weights changed or replaced count at the next call; with any of them a copy is. Exchanged modules, tensors of
+    another form and other modes are noticed and compiled again. Other attributes of a layer, such as its stride, count
+    as they were when it was compiled: torch.compile by itself guards all of them, thousands for five networks, and
+    checks these at every call.
 
     **Outputs** equal those of the network run eagerly within 1e-5 of the largest value of each output in float32, fused
     or not (1e-4 with `fold_batchnorm`), within 5e-2 in bfloat16 and 1e-2 in float16, by `cast` or `autocast`. Those are
@@ -190,6 +192,7 @@ def compile(
         autocast: run under autocast to this type, e.g. `torch.bfloat16`; weights stay as they are.
         cast: convert weights and floating-point inputs to this type; outputs are of it, too.
         channels_last: lay weights of convolutions and four-dimensional inputs out with the channels last.
+        fold: whether stitches are folded where that is exact, see `branchnet.inference.prepare`.
         fold_batchnorm: see `branchnet.inference.prepare`; outputs move by at most 1e-4 of the largest one in float32.
         copy_outputs: keep outputs safe under CUDA graphs, see above.
 
@@ -204,7 +207,8 @@ def compile(
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> compiled = branchnet.compile(branched.eval(), x)
     >>> torch.allclose(compiled(x)["b"], branched(x)["b"], atol=1e-6)
     True
@@ -228,7 +232,9 @@ def compile(
             "rest of the batch and on chance; call branched.eval() before it is compiled for inference",
             stacklevel=2,
         )
-    prepared = prepare(branched, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last)
+    prepared = prepare(
+        branched, fold=fold, fold_batchnorm=fold_batchnorm, cast=cast, channels_last=channels_last, example=example
+    )
     network: Network = prepared
     if fuse == "auto":
         stages = faster_fused(prepared, example, mode=mode, autocast=autocast, cast=cast, channels_last=channels_last)

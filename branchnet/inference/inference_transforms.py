@@ -1,18 +1,29 @@
-"""A copy of a branched network made ready for fast inference: BatchNorm folded away, weights cast and laid out."""
+"""A copy of a branched network made ready for fast inference.
+
+Stitches and BatchNorm are folded into the layers next to them, weights are cast and laid out.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+import typing
+from collections import Counter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.call_inputs import Input
+from branchnet.builder.stitch_costs import stitch_shapes
 from branchnet.errors import BuildError
+from branchnet.inference.torch_compile import map_input
 from branchnet.stages import Stage
+from branchnet.stitching.folding import fold_into_result, fold_into_stage
+from branchnet.stitching.stitch import StitchedStage, unstitched
 
+Fold: typing.TypeAlias = Literal["exact"] | None
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -20,20 +31,26 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def prepare(
     branched: BranchedNetwork,
     *,
+    fold: Fold = "exact",
     fold_batchnorm: bool = False,
     cast: torch.dtype | None = None,
     channels_last: bool = False,
+    example: Input | None = None,
 ) -> BranchedNetwork:
-    """Return a copy of `branched` for inference, or `branched` itself where nothing is asked for.
+    """Return a copy of `branched` for inference, or `branched` itself where there is nothing to do.
 
     Args:
         branched: the network; it is not changed.
+        fold: `"exact"` takes stitches into the layers next to them where that changes outputs by rounding alone: into a
+            convolution or linear layer that alone reads the mapped tensor, or into the last layer of the node before,
+            where no other node reads its result. Elsewhere, and in training mode, they stay, and with None all do.
         fold_batchnorm: multiply every BatchNorm layer that follows a convolution of the same node into its weights.
             In float32 no output moves by more than 1e-4 of the largest one. A BatchNorm that is first in its node, or
             that a network computes without a layer of its own, stays.
         cast: the floating-point type of all weights.
         channels_last: lay the weights of convolutions out with the channels last, the order in which cuDNN on tensor
             cores and oneDNN on CPUs compute: otherwise they may convert at every call.
+        example: inputs of the network, which show the shapes of mapped tensors; by default random ones.
 
     Returns:
         the prepared network.
@@ -43,7 +60,10 @@ def prepare(
     """
     if cast is not None and not cast.is_floating_point:
         raise BuildError(f"cast={cast}; expected a floating-point type, e.g. torch.bfloat16")
-    if not (fold_batchnorm or cast is not None or channels_last):
+    if fold not in ("exact", None):
+        raise BuildError(f"fold={fold!r}; expected 'exact' or None")
+    folds = fold == "exact" and bool(branched.stitches) and not branched.training
+    if not (folds or fold_batchnorm or cast is not None or channels_last):
         return branched
     if branched.training and fold_batchnorm:
         raise BuildError(
@@ -52,12 +72,34 @@ def prepare(
     prepared = copy.deepcopy(branched)
     if fold_batchnorm:
         for member in prepared.members():
-            _fold(member.module)
+            _fold(unstitched(member.module))
+    if folds:
+        _fold_stitches(prepared, example, cast)
     if cast is not None:
         prepared.to(cast)
     if channels_last:
         prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return prepared
+
+
+def _fold_stitches(branched: BranchedNetwork, example: Input | None, precision: torch.dtype | None) -> None:
+    shapes = stitch_shapes(branched, _random_inputs(branched) if example is None else example)
+    members = {node.id: node for node in branched.members()}
+    children = Counter(branched.parent_of(node) for node in members.values())
+    for (parent, child), stitch in branched.stitches.items():
+        fold_into_stage(typing.cast("StitchedStage", members[child].module), shapes[parent, child], precision)
+        if not stitch.folded and children[parent] == 1:
+            fold_into_result(stitch, unstitched(members[parent].module), shapes[parent, child])
+
+
+def _random_inputs(branched: BranchedNetwork) -> Input:
+    """Random inputs where the weights are, and of their type: the network may have been cast since it was built."""
+    like = next((tensor for tensor in branched.parameters() if tensor.is_floating_point()), torch.empty(0))
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+
+    return map_input(placed, branched.interface.random())
 
 
 def _fold(stage: nn.Module) -> None:

@@ -89,7 +89,7 @@ class LatencyTable:
         return {task: 1e3 * latency.median for task, latency in self.heads.items()}
 
     def predict(self, tree: Tree) -> float:
-        """Predict how long the branched network of `tree` takes for all tasks.
+        """Predict how long the branched network of `tree` takes for all tasks; stitches are left out.
 
         Args:
             tree: a tree over these tasks and stages.

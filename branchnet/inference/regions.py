@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.inference.fusion import groups_of
 from branchnet.stages import Stage
+from branchnet.stitching.stitch import unstitched
 
 
 def with_regions(branched: BranchedNetwork) -> BranchedNetwork:
@@ -37,9 +38,10 @@ def with_regions(branched: BranchedNetwork) -> BranchedNetwork:
 
 def _returns_aliases(node: nn.Module) -> bool:
     """Whether a node returns one of its inputs, or a tensor twice: `nested_compile_region` refuses such aliases."""
-    if not isinstance(node, Stage):
+    stage = unstitched(node)
+    if not isinstance(stage, Stage):
         return True
-    (output,) = (n for n in node.graph.nodes if n.op == "output")
+    (output,) = (n for n in stage.graph.nodes if n.op == "output")
     values = [n for n in tree_leaves(output.args) if isinstance(n, fx.Node)]
     return len(set(values)) < len(values) or any(n.op == "placeholder" for n in values)
 

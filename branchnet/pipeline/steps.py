@@ -24,7 +24,6 @@ from branchnet.clustering import (
     Tree,
     pareto_front,
     random_tree,
-    search,
     stability,
     tree_size,
 )
@@ -120,7 +119,8 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     staged = split_all(problem.networks, problem.example, locations=options.locations)
     first = next(iter(staged.values()))
     costs, heads = _costs(problem, staged, workspace)
-    check_budget(problem, first.locations, costs, heads)
+    limits = limits_of(problem, staged, costs, heads)
+    check_budget(problem, first.locations, limits)
     settings = [problem.identity, list(first.locations), count_samples(problem.probe)]
     affinity = workspace.step(
         "affinity.npz",
@@ -129,14 +129,11 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    stitches = stitch_costs(first)
-    limits = Limits(costs, heads, problem.budget, stitches.get(problem.budget.unit))
     with deferred_interrupt() as interrupted:  # a search that is interrupted returns its best tree so far
         proposed = limits.search(affinity, options.objective, options.seed)
         params = {task: network.head_cost for task, network in staged.items()}
-        front = pareto_front(
-            affinity, first.costs, head_costs=params, objective=options.objective, stitch_sizes=stitches
-        )
+        counted: dict[str, Any] = {"head_costs": params, "stitch_sizes": stitch_costs(first)}
+        front = pareto_front(affinity, first.costs, objective=options.objective, **counted)
         if interrupted():
             raise KeyboardInterrupt
     choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)
@@ -166,17 +163,31 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
     return table.costs, table.head_costs
 
 
-def check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads: HeadCosts) -> None:
+def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork], costs: Costs, heads: HeadCosts) -> Limits:
+    """What decides how large a tree is; sizes of stitches are known in parameters and multiply-adds.
+
+    Args:
+        problem: what is asked.
+        staged: the single-task networks.
+        costs: of the stages in the budget's unit.
+        heads: of the heads.
+
+    Returns:
+        The limits.
+    """
+    first = next(iter(staged.values()))
+    return Limits(costs, heads, problem.budget, stitch_costs(first).get(problem.budget.unit))
+
+
+def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> None:
     """Raise BudgetError where not even the smallest tree fits, before anything takes long.
 
     Args:
         problem: what is asked.
         locations: where the networks can be cut.
-        costs: of the stages in the budget's unit.
-        heads: of the heads.
+        limits: sizes, and the budget.
     """
-    known = nothing_known(tuple(problem.networks), locations)
-    search(known, costs, problem.budget, head_costs=heads, objective=problem.options.objective)
+    limits.search(nothing_known(tuple(problem.networks), locations), problem.options.objective, seed=0)
 
 
 def nothing_known(tasks: Sequence[str], locations: Sequence[str]) -> Affinity:

@@ -82,6 +82,19 @@ def task_table(costs: NetworkCosts) -> Table:
     return Table("By task (when only this task is asked for)", columns, tuple(map(row, costs.per_task())))
 
 
+def stitch_table(costs: NetworkCosts) -> Table:
+    """Return one row for each stitching layer."""
+    rows = tuple(
+        (s.child, s.source, s.target, "folded" if s.folded else s.method, s.r2, s.rank, s.params, s.flops)
+        for s in costs.stitches
+    )
+    columns = (
+        *(Column("stitch before"), Column("from"), Column("to"), Column("fit")),
+        *(Column("R²", "{:.2f}".format), Column("rank", str), _PARAMS, _FLOPS),
+    )
+    return Table("Stitching layers (counted in the nodes behind them)", columns, rows)
+
+
 def latency_table(latencies: Mapping[str, Latency], baseline: str) -> Table:
     """Return one row for each measurement, and how many times as fast as the baseline it is."""
     rows = tuple(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from branchnet.builder.stitch_costs import StitchCost, stitch_costs
 from branchnet.stages.costs import FirstDifference
 from branchnet.stages.flops import PRODUCTS, OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
@@ -90,6 +91,7 @@ class NetworkCosts:
         uncounted: operators that compute something and that the convention has no formula for.
         inputs: shapes of the example's tensors.
         limited_by: where the networks' structures part, if less than half of the parameters lies before.
+        stitches: what each stitching layer costs; it is counted in the node or head behind it, too.
         only_here: multiply-adds by operator that torch.utils.flop_counter has no formula for and counts as nothing,
             normalisation and resampling aside.
     """
@@ -102,6 +104,7 @@ class NetworkCosts:
     uncounted: tuple[str, ...]
     inputs: tuple[tuple[int, ...], ...]
     only_here: Mapping[str, int] = field(default_factory=dict)
+    stitches: tuple[StitchCost, ...] = ()
     limited_by: FirstDifference | None = None
 
     @property
@@ -116,13 +119,26 @@ class NetworkCosts:
 
     @property
     def separate_params(self) -> int:
-        """Parameters of one network per task, each as deep as the task's path."""
-        return sum(total.params for total in self.per_task())
+        """Parameters of one network per task, each as deep as the task's path; these have no stitches."""
+        return sum(total.params for total in self.per_task()) - sum(s.params * n for s, n in self._stitched_paths())
 
     @property
     def separate_flops(self) -> int:
         """Multiply-adds of one network per task."""
-        return sum(total.flops for total in self.per_task())
+        return sum(total.flops for total in self.per_task()) - sum(s.flops * n for s, n in self._stitched_paths())
+
+    def _stitched_paths(self) -> list[tuple[StitchCost, int]]:
+        """Each stitch with the number of tasks that it is on the path of."""
+        served = {node.id: len(node.tasks) for node in self.nodes}
+        return [(stitch, served[stitch.child]) for stitch in self.stitches]
+
+    def stitch_marks(self) -> dict[tuple[int, int], str]:
+        """Say which nodes are stitched, for `Tree` drawings.
+
+        Returns:
+            by stage and number of the node what it is stitched to.
+        """
+        return {stitch.place: f"stitched to {stitch.source}'s features" for stitch in self.stitches}
 
     def per_stage(self) -> tuple[Total, ...]:
         """Sum over stages.
@@ -226,6 +242,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
     """
     members = list(branched.members())
     difference = branched.costs.first_difference
+    stitches = stitch_costs(branched, example)
     with evaluation_mode(branched), OperatorCounter() as counter:
         flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
     with evaluation_mode(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
@@ -251,6 +268,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
         inputs=tuple(tuple(tensor.shape) for tensor in flat_example(example)),
         limited_by=difference if difference is not None and difference.limits else None,
         only_here={name: counter.by_operator[name] for name in sorted(_UNKNOWN_TO_TORCH) if counter.by_operator[name]},
+        stitches=stitches,
     )
 
 

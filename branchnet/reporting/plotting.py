@@ -112,7 +112,11 @@ def _(x: LatencyTable) -> Figure:
 
 @_figure.register
 def _(x: Report) -> Figure:
-    return draw_tree(tree_plot_data(x.tree, locations=x.costs.locations, stage_params=x.costs.node_params()))
+    costs = x.costs
+    data = tree_plot_data(
+        x.tree, locations=costs.locations, stage_params=costs.node_params(), stitched=costs.stitch_marks()
+    )
+    return draw_tree(data)
 
 
 @_figure.register

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import rich.text
 from torch import nn
 
 from branchnet.builder.network.separate_networks import SeparateNetworks
+from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.errors import BranchnetError, BuildError
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
@@ -22,6 +24,7 @@ from branchnet.reporting.cost_tables import (
     latency_table,
     node_table,
     stage_table,
+    stitch_table,
     summary_table,
     task_table,
 )
@@ -51,7 +54,8 @@ class Report:
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> report = branchnet.report(branched, x, latency=False)
     >>> print(report)
     2 tasks, 1 stages, 1 nodes
@@ -75,7 +79,7 @@ class Report:
     def __str__(self) -> str:
         """The tree, and what it costs compared with separate networks, in a few lines."""
         costs = self.costs
-        lines = [str(self.tree)]
+        lines = [tree_text(self.tree, costs.stitch_marks())]
         for name, size, alone in (
             ("parameters", costs.params, costs.separate_params),
             ("multiply-adds", costs.flops, costs.separate_flops),
@@ -83,6 +87,9 @@ class Report:
             lines.append(f"{name}: {si(size)}, {percent(size / alone)} of {len(costs.tasks)} separate networks")
         if costs.limited_by is not None:
             lines.append(str(costs.limited_by))
+        if costs.stitches:
+            size, flops = (sum(getattr(s, unit) for s in costs.stitches) for unit in ("params", "flops"))
+            lines.append(f"of these {len(costs.stitches)} stitches: {si(size)} parameters, {si(flops)} multiply-adds")
         if costs.uncounted:
             lines.append(uncounted_note(costs.uncounted))
         if self.latencies:
@@ -101,6 +108,8 @@ class Report:
         costs = self.costs
         tables = [summary_table(costs), stage_table(costs), task_table(costs), branch_table(costs)]
         tables.append(node_table(costs, self.node_latencies))
+        if costs.stitches:
+            tables.insert(3, stitch_table(costs))
         if self.latencies:
             tables.insert(1, latency_table(self.latencies, self.baseline))
         return tuple(tables)
@@ -137,6 +146,7 @@ class Report:
             "uncounted": list(costs.uncounted),
             "only_here": dict(costs.only_here),
             "nodes": [asdict(node) for node in costs.nodes],
+            "stitches": [asdict(stitch) | {"r2": None if isnan(stitch.r2) else stitch.r2} for stitch in costs.stitches],
             "stages": [asdict(total) for total in costs.per_stage()],
             "branches": [asdict(total) for total in costs.per_branch()],
             "by_task": [asdict(total) for total in costs.per_task()],
@@ -227,7 +237,8 @@ def report(
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in ("a", "b")}
     >>> x = torch.rand(2, 4)
-    >>> branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), networks, example=x, locations=["0"])
+    >>> tree = branchnet.Tree.shared(["a", "b"], 1)
+    >>> branched = branchnet.build(tree, networks, example=x, locations=["0"], init="donor")
     >>> report = branchnet.report(branched, x, networks=networks, repeats=3)
     >>> sorted(report.latencies)
     ['branched', 'separate']

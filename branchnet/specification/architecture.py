@@ -18,11 +18,12 @@ from branchnet.clustering.budgets import Budget
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import SpecError
 from branchnet.models.constructors import Constructor
-from branchnet.specification.architecture_rules import input_problems, inside, name_problems
+from branchnet.specification.architecture_rules import architecture_problems
 from branchnet.specification.content_order import in_file_order
 from branchnet.specification.describing import constructor, input_sections, search_section, staged_networks, versions
-from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest, tree_problems
+from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest
 from branchnet.specification.sections import CostsSection, Inputs, NetworkSection, SearchSection
+from branchnet.specification.stitch_sections import StitchSection
 from branchnet.specification.strict_yaml import MAX_DEPTH, Problem, read_document, spec_error
 from branchnet.specification.validation import RuleError, model_problems, validate_document
 from branchnet.specification.yaml_text import dump_yaml
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MAX_NAMES = 1000
 """Tasks, or locations: a file from anyone must not make the reader compare millions of names."""
+MAX_STITCHES = 10_000
 SCHEMA_FILE = "branchnet.schema.json"
 _HEADER = f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
@@ -63,6 +65,7 @@ class Architecture(Section):
         locations: the D locations at which the networks are cut.
         tree: which tasks share which stages, as a `Tree`.
         roots: the same as nodes inside nodes: `tree` in the file.
+        stitches: by the id of a node or head the stitching layer in front of it (`nodes.<stage>.<k>`, `heads.<i>`).
         costs: cost of one copy of every stage and of every head; None where they are not known.
         search: how the tree was found; None where it was written by hand.
         versions: package versions it was made with.
@@ -90,33 +93,17 @@ class Architecture(Section):
     networks: dict[str, NetworkSection] = Field(default_factory=dict)
     locations: tuple[str, ...] = Field(min_length=1, max_length=MAX_NAMES)
     roots: tuple[Node, ...] = Field(alias="tree", min_length=1)
+    stitches: dict[str, StitchSection] = Field(default_factory=dict, max_length=MAX_STITCHES)
     costs: CostsSection | None = None
     search: SearchSection | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_rules(self) -> Architecture:
-        problems = self._problems()
+        problems = architecture_problems(self, SCHEMA_VERSION)
         if problems:
             raise RuleError(problems)
         return self
-
-    def _problems(self) -> list[tuple[Keys, str]]:
-        problems: list[tuple[Keys, str]] = []
-        if self.schema_version < 1:
-            problems.append((("schema_version",), f"unknown version {self.schema_version} (expected {SCHEMA_VERSION})"))
-        names = name_problems("tasks", self.tasks) + name_problems("locations", self.locations)
-        problems += names
-        if not names:
-            problems += inside("tree", tree_problems(self.roots, self.tasks, self.locations))
-        problems += [
-            (("networks", task), "unknown key: not a task") for task in self.networks if task not in self.tasks
-        ]
-        for task, network in self.networks.items():
-            problems += [(("networks", task, *keys), text) for keys, text in network.problems()]
-        problems += inside("costs", self.costs.problems(self.tasks, self.locations) if self.costs else [])
-        problems += inside("search", self.search.problems() if self.search else [])
-        return problems + input_problems(self.input)
 
     @classmethod
     def create(cls, **content: Any) -> Architecture:
@@ -244,6 +231,9 @@ class Architecture(Section):
 
         Returns:
             the specification.
+
+        Raises:
+            SpecError: stitches that were folded into the weights next to them; describe the network before that.
         """
         return cls._describe(
             branched.tree,
@@ -255,6 +245,7 @@ class Architecture(Section):
             interface=branched.interface,
             search=search,
             description=description,
+            stitches={child: StitchSection.of(stitch) for (_, child), stitch in branched.stitches.items()},
         )
 
     @classmethod
@@ -270,6 +261,7 @@ class Architecture(Section):
         interface: Interface | None,
         search: SearchSection | None,
         description: str | None,
+        stitches: Mapping[str, StitchSection] | None = None,
     ) -> Architecture:
         if len(locations) != tree.depth:
             raise SpecError(
@@ -283,6 +275,7 @@ class Architecture(Section):
             networks={t: NetworkSection.of(c) for t in tree.tasks if (c := constructors.get(t)) is not None},
             locations=tuple(locations),
             tree=nest(tree, locations, donors),
+            stitches=dict(stitches or {}),
             costs=CostsSection.of(costs, head_costs, tree.tasks) if costs is not None else None,
             search=search,
             versions=versions(constructors),

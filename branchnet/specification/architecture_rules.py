@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from branchnet.specification.nested_tree import tree_problems
 from branchnet.specification.sections import InputSection
+from branchnet.specification.stitch_sections import stitch_problems
 from branchnet.utils.document_keys import Keys
 from branchnet.utils.visible_text import invisible
+
+if TYPE_CHECKING:
+    from branchnet.specification.architecture import Architecture
+
+
+def architecture_problems(spec: Architecture, version: int) -> list[tuple[Keys, str]]:
+    """List everything that is wrong with a specification whose single values are right.
+
+    Args:
+        spec: the specification.
+        version: of the format that is written now.
+    """
+    problems: list[tuple[Keys, str]] = []
+    if spec.schema_version < 1:
+        problems.append((("schema_version",), f"unknown version {spec.schema_version} (expected {version})"))
+    names = name_problems("tasks", spec.tasks) + name_problems("locations", spec.locations)
+    problems += names
+    if not names:
+        found = tree_problems(spec.roots, spec.tasks, spec.locations, stitched=bool(spec.stitches))
+        # Which nodes there are is known of a tree without problems only.
+        problems += inside("tree", found) + inside(
+            "stitches", [] if found else stitch_problems(spec.stitches, spec.tree)
+        )
+    problems += [(("networks", task), "unknown key: not a task") for task in spec.networks if task not in spec.tasks]
+    for task, network in spec.networks.items():
+        problems += [(("networks", task, *keys), text) for keys, text in network.problems()]
+    problems += inside("costs", spec.costs.problems(spec.tasks, spec.locations) if spec.costs else [])
+    problems += inside("search", spec.search.problems() if spec.search else [])
+    return problems + input_problems(spec.input)
 
 
 def name_problems(section: str, names: Sequence[str]) -> list[tuple[Keys, str]]:

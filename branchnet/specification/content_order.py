@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from branchnet.specification.stitch_sections import place
+
 if TYPE_CHECKING:
     from branchnet.specification.architecture import Architecture
 
@@ -15,6 +17,8 @@ def in_file_order(architecture: Architecture) -> dict[str, Any]:
     for section, order in (("networks", architecture.tasks), ("versions", sorted(architecture.versions))):
         if section in content:
             content[section] = {key: content[section][key] for key in order if key in content[section]}
+    if "stitches" in content:
+        content["stitches"] = {name: content["stitches"][name] for name in sorted(architecture.stitches, key=place)}
     for network in content.get("networks", {}).values():
         network.update(_sorted(network))
     if "costs" in content:

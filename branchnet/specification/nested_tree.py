@@ -64,7 +64,7 @@ def nest(tree: Tree, locations: Sequence[str], donors: Donors | None = None) -> 
 def _nest(tree: Tree, locations: Sequence[str], donors: Donors | None, stage: int, number: int) -> Node:
     donor = donors[stage][number] if donors else None
     children = _children(tree, stage, number)
-    while len(children) == 1:
+    while len(children) == 1 and (donors is None or donors[stage + 1][children[0]] == donor):
         stage, number = stage + 1, children[0]
         children = _children(tree, stage, number)
     branches: tuple[Branch, ...] = tuple(_nest(tree, locations, donors, stage + 1, child) for child in children)
@@ -102,15 +102,24 @@ def donors_of(roots: Sequence[Node], tree: Tree, locations: Sequence[str]) -> Do
     )
 
 
-def tree_problems(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str]) -> list[tuple[Keys, str]]:
-    """List what is wrong with nodes over these tasks and locations: places below the roots, and problems."""
-    return list(islice(_tree_problems(roots, tasks, locations), MAX_PROBLEMS))
+def tree_problems(
+    roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str], *, stitched: bool = False
+) -> list[tuple[Keys, str]]:
+    """List what is wrong with nodes over these tasks and locations: places below the roots, and problems.
+
+    Without stitches a node keeps its parent's donor where it serves that task; with them any of its tasks may be it.
+    """
+    return list(islice(_tree_problems(roots, tasks, locations, stitched), MAX_PROBLEMS))
 
 
-def _tree_problems(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str]) -> Iterator[tuple[Keys, str]]:
+def _tree_problems(
+    roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str], stitched: bool
+) -> Iterator[tuple[Keys, str]]:
     seen: set[str] = set()
     for number, root in enumerate(roots):
-        yield from _node_problems(root, (number,), -1, None, locations)
+        yield from _node_problems(root, (number,), -1, locations)
+        if not stitched:
+            yield from _donor_changes(root, (number,))
         yield from _leaf_problems(root, (number,), tasks, seen)
     missing = [task for task in tasks if task not in seen]
     if missing:
@@ -120,9 +129,7 @@ def _tree_problems(roots: Sequence[Node], tasks: Sequence[str], locations: Seque
         yield (), "names donors of some nodes (name all or none)"
 
 
-def _node_problems(
-    node: Node, keys: Keys, before: int, donor: str | None, locations: Sequence[str]
-) -> Iterator[tuple[Keys, str]]:
+def _node_problems(node: Node, keys: Keys, before: int, locations: Sequence[str]) -> Iterator[tuple[Keys, str]]:
     stage = locations.index(node.until) if node.until in locations else None
     if stage is None:
         yield (*keys, "until"), f"unknown location {node.until!r}{_near(node.until, locations)}"
@@ -130,14 +137,22 @@ def _node_problems(
         yield (*keys, "until"), f"{node.until!r} does not come after {locations[before]!r}, where the node begins"
     if node.donor is not None and node.donor not in node.tasks:
         yield (*keys, "donor"), f"{node.donor!r} is not a task of the node (expected one of {', '.join(node.tasks)})"
-    elif None not in (node.donor, donor) and donor in node.tasks and node.donor != donor:
-        yield (*keys, "donor"), f"{node.donor!r} replaces {donor!r} (a node keeps its parent's donor if it serves it)"
     for number, branch in enumerate(node.branches):
         inside = (*keys, "branches", number)
         if isinstance(branch, Node):
-            yield from _node_problems(branch, inside, before if stage is None else stage, node.donor, locations)
+            yield from _node_problems(branch, inside, before if stage is None else stage, locations)
         elif stage is not None and stage < len(locations) - 1:
             yield inside, f"the head of {branch!r} comes after {locations[-1]!r}, not {node.until!r} (add a node)"
+
+
+def _donor_changes(node: Node, keys: Keys) -> Iterator[tuple[Keys, str]]:
+    for number, branch in enumerate(node.branches):
+        if isinstance(branch, Node):
+            inside = (*keys, "branches", number)
+            if None not in (branch.donor, node.donor) and node.donor in branch.tasks and branch.donor != node.donor:
+                text = f"{branch.donor!r} replaces {node.donor!r} (a node keeps its parent's donor if it serves it)"
+                yield (*inside, "donor"), text
+            yield from _donor_changes(branch, inside)
 
 
 def _leaf_problems(node: Node, keys: Keys, tasks: Sequence[str], seen: set[str]) -> Iterator[tuple[Keys, str]]:

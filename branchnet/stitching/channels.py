@@ -34,23 +34,45 @@ def channel_dimension(graph: fx.Graph, root: nn.Module, argument: int, tensor: T
     Returns:
         1 or the number of the last dimension.
     """
-    last = tensor.dim() - 1
+    last, axes = tensor.dim() - 1, tuple(range(tensor.dim()))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    waiting, seen = list(placeholders[argument : argument + 1]), 0
+    waiting, seen = [(node, axes) for node in placeholders[argument : argument + 1]], 0
     while waiting and seen < _STEPS:
-        node = waiting.pop(0)
+        node, axes = waiting.pop(0)
         for user in node.users:
             seen += 1
-            if (kind := _reads(user, root)) is not None:
-                return kind if kind == 1 else last
-            waiting.append(user)
+            if (kind := _reads(user, root)) is not None and axes[kind] in (1, last):
+                return axes[kind]
+            if (after := _axes_after(user, root, axes)) is not None:
+                waiting.append((user, after))
     return 1 if tensor.dim() > 3 else last
+
+
+def _axes_after(node: fx.Node, root: nn.Module, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The dimensions of the cut's tensor that those of an operator's result are; None where they are joined."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    name = type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
+    given = node.args[1:] if module is None else getattr(module, "dims", ())  # torchvision.ops.Permute has such
+    numbers = [n for arg in given for n in (arg if isinstance(arg, list | tuple) else (arg,)) if isinstance(n, int)]
+    name = name.lower()
+    if any(part in name for part in ("flatten", "view", "reshape")):
+        return None
+    if "permute" in name and len(numbers) == len(axes):
+        return tuple(axes[number] for number in numbers)
+    if "transpose" in name and len(numbers) == 2:
+        swapped = list(axes)
+        swapped[numbers[0]], swapped[numbers[1]] = axes[numbers[1]], axes[numbers[0]]
+        return tuple(swapped)
+    if name == "mean" and numbers and not node.kwargs.get("keepdim") and node.args[2:3] != (True,):
+        return tuple(axis for axis in axes if axis not in {axes[number] for number in numbers})
+    return axes
 
 
 def _reads(node: fx.Node, root: nn.Module) -> int | None:
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        return 1 if isinstance(module, _SECOND) else -1 if isinstance(module, _LAST) else None
+        second = isinstance(module, _SECOND) or "Pool" in type(module).__name__
+        return 1 if second else -1 if isinstance(module, _LAST) else None
     name = str(getattr(node.target, "__name__", node.target)).lower()
     if any(part in name for part in _SECOND_NAMES):
         return 1

@@ -34,12 +34,13 @@ class ProbeDivision:
     judged: tuple[int, ...]
 
 
-def divide_probe(inputs: int, needed: int) -> ProbeDivision:
-    """Divide a probe: a quarter to judge on, at most 64 inputs, the others to fit on, as many as are needed.
+def divide_probe(inputs: int, needed: int, most_judged: int = MOST_JUDGED) -> ProbeDivision:
+    """Divide a probe: a quarter to judge on, at most `most_judged`, the others to fit on, as many as are needed.
 
     Args:
         inputs: K, the number of inputs.
         needed: how many give enough positions, see `inputs_needed`.
+        most_judged: the largest number to judge on.
 
     Returns:
         the division.
@@ -52,7 +53,7 @@ def divide_probe(inputs: int, needed: int) -> ProbeDivision:
         )
     if inputs < 8:
         return ProbeDivision(tuple(range(inputs)), tuple(range(inputs)))
-    judged = _spread(range(3, inputs, 4), MOST_JUDGED)
+    judged = _spread(range(3, inputs, 4), most_judged)
     rest = [number for number in range(inputs) if number % 4 != 3]
     return ProbeDivision(_spread(rest, max(needed, LEAST_FITTED)), judged)
 

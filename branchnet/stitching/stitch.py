@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ class AffineMap(nn.Module):
         bias: (C',).
     """
 
+    dimension: int
+    rank: int
+
     def __init__(self, sources: int, targets: int, dimension: int, rank: int | None = None) -> None:
         super().__init__()
         shapes = [(targets, sources)] if rank is None else [(rank, sources), (targets, rank)]
@@ -35,6 +38,11 @@ class AffineMap(nn.Module):
         self.bias = nn.Parameter(torch.zeros(targets))
         self.dimension = dimension
         self.rank = min(sources, targets) if rank is None else rank
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """C and C'."""
+        return self.weights[0].shape[1], self.weights[-1].shape[0]
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features.
@@ -75,7 +83,7 @@ class AffineMap(nn.Module):
         Returns:
             a short text.
         """
-        sources, targets = self.weights[0].shape[1], self.weights[-1].shape[0]
+        sources, targets = self.channels
         return f"{sources} -> {targets}, dimension={self.dimension}, rank={self.rank}"
 
 
@@ -121,9 +129,14 @@ class Stitch(nn.Module):
         self.maps = nn.ModuleDict({str(index): maps[index] for index in sorted(maps)})
 
     @property
+    def affine_maps(self) -> dict[int, AffineMap]:
+        """The maps by the number of their tensor."""
+        return {int(index): cast(AffineMap, affine) for index, affine in self.maps.items()}
+
+    @property
     def rank(self) -> int:
         """The largest rank of the maps; 0 where there is none."""
-        return max((int(affine.rank) for affine in self.maps.values()), default=0)  # type: ignore[arg-type]
+        return max((affine.rank for affine in self.affine_maps.values()), default=0)
 
     @property
     def size(self) -> int:
@@ -140,8 +153,8 @@ class Stitch(nn.Module):
             what the module after it takes.
         """
         mapped = list(cut)
-        for index, affine in self.maps.items():
-            mapped[int(index)] = affine(mapped[int(index)])
+        for index, affine in self.affine_maps.items():
+            mapped[index] = affine(mapped[index])
         return tuple(mapped)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from branchnet.builder import BranchedNetwork, estimate_batchnorm
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.stages.interface import call_form
+from branchnet.stitching import StitchedStage
 from branchnet.utils.random_state import seeded
 
 SAMPLES = 512
@@ -17,16 +18,20 @@ SAMPLES = 512
 def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
     """Return the nodes and heads that do not get their own donor's features: some node above them has another donor.
 
-    Frozen ones are not among them.
+    A stitch turns features into those that its node expects, which begins the path to it again. Frozen nodes are not
+    among them.
 
     Args:
         branched: the network.
     """
+    arriving: dict[str, set[str]] = {"": set()}
+    """By the id of a node the donors whose features its results are made of."""
     foreign = []
     for node in branched.members():
-        above = enumerate(branched.donors[: node.stage])
-        path = (donors[branched.tree.cluster_of(node.tasks[0], d)] for d, donors in above)
-        if any(donor != node.donor for donor in path) and node.id not in branched.frozen:
+        stitched = isinstance(node.module, StitchedStage)
+        above = set() if stitched else arriving[branched.parent_of(node)]
+        arriving[node.id] = above | {node.donor}
+        if above - {node.donor} and node.id not in branched.frozen:
             foreign.append(node.module)
     return foreign
 

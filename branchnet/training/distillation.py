@@ -101,7 +101,7 @@ def distill(
     >>> tree = branchnet.Tree.shared(["depth", "edges"], 1)
     >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=2) for task in tree.tasks}
     >>> images = torch.rand(8, 3, 16, 16)
-    >>> branched = branchnet.build(tree, networks, example=images[:2], locations=["layer2"])
+    >>> branched = branchnet.build(tree, networks, example=images[:2], locations=["layer2"], init="donor")
     >>> history = branchnet.distill(branched, networks, images, steps=3, batch_size=4, progress=False)
     >>> {task: len(losses) for task, losses in history.losses.items()}
     {'depth': 3, 'edges': 3}

@@ -31,7 +31,7 @@ affinity = branchnet.rsa(staged, sentences)
 found = branchnet.search(affinity, staged, "60% flops")
 print(found.tree)
 
-branched = branchnet.build(found.tree, staged, affinity=affinity)
+branched = branchnet.build(found.tree, staged, affinity=affinity, init="donor")
 branchnet.distill(branched, networks, sentences, steps=20, batch_size=16, progress=False)
 outputs = branched(one, tasks=["sentiment"])
 print("only sentiment:", {task: tuple(output.logits.shape) for task, output in outputs.items()})

@@ -27,7 +27,7 @@ for location in affinity.locations:
 found = branchnet.search(affinity, staged, "60% params")
 print(found.tree)
 print(f"proven: {found.proven}; {found.size / 1e6:.1f} million parameters")
-branched = branchnet.build(found.tree, staged, affinity=affinity)
+branched = branchnet.build(found.tree, staged, affinity=affinity, init="donor")
 
 # Without labels: the five networks say what is right. Ten steps only start it.
 history = branchnet.distill(branched, networks, images, steps=10, batch_size=16, progress=False)

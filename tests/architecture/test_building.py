@@ -38,7 +38,9 @@ def branched(networks: dict[str, nn.Module], image: torch.Tensor) -> BranchedNet
     tree = Tree(TASKS, [[TASKS], [("edges",), ("no", "shape")], [("edges",), ("no",), ("shape",)]])
     values = np.zeros((3, 3, 3))
     values[:, 2] = 1.0  # the third task is the medoid of every cluster that it is in
-    return build(tree, split_all(networks, image, locations=LOCATIONS), affinity=Affinity(TASKS, LOCATIONS, values))
+    return build(
+        tree, split_all(networks, image, locations=LOCATIONS), affinity=Affinity(TASKS, LOCATIONS, values), init="donor"
+    )
 
 
 def test_a_network_described_saved_and_built_computes_the_same(
@@ -83,8 +85,8 @@ def test_other_networks_than_described_are_refused(branched: BranchedNetwork) ->
 def test_staged_networks_are_taken_as_they_are(networks: dict[str, nn.Module], image: torch.Tensor) -> None:
     staged = split_all(networks, image, locations=LOCATIONS, transforms={"no": nn.AvgPool2d(3, 1, 1)})
     tree = Tree.separate(TASKS, 3)
-    rebuilt = Architecture.from_network(build(tree, staged)).build(staged)
-    for task, output in build(tree, staged)(image).items():
+    rebuilt = Architecture.from_network(build(tree, staged, init="donor")).build(staged)
+    for task, output in build(tree, staged, init="donor")(image).items():
         torch.testing.assert_close(rebuilt(image)[task], output, rtol=0, atol=0)
     with pytest.raises(SpecError, match="expected all of them staged, or none"):
         Architecture.from_network(rebuilt).build({"no": staged["no"]})
@@ -113,7 +115,9 @@ def test_from_search_with_staged_networks_describes_everything(
     heads = {task: network.head_cost for task, network in staged.items()}
     result = search(affinity, costs, "80% params", head_costs=heads)
     found = Architecture.from_search(result, networks=staged, affinity=affinity)
-    assert found == Architecture.from_network(build(result.tree, staged, affinity=affinity), search=found.search)
+    assert found == Architecture.from_network(
+        build(result.tree, staged, affinity=affinity, init="donor"), search=found.search
+    )
 
 
 class TokenNetwork(nn.Module):
@@ -131,7 +135,7 @@ class TokenNetwork(nn.Module):
 def test_keyword_inputs_survive() -> None:
     example = {"tokens": torch.tensor([[1, 49, 3]]), "mask": torch.ones(1, 3)}
     networks = {"a": TokenNetwork(2).eval(), "b": TokenNetwork(3).eval()}
-    branched = build(Tree.shared(("a", "b"), 1), split_all(networks, example, locations=["embedding"]))
+    branched = build(Tree.shared(("a", "b"), 1), split_all(networks, example, locations=["embedding"]), init="donor")
     rebuilt = Architecture.from_network(branched).build(networks)
     assert rebuilt.interface == branched.interface
     for task, output in branched(example).items():
@@ -148,7 +152,7 @@ def test_a_transformer_survives() -> None:
         task: create("transformers:bert", auto_class=auto_class, num_labels=labels, vocab_size=50, **size).eval()
         for task, labels in (("a", 2), ("b", 3))
     }
-    branched = build(Tree.shared(("a", "b"), 1), split_all(networks, example, locations=1))
+    branched = build(Tree.shared(("a", "b"), 1), split_all(networks, example, locations=1), init="donor")
     rebuilt = Architecture.from_network(branched).build().eval()
     rebuilt.load_state_dict(branched.state_dict())
     for task, output in branched(example).items():

@@ -49,7 +49,7 @@ def test_a_separate_tree_gives_the_donors_outputs_bit_for_bit() -> None:
 
 
 def test_a_shared_tree_has_one_backbone_and_the_heads() -> None:
-    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED)
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="donor")
     backbone = sum(p.numel() for name, p in DONORS["depth"].named_parameters() if not name.startswith("head."))
     heads = sum(p.numel() for net in DONORS.values() for name, p in net.named_parameters() if name.startswith("head."))
     assert sum(p.numel() for p in branched.parameters()) == backbone + heads
@@ -59,7 +59,7 @@ def test_a_shared_tree_has_one_backbone_and_the_heads() -> None:
 @settings(max_examples=15, deadline=None)
 def test_each_task_is_the_chain_of_its_nodes_donors(seed: int) -> None:
     tree, measured = random_tree(seed), affinity(seed)
-    branched = branchnet.build(tree, STAGED, affinity=measured)
+    branched = branchnet.build(tree, STAGED, affinity=measured, init="donor")
     donors, x = choose_donors(tree, measured), images()
     with torch.no_grad():
         outputs = branched(x)
@@ -75,7 +75,7 @@ def test_each_task_is_the_chain_of_its_nodes_donors(seed: int) -> None:
 @settings(max_examples=15, deadline=None)
 def test_parameters_are_what_the_clustering_room_predicts(seed: int) -> None:
     tree = random_tree(seed)
-    branched = branchnet.build(tree, STAGED)
+    branched = branchnet.build(tree, STAGED, init="donor")
     heads = {task: network.head_cost for task, network in STAGED.items()}
     predicted = tree_size(tree, STAGED["depth"].costs, head_costs=heads)
     assert sum(p.numel() for p in branched.parameters()) == predicted
@@ -83,7 +83,7 @@ def test_parameters_are_what_the_clustering_room_predicts(seed: int) -> None:
 
 def test_only_the_path_of_the_wanted_task_runs() -> None:
     tree = Tree(TASKS, [[TASKS]] * 2 + [[("depth", "edges"), ("scene", "count")]] * 3)
-    branched = branchnet.build(tree, STAGED)
+    branched = branchnet.build(tree, STAGED, init="donor")
     ran: list[str] = []
     for node in branched.members():
         node.module.register_forward_hook(lambda *_, name=node.id: ran.append(name))
@@ -98,7 +98,7 @@ def test_only_the_path_of_the_wanted_task_runs() -> None:
 
 
 def test_a_subset_of_tasks_equals_the_full_run() -> None:
-    branched = branchnet.build(random_tree(3), STAGED)
+    branched = branchnet.build(random_tree(3), STAGED, init="donor")
     with torch.no_grad():
         whole, part = branched(images()), branched(images(), tasks=["scene", "edges"])
     assert list(part) == ["edges", "scene"]
@@ -143,7 +143,7 @@ def test_a_medoid_gives_the_weights_of_a_shared_node() -> None:
     values = torch.eye(4).double().expand(DEPTH, 4, 4).clone()
     values[:, 2, :] = values[:, :, 2] = 0.9  # scene is nearest to all
     measured = Affinity(TASKS, LOCATIONS, values.numpy())
-    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, affinity=measured)
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, affinity=measured, init="donor")
     assert branched.donors == (("scene",),) * DEPTH
     assert torch.equal(branched.nodes[0][0].state_dict()["stem.0.weight"], DONORS["scene"].stem[0].weight)  # type: ignore[index, union-attr]
 
@@ -152,7 +152,9 @@ def test_a_medoid_gives_the_weights_of_a_shared_node() -> None:
 @settings(max_examples=10, deadline=None)
 def test_a_preferred_donor_keeps_its_outputs_in_any_tree(seed: int, preferred: str) -> None:
     tree = random_tree(seed)
-    branched = branchnet.build(tree, STAGED, donors=choose_donors(tree, affinity(seed), preferred=preferred))
+    branched = branchnet.build(
+        tree, STAGED, donors=choose_donors(tree, affinity(seed), preferred=preferred), init="donor"
+    )
     with torch.no_grad():
         assert torch.equal(branched(images(), [preferred])[preferred], DONORS[preferred](images()))
 
@@ -160,9 +162,9 @@ def test_a_preferred_donor_keeps_its_outputs_in_any_tree(seed: int, preferred: s
 def test_donors_that_do_not_fit_the_tree_are_refused() -> None:
     tree = Tree.shared(TASKS, DEPTH)
     with pytest.raises(BuildError, match="donor 'mood' is not a task of its node"):
-        branchnet.build(tree, STAGED, donors=(("mood",),) * DEPTH)
+        branchnet.build(tree, STAGED, donors=(("mood",),) * DEPTH, init="donor")
     with pytest.raises(BuildError, match=r"donors name \[2, 2\] nodes"):
-        branchnet.build(tree, STAGED, donors=(("depth", "edges"),) * 2)
+        branchnet.build(tree, STAGED, donors=(("depth", "edges"),) * 2, init="donor")
 
 
 @pytest.mark.parametrize(("split_at", "tied"), [(2, True), (1, False)])
@@ -170,7 +172,7 @@ def test_a_tie_between_stages_is_kept_where_the_same_tasks_are_served(split_at: 
     made = {"a": TiedStages(), "b": TiedStages()}
     cut = branchnet.split_all(made, torch.rand(2, 4), locations=["first", "second"])
     tree = Tree(("a", "b"), [[("a", "b")]] * split_at + [[("a",), ("b",)]] * (2 - split_at))
-    branched = branchnet.build(tree, cut)
+    branched = branchnet.build(tree, cut, init="donor")
     first, second = (next(node.module for node in branched.members() if node.id == f"nodes.{d}.0") for d in range(2))
     assert (first.get_parameter("first.0.weight") is second.get_parameter("second.0.weight")) == tied
 
@@ -178,14 +180,26 @@ def test_a_tie_between_stages_is_kept_where_the_same_tasks_are_served(split_at: 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: branchnet.build(Tree.shared(TASKS, 3), STAGED), "the network of 'depth' has 5 stages; expected 3"),
-        (lambda: branchnet.build(Tree.shared(("depth", "mood"), DEPTH), STAGED), r"\['mood'\] without a network"),
-        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), DONORS), "expected example="),
-        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), {**STAGED, "x": nn.ReLU()}), "expected all of one kind"),
+        (
+            lambda: branchnet.build(Tree.shared(TASKS, 3), STAGED, init="donor"),
+            "the network of 'depth' has 5 stages; expected 3",
+        ),
+        (
+            lambda: branchnet.build(Tree.shared(("depth", "mood"), DEPTH), STAGED, init="donor"),
+            r"\['mood'\] without a network",
+        ),
+        (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), DONORS, init="donor"), "expected example="),
+        (
+            lambda: branchnet.build(Tree.shared(TASKS, DEPTH), {**STAGED, "x": nn.ReLU()}, init="donor"),
+            "expected all of one kind",
+        ),
         (lambda: branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="magic"), "init='magic' is not a rule"),  # type: ignore[arg-type]
         (
             lambda: branchnet.build(
-                Tree.shared(TASKS, DEPTH), STAGED, affinity=Affinity(("a",), ("b",), torch.ones(1, 1, 1).numpy())
+                Tree.shared(TASKS, DEPTH),
+                STAGED,
+                affinity=Affinity(("a",), ("b",), torch.ones(1, 1, 1).numpy()),
+                init="donor",
             ),
             "the affinity has the tasks",
         ),
@@ -209,7 +223,7 @@ def test_what_does_not_fit_is_refused(build: object, message: str) -> None:
     ],
 )
 def test_wrong_tasks_are_refused(tasks: list[str], message: str) -> None:
-    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED)
+    branched = branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, init="donor")
     with pytest.raises(BuildError, match=f"^{re.escape(message)}"):
         branched(images(), tasks=tasks)
 
@@ -228,7 +242,7 @@ def test_networks_of_another_structure_are_refused() -> None:
 def test_any_task_name_works_as_metadata_only() -> None:
     names = ("a.b", "keys", "ünï code")
     made = dict(zip(names, DONORS.values(), strict=False))
-    branched: BranchedNetwork = branchnet.build(Tree.shared(names, DEPTH), staged(made))
+    branched: BranchedNetwork = branchnet.build(Tree.shared(names, DEPTH), staged(made), init="donor")
     assert set(branched(images())) == set(names)
     assert all(key.split(".")[0] in ("nodes", "heads") for key in branched.state_dict())
 
@@ -245,20 +259,20 @@ def test_networks_that_were_cut_elsewhere_are_refused() -> None:
         "b": branchnet.split(layers((8,) * 6), x, locations=["1", "3"]),
     }
     with pytest.raises(BuildError, match="'a' and 'b' cannot share stage 0: it ends at '0' in one and at '1'"):
-        branchnet.build(tree, cut)
+        branchnet.build(tree, cut, init="donor")
     cut["b"] = branchnet.split(layers((8, 8, 6, 8, 8, 8)), x, locations=["0", "1"])
     with pytest.raises(BuildError, match=r"at '1' one returns \(1, 8\) float32 and the other \(1, 6\) float32"):
-        branchnet.build(tree, cut)
+        branchnet.build(tree, cut, init="donor")
 
 
 def test_locations_are_for_networks_that_are_still_whole() -> None:
     with pytest.raises(BuildError, match="these are staged already"):
-        branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, locations=LOCATIONS)
+        branchnet.build(Tree.shared(TASKS, DEPTH), STAGED, locations=LOCATIONS, init="donor")
 
 
 def test_a_state_goes_into_another_network_of_the_tree() -> None:
     tree = random_tree(5)
-    one, other = branchnet.build(tree, STAGED), branchnet.build(tree, STAGED, init="random", seed=1)
+    one, other = branchnet.build(tree, STAGED, init="donor"), branchnet.build(tree, STAGED, init="random", seed=1)
     with torch.no_grad():
         assert not torch.equal(one(images())["depth"], other(images())["depth"])
         other.load_state_dict(one.state_dict())
@@ -279,11 +293,11 @@ class Pooling(nn.Module):
 
 def of_one_task(network: nn.Module, x: torch.Tensor, locations: list[str]) -> BranchedNetwork:
     cut = branchnet.split(network.eval(), x, locations=locations)
-    return branchnet.build(Tree.shared(("a",), len(locations)), {"a": cut}).eval()
+    return branchnet.build(Tree.shared(("a",), len(locations)), {"a": cut}, init="donor").eval()
 
 
 PICKLED: dict[str, Callable[[], tuple[BranchedNetwork, torch.Tensor]]] = {
-    "modules": lambda: (branchnet.build(random_tree(4), STAGED), images()),
+    "modules": lambda: (branchnet.build(random_tree(4), STAGED, init="donor"), images()),
     "operators": lambda: (of_operators(), torch.rand(3, 6)),
     "pooling": lambda: (of_one_task(Pooling(), images(), ["body"]), images()),
 }
@@ -320,7 +334,7 @@ def of_operators() -> BranchedNetwork:
     """A network that torch.export followed."""
     cut = branchnet.split_all({t: Attending().eval() for t in "ab"}, torch.rand(2, 6), locations=["body", "more"])
     assert cut["a"].traced_by == "export"
-    return branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut).eval()
+    return branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut, init="donor").eval()
 
 
 def test_a_network_that_export_followed_runs_on_another_device() -> None:
@@ -362,7 +376,7 @@ def test_networks_split_one_by_one_fit_where_they_share() -> None:
         "c": branchnet.split(layers((8, 8, 6, 8, 8, 8)), x, locations=["0", "1"]),
     }
     tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)]])
-    branched = branchnet.build(tree, cut)
+    branched = branchnet.build(tree, cut, init="donor")
     with torch.no_grad():
         (shared,) = cut["a"].stages[0](x)
         assert torch.equal(branched(x)["c"], cut["c"].head(*cut["c"].stages[1](shared)))

@@ -24,7 +24,7 @@ from tests.builder.toys import KINDS, LETTERS, Unruly, images, linear_tree, spli
 
 def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNetwork:
     tree = Tree(tasks, [[tasks]] * 3 + [[tasks[:2], tasks[2:]], [(task,) for task in tasks]])
-    return branchnet.build(tree, split_networks(tasks)).eval()
+    return branchnet.build(tree, split_networks(tasks), init="donor").eval()
 
 
 def test_one_graph_for_every_batch_size_from_two_and_one_for_size_one(graphs: list[int]) -> None:
@@ -220,7 +220,7 @@ class ReadTwice(nn.Module):
 def test_folding_leaves_convolutions_alone_whose_weights_are_read_apart() -> None:
     network, x = ReadTwice().eval(), torch.rand(3, 3, 8, 8)
     cut = branchnet.split_all({"a": network}, x, locations=["last"])
-    folded = prepare(branchnet.build(Tree.shared(("a",), 1), cut).eval(), fold_batchnorm=True)
+    folded = prepare(branchnet.build(Tree.shared(("a",), 1), cut, init="donor").eval(), fold_batchnorm=True)
     with torch.no_grad():
         torch.testing.assert_close(folded(x)["a"], network(x))
 
@@ -247,7 +247,7 @@ def test_folding_leaves_alone_what_it_must() -> None:
         network(torch.randn(8, 3, 4, 4) * 3 + 1)
         network.eval()
     x = torch.randn(2, 3, 4, 4)
-    built = branchnet.build(Tree.shared("ab", 1), branchnet.split_all(made, x, locations=["own"]))
+    built = branchnet.build(Tree.shared("ab", 1), branchnet.split_all(made, x, locations=["own"]), init="donor")
     folded = prepare(built, fold_batchnorm=True)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
     assert torch.equal(folded(x)["a"], made["a"](x))
@@ -454,7 +454,7 @@ def test_backbones_have_one_graph_for_all_sizes_from_two_up_and_one_for_size_one
     network, example, locations = backbone(name)
     cut = branchnet.split(network.eval(), example, locations=locations)
     tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)]])
-    network_of_all = branchnet.build(tree, dict.fromkeys(tree.tasks, cut)).eval()
+    network_of_all = branchnet.build(tree, dict.fromkeys(tree.tasks, cut), init="donor").eval()
     compiled = CompiledNetwork(network_of_all)
     for size in (2, 5, 2, 1, 1):
         x = pytree.tree_map(lambda tensor, size=size: tensor[:1].repeat(size, 1, 1, 1), example)

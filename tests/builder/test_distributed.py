@@ -30,7 +30,7 @@ def built() -> BranchedNetwork:
     torch.manual_seed(0)
     made = {t: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)) for t in "ab"}
     cut = branchnet.split_all(made, torch.rand(2, 6), locations=["1", "3"])
-    return branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut).train()
+    return branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut, init="donor").train()
 
 
 def data() -> Tensor:
@@ -92,4 +92,4 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 def test_parameters_shared_by_nodes_cannot_be_sharded() -> None:
     cut = branchnet.split_all({"a": TiedStages()}, torch.rand(2, 4), locations=["first", "second"])
     with pytest.raises(BuildError, match=r"nodes\.0\.0\.first\.0\.weight.*shared by several nodes"):
-        shard(branchnet.build(Tree.shared(("a",), 2), cut))
+        shard(branchnet.build(Tree.shared(("a",), 2), cut, init="donor"))

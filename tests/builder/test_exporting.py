@@ -30,7 +30,7 @@ TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] 
 
 @pytest.fixture(scope="module")
 def branched() -> BranchedNetwork:
-    return branchnet.build(TREE, split_networks()).eval()
+    return branchnet.build(TREE, split_networks(), init="donor").eval()
 
 
 class Pair(nn.Module):
@@ -52,7 +52,7 @@ def named(tasks: dict[str, nn.Module]) -> BranchedNetwork:
 
     example = {"left": torch.rand(1, 2), "right": torch.rand(1, 4)}
     cut = branchnet.split_all({task: Both(head).eval() for task, head in tasks.items()}, example, locations=["body.1"])
-    return branchnet.build(Tree.shared(tuple(tasks), 1), cut).eval()
+    return branchnet.build(Tree.shared(tuple(tasks), 1), cut, init="donor").eval()
 
 
 def run_in_torch_alone(code: str, folder: Path) -> None:
@@ -139,7 +139,7 @@ def test_safetensors_fill_the_network_that_the_specification_describes(
     branched: BranchedNetwork, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     x = images(2).to(dtype)
-    network = branchnet.build(TREE, split_networks()).eval().to(dtype)
+    network = branchnet.build(TREE, split_networks(), init="donor").eval().to(dtype)
     branchnet.export(network, x, tmp_path / "net.safetensors", tasks=["edges", "count"])
     architecture = Architecture.load(tmp_path / "net.yaml")
     assert architecture.tasks == ("edges", "count")

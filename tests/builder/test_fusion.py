@@ -48,7 +48,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 @pytest.mark.parametrize("seed", range(6))
 def test_every_tree_gives_the_same_fused(cut: dict[str, branchnet.StagedNetwork], seed: int) -> None:
     tree = branchnet.random_tree(TASKS, DEPTH, seed=seed)
-    branched = branchnet.build(tree, cut).eval()
+    branched = branchnet.build(tree, cut, init="donor").eval()
     chosen = random.Random(seed).sample(range(DEPTH), 3) if seed % 2 else range(DEPTH)
     fused = FusedNetwork(branched, chosen)
     x = images(3, seed=seed)
@@ -59,7 +59,7 @@ def test_every_tree_gives_the_same_fused(cut: dict[str, branchnet.StagedNetwork]
 
 
 def test_siblings_and_cousins_share_one_computation(cut: dict[str, branchnet.StagedNetwork]) -> None:
-    fused = FusedNetwork(branchnet.build(TREE, cut).eval(), range(DEPTH))
+    fused = FusedNetwork(branchnet.build(TREE, cut, init="donor").eval(), range(DEPTH))
     assert fused.groups == (((0,),), ((0,),), ((0, 1),), ((0, 1),), ((0, 1, 2, 3),))
     assert not any(isinstance(node, FusedNodes) for node in fused.unfuse().modules())
     runs = Counter[str]()
@@ -85,7 +85,7 @@ def test_siblings_and_cousins_share_one_computation(cut: dict[str, branchnet.Sta
 
 
 def test_weights_are_unstacked_to_the_bit(cut: dict[str, branchnet.StagedNetwork]) -> None:
-    branched = branchnet.build(TREE, cut).eval()
+    branched = branchnet.build(TREE, cut, init="donor").eval()
     before = {name: value.clone() for name, value in branched.state_dict().items()}
     fused = FusedNetwork(branched, range(DEPTH))
     apart = fused.unfuse()
@@ -114,7 +114,7 @@ def test_attention_and_layer_norm_fuse() -> None:
         {t: vit(i) for i, t in enumerate("abc")}, x, locations=["blocks.0", "blocks.1", "blocks.2"]
     )
     tree = Tree(("a", "b", "c"), [[("a", "b", "c")], [("a", "b"), ("c",)], [("a",), ("b",), ("c",)]])
-    branched = branchnet.build(tree, cut).eval()
+    branched = branchnet.build(tree, cut, init="donor").eval()
     with torch.no_grad():
         assert_same(FusedNetwork(branched, range(3))(x), branched(x))
 
@@ -199,13 +199,13 @@ def test_nodes_that_differ_in_more_than_values_are_not_fused(other: Callable[[],
 
 def test_training_mode_is_refused(cut: dict[str, branchnet.StagedNetwork]) -> None:
     with pytest.raises(BuildError, match="eval"):
-        FusedNetwork(branchnet.build(TREE, cut).train(), range(DEPTH))
+        FusedNetwork(branchnet.build(TREE, cut, init="donor").train(), range(DEPTH))
 
 
 def test_auto_fuses_the_stages_that_were_measured_faster(
     cut: dict[str, branchnet.StagedNetwork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    branched: BranchedNetwork = branchnet.build(TREE, cut).eval()
+    branched: BranchedNetwork = branchnet.build(TREE, cut, init="donor").eval()
     speeds = iter([1.5, 1.01, 0.4])  # of the stages with two, two and four nodes
 
     def measured(ways: dict[str, Any], *args: object, **options: object) -> dict[str, Latency]:

@@ -32,7 +32,7 @@ def by_hand(donor: str, task: str, x: Tensor) -> Tensor:
 
 
 def test_a_selection_builds_the_networks_that_were_measured() -> None:
-    grouped = branchnet.build(selection(), split_networks())
+    grouped = branchnet.build(selection(), split_networks(), init="donor")
     assert isinstance(grouped, GroupedNetworks)
     assert [set(network.tasks) for network in grouped.networks] == [set(one) for one in SETS]
     assert grouped.serving == {A: 0, B: 0, C: 1, D: 1}
@@ -45,7 +45,7 @@ def test_a_selection_builds_the_networks_that_were_measured() -> None:
 
 
 def test_only_the_serving_network_runs_and_only_the_served_tasks() -> None:
-    grouped = branchnet.build(selection(), split_networks())
+    grouped = branchnet.build(selection(), split_networks(), init="donor")
     ran: list[int] = []
     for number, network in enumerate(grouped.networks):
         for head in network.heads:
@@ -60,7 +60,7 @@ def test_only_the_serving_network_runs_and_only_the_served_tasks() -> None:
 
 
 def test_every_network_trains_its_auxiliary_tasks_and_no_other_network() -> None:
-    grouped = branchnet.build(selection(), split_networks()).train()
+    grouped = branchnet.build(selection(), split_networks(), init="donor").train()
     sum(output.square().mean() for output in grouped.networks[1](images()).values()).backward()
     assert all(parameter.grad is not None for parameter in grouped.networks[1].parameters())
     assert all(parameter.grad is None for parameter in grouped.networks[0].parameters())
@@ -84,11 +84,11 @@ def test_a_grouping_builds_alike() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     staged = split_networks()
     with pytest.raises(BuildError, match=f"tasks \\['{D}'\\] without a network"):
-        branchnet.build(selection(), {task: staged[task] for task in (A, B, C)})
+        branchnet.build(selection(), {task: staged[task] for task in (A, B, C)}, init="donor")
     with pytest.raises(BuildError, match="expected donors=None"):
-        branchnet.build(selection(), staged, donors=((A,),))
+        branchnet.build(selection(), staged, donors=((A,),), init="donor")
     grouping = Grouping((frozenset((A, B)),), {A: 0, B: 0}, 0.0)
-    network = branchnet.build(grouping, staged).networks[0]
+    network = branchnet.build(grouping, staged, init="donor").networks[0]
     with pytest.raises(BuildError, match="served by network 1"):
         GroupedNetworks([network], {A: 1})
     with pytest.raises(BuildError, match="served by network 0"):

@@ -120,7 +120,7 @@ def test_merging_trained_networks_keeps_far_more_than_averaging_them() -> None:
     cut = branchnet.split_all(made, x[:2], locations=["stem", "back", "last"])
     tree = Tree.shared(("a", "b"), 3)
     merged = branchnet.build(tree, cut, init="merge", probe=x[:256])
-    plain = branchnet.build(tree, cut)
+    plain = branchnet.build(tree, cut, init="donor")
     average_nodes(plain, cut)
     estimate_batchnorm(plain, [plain], x[:256].split(64))
 
@@ -178,7 +178,7 @@ def test_pretrained_weights_of_one_network_go_to_every_node() -> None:
 
 
 def test_a_branched_state_is_taken_as_it_is_and_misfits_are_named() -> None:
-    branched = branchnet.build(SHARED, STAGED)
+    branched = branchnet.build(SHARED, STAGED, init="donor")
     other = branchnet.build(SHARED, STAGED, init="random", seed=3)
     again = branchnet.build(SHARED, STAGED, init="pretrained", state=other.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), other.state_dict().values(), strict=True))
@@ -240,14 +240,14 @@ def test_parameters_that_nothing_can_reset_are_named() -> None:
 
 def test_the_report_says_where_weights_come_from_and_how_features_match() -> None:
     tree = Tree(TASKS, [[TASKS]] * 2 + [[("depth", "edges"), ("scene",), ("count",)]] * 3)
-    cheap = branchnet.build(tree, STAGED).initialisation
+    cheap = branchnet.build(tree, STAGED, init="donor").initialisation
     assert cheap is not None and cheap.init == "donor"
     assert [(node.id, node.source) for node in cheap.nodes[:5]] == [
         ("nodes.0.0", "depth's network"), ("nodes.1.0", "depth's network"), ("nodes.2.0", "depth's network"),
         ("nodes.2.1", "scene's network"), ("nodes.2.2", "count's network"),
     ]  # fmt: skip
     assert all(not node.rsa and not node.cka for node in cheap.nodes)
-    full = branchnet.build(tree, STAGED, probe=images(12, 16)).initialisation
+    full = branchnet.build(tree, STAGED, probe=images(12, 16), init="donor").initialisation
     assert full is not None
     by_id = {node.id: node for node in full.nodes}
     assert by_id["nodes.4.0"].rsa["depth"] == pytest.approx(1) and by_id["nodes.4.0"].cka["depth"] == pytest.approx(1)
@@ -266,7 +266,7 @@ def test_features_that_cannot_be_compared_are_left_out_with_a_warning(caplog: py
         made["b"].get_parameter("0.weight").zero_()
         made["b"].get_parameter("0.bias").fill_(-1)
     cut = branchnet.split_all(made, torch.rand(2, 3), locations=["1"])
-    report = branchnet.build(Tree.separate(("a", "b"), 1), cut, probe=torch.rand(8, 3)).initialisation
+    report = branchnet.build(Tree.separate(("a", "b"), 1), cut, probe=torch.rand(8, 3), init="donor").initialisation
     assert report is not None and not report.nodes[1].rsa and "'b' cannot be compared" in caplog.text
 
 
@@ -286,7 +286,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 
 def test_networks_without_names_are_refused() -> None:
     with pytest.raises(BuildError, match="networks is a list; expected a mapping"):
-        branchnet.build(SHARED, list(STAGED.values()))  # type: ignore[arg-type]
+        branchnet.build(SHARED, list(STAGED.values()), init="donor")  # type: ignore[arg-type]
     with pytest.raises(BuildError, match="expected a mapping"):
         branchnet.SeparateNetworks([nn.Linear(2, 2)])  # type: ignore[arg-type]
 

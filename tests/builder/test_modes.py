@@ -22,7 +22,7 @@ TREE = Tree(TASKS, [[TASKS]] * 2 + [[("depth", "edges"), ("scene", "count")]] * 
 
 
 def built() -> BranchedNetwork:
-    return branchnet.build(TREE, STAGED)
+    return branchnet.build(TREE, STAGED, init="donor")
 
 
 def squares(network: BranchedNetwork, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def test_recomputed_stages_train_exactly_alike_and_keep_less(locations: tuple[st
     made = {task: Noisy() for task in "ab"}
     x = torch.rand(8, 6)
     cut = branchnet.split_all(made, x, locations=["first", "second"])
-    plain = branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut).train()
+    plain = branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut, init="donor").train()
     saving = copy.deepcopy(plain)
     saving.recompute(*locations)
     assert saving.recomputed == {("first", "second").index(name) for name in locations}
@@ -163,7 +163,7 @@ def test_recomputed_stages_train_exactly_alike_and_keep_less(locations: tuple[st
 def test_a_frozen_node_keeps_what_it_shares_with_one_that_is_let_go() -> None:
     made = {task: TiedStages() for task in "ab"}
     cut = branchnet.split_all(made, torch.rand(2, 4), locations=["first", "second"])
-    network = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    network = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor")
     network.freeze("nodes.0.0", "nodes.1.0")
     network.unfreeze("nodes.1.0")
     assert not network.get_parameter("nodes.0.0.first.0.weight").requires_grad
@@ -189,7 +189,7 @@ class OnlyEvaluated(nn.Module):
 def test_a_refused_training_mode_changes_nothing_and_frozen_nodes_do_not_mind_it() -> None:
     made = {task: OnlyEvaluated().eval() for task in "ab"}
     cut = branchnet.split_all(made, torch.rand(3, 4), locations=["first", "norm"])
-    network = branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut)
+    network = branchnet.build(Tree(("a", "b"), [[("a", "b")], [("a",), ("b",)]]), cut, init="donor")
     modes = [module.training for module in network.modules()]
     with pytest.raises(SplitError, match="can only be evaluated"):
         network.train()
@@ -220,7 +220,7 @@ class Dropping(nn.Module):
 
 def test_a_frozen_node_stays_in_evaluation_with_what_it_shares() -> None:
     cut = branchnet.split_all({task: Dropping() for task in "ab"}, torch.rand(3, 4), locations=["first", "second"])
-    network = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    network = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor")
     network.freeze("nodes.0.0", "nodes.1.0")
     network.train()
     frozen = network.member("nodes.1.0").module
@@ -242,7 +242,7 @@ def test_modules_beside_the_nodes_follow_the_mode_of_the_network() -> None:
 def test_nodes_that_cannot_be_trained_are_not_let_go_in_training() -> None:
     made = {task: OnlyEvaluated().eval() for task in "ab"}
     cut = branchnet.split_all(made, torch.rand(3, 4), locations=["first", "norm"])
-    network = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    network = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor")
     network.freeze("a", "b")
     network.train()
     with pytest.raises(SplitError, match="can only be evaluated"):

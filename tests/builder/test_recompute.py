@@ -30,7 +30,7 @@ def images(count: int = 8, seed: int = 0) -> Tensor:
 
 def plain_and_recomputed() -> tuple[BranchedNetwork, BranchedNetwork]:
     cut = branchnet.split_all({t: network(i) for i, t in enumerate(TASKS)}, images(), locations=["2", "4"])
-    plain = branchnet.build(Tree.shared(TASKS, 2), cut).train()
+    plain = branchnet.build(Tree.shared(TASKS, 2), cut, init="donor").train()
     saving = copy.deepcopy(plain)
     saving.recompute("2", "4")
     return plain, saving

@@ -30,7 +30,7 @@ TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] 
 
 
 def test_round_trip_gives_the_same_outputs(tmp_path: Path) -> None:
-    branched = branchnet.build(TREE, split_networks())
+    branched = branchnet.build(TREE, split_networks(), init="donor")
     branchnet.save(branched, tmp_path)
     loaded = branchnet.load(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.yaml", "weights.safetensors"]
@@ -41,7 +41,7 @@ def test_round_trip_gives_the_same_outputs(tmp_path: Path) -> None:
 
 
 def test_loading_gives_no_warning_that_python_could_turn_into_an_error(tmp_path: Path) -> None:
-    branched = branchnet.build(TREE, split_networks())
+    branched = branchnet.build(TREE, split_networks(), init="donor")
     branchnet.save(branched, tmp_path)
     code = (
         "import sys, torch, branchnet\n"
@@ -65,7 +65,7 @@ def test_networks_without_a_constructor_must_be_passed(tmp_path: Path) -> None:
         made[name] = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(2))
         made[name].eval()(images())
     cut = branchnet.split_all(made, images(), locations=["1", "2"])
-    branched = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    branched = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor")
     branchnet.save(branched, tmp_path)
     with pytest.raises(SpecError, match="'a', 'b' have no named constructor"):
         branchnet.load(tmp_path)
@@ -75,8 +75,10 @@ def test_networks_without_a_constructor_must_be_passed(tmp_path: Path) -> None:
 
 def test_weights_of_another_tree_are_refused_by_name(tmp_path: Path) -> None:
     cut = split_networks()
-    branchnet.save(branchnet.build(TREE, cut), tmp_path)
-    save_weights(branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), cut), tmp_path / "weights.safetensors")
+    branchnet.save(branchnet.build(TREE, cut, init="donor"), tmp_path)
+    save_weights(
+        branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), cut, init="donor"), tmp_path / "weights.safetensors"
+    )
     with pytest.raises(CheckpointError, match=r"nodes\.2\.1\.layer2\.0\.conv1\.weight: not in the file"):
         branchnet.load(tmp_path)
 
@@ -88,15 +90,15 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_specification_of_another_tree_is_not_written(tmp_path: Path) -> None:
     cut = split_networks()
-    other = branchnet.Architecture.from_network(branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), cut))
+    other = branchnet.Architecture.from_network(branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), cut, init="donor"))
     with pytest.raises(CheckpointError, match="describes another tree"):
-        branchnet.save(branchnet.build(TREE, cut), tmp_path, architecture=other)
+        branchnet.save(branchnet.build(TREE, cut, init="donor"), tmp_path, architecture=other)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def kept() -> BranchedNetwork:
-    branched = branchnet.build(TREE, split_networks(), probe=images(12, 16))
+    branched = branchnet.build(TREE, split_networks(), probe=images(12, 16), init="donor")
     branched.freeze("depth", "heads.2")
     branched.recompute("layer3", "stem")
     return branched
@@ -224,9 +226,9 @@ def test_a_folder_whose_metadata_do_not_fit_is_not_loaded(kept: BranchedNetwork,
 
 def test_a_specification_with_its_tasks_in_another_order_is_refused(tmp_path: Path) -> None:
     """Weights of heads are stored in the order of the tasks."""
-    branched = branchnet.build(TREE, split_networks())
+    branched = branchnet.build(TREE, split_networks(), init="donor")
     other = branchnet.Architecture.from_network(
-        branchnet.build(Tree(TASKS[::-1], TREE.partitions), split_networks(TASKS[::-1]))
+        branchnet.build(Tree(TASKS[::-1], TREE.partitions), split_networks(TASKS[::-1]), init="donor")
     )
     assert other.tree == TREE
     with pytest.raises(CheckpointError, match=r"lists the tasks as \['count', 'scene', 'edges', 'depth'\]"):
@@ -248,7 +250,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [10, 20_000])  # neither file, or the specification alone, can be written
 def test_a_full_disk_leaves_both_files_as_they_were(kept: BranchedNetwork, tmp_path: Path, size: int) -> None:
-    other = branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), split_networks())
+    other = branchnet.build(Tree.shared(TASKS, len(LOCATIONS)), split_networks(), init="donor")
     for folder, before in ((tmp_path / "new", None), (tmp_path / "old", other)):
         if before is not None:
             branchnet.save(before, folder)

@@ -149,7 +149,7 @@ def test_a_prediction_and_what_it_predicts_are_measured_in_the_same_rounds() -> 
     """A machine that becomes five times slower in some rounds does not change their ratio."""
     made = networks()
     tree = Tree(TASKS, [[TASKS], [("a", "b"), ("c",)]])
-    network = branchnet.build(tree, made).eval()
+    network = branchnet.build(tree, made, init="donor").eval()
     table, others = table_and_others(made, torch.ones(2, 4), {"tree": network}, compiled=False, repeats=5)
     predicted = predicted_rounds(table, tree)
     for r, seconds in enumerate(predicted.samples):
@@ -196,7 +196,7 @@ def test_networks_of_several_inputs_are_measured_as_they_are_called() -> None:
     made = {task: TwoInputs().eval() for task in "ab"}
     for example in ((left, right), {"left": left, "right": right}):
         cut = branchnet.split_all(made, example, locations=["first", "mix"])
-        branched = branchnet.build(Tree.shared(("a", "b"), 2), cut).eval()
+        branched = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor").eval()
         assert len(measure_latency(branched, example, repeats=2).samples) == 2
         assert len(measure_latency(made["a"], example, repeats=2).samples) == 2
 

@@ -174,7 +174,7 @@ class OneQueue:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_outputs_are_the_networks_to_the_bit(seed: int) -> None:
-    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=seed), split_networks()).eval()
+    network = branchnet.build(branchnet.random_tree(tuple(KINDS), 5, seed=seed), split_networks(), init="donor").eval()
     functions = {node.id: lambda cut, module=node.module: call(module, cut) for node in network.members()}
     x = images(2, seed=seed)
     with torch.no_grad():

@@ -26,7 +26,7 @@ X = images(2)
 
 
 def built(tree: Tree) -> BranchedNetwork:
-    return branchnet.build(tree, {task: STAGED[task] for task in tree.tasks})
+    return branchnet.build(tree, {task: STAGED[task] for task in tree.tasks}, init="donor")
 
 
 def tree_of(seed: int, tasks: tuple[str, ...] = TASKS) -> Tree:
@@ -152,7 +152,7 @@ def test_modes_frozen_nodes_and_ties_are_kept() -> None:
     assert not any(parameter.requires_grad for parameter in after.member("heads.2").module.parameters())
     assert after.remove_task("depth").frozen == {"nodes.0.0", "heads.1"}
     tied = branchnet.split_all({"a": TiedStages(), "b": TiedStages()}, torch.rand(2, 4), locations=["first", "second"])
-    split = branchnet.build(Tree.shared(("a", "b"), 2), tied).split_node("nodes.0.0", [["a"], ["b"]])
+    split = branchnet.build(Tree.shared(("a", "b"), 2), tied, init="donor").split_node("nodes.0.0", [["a"], ["b"]])
     for k in range(2):
         weights = [split.get_parameter(f"nodes.{d}.{k}.{name}.0.weight") for d, name in enumerate(("first", "second"))]
         assert weights[0] is weights[1]
@@ -216,7 +216,7 @@ def test_the_only_task_stays() -> None:
 def test_a_network_of_another_backbone_is_refused() -> None:
     made = {task: OtherCut().eval() for task in "ab"}
     cut = branchnet.split_all(made, torch.rand(2, 3), locations=["one", "two"])
-    net = branchnet.build(Tree.shared(("a", "b"), 2), cut)
+    net = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor")
     with pytest.raises(
         BuildError, match=r"'two' is of another backbone \(.*two.weight is \(4, 4\) in one and \(5, 4\) in the other"
     ):
@@ -241,7 +241,7 @@ def test_of_many_differences_the_first_is_named_and_the_others_are_counted() -> 
     with pytest.raises(
         BuildError, match=r"\(two donors differ in a stage: two\.1\.weight is in the other only; 1 more"
     ):
-        add_task(branchnet.build(Tree.shared(("a",), 2), cut), "b", longer, beside="a", until="one")
+        add_task(branchnet.build(Tree.shared(("a",), 2), cut, init="donor"), "b", longer, beside="a", until="one")
 
 
 def test_a_task_is_added_to_a_network_of_another_type() -> None:
@@ -267,6 +267,8 @@ def test_a_task_of_mixed_types_is_added_whatever_comes_first() -> None:
     made, x = {task: Mixed().eval() for task in "ab"}, torch.rand(2, 4, dtype=torch.float64)
     cut = branchnet.split_all(made, x, locations=["body", "more"])
     network = Mixed().eval()
-    after = branchnet.build(Tree.shared(("a", "b"), 2), cut).add_task("c", network, beside="a", until=None)
+    after = branchnet.build(Tree.shared(("a", "b"), 2), cut, init="donor").add_task(
+        "c", network, beside="a", until=None
+    )
     with torch.no_grad():
         assert torch.equal(after(x)["c"], network(x))

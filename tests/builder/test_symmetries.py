@@ -207,7 +207,7 @@ def test_merging_refuses_batches_without_statistics() -> None:
     tree = Tree.shared(("a", "b"), 1)
     with pytest.raises(BuildError, match="batches of two inputs"):
         branchnet.build(tree, donors, init="merge", probe=[torch.rand(1, 3) for _ in range(20)])
-    branched = branchnet.build(tree, donors)
+    branched = branchnet.build(tree, donors, init="donor")
     before = {name: value.clone() for name, value in branched.state_dict().items()}
     with pytest.raises(BuildError, match="there are no inputs"):
         estimate_batchnorm(branched, [branched], [])

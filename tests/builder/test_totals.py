@@ -38,7 +38,7 @@ def test_parameters_and_multiply_adds_are_those_predicted(name: str) -> None:
     costs, heads = cut["a"].costs, {task: network.head_cost for task, network in cut.items()}
     for seed in range(4):
         tree = branchnet.random_tree(TASKS, 4, seed=random.Random(seed))
-        branched = branchnet.build(tree, cut)
+        branched = branchnet.build(tree, cut, init="donor")
         held = {id(parameter): parameter.numel() for parameter in branched.parameters()}
         assert sum(held.values()) == tree_size(tree, costs, head_costs=heads, unit="params")
         counter = OperatorCounter()

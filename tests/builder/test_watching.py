@@ -30,7 +30,7 @@ def branched() -> BranchedNetwork:
             ).eval()
 
     cut = branchnet.split_all({t: network(i) for i, t in enumerate(TASKS)}, torch.rand(3, 6), locations=["2", "4"])
-    return branchnet.build(Tree(TASKS, [[TASKS], [("a", "b"), ("c", "d")]]), cut).eval()
+    return branchnet.build(Tree(TASKS, [[TASKS], [("a", "b"), ("c", "d")]]), cut, init="donor").eval()
 
 
 def first_linear(network: BranchedNetwork) -> nn.Linear:

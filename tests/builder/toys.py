@@ -56,7 +56,7 @@ def linear_tree() -> BranchedNetwork:
             return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
 
     cut = branchnet.split_all({t: network(i) for i, t in enumerate(LETTERS)}, torch.rand(3, 6), locations=["1", "3"])
-    return branchnet.build(Tree(LETTERS, [[LETTERS], [("a", "b"), ("c", "d")]]), cut)
+    return branchnet.build(Tree(LETTERS, [[LETTERS], [("a", "b"), ("c", "d")]]), cut, init="donor")
 
 
 class TiedStages(nn.Module):

@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             networks[task] = branchnet.create("branchnet:scene_network", outputs=1, kind=kind, width=4).eval()
             branchnet.deploy.load_weights(networks[task], folder / f"{task}.safetensors")
         staged = branchnet.split_all(networks, scenes(1, size=SIZE).images, locations=3)
-        branchnet.save(branchnet.build(Tree.shared(list(TASKS), 3), staged), folder / "shared")
+        branchnet.save(branchnet.build(Tree.shared(list(TASKS), 3), staged, init="donor"), folder / "shared")
     finally:
         os.chdir(before)
     return folder

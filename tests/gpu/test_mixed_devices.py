@@ -50,7 +50,7 @@ def test_split_and_built_on_the_cpu_run_on_the_device(device: str) -> None:
 def test_split_and_built_on_the_device(device: str) -> None:
     made = {task: network.to(device) for task, network in networks().items()}
     cut = branchnet.split_all(made, images().to(device), locations=["stem", "middle", "deep"])
-    network = branchnet.build(TREE, cut).eval()
+    network = branchnet.build(TREE, cut, init="donor").eval()
     assert devices_of(network) == {device}
     with torch.no_grad():
         assert_close(network(images(3).to(device)), branched()(images(3)))
@@ -61,7 +61,7 @@ def test_tensors_that_a_network_makes_are_made_where_it_runs(device: str, export
     made = {task: Checking().eval() if exported else Positions().eval() for task in "ab"}
     cut = branchnet.split_all(made, torch.rand(2, 6), locations=["body"])
     assert cut["a"].traced_by == ("export" if exported else "fx")
-    network = branchnet.build(Tree.shared(("a", "b"), 1), cut).eval()
+    network = branchnet.build(Tree.shared(("a", "b"), 1), cut, init="donor").eval()
     x = torch.rand(3, 6)
     with torch.no_grad():
         expected = network(x)

@@ -66,7 +66,7 @@ def staged(made: Mapping[str, nn.Module]) -> dict[str, StagedNetwork]:
 
 
 def branched(tree: Tree = TREE) -> BranchedNetwork:
-    return branchnet.build(tree, staged(networks())).eval()
+    return branchnet.build(tree, staged(networks()), init="donor").eval()
 
 
 def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-3) -> None:

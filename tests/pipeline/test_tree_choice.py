@@ -18,11 +18,13 @@ from branchnet.pipeline.tree_choice import choosing
 
 TASKS = ("c", "a", "b", "d")
 BUDGET = "72% params"
+LOCATIONS = ["3", "7"]
+STITCH = 12 * 12 + 12
 X = torch.randn(240, 6, generator=torch.Generator().manual_seed(0))
 OPTIONS: dict[str, Any] = {
     "steps": 0,
     "probe": 160,
-    "locations": ["1", "3"],
+    "locations": LOCATIONS,
     "baselines": [],
     "compiled": False,
     "quiet": True,
@@ -33,7 +35,8 @@ def network(seed: int) -> nn.Module:
     """Two pairs: the second of a pair is the first with a little noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed // 2)
-        made = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 2))
+        layers = [nn.Linear(6 if first else 12, 12) for first in (True, False, False, False)]
+        made = nn.Sequential(*(module for layer in layers for module in (layer, nn.Tanh())), nn.Linear(12, 2))
         torch.manual_seed(100 + seed)
         for parameter in made.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -58,7 +61,7 @@ def result(folder: Path) -> RunResult:
 
 
 def test_every_proposal_is_another_tree_within_the_budget_stitches_counted(result: RunResult) -> None:
-    staged = branchnet.split_all(NETWORKS, X[:2], locations=["1", "3"])
+    staged = branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS)
     separate = sum(parameter.numel() for net in NETWORKS.values() for parameter in net.parameters())
     trees = [tried.tree for tried in result.measured]
     assert len(trees) == len(set(trees)) > 3
@@ -70,7 +73,7 @@ def test_every_proposal_is_another_tree_within_the_budget_stitches_counted(resul
             for k, donor in enumerate(built.donors[stage + 1])
         ) + sum(built.donors[-1][k] != task for k, cluster in enumerate(tried.tree.partitions[-1]) for task in cluster)
         own = sum(parameter.numel() for parameter in built.parameters())
-        assert tried.size == own + changes * (12 * 12 + 12) <= 0.72 * separate
+        assert tried.size == own + changes * STITCH <= 0.72 * separate
 
 
 def test_the_chosen_tree_is_the_one_that_measured_best(result: RunResult) -> None:
@@ -86,7 +89,7 @@ def test_what_was_measured_is_the_unexplained_variance_on_images_set_aside(resul
     """Each tree is built again here, and the share of variance computed from all its outputs at once."""
     options = RunOptions.checked(probe=160)
     train, validation = (part.take(torch.arange(part.known_count)).inputs for part in set_aside(divide(X, options)[0]))
-    staged = branchnet.split_all(NETWORKS, X[:2], locations=["1", "3"])
+    staged = branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS)
     assert result.losses is not None
     for tried in result.measured:
         donors = branchnet.builder.choose_donors(tried.tree, result.losses)
@@ -123,9 +126,9 @@ def test_rsa_alone_takes_the_tree_of_its_search(result: RunResult) -> None:
     alone = run(measure="rsa")
     found = branchnet.search(
         alone.affinity,
-        branchnet.split_all(NETWORKS, X[:2], locations=["1", "3"]),
+        branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS),
         BUDGET,
-        stitch_sizes=[12 * 12 + 12] * 2,
+        stitch_sizes=[STITCH] * 2,
     )
     assert alone.tree == found.tree and alone.search.cost == found.cost
     assert (alone.measured, alone.losses, alone.proposer) == ((), None, "RSA (mean-pair)")

@@ -98,7 +98,7 @@ class Spectral(nn.Module):
 def test_operators_without_a_formula_are_named():
     networks = {"a": Spectral().eval(), "b": Spectral().eval()}
     staged = branchnet.split_all(networks, torch.ones(3, 4), locations=["embed"])
-    branched = branchnet.build(Tree.shared(("a", "b"), 1), staged)
+    branched = branchnet.build(Tree.shared(("a", "b"), 1), staged, init="donor")
     report = branchnet.report(branched, torch.ones(3, 4), latency=False)
     costs = report.costs
     assert costs.flops == 3 * (4 * 8 + 2 * 8)
@@ -127,7 +127,7 @@ def test_the_cross_check_leaves_out_what_torchs_counter_does_not_know():
     networks = {"a": Recurrent().eval(), "b": Recurrent().eval(), "c": Recurrent().eval()}
     steps = torch.ones(2, 50, 4)
     staged = branchnet.split_all(networks, steps, locations=["embed", "layer"])
-    costs = network_costs(branchnet.build(Tree.shared(tuple("abc"), 2), staged), steps)
+    costs = network_costs(branchnet.build(Tree.shared(tuple("abc"), 2), staged, init="donor"), steps)
     embedding, recurrent, head = 100 * 4 * 16, 100 * 4 * 64 * (16 + 64), 100 * 64
     assert costs.flops == embedding + recurrent + 3 * head
     assert costs.separate_flops == 3 * (embedding + recurrent + head)
@@ -164,7 +164,7 @@ def test_attention_by_hand():
     networks = {"a": Attentive().eval(), "b": Attentive().eval()}
     tokens = torch.ones(3, 5, 4)
     staged = branchnet.split_all(networks, tokens, locations=["embed", "layer"])
-    costs = network_costs(branchnet.build(Tree.shared(("a", "b"), 2), staged), tokens)
+    costs = network_costs(branchnet.build(Tree.shared(("a", "b"), 2), staged, init="donor"), tokens)
     batch, length, width, hidden = 3, 5, 8, 16
     rows = batch * length
     projections = rows * width * (3 * width + width)

@@ -33,4 +33,4 @@ def toy_branched():
     """Stage `first` shared by a, b and c; stage `second` shared by a and c."""
     tree = Tree(TASKS, [[TASKS], [("a", "c"), ("b",)]])
     staged = branchnet.split_all(toy_networks(), EXAMPLE, locations=["first", "second"])
-    return branchnet.build(tree, staged).eval()
+    return branchnet.build(tree, staged, init="donor").eval()

@@ -67,7 +67,7 @@ def test_split_and_branched_networks_are_known_by_their_example() -> None:
     assert call_form(named) == expected
     tree = branchnet.Tree.shared(["a", "b"], len(named.locations))
     made = branchnet.build(
-        tree, branchnet.split_all({"a": Language(), "b": Language()}, ids, locations=named.locations)
+        tree, branchnet.split_all({"a": Language(), "b": Language()}, ids, locations=named.locations), init="donor"
     )
     assert call_form(made) == expected
 

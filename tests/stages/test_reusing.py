@@ -96,7 +96,7 @@ def test_a_cut_that_two_branches_read_is_not_overwritten() -> None:
 
     networks = {"one": Late().eval(), "two": Late().eval()}
     staged = branchnet.split_all(networks, IMAGE, locations=["first"])
-    branched = branchnet.build(Tree(("one", "two"), [[("one", "two")]]), staged, donors=[["one"]]).eval()
+    branched = branchnet.build(Tree(("one", "two"), [[("one", "two")]]), staged, donors=[["one"]], init="donor").eval()
     together = branched(IMAGE)
     assert torch.equal(together["one"], networks["one"](IMAGE))
     assert torch.equal(together["two"], branched(IMAGE, tasks=["two"])["two"])
@@ -119,7 +119,7 @@ def test_a_sum_into_what_fused_nodes_share_still_fuses() -> None:
     staged = branchnet.split_all(networks, IMAGE, locations=["stem", "block"])
     tasks = tuple(networks)
     tree = Tree(tasks, [[tasks], [(task,) for task in tasks]])
-    branched = branchnet.build(tree, staged).eval()
+    branched = branchnet.build(tree, staged, init="donor").eval()
     fused = FusedNetwork(branched, [1])
     with torch.no_grad():
         expected, found = branched(IMAGE), fused(IMAGE)
@@ -151,7 +151,7 @@ def test_a_value_that_takes_only_its_form_from_parameters_still_fuses(form: str)
 
     tasks = ("one", "two")
     staged = branchnet.split_all({task: Fitted().eval() for task in tasks}, IMAGE, locations=["stem", "last"])
-    branched = branchnet.build(Tree(tasks, [[tasks], [(task,) for task in tasks]]), staged).eval()
+    branched = branchnet.build(Tree(tasks, [[tasks], [(task,) for task in tasks]]), staged, init="donor").eval()
     with torch.no_grad():
         expected, found = branched(IMAGE), FusedNetwork(branched, [1])(IMAGE)
     for task in tasks:

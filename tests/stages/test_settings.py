@@ -73,7 +73,7 @@ def network(pooling: nn.Module) -> nn.Module:
 def fully_shared(networks: dict[str, nn.Module], example: Tensor = SIGNAL) -> tuple[Any, Any]:
     staged = split_all(networks, example)
     tree = Tree(list(networks), [[list(networks)]] * len(staged["a"].stages))
-    return staged["a"], branchnet.build(tree, staged).eval()
+    return staged["a"], branchnet.build(tree, staged, init="donor").eval()
 
 
 @pytest.mark.parametrize("where", WHERE)

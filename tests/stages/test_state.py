@@ -118,7 +118,9 @@ def test_an_exported_network_writes_to_its_buffers_too(form: str) -> None:
 def test_what_a_buffer_gives_is_computed_again_after_loading(tmp_path: Path) -> None:
     networks = {task: Projects().eval() for task in ("a", "b")}
     staged = split_all(networks, ROWS)
-    branched = branchnet.build(Tree(["a", "b"], [[["a"], ["b"]]] * len(staged["a"].stages)), staged).eval()
+    branched = branchnet.build(
+        Tree(["a", "b"], [[["a"], ["b"]]] * len(staged["a"].stages)), staged, init="donor"
+    ).eval()
     branchnet.save(branched, tmp_path / "saved")
     others = {task: Projects() for task in networks}
     loaded = branchnet.load(tmp_path / "saved", networks=others)

@@ -61,6 +61,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6))
+@pytest.mark.filterwarnings("ignore:the probe looks like noise")
 def test_affine_reparametrisations_are_undone(kind, seed):
     torch.manual_seed(seed)
     make, inputs = KINDS[kind]
@@ -81,3 +82,94 @@ def test_affine_reparametrisations_are_undone(kind, seed):
     assert (stitch.source, stitch.target, stitch.rank, stitch.folded) == ("a", "b", 4, False)
     assert stitch.size == 4 * 4 + 4
     assert stitch.r2 > 0.99
+
+
+def small(outputs, seed, width=6):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, outputs),
+    ).eval()
+
+
+def smooth(count, seed=0):
+    """Images in which neighbouring pixels are similar."""
+    torch.manual_seed(seed)
+    return nn.functional.interpolate(torch.rand(count, 3, 4, 4), size=(16, 16), mode="bilinear")
+
+
+def test_a_chain_with_one_donor_has_no_stitch_and_is_bit_exact():
+    networks = {task: small(outputs, seed) for seed, (task, outputs) in enumerate({"a": 2, "b": 3}.items())}
+    probe = smooth(40)
+    staged = branchnet.split_all(networks, probe[:2], locations=["2", "5"])
+    branched = branchnet.build(branchnet.Tree.separate(["a", "b"], 2), staged, init="stitch", probe=probe).eval()
+    assert not branched.stitches
+    for task, network in networks.items():
+        assert torch.equal(branched(probe)[task], network(probe))
+
+
+def test_stitches_bring_outputs_nearer_than_donors_weights_alone():
+    networks = {task: small(outputs, seed) for seed, (task, outputs) in enumerate({"a": 2, "b": 3, "c": 2}.items())}
+    probe, others = smooth(200), smooth(100, seed=1)
+    staged = branchnet.split_all(networks, probe[:2], locations=["2", "5"])
+    tree = branchnet.Tree(list("abc"), [[list("abc")], [["a", "b"], ["c"]]])
+    stitched = branchnet.build(tree, staged, probe=probe).eval()
+    assert list(stitched.stitches) == [("nodes.0.0", "nodes.1.1"), ("nodes.1.0", "heads.1")]
+    plain = branchnet.build(tree, staged, init="donor").eval()
+    for task in ("b", "c"):
+        own = networks[task](others)
+        error = [(network(others)[task] - own).square().mean().item() for network in (stitched, plain)]
+        assert error[0] < 0.5 * error[1]
+    with pytest.warns(UserWarning, match=r"2 nodes or heads get features of another network"):
+        branchnet.build(tree, staged)
+
+
+def test_networks_and_random_state_are_left_as_they_were_whatever_their_mode():
+    networks = {task: small(2, seed).train() for seed, task in enumerate("ab")}
+    states = {task: copy.deepcopy(network.state_dict()) for task, network in networks.items()}
+    probe = smooth(40)
+    staged = branchnet.split_all(networks, probe[:2], locations=["2", "5"])
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    branchnet.build(branchnet.Tree.shared(["a", "b"], 2), staged, init="stitch", probe=probe)
+    assert torch.equal(torch.get_rng_state(), before)
+    for task, network in networks.items():
+        assert network.training
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, states[task][name]), name
+
+
+def test_few_inputs_and_noise_are_named():
+    networks = {task: small(2, seed) for seed, task in enumerate("ab")}
+    staged = branchnet.split_all(networks, smooth(2), locations=["2", "5"])
+    tree = branchnet.Tree.shared(["a", "b"], 2)
+    with pytest.warns(UserWarning, match="the probe has 10 inputs; expected 20 or more"):
+        branchnet.build(tree, staged, init="stitch", probe=smooth(10))
+    with pytest.warns(UserWarning, match="looks like noise"):
+        branchnet.build(tree, staged, init="stitch", probe=torch.randn(40, 3, 16, 16))
+    with pytest.raises(branchnet.BuildError, match=r"init='stitch' fits maps .* expected probe="):
+        branchnet.build(tree, staged, init="stitch")
+
+
+def test_a_task_is_added_through_one_stitch_and_the_others_stay_bit_exact():
+    networks = {task: small(2, seed) for seed, task in enumerate("ab")}
+    probe, others = smooth(120), smooth(60, seed=1)
+    staged = branchnet.split_all(networks, probe[:2], locations=["2", "5"])
+    branched = branchnet.build(branchnet.Tree.separate(["a", "b"], 2), staged, init="stitch", probe=probe).eval()
+    new = small(3, seed=7)
+    grown = branched.add_task("c", new, beside="a", until="2", stitch=True, probe=probe).eval()
+    assert list(grown.stitches) == [("nodes.0.0", "nodes.1.2")]
+    for task in "ab":
+        assert torch.equal(grown(others)[task], branched(others)[task])
+    plain = branched.add_task("c", new, beside="a", until="2").eval()
+    error = [(network(others)["c"] - new(others)).square().mean().item() for network in (grown, plain)]
+    assert error[0] < 0.5 * error[1]
+    with pytest.raises(branchnet.BuildError, match=r"stitch=True .* expected probe="):
+        branched.add_task("c", new, beside="a", until="2", stitch=True)

@@ -40,7 +40,7 @@ DONORS = {task: network(i) for i, task in enumerate(TASKS)}
 
 
 def branched(tree: Tree) -> BranchedNetwork:
-    return branchnet.build(tree, branchnet.split_all(DONORS, X[:2], locations=LOCATIONS))
+    return branchnet.build(tree, branchnet.split_all(DONORS, X[:2], locations=LOCATIONS), init="donor")
 
 
 SHARED = Tree.shared(TASKS, 3)
@@ -194,7 +194,7 @@ def test_teachers_of_other_images_are_refused() -> None:
 
 def test_frozen_donors_give_a_network_that_can_be_trained() -> None:
     frozen = {task: network(i).requires_grad_(False) for i, task in enumerate(TASKS)}
-    net = branchnet.build(SHARED, branchnet.split_all(frozen, X[:2], locations=LOCATIONS))
+    net = branchnet.build(SHARED, branchnet.split_all(frozen, X[:2], locations=LOCATIONS), init="donor")
     before = {name: value.clone() for name, value in net.named_parameters()}
     branchnet.distill(net, frozen, X, steps=3, batch_size=32, progress=False)
     assert all(not torch.equal(value, before[name]) for name, value in net.named_parameters())
@@ -256,7 +256,7 @@ def test_arrays_are_taken_as_tensors_are() -> None:
     staged = branchnet.split_all(DONORS, X[:2], locations=LOCATIONS)
     trained = []
     for images in (X, X.numpy()):
-        branched = branchnet.build(Tree.shared(TASKS, 3), staged)
+        branched = branchnet.build(Tree.shared(TASKS, 3), staged, init="donor")
         branchnet.distill(branched, DONORS, images, steps=2, batch_size=16, progress=False)
         trained.append(branched.state_dict())
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())

@@ -22,7 +22,9 @@ X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 
 def branched() -> branchnet.BranchedNetwork:
     made: dict[str, nn.Module] = {t: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1)) for t in TASKS}
-    return branchnet.build(Tree(TASKS, [[TASKS], [("a",), ("b",)]]), branchnet.split_all(made, X, locations=["0", "1"]))
+    return branchnet.build(
+        Tree(TASKS, [[TASKS], [("a",), ("b",)]]), branchnet.split_all(made, X, locations=["0", "1"]), init="donor"
+    )
 
 
 def test_a_rate_can_depend_on_the_node() -> None:

@@ -45,7 +45,7 @@ def linear(outputs: int, seed: int) -> nn.Module:
 
 def branched() -> BranchedNetwork:
     networks = {"a": linear(1, 0), "b": linear(2, 1)}
-    return branchnet.build(Tree.shared(["a", "b"], 1), networks, example=X[:2], locations=["1"])
+    return branchnet.build(Tree.shared(["a", "b"], 1), networks, example=X[:2], locations=["1"], init="donor")
 
 
 def by_hand(network: BranchedNetwork, losses: dict[str, Uncertainty], steps: int, rate: float) -> None:

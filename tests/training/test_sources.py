@@ -48,7 +48,7 @@ STAGED = branchnet.split_all(DONORS, X[:2], locations=["0", "2"])
 
 def branched(*, shared: bool = True) -> BranchedNetwork:
     tree = Tree.shared(TASKS, 2) if shared else Tree.separate(TASKS, 2)
-    return branchnet.build(tree, STAGED)
+    return branchnet.build(tree, STAGED, init="donor")
 
 
 class Counting(Dataset[Any]):
@@ -154,7 +154,7 @@ def test_every_probe_measure_takes_a_data_set_with_labels() -> None:
     for measure in (branchnet.cka, branchnet.procrustes, branchnet.svcca, branchnet.pwcca):
         found, expected = (measure(STAGED, probe).values for probe in (data, X))
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    made, wanted = (branchnet.build(Tree.shared(TASKS, 2), STAGED, probe=probe) for probe in (data, X))
+    made, wanted = (branchnet.build(Tree.shared(TASKS, 2), STAGED, probe=probe, init="donor") for probe in (data, X))
     assert made.initialisation.nodes[1].rsa == pytest.approx(wanted.initialisation.nodes[1].rsa)
 
 
@@ -339,7 +339,9 @@ def interrupted_and_resumed(train: Callable[..., Any], source: Callable[[], Any]
 
 def with_dropout() -> BranchedNetwork:
     donors = {task: network(n, n, nn.Dropout(0.3)) for n, task in enumerate(TASKS, start=2)}
-    return branchnet.build(Tree.shared(TASKS, 2), branchnet.split_all(donors, X[:2], locations=["0", "2"]))
+    return branchnet.build(
+        Tree.shared(TASKS, 2), branchnet.split_all(donors, X[:2], locations=["0", "2"]), init="donor"
+    )
 
 
 def run_distill(net: BranchedNetwork, source: Any, **options: Any) -> Any:
@@ -514,6 +516,6 @@ def test_networks_of_keywords_take_their_entries_of_each_sample() -> None:
     expected = branchnet.rsa(staged, whole, bootstrap=0).values
     for probe in (rows, {**whole, "labels": torch.arange(12)}):
         np.testing.assert_allclose(branchnet.rsa(staged, probe, bootstrap=0).values, expected, atol=1e-6)
-    net = branchnet.build(Tree.shared(("a", "b"), len(staged["a"].locations)), staged)
+    net = branchnet.build(Tree.shared(("a", "b"), len(staged["a"].locations)), staged, init="donor")
     branchnet.distill(net, nets, rows, steps=2, batch_size=4, progress=False)
     branchnet.fit(nets["a"], rows, None, nn.functional.cross_entropy, steps=2, batch_size=4, progress=False)

@@ -13,13 +13,14 @@ from branchnet.affinity.probes import Probe, on_device
 from branchnet.data.collation import length
 from branchnet.stages import call
 from branchnet.stitching.fitting import LocationMoments, feature_dimensions, inputs_needed
-from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs, divide_probe
+from branchnet.stitching.probe_division import MOST_JUDGED, ProbeDivision, chosen_inputs, divide_probe
 from branchnet.stitching.stitch import Stitch
 
 Cut: TypeAlias = tuple[Any, ...]
 Candidates: TypeAlias = dict[tuple[int, int, int], list[Stitch]]
 """By (location, number of the source network, number of the target network): a stitch by every method."""
 
+FEWEST_JUDGED = 16
 MOMENT_BYTES = 2**30
 """Memory for moments; where those of all locations take more, the inputs are read several times."""
 Advance: TypeAlias = Callable[[], None]
@@ -63,7 +64,13 @@ def prepare_fits(family: Family, probe: Probe, device: torch.device) -> tuple[Pr
     for cuts, after in zip(cuts_of(family, probe.example, device, len(first.stages)), following, strict=True):
         dimensions.append(feature_dimensions(cuts[0], inputs, after))
         needed = max(needed, inputs_needed(cuts[0], inputs, dimensions[-1]))
-    return divide_probe(probe.inputs, needed), dimensions
+    return divide_probe(probe.inputs, needed, _most_judged(family, probe.inputs)), dimensions
+
+
+def _most_judged(family: Family, inputs: int) -> int:
+    """So many that running all rests takes about as long as running all networks on the probe, between 16 and 64."""
+    networks, depth = len(family.members), len(family.locations)
+    return max(FEWEST_JUDGED, min(MOST_JUDGED, 2 * inputs // (depth * max(1, networks - 1))))
 
 
 def fit_pairs(

@@ -43,7 +43,8 @@ def stitch_affinity(
     its output compared with j's own. No labels are needed. The affinity is `1 - loss`; the loss is 0 where the outputs
     are equal and 1 where they are as bad as a constant, so negative affinities are possible.
 
-    It takes D N (N - 1) runs of a rest on at most 64 inputs, 1.5 times over, and the N networks on those for the fit.
+    It takes D N (N - 1) runs of a rest on 16 to 64 inputs, 1.5 times over, and the N networks on those for the fit:
+    about as long as `rsa` takes on the same probe, and longer where many tasks meet many locations.
 
     Args:
         networks: {task: network}; plain ones, or results of `split_all`. They are left exactly as they were.

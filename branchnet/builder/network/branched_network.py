@@ -62,7 +62,7 @@ class BranchedNetwork(nn.Module):
     ... }
     >>> images = torch.zeros(2, 3, 16, 16)
     >>> tree = branchnet.Tree(list(networks), [[["depth", "edges", "normals"]], [["depth", "edges"], ["normals"]]])
-    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"])
+    >>> branched = branchnet.build(tree, networks, example=images, locations=["layer1", "layer3"], init="donor")
     >>> [node.id for node in branched.members()]
     ['nodes.0.0', 'nodes.1.0', 'nodes.1.1', 'heads.0', 'heads.1', 'heads.2']
     >>> list(branched(images, tasks=["normals"]))  # runs nodes.0.0, nodes.1.1 and heads.2 only
@@ -334,11 +334,20 @@ class BranchedNetwork(nn.Module):
             raise BuildError(f"unknown location {unknown[0]!r}{did_you_mean(unknown[0], self.locations)}")
         self.recomputed = frozenset(self.locations.index(name) for name in locations)
 
-    def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
+    def add_task(
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        beside: str,
+        until: str | None,
+        stitch: bool = False,
+        probe: Any = None,
+    ) -> BranchedNetwork:
         """Return this network with one more task.
 
         Args:
-            name, network, beside, until: as for `branchnet.builder.add_task`.
+            name, network, beside, until, stitch, probe: as for `branchnet.builder.add_task`.
 
         Returns:
             a new network; this one stays as it is.
@@ -348,7 +357,7 @@ class BranchedNetwork(nn.Module):
         """
         from branchnet.builder.network.surgery import add_task
 
-        return add_task(self, name, network, beside=beside, until=until)
+        return add_task(self, name, network, beside=beside, until=until, stitch=stitch, probe=probe)
 
     def remove_task(self, name: str) -> BranchedNetwork:
         """Return this network without one task.

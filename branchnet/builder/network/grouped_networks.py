@@ -34,7 +34,7 @@ class GroupedNetworks(nn.Module):
     >>> plain = {task: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)) for task in "abc"}
     >>> staged = branchnet.split_all(plain, torch.zeros(1, 4), locations=["0"])
     >>> effects = [[0.0, 0.5, -0.2], [0.4, 0.0, -0.1], [-0.3, -0.2, 0.0]]
-    >>> grouped = branchnet.build(branchnet.group_by_affinity(effects, 2, tasks=["a", "b", "c"]), staged)
+    >>> grouped = branchnet.build(branchnet.group_by_affinity(effects, 2, tasks=["a", "b", "c"]), staged, init="donor")
     >>> type(grouped).__name__, [network.tasks for network in grouped.networks], grouped.serving
     ('GroupedNetworks', [('a', 'b'), ('b', 'c')], {'a': 0, 'b': 0, 'c': 1})
     >>> {task: tuple(output.shape) for task, output in grouped(torch.zeros(2, 4)).items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
 from branchnet.stages import Stage
+from branchnet.stitching.stitch import Stitch
 from branchnet.utils.tensor_digest import checksum
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -95,6 +96,8 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, Stage):
         code = module.running
         own = {"source": code.source, "output": repr(code.output)} | code.names
+    elif isinstance(module, Stitch):
+        own = {}  # whose features it maps, and how well, changes nothing that is computed: its maps are compared
     else:
         # Hooks such as those of weight_norm compute an attribute from the parameters.
         computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}

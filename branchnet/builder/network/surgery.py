@@ -19,29 +19,40 @@ from torch.utils._pytree import tree_map
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import Node, head_id, node_id
+from branchnet.builder.network.stitched_edges import plain_path, without_stitches_behind
 from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.builder.weights.donors import Donors
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BuildError, SplitError
 from branchnet.stages import Example, StagedNetwork, call, split, split_all
+from branchnet.stages.interface import call_form
 from branchnet.stages.staged import Stage
+from branchnet.stitching.stitch import StitchedStage
 
 if TYPE_CHECKING:
     from branchnet.clustering.trees.tree import Cluster
 
+PROBE_BATCH = 64
 Origins = list[list[Node]]
 """For each stage and cluster of the new tree the node that its weights are copied from."""
 
 
 def add_task(
-    branched: BranchedNetwork, name: str, network: nn.Module, *, beside: str, until: str | None
+    branched: BranchedNetwork,
+    name: str,
+    network: nn.Module,
+    *,
+    beside: str,
+    until: str | None,
+    stitch: bool = False,
+    probe: Any = None,
 ) -> BranchedNetwork:
     """Grow a branch for a new task that shares the nodes of the task `beside` until the end of a location.
 
     From there on the branch is a copy of `network`'s own stages and head. The outputs of all other tasks stay bitwise
-    identical. In the shared stages the new task gets the features of its sibling's nodes: train the branch, e.g. with
-    everything else frozen (`freeze`).
+    identical. In the shared stages the new task gets the features of its sibling's nodes: fit a stitching layer to
+    them, which takes seconds and no training, or train the branch, e.g. with everything else frozen (`freeze`).
 
     Args:
         branched: the network.
@@ -50,6 +61,8 @@ def add_task(
             the branched network's paths where their heads need more than its own) or staged.
         beside: the task whose path is shared.
         until: the last location that is shared; None to share nothing.
+        stitch: put a stitching layer, fitted on the probe, where the branch begins.
+        probe: for that, K inputs as `branchnet.rsa` takes them.
 
     Returns:
         a new network with the task.
@@ -60,6 +73,8 @@ def add_task(
         SplitError: a plain network that cannot be cut at the locations.
     """
     _check_new_task(branched, name, beside, until)
+    if stitch and probe is None:
+        raise BuildError("stitch=True fits a map to the sibling's features; expected probe=, inputs of all tasks")
     shared = 0 if until is None else branched.locations.index(until) + 1
     staged = _staged(branched, name, network, beside)
     tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared))
@@ -73,7 +88,7 @@ def add_task(
         for d, clusters in enumerate(tree.partitions)
     ]
     heads = dict(zip(branched.tasks, branched.heads, strict=True)) | {name: staged.head}
-    return _rebuilt(
+    grown_network = _rebuilt(
         branched,
         tree,
         origins,
@@ -82,6 +97,12 @@ def add_task(
         constructors=branched.constructors | {name: staged.constructor},
         eval_only=_with_reason(branched.eval_only, name, staged.eval_only),
     )
+    if stitch:
+        from branchnet.affinity.probes import read_probe
+        from branchnet.builder.stitches.top_down_fit import stitch_donors
+
+        stitch_donors(grown_network, {name: staged}, read_probe(probe, PROBE_BATCH, call_form(staged)), corrected=False)
+    return grown_network
 
 
 def _check_new_task(branched: BranchedNetwork, name: str, beside: str, until: str | None) -> None:
@@ -142,7 +163,8 @@ def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwo
 def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedNetwork:
     """Make one node of several siblings, with the weights of `kept`; their branches go on from it.
 
-    The outputs of the tasks that `kept` served stay bitwise identical; those of the other tasks change.
+    The outputs of the tasks that `kept` served stay bitwise identical; those of the other tasks change. A stitch behind
+    one of the others stays where it was fitted on the features of `kept`'s donor, and is taken out otherwise.
 
     Args:
         branched: the network.
@@ -169,7 +191,8 @@ def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedN
     joined = tuple(task for k, cluster in enumerate(tree.partitions[stage]) if k in indices for task in cluster)
     partitions: list[Sequence[Cluster]] = list(tree.partitions)
     partitions[stage] = [*(c for k, c in enumerate(tree.partitions[stage]) if k not in indices), joined]
-    return _regrouped(branched, Tree(tree.tasks, partitions), {(stage, frozenset(joined)): heir})
+    chosen = {(stage, frozenset(joined)): heir}
+    return _regrouped(without_stitches_behind(branched, merged, heir.donor), Tree(tree.tasks, partitions), chosen)
 
 
 def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
@@ -268,17 +291,24 @@ def _still_frozen(branched: BranchedNetwork, tree: Tree, origins: Origins) -> fr
 
 
 def _donors(tree: Tree, origins: Origins) -> Donors:
-    """The parent's donor while that task is served, else the copied node's, else the first task."""
+    """The parent's donor while that task is served, else the copied node's, else the first task.
+
+    Behind a stitch the copied node's own comes first: its weights are not its parent's donor's.
+    """
     donors: list[tuple[str, ...]] = []
     for d, (clusters, row) in enumerate(zip(tree.partitions, origins, strict=True)):
         above = [donors[d - 1][parent] if d else "" for parent in tree.parents[d]]
         donors.append(
             tuple(
-                next((task for task in (inherited, node.donor) if task in cluster), cluster[0])
+                next((task for task in _preferred_donors(node, inherited) if task in cluster), cluster[0])
                 for inherited, node, cluster in zip(above, row, clusters, strict=True)
             )
         )
     return tuple(donors)
+
+
+def _preferred_donors(node: Node, inherited: str) -> tuple[str, str]:
+    return (node.donor, inherited) if isinstance(node.module, StitchedStage) else (inherited, node.donor)
 
 
 def _with_task(tree: Tree, name: str, beside: str, shared: int) -> list[list[tuple[str, ...]]]:
@@ -323,7 +353,7 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
         staged = split(network, example, locations=branched.locations)
         problem = _difference(branched, beside, staged, example)
         if problem:  # split with the others: their heads may need tensors that this one's does not
-            paths = {f"{name} beside {task}": copy.deepcopy(branched.path(task)) for task in branched.tasks}
+            paths = {f"{name} beside {task}": copy.deepcopy(plain_path(branched, task)) for task in branched.tasks}
             with suppress(SplitError):
                 staged = split_all({name: network, **paths}, example, locations=branched.locations)[name]
                 problem = _difference(branched, beside, staged, example)
@@ -351,7 +381,7 @@ def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, 
     With the path's weights in its stages, the network must return the tensors that the path returns: equal shapes and
     types do not prove that two stages compute the same, equal outputs from equal weights nearly do.
     """
-    path, other = copy.deepcopy(branched.path(beside)).eval(), copy.deepcopy(network).eval()
+    path, other = copy.deepcopy(plain_path(branched, beside)).eval(), copy.deepcopy(network).eval()
     if len(other.stages) != len(path.stages):
         return f"it has {len(other.stages)} stages, the branched network {len(path.stages)}"
     cuts: list[tuple[Any, ...]] = []

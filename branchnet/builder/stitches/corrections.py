@@ -8,6 +8,8 @@ network. A linear head is refitted, by ridge regression, from the features that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -27,10 +29,12 @@ from branchnet.builder.weights.variance_correction import (
 from branchnet.data.collation import length
 from branchnet.stages import Stage, StagedNetwork, call
 from branchnet.stitching.closed_form import least_squares
-from branchnet.stitching.moments import MomentSums
+from branchnet.stitching.moments import Moments, MomentSums
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
 from branchnet.stitching.stitch import unstitched
+from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.random_state import seeded
 
 RIDGES = (0.1, 1.0)
 """Of a head's refit, relative to the features' mean variance: strong, as there are fewer inputs than features."""
@@ -57,6 +61,21 @@ def correct_below_stitches(
     Returns:
         in words what was kept.
     """
+    with ExitStack() as inside:
+        inside.enter_context(torch.no_grad())
+        inside.enter_context(seeded(0))
+        for network in (branched, *{id(network): network for network in networks.values()}.values()):
+            inside.enter_context(evaluation_mode(network))
+        return _kept_corrections(branched, networks, probe, division, kinds)
+
+
+def _kept_corrections(
+    branched: BranchedNetwork,
+    networks: Mapping[str, StagedNetwork],
+    probe: Probe,
+    division: ProbeDivision,
+    kinds: Mapping[str, OutputKind],
+) -> list[str]:
     device = next((p.device for p in branched.parameters()), torch.device("cpu"))
 
     def inputs(numbers: Sequence[int]) -> Iterator[Any]:
@@ -65,32 +84,34 @@ def correct_below_stitches(
     nodes = below_stitches(branched)
     tasks = tuple(dict.fromkeys(task for node in nodes if node.is_head for task in node.tasks))
 
-    def loss() -> float:
-        judged = {task: OutputDistance(kinds.get(task, "regression")) for task in tasks}
-        for batch in inputs(division.judged):
-            found = branched(batch, tasks)
-            for task, distance in judged.items():
-                distance.add(found[task], call(networks[task], batch))
-        return sum(distance.value() for distance in judged.values()) / len(judged)
+    own = [[call(networks[task], batch) for task in tasks] for batch in inputs(division.judged)]
 
-    corrections: list[tuple[str, Callable[[], object]]] = [
-        ("channel statistics", lambda: _statistics(branched, networks, nodes, lambda: inputs(division.fitted)))
-    ]
-    for ridge in RIDGES:
-        corrections.append(
-            ("linear heads", lambda ridge=ridge: _heads(branched, networks, nodes, lambda: inputs(division.fitted), ridge))  # type: ignore[misc]
-        )
+    def loss() -> float:
+        judged = [OutputDistance(kinds.get(task, "regression")) for task in tasks]
+        for batch, wanted in zip(inputs(division.judged), own, strict=True):
+            found = branched(batch, tasks)
+            for task, distance, output in zip(tasks, judged, wanted, strict=True):
+                distance.add(found[task], output)
+        return sum(distance.value() for distance in judged) / len(judged)
+
+    def fitted() -> Iterator[Any]:
+        return inputs(division.fitted)
+
     best, kept = loss(), []
-    for name, correct in corrections:
-        before = [{key: value.clone() for key, value in node.module.state_dict().items()} for node in nodes]
-        correct()
-        if (now := loss()) < best:
-            best = now
-            kept.append(name)
-        else:
+    for name, corrections in (
+        ("channel statistics", lambda: [partial(_statistics, branched, networks, nodes, fitted)]),
+        ("linear heads", lambda: _head_corrections(branched, networks, nodes, fitted)),
+    ):
+        for correct in corrections():
+            before = [{key: value.clone() for key, value in node.module.state_dict().items()} for node in nodes]
+            correct()
+            if (now := loss()) < best:
+                best = now
+                kept.append(name)
+                break
             for node, state in zip(nodes, before, strict=True):
                 node.module.load_state_dict(state)
-    return list(dict.fromkeys(kept))
+    return kept
 
 
 def below_stitches(branched: BranchedNetwork) -> list[Node]:
@@ -131,14 +152,13 @@ def _statistics(
     correct_layers(branched, wanted, inputs)
 
 
-def _heads(
-    branched: BranchedNetwork,
-    networks: Mapping[str, StagedNetwork],
-    nodes: Sequence[Node],
-    inputs: Inputs,
-    ridge: float,
-) -> None:
+def _head_corrections(
+    branched: BranchedNetwork, networks: Mapping[str, StagedNetwork], nodes: Sequence[Node], inputs: Inputs
+) -> list[Callable[[], None]]:
+    """Refits of the linear heads, each with another ridge, from one pass over the inputs; none without such heads."""
     heads = {node.tasks[0]: layer for node in nodes if node.is_head and (layer := _last_linear(node.module))}
+    if not heads:
+        return []
     sums = {task: MomentSums() for task in heads}
     seen: dict[nn.Module, Tensor] = {}
 
@@ -147,18 +167,22 @@ def _heads(
 
     with hooked(dict.fromkeys(heads.values(), remember)):
         for batch in inputs():
-            found = branched(batch, list(heads)) if heads else {}
+            found = branched(batch, list(heads))
             for task, layer in heads.items():
                 missing = cast(Tensor, call(networks[task], batch)) - found[task]
                 rows = [seen[layer].flatten(0, -2), missing.flatten(0, -2)]
                 sums[task].add(rows, [(0, 0), (0, 1), (1, 1)])
+    moments = {task: found.moments(0, 1) for task, found in sums.items()}
+    return [partial(_refit, heads, moments, ridge) for ridge in RIDGES]
+
+
+def _refit(heads: Mapping[str, nn.Linear], moments: Mapping[str, Moments], ridge: float) -> None:
     with torch.no_grad():
         for task, layer in heads.items():
-            moments = sums[task].moments(0, 1)
-            change = least_squares(moments, ridge)
+            change = least_squares(moments[task], ridge)
             layer.weight.add_(change.T.to(layer.weight))
             if layer.bias is not None:
-                layer.bias.add_((moments.mean_y - moments.mean_x @ change).to(layer.bias))
+                layer.bias.add_((moments[task].mean_y - moments[task].mean_x @ change).to(layer.bias))
 
 
 def _last_linear(head: nn.Module) -> nn.Linear | None:

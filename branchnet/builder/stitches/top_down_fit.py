@@ -66,17 +66,20 @@ def stitch_donors(
     networks: Mapping[str, StagedNetwork],
     probe: Probe,
     kinds: Mapping[str, OutputKind] | None = None,
+    *,
+    corrected: bool = True,
 ) -> dict[str, str]:
-    """Put a stitch on every edge where the donor changes.
+    """Put a stitch on every edge where the donor changes, unless there is one already.
 
     Of the maps by ridge regression, half-way and variance-matched each edge gets the one with which the donor's own
     rest gives outputs nearest to its own on inputs that nothing was fitted on.
 
     Args:
         branched: nodes and heads as copies of their donors; changed in place.
-        networks: the donors by task.
+        networks: the donors by task; edges into nodes of other donors stay as they are.
         probe: inputs of all networks.
         kinds: how the outputs of some tasks are compared; `regression` for the others.
+        corrected: whether to correct channel statistics and linear heads below the stitches, too.
 
     Returns:
         for each stitched node or head in words where its weights come from.
@@ -84,7 +87,8 @@ def stitch_donors(
     Raises:
         BuildError: features that cannot be mapped, with the edge.
     """
-    edges = foreign_edges(branched)
+    edges = [edge for edge in foreign_edges(branched) if not isinstance(edge.child.module, StitchedStage)]
+    edges = [edge for edge in edges if edge.child.donor in networks]
     if not edges:
         return {}
     warn_of_noise(probe.example)
@@ -103,7 +107,7 @@ def stitch_donors(
                         f"{edge.child.donor}'s network, stitched to {edge.parent.donor}'s features "
                         f"({stitch.method}, rank {stitch.rank}, R² {stitch.r2:.2f})"
                     )
-    if notes and division is not None:
+    if corrected and notes and division is not None:
         for correction in correct_below_stitches(branched, networks, probe, division, kinds or {}):
             for node in below_stitches(branched):
                 start = notes.get(node.id, f"{node.donor}'s network")

@@ -116,9 +116,7 @@ def _donor_statistics(
     }
 
 
-def layer_statistics(
-    network: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs
-) -> dict[str, UnitStatistics]:
+def layer_statistics(network: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, UnitStatistics]:
     """Mean and deviation of each unit of layers' outputs.
 
     Args:

@@ -20,8 +20,10 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
     from branchnet.cli.loading import read_branched, read_spec
     from branchnet.cli.printing import print_json, print_text
     from branchnet.clustering import Tree, tree_size
+    from branchnet.clustering.trees.text_drawing import tree_text
     from branchnet.deploy.saving import WEIGHTS
     from branchnet.reporting.units import percent, si
+    from branchnet.specification.stitch_sections import stitch_marks
 
     spec = read_spec(network)
     tree, costs, heads = spec.tree, spec.stage_costs, spec.head_costs or None
@@ -35,13 +37,24 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
     count = sum(p.numel() for p in read_branched(network, config).parameters()) if loadable else None
     if as_json:
         described = {unit: {"branched": size, "separate": alone} for unit, (size, alone) in sizes.items()}
-        print_json({"tree": spec.tree.partitions, **described, "unnamed": unnamed, "loaded_params": count})
+        print_json(
+            {
+                "tree": spec.tree.partitions,
+                **described,
+                "stitches": {name: stitch.model_dump() for name, stitch in spec.stitches.items()},
+                "unnamed": unnamed,
+                "loaded_params": count,
+            }
+        )
         return
-    print_text(tree)
+    print_text(tree_text(tree, stitch_marks(spec.stitches, tree.depth)))
     for unit, name in (("params", "parameters"), ("flops", "FLOPs (multiply-adds)")):
         if unit in sizes:
             size, alone = sizes[unit]
             print_text(f"{name}: {si(size)}, {percent(size / alone)} of {len(tree.tasks)} separate networks")
+    if spec.stitches:
+        size = sum(stitch.size for stitch in spec.stitches.values())
+        print_text(f"{len(spec.stitches)} stitches: {si(size)} parameters, not counted above")
     if count is not None:
         print_text(f"{WEIGHTS} fits: {si(count)} parameters loaded")
     elif unnamed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from branchnet.utils.visible_text import visible
@@ -28,31 +28,44 @@ def tree_graph(tree: Tree) -> nx.DiGraph:
     return graph
 
 
-def tree_text(tree: Tree) -> str:
-    """One line for each run of stages that the same tasks share; what branches off is indented below it."""
+def tree_text(tree: Tree, marks: Mapping[Node, str] | None = None) -> str:
+    """One line for each run of stages that the same tasks share; what branches off is indented below it.
+
+    Args:
+        tree: the tree.
+        marks: by stage and number what is written behind a node, which then begins a line; (D, i) is the head of task
+            i, which has a line only if it is marked.
+    """
     lines = [f"{len(tree.tasks)} tasks, {tree.depth} stages, {sum(tree.widths)} nodes"]
     for number in range(tree.widths[0]):
-        lines.extend(_subtree_lines(tree, (0, number)))
+        lines.extend(_subtree_lines(tree, (0, number), marks or {}))
     return "\n".join(lines)
 
 
-def _subtree_lines(tree: Tree, node: Node) -> Iterator[str]:
-    chain, children = _chain(tree, node)
+def _subtree_lines(tree: Tree, node: Node, marks: Mapping[Node, str]) -> Iterator[str]:
+    mark = f" ({visible(marks[node])})" if node in marks else ""
+    if node[0] == tree.depth:
+        yield f"head of {visible(tree.tasks[node[1]])}{mark}"
+        return
+    chain, children = _chain(tree, node, marks)
     stages = f"stage {chain[0][0]}" if len(chain) == 1 else f"stages {chain[0][0]}-{chain[-1][0]}"
-    yield f"{stages}: {', '.join(map(visible, tree.partitions[node[0]][node[1]]))}"
+    yield f"{stages}: {', '.join(map(visible, tree.partitions[node[0]][node[1]]))}{mark}"
+    if chain[-1][0] == tree.depth - 1:
+        heads = [(tree.depth, tree.tasks.index(task)) for task in tree.partitions[node[0]][node[1]]]
+        children = [head for head in heads if head in marks]
     for position, child in enumerate(children):
         last = position == len(children) - 1
-        for index, line in enumerate(_subtree_lines(tree, child)):
+        for index, line in enumerate(_subtree_lines(tree, child, marks)):
             joint = ("└── " if last else "├── ") if index == 0 else ("    " if last else "│   ")
             yield joint + line
 
 
-def _chain(tree: Tree, node: Node) -> tuple[list[Node], list[Node]]:
+def _chain(tree: Tree, node: Node, marks: Mapping[Node, str]) -> tuple[list[Node], list[Node]]:
     """The nodes from `node` on that serve the same tasks, and the nodes into which the last of them branches."""
     chain = [node]
     while True:
         children = _children(tree, chain[-1])
-        if len(children) != 1:
+        if len(children) != 1 or children[0] in marks:
             return chain, children
         chain.append(children[0])
 

@@ -20,7 +20,7 @@ from branchnet.pipeline.plans.dry_run import (
 )
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.search_inputs import COMPARED_PER_SECOND, REPLICATES
-from branchnet.pipeline.steps import check_budget, nothing_known
+from branchnet.pipeline.steps import check_budget, limits_of, nothing_known
 from branchnet.pipeline.tree_choice.choosing import FITTED, LOSS_OBJECTIVES
 from branchnet.pipeline.tree_choice.proposals import most_proposals
 from branchnet.stages import StagedNetwork, split_all
@@ -58,7 +58,7 @@ def plan_run(problem: Problem) -> Plan:
     first = next(iter(staged.values()))
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
         heads = {task: network.head_cost for task, network in staged.items()}
-        check_budget(problem, first.locations, first.costs, heads)
+        check_budget(problem, first.locations, limits_of(problem, staged, first.costs, heads))
     difference = first.first_difference
     notes = (str(difference),) if difference is not None and difference.limits else ()
     plan = plan_comparison(

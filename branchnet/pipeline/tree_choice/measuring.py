@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from branchnet.affinity import Affinity
+from branchnet.affinity.probes import read_probe
 from branchnet.builder import BranchedNetwork, build, choose_donors
+from branchnet.builder.stitches.top_down_fit import stitch_donors
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.pipeline.tree_choice.proposals import Proposal
 from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork, call
+from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.utils.progress import progress_bar
 
@@ -48,10 +51,12 @@ def measure_trees(
         the measured trees, in the order of the proposals.
     """
     measured = []
+    read = read_probe(probe, batch_size, call_form(next(iter(staged.values()))))
     with progress_bar("measure trees", len(proposals)) as advance:
         for proposal, size in zip(proposals, sizes, strict=True):
             donors = choose_donors(proposal.tree, affinity, preferred=preferred)
-            branched = build(proposal.tree, staged, init="stitch", probe=probe, donors=donors).eval()
+            branched = build(proposal.tree, staged, init="donor", donors=donors).eval()
+            stitch_donors(branched, staged, read, kinds, corrected=False)
             losses = distances(branched, staged, held_out, kinds, batch_size)
             measured.append(MeasuredTree(proposal.tree, proposal.by, size, proposal.predicted, losses))
             advance(f"{measured[-1].mean:.3f}")
@@ -80,7 +85,7 @@ def distances(
     judged = {task: OutputDistance(kinds.get(task, "regression")) for task in branched.tasks}
     device = next(branched.parameters()).device
     with torch.no_grad():
-        for batch in read_samples(inputs).batches(batch_size):
+        for batch in read_samples(inputs, call_form(branched)).batches(batch_size):
             found = branched(placed(batch.inputs, device))
             for task, distance in judged.items():
                 distance.add(found[task], call(networks[task], placed(batch.inputs, device)))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.reporting.comparison import Comparison
 from branchnet.reporting.cost_tables import (
     branch_table,
     latency_table,
     node_table,
     stage_table,
+    stitch_table,
     summary_table,
     task_table,
     tasks_named,
@@ -107,16 +109,19 @@ def tree(shown: Tree | None, report: Report | None, affinity: Affinity | None) -
         return None
     locations = report.costs.locations if report else affinity.locations if affinity else None
     params = report.costs.node_params() if report else None
-    plot = tree_plot_data(shown, locations=locations, stage_params=params)
+    marks = report.costs.stitch_marks() if report else {}
+    plot = tree_plot_data(shown, locations=locations, stage_params=params, stitched=marks)
     caption = (
         "From the input on the left to the tasks on the right. Grey nodes serve several tasks, coloured ones just one."
     )
     if params:
         caption += " Thickness shows parameters; below: those of one node \N{MULTIPLICATION SIGN} nodes."
+    if marks:
+        caption += " Diamonds are stitching layers: another task's network goes on from there."
     drawing = picture(
         draw_tree(plot), "tree", f"Tree of {len(shown.tasks)} tasks over {len(plot.locations)} stages", caption
     )
-    return Section("tree", "The tree", drawing + folded("The tree in words", preformatted(str(shown))))
+    return Section("tree", "The tree", drawing + folded("The tree in words", preformatted(tree_text(shown, marks))))
 
 
 def results(comparison: Comparison | None) -> Section | None:
@@ -175,6 +180,7 @@ def costs(report: Report | None) -> Section | None:
         return None
     counted = report.costs
     content = table(summary_table(counted)) + table(stage_table(counted)) + bullets(counted.notes(), "notes")
+    content += table(stitch_table(counted)) if counted.stitches else ""
     content += folded("By task", table(task_table(counted))) + folded("By branch", table(branch_table(counted)))
     content += folded("By node", table(node_table(counted, report.node_latencies)))
     return Section("costs", "Costs", content)

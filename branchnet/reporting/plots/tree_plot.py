@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,11 +37,15 @@ class TreeNode:
 
 @dataclass(frozen=True)
 class TreeLink:
-    """An edge between two nodes, as indices into `TreePlot.nodes`; `chain` where both serve the same tasks."""
+    """An edge between two nodes, as indices into `TreePlot.nodes`; `chain` where both serve the same tasks.
+
+    It is `stitched` where a stitching layer lies on it.
+    """
 
     parent: int
     child: int
     chain: bool
+    stitched: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class TreePlot:
         stage_params: parameters of one node of each stage, or None where unknown.
         widths: nodes per stage.
         nodes, links: as drawn; a row is one task high.
+        stitched_heads: tasks with a stitching layer in front of their heads.
     """
 
     tasks: tuple[str, ...]
@@ -64,6 +69,7 @@ class TreePlot:
     widths: tuple[int, ...]
     nodes: tuple[TreeNode, ...]
     links: tuple[TreeLink, ...]
+    stitched_heads: tuple[str, ...] = ()
 
 
 def leaf_order(tree: Tree) -> tuple[str, ...]:
@@ -78,7 +84,11 @@ def leaf_order(tree: Tree) -> tuple[str, ...]:
 
 
 def tree_plot_data(
-    tree: Tree, *, locations: Sequence[str] | None = None, stage_params: Sequence[float] | None = None
+    tree: Tree,
+    *,
+    locations: Sequence[str] | None = None,
+    stage_params: Sequence[float] | None = None,
+    stitched: Collection[tuple[int, int]] = (),
 ) -> TreePlot:
     """Place everything in the drawing of `tree`.
 
@@ -86,6 +96,7 @@ def tree_plot_data(
         tree: the tree.
         locations: one name per stage; by default their numbers.
         stage_params: parameters of one node of each stage, which make its thickness; by default all are equal.
+        stitched: stages and numbers of the nodes with a stitching layer in front; (D, i) for the head of task i.
 
     Returns:
         what is drawn where.
@@ -98,13 +109,20 @@ def tree_plot_data(
     above: dict[str, int] = {}
     for stage, clusters in enumerate(tree.partitions):
         share = stage_params[stage] / largest if stage_params else 0.5
-        for cluster in clusters:
+        for number, cluster in enumerate(clusters):
             members = tuple(sorted(cluster, key=row.__getitem__))
             centre = (row[members[0]] + row[members[-1]]) / 2
             nodes.append(TreeNode(stage, members, centre, _THINNEST + (_THICKEST - _THINNEST) * share))
             if stage:
                 parent = above[members[0]]
-                links.append(TreeLink(parent, len(nodes) - 1, chain=nodes[parent].tasks == members))
+                links.append(
+                    TreeLink(
+                        parent,
+                        len(nodes) - 1,
+                        chain=nodes[parent].tasks == members,
+                        stitched=(stage, number) in stitched,
+                    )
+                )
             above.update(dict.fromkeys(members, len(nodes) - 1))
     return TreePlot(
         tasks=tasks,
@@ -114,6 +132,7 @@ def tree_plot_data(
         widths=tuple(tree.widths),
         nodes=tuple(nodes),
         links=tuple(links),
+        stitched_heads=tuple(task for i, task in enumerate(tree.tasks) if (tree.depth, i) in stitched),
     )
 
 
@@ -137,6 +156,7 @@ def draw_tree(plot: TreePlot) -> Figure:
     _draw_links(axes, plot)
     _draw_nodes(axes, plot)
     _draw_tasks(axes, plot)
+    _draw_stitches(axes, plot)
     return figure
 
 
@@ -201,6 +221,17 @@ def _draw_tasks(axes: Axes, plot: TreePlot) -> None:
         _curve(axes, (depth - 1 + _BODY, leaf[task].row), (depth, row), mark.colour)
         axes.plot(depth + 0.02, row, marker=mark.marker, markersize=8, color=mark.colour, markeredgewidth=0)
         axes.annotate(visible(task), (depth + 0.02, row), xytext=(9, 0), textcoords="offset points", va="center")
+
+
+def _draw_stitches(axes: Axes, plot: TreePlot) -> None:
+    children = [plot.nodes[link.child] for link in plot.links if link.stitched]
+    places = [(float(node.stage), node.row) for node in children]
+    depth = len(plot.locations)
+    for task in plot.stitched_heads:  # half the way from its last node to its mark
+        (last,) = (node for node in plot.nodes if node.stage == depth - 1 and task in node.tasks)
+        places.append((depth - (1 - _BODY) / 2, (last.row + plot.tasks.index(task)) / 2))
+    for x, y in places:
+        axes.plot(x, y, marker="D", markersize=5.5, color="white", markeredgecolor=INK, markeredgewidth=1.2, zorder=3)
 
 
 def _curve(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:

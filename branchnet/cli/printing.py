@@ -13,7 +13,7 @@ from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.pipeline import RunResult
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting.tables import Table
 
 
@@ -76,6 +76,7 @@ def print_run(result: RunResult, *, as_json: bool) -> None:
         as_json: all measurements as JSON instead of tables and sentences.
     """
     from branchnet.pipeline.run_outputs import ways_to_load
+    from branchnet.reporting import step_table
     from branchnet.reporting.conclusion import verdict
 
     if as_json:
@@ -87,9 +88,9 @@ def print_run(result: RunResult, *, as_json: bool) -> None:
     console = Console()
     sizes = "one multiply-add counts as one FLOP; latency: median for one input"
     console.print(result.comparison.size_table().to_rich(sizes))
+    if (steps := step_table(result.comparison)) is not None:
+        console.print(steps.to_rich())
     console.print(result.comparison.task_table().to_rich())
-    for label, values in result.further.items():
-        print_text(f"{label}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     print_text(verdict(result.comparison))
     if result.folder is not None:
         shell, python = ways_to_load(result.network, result.folder)

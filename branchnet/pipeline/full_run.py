@@ -11,16 +11,14 @@ from torch import nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget
-from branchnet.data.samples import Source, count_samples
+from branchnet.data.samples import Source
 from branchnet.pipeline.config.run_config import Kind, RunOptions
-from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_distillation
 from branchnet.pipeline.problem import Problem, make_problem
 from branchnet.pipeline.run_outputs import write_results
 from branchnet.pipeline.run_result import RunResult
-from branchnet.pipeline.steps import Results, Trees, check_budget, find_trees, judge, train_networks
+from branchnet.pipeline.steps import Results, Trees, find_trees, judge, train_networks
 from branchnet.pipeline.workspace import Workspace
 from branchnet.reporting import TaskSamples, report
-from branchnet.stages import split_all
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import silence
 
@@ -187,51 +185,8 @@ def finish(
         trees=trees.compared,
         measured=trees.choice.measured,
         proposer=trees.choice.proposer,
-        further=results.further,
+        losses=trees.choice.losses,
     )
     if result.folder is not None:
         write_results(result, problem, trees, result.folder, command=command, samples=samples)
     return result
-
-
-def plan_run(problem: Problem) -> Plan:
-    """The plan of a whole run: comparing, and distilling the chosen tree and the baselines.
-
-    Args:
-        problem: what is asked.
-
-    Returns:
-        The plan.
-
-    Raises:
-        SplitError: networks without a common structure.
-        BudgetError: a budget of parameters or multiply-adds below the smallest tree.
-    """
-    options = problem.options
-    staged = split_all(problem.networks, problem.example, locations=options.locations)
-    first = next(iter(staged.values()))
-    if problem.budget.unit != "latency":  # milliseconds would have to be measured
-        heads = {task: network.head_cost for task, network in staged.items()}
-        check_budget(problem, first.locations, first.costs, heads)
-    difference = first.first_difference
-    notes = (str(difference),) if difference is not None and difference.limits else ()
-    plan = plan_comparison(
-        Plan("run", notes=notes),
-        problem.networks,
-        problem.example,
-        count=count_samples(problem.probe),
-        batch_size=options.batch_size,
-        cut_bytes=[cost.cut_bytes for cost in first.costs],
-    )
-    trees = 1 + ("shared" in options.baselines) + ("random" in options.baselines) * options.random_trees
-    return plan_distillation(
-        plan,
-        f"distil {trees} branched networks, {options.steps} batches each (at most: as slow as separate networks)",
-        list(problem.networks.values()),
-        problem.example,
-        steps=options.steps * trees,
-        batch_size=options.batch_size,
-        activations=sum(
-            cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
-        ),
-    )

@@ -22,7 +22,7 @@ from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.config_sources import call_factory, find_function
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
-from branchnet.pipeline.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
+from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
 from branchnet.pipeline.problem import divide, held_out_rows
 from branchnet.specification import Architecture
 from branchnet.stages import split_all

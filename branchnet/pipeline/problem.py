@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class Problem:
             not reused.
         compiled: whether latencies are measured compiled, too.
         kinds: the kind of each task's output; regression where it is not named.
-        further: more metrics, by the label they are reported under: the task and the metric.
+        further: more metrics, each with its task.
     """
 
     networks: Mapping[str, nn.Module]
@@ -71,7 +71,7 @@ class Problem:
     options: RunOptions
     identity: Any = None
     compiled: bool = True
-    further: Mapping[str, tuple[str, Metric]] = field(default_factory=dict)
+    further: Sequence[tuple[str, Metric]] = ()
     kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     @property
@@ -279,24 +279,24 @@ def probe_of(train: Source, options: RunOptions) -> Any:
     return placed(chosen.inputs, torch.device("cpu"))
 
 
-def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], dict[str, tuple[str, Metric]]]:
-    """The metric of each task, and further ones by label: agreement with the single-task network.
+def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], tuple[tuple[str, Metric], ...]]:
+    """The metric of each task, and further ones: agreement with the single-task network.
 
     Args:
         kinds: the kind of each task.
 
     Returns:
-        The metrics by task; the further ones as (task, metric) by label.
+        The metrics by task; the further ones as (task, metric).
     """
     classes = [task for task, kind in kinds.items() if kind == "classification"]
     metrics = {
         task: on_first_tensor(explained_divergence() if task in classes else explained_variance()) for task in kinds
     }
-    further = {
-        f"{task}: {metric.name}": (task, on_first_tensor(metric))
+    further = tuple(
+        (task, on_first_tensor(metric))
         for task in classes
-        for metric in (kl_divergence(), cohen_kappa(), top1_agreement())
-    }
+        for metric in (cohen_kappa(), kl_divergence(), top1_agreement())
+    )
     return metrics, further
 
 

@@ -26,15 +26,18 @@ from branchnet.reporting import (
     affinity_plot_data,
     draw_affinity,
     draw_front,
+    draw_measured,
     draw_samples,
     draw_tree,
     front_plot_data,
+    measured_plot_data,
     samples_plot_data,
     save_figure,
     tree_plot_data,
 )
 from branchnet.reporting.conclusion import verdict
 from branchnet.specification import Architecture
+from branchnet.stitching import stitch_costs
 
 
 def write_results(
@@ -65,6 +68,8 @@ def write_results(
     )
     save(result.network, directory, architecture=Architecture.from_network(result.network, search=found.search))
     result.affinity.save(directory / "affinity.npz")
+    if result.losses is not None:
+        result.losses.save(directory / "stitch_affinity.npz")
     save_json(result.to_dict(), directory / "metrics.json")
     grid = sample_grid(problem, samples) if samples else None
     write_pictures(problem, trees, grid, directory)
@@ -75,12 +80,14 @@ def write_results(
         asked={
             "budget": str(problem.budget),
             "objective": problem.options.objective,
+            "proposed by": result.proposer,
             "tasks": ", ".join(problem.networks),
         },
         chosen=result.search,
         report=result.report,
         affinity=result.affinity,
         front=front_data(problem, trees),
+        measured=result.measured,
         comparison=result.comparison,
         samples=grid,
         stability=result.stability,
@@ -113,12 +120,14 @@ def sample_grid(problem: Problem, samples: Sequence[TaskSamples]) -> SamplesPlot
 
 
 def write_pictures(problem: Problem, trees: Trees, grid: SamplesPlot | None, directory: Path) -> None:
-    """Draw the affinities, the tree, the Pareto front and the samples as PNG files."""
+    """Draw the affinities, the tree, the Pareto front, the measured trees and the samples as PNG files."""
     save_figure(draw_affinity(affinity_plot_data(trees.affinity, tree=trees.chosen.tree)), directory / "affinity.png")
     stages = trees.first
     tree = tree_plot_data(trees.chosen.tree, locations=stages.locations, stage_params=stages.costs.params)
     save_figure(draw_tree(tree), directory / "tree.png")
     save_figure(draw_front(front_data(problem, trees)), directory / "front.png")
+    if trees.choice.measured:
+        save_figure(draw_measured(measured_plot_data(trees.choice.measured)), directory / "measured.png")
     if grid is not None:
         save_figure(draw_samples(grid), directory / "samples.png")
 
@@ -135,6 +144,7 @@ def front_data(problem: Problem, trees: Trees) -> FrontPlot:
         unit="params",
         objective=problem.options.objective,
         budget=problem.budget if in_parameters else None,
+        stitch_sizes=stitch_costs(trees.first),
     )
     return front_plot_data(
         trees.front,

@@ -12,8 +12,7 @@ import torch
 from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget, SearchResult, Stability, Tree
-from branchnet.pipeline.tree_choice.measuring import MeasuredTree
-from branchnet.reporting import Comparison, Report
+from branchnet.reporting import Comparison, MeasuredTree, Report
 from branchnet.reporting.conclusion import verdict
 
 
@@ -31,11 +30,11 @@ class RunResult:
         affinity: how well each pair of tasks could share each stage.
         search: the chosen tree with its cost, its bound, and whether it is proven best.
         front: the trees that no other tree beats in both parameters and cost.
-        stability: how often the same tree is chosen on bootstrap replicates of the probe.
+        stability: how often the search by RSA proposes the same tree on bootstrap replicates of the probe.
         trees: the trees that were built and trained, the chosen one (`"branched"`) first.
-        further: further metrics, by label and network.
         measured: the proposed trees, and what each did with stitching layers, without training.
         proposer: who proposed the tree that was chosen.
+        losses: the stitching losses as an affinity; None with `measure="rsa"`.
         threads: threads that the CPU used.
 
     >>> import branchnet
@@ -59,9 +58,9 @@ class RunResult:
     front: tuple[SearchResult, ...]
     stability: Stability
     trees: Mapping[str, Tree]
-    further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     measured: tuple[MeasuredTree, ...] = ()
     proposer: str = ""
+    losses: Affinity | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
     def __str__(self) -> str:
@@ -70,8 +69,20 @@ class RunResult:
 
     @property
     def certainty(self) -> str:
-        """How sure the choice of the tree is, in a few words."""
-        return f"the same tree in {100 * self.stability.same_tree:.0f}% of bootstrap replicates"
+        """How the tree was chosen, and how sure RSA is of the one that it proposes, in a few words."""
+        share = f"{100 * self.stability.same_tree:.0f}% of bootstrap replicates"
+        if not self.measured:
+            return f"the same tree in {share}"
+        return f"{self.search.why}; RSA proposes its own tree again in {share}"
+
+    @property
+    def further(self) -> dict[str, dict[str, float]]:
+        """Further metrics, by label (`task: metric`) and network."""
+        return {
+            f"{task}: {name}": dict(values)
+            for task, metrics in self.comparison.further.items()
+            for name, values in metrics.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, as JSON values; latencies in seconds."""

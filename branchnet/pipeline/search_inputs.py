@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets import Costs, HeadCosts
+    from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.inference import LatencyTable
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting import FrontPlot
     from branchnet.specification import Architecture
     from branchnet.stages.costs import StageCost, StageCosts
 
 REPLICATES = 50
 RANDOM_TREES = 100
-_COMPARED_PER_SECOND = 5e8
+COMPARED_PER_SECOND = 5e8
 
 
 def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) -> StageCosts:
@@ -81,6 +82,36 @@ def costs_for(
     return table.costs, table.head_costs
 
 
+def searched_with(found: Affinity, objective: str) -> Affinity:
+    """An affinity as an objective takes it: `medoid` and `stitch` know directions, the others their mean."""
+    from branchnet.clustering.stitching.stitch_losses import STITCH
+
+    return found if objective in ("medoid", STITCH) else found.symmetric()
+
+
+def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str) -> tuple[int, ...] | None:
+    """The size of one stitch at each location, which trees found by stitching losses will have.
+
+    Args:
+        found: the affinities.
+        spec: the specification; its first network is made again to count.
+        unit: of the budget.
+
+    Returns:
+        D sizes; None with other affinities, for milliseconds, and where the specification does not say how that
+        network is made.
+    """
+    from branchnet.specification.realisation import interface_of
+    from branchnet.stages import split
+    from branchnet.stitching import stitch_costs
+
+    made = spec.constructors[spec.tasks[0]]
+    if not found.measure.startswith("stitch") or unit == "latency" or made is None or spec.input is None:
+        return None
+    staged = split(made.create(), interface_of(spec).random(), locations=list(spec.locations))
+    return stitch_costs(staged)[unit]
+
+
 def read_latency(path: Path) -> LatencyTable:
     """Read what `branchnet bench --stages` wrote.
 
@@ -136,16 +167,22 @@ def plan_search(
     """
     from branchnet.clustering import count_trees
     from branchnet.clustering.search_problem import choose_method, make_problem
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
 
     problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages)
     chosen, why = choose_method(problem, method)
     trees = count_trees(len(found.tasks), len(found.locations))
     plan = Plan("search").step(f"{trees:.3g} trees of {len(found.tasks)} tasks and {len(found.locations)} stages")
     if chosen != "exact":
-        return plan.step(f"{chosen} search ({why}); ends at --time-limit, or when no move helps")
+        end = "after a minute" if chosen == "milp" else "when no move helps"
+        return plan.step(f"{chosen} search ({why}); ends at --time-limit, or {end}")
     compared, held = problem.work()
-    return plan.step(f"exact search ({why})", seconds=compared / _COMPARED_PER_SECOND, memory=held)
+    return plan.step(f"exact search ({why})", seconds=compared / COMPARED_PER_SECOND, memory=held)
+
+
+def objective_of(spec: Architecture) -> str:
+    """The objective that the tree of a specification was found with, as far as it is recorded."""
+    return (spec.search and spec.search.objective) or "mean-pair"
 
 
 def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
@@ -159,34 +196,40 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         The search result.
     """
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
-    from branchnet.clustering.budgets import size_model, uncounted_operators
-    from branchnet.clustering.objectives import stage_losses
+    from branchnet.clustering.budgets import uncounted_operators
+    from branchnet.clustering.search_problem import make_problem
 
     recorded = spec.search
-    objective = (recorded and recorded.objective) or "mean-pair"
+    objective = objective_of(spec)
     budget = Budget.parse(recorded.budget) if recorded and recorded.budget else None
     unit = budget.unit if budget else "params"
     costs, heads = spec.stage_costs, spec.head_costs or None
     assert costs is not None
+    stitches = stitch_sizes_for(found, spec, unit)
+    problem = make_problem(found, costs, unit, heads, objective, stitch_sizes=stitches)
     cost = clustering_cost(spec.tree, found, objective=objective)
     bound = recorded.lower_bound if recorded and recorded.lower_bound is not None else float("-inf")
     return SearchResult(
         tree=spec.tree,
         cost=cost,
-        size=tree_size(spec.tree, costs, head_costs=heads, unit=unit),
+        size=tree_size(spec.tree, costs, head_costs=heads, unit=unit, stitch_sizes=stitches),
         lower_bound=bound,
-        proven=bool(recorded and recorded.proven and bound >= cost - 2 * stage_losses(found, objective).tie),
+        proven=bool(recorded and recorded.proven and bound >= cost - 2 * problem.losses.tie),
         method=(recorded and recorded.method) or "given",
         why="",
         objective=objective,
         unit=unit,
-        limit=size_model(costs, spec.tasks, unit, heads).limit(budget) if budget else float("inf"),
+        limit=problem.sizes.limit(budget) if budget else float("inf"),
         uncounted=uncounted_operators(costs, heads) if unit == "flops" else (),
     )
 
 
 def front_of(
-    chosen: SearchResult, found: Affinity, costs: StageCosts, heads: Mapping[str, StageCost] | None
+    chosen: SearchResult,
+    found: Affinity,
+    costs: StageCosts,
+    heads: Mapping[str, StageCost] | None,
+    stitch_sizes: Sequence[float] | None = None,
 ) -> FrontPlot:
     """The front around a chosen tree, with random trees of its budget.
 
@@ -195,6 +238,7 @@ def front_of(
         found: the affinities.
         costs: of the stages.
         heads: of the heads, or None.
+        stitch_sizes: of one stitch at each location, or None.
 
     Returns:
         What is drawn.
@@ -203,13 +247,16 @@ def front_of(
     from branchnet.reporting import front_plot_data
 
     tree, unit = chosen.tree, chosen.unit
-    front = pareto_front(found, costs, unit=unit, head_costs=heads, objective=chosen.objective)
+    counted: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitch_sizes}
+    front = pareto_front(found, costs, unit=unit, objective=chosen.objective, **counted)
     budget = Budget(chosen.limit, unit) if chosen.limit < float("inf") else None
     return front_plot_data(
         front,
         tree_size(Tree.separate(tree.tasks, tree.depth), costs, head_costs=heads, unit=unit),
         chosen=chosen,
-        random=random_points(found, costs, heads, unit=unit, objective=chosen.objective, budget=budget),
+        random=random_points(
+            found, costs, heads, unit=unit, objective=chosen.objective, budget=budget, stitch_sizes=stitch_sizes
+        ),
         budget=chosen.limit if budget else None,
         resource={"params": "parameters", "flops": "FLOPs"}.get(unit, unit),
         objective=f"clustering cost ({chosen.objective})",
@@ -224,6 +271,7 @@ def random_points(
     unit: str,
     objective: str,
     budget: Budget | None,
+    stitch_sizes: StitchSizes | None = None,
 ) -> list[tuple[float, float]]:
     """Size and cost of trees drawn uniformly, among those within a budget if there is one, to compare a choice with.
 
@@ -233,7 +281,8 @@ def random_points(
         heads: of the heads, or None.
         unit: in which sizes are counted.
         objective: how trees are judged.
-        budget: the budget, or None.
+        budget: the budget, or None; stitches may exceed it.
+        stitch_sizes: of one stitch at each location, or None.
 
     Returns:
         (size, cost) of each tree.
@@ -246,7 +295,7 @@ def random_points(
     drawn = [draw() for _ in range(RANDOM_TREES)]
     return [
         (
-            tree_size(tree, costs, head_costs=heads, unit=unit),
+            tree_size(tree, costs, head_costs=heads, unit=unit, stitch_sizes=stitch_sizes),
             clustering_cost(tree, found, objective=objective),
         )
         for tree in drawn

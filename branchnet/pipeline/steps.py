@@ -17,13 +17,13 @@ from torch import nn
 
 from branchnet.affinity import Affinity, rsa
 from branchnet.builder import BranchedNetwork, SeparateNetworks, build, choose_donors
+from branchnet.builder.weights.donors import Donors
 from branchnet.clustering import (
     SearchResult,
     Stability,
     Tree,
     pareto_front,
     random_tree,
-    search,
     stability,
     tree_size,
 )
@@ -40,14 +40,13 @@ from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
 from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting import ComparedNetwork, Comparison
+from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_STITCHES
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching import stitch_costs
 from branchnet.training import Metric, Teachers, evaluate
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
-STITCHED, UNSTITCHED, CONSTANT = "before training", "without stitches", "constant"
-"""What the comparison calls the branched network before training, its donors' weights alone, and constant answers."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,10 @@ class Trees:
         return next(iter(self.staged.values()))
 
     def size(self, tree: Tree, unit: str) -> float:
-        """Parameters or multiply-adds of `tree`, heads included."""
+        """Parameters or multiply-adds of `tree`, stitches and heads included."""
         heads = {task: network.head_cost for task, network in self.staged.items()}
-        return tree_size(tree, self.first.costs, head_costs=heads, unit=unit)
+        stitches = stitch_costs(self.first)
+        return tree_size(tree, self.first.costs, head_costs=heads, unit=unit, stitch_sizes=stitches)
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,11 @@ class Results:
     """What was measured.
 
     Attributes:
-        comparison: the separate networks, the branched one and the baselines.
-        further: further metrics, by label and network.
-        stability: how often the same tree is chosen on other samples of the probe.
+        comparison: the separate networks, the branched one, the baselines, and what they are judged against.
+        stability: how often the search by RSA proposes the same tree on other samples of the probe.
     """
 
     comparison: Comparison
-    further: Mapping[str, Mapping[str, float]]
     stability: Stability
 
 
@@ -121,7 +119,8 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     staged = split_all(problem.networks, problem.example, locations=options.locations)
     first = next(iter(staged.values()))
     costs, heads = _costs(problem, staged, workspace)
-    check_budget(problem, first.locations, costs, heads)
+    limits = limits_of(problem, staged, costs, heads)
+    check_budget(problem, first.locations, limits)
     settings = [problem.identity, list(first.locations), count_samples(problem.probe)]
     affinity = workspace.step(
         "affinity.npz",
@@ -130,11 +129,11 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    limits = Limits(costs, heads, problem.budget, stitch_costs(first).get(problem.budget.unit))
     with deferred_interrupt() as interrupted:  # a search that is interrupted returns its best tree so far
         proposed = limits.search(affinity, options.objective, options.seed)
         params = {task: network.head_cost for task, network in staged.items()}
-        front = pareto_front(affinity, first.costs, head_costs=params, objective=options.objective)
+        counted: dict[str, Any] = {"head_costs": params, "stitch_sizes": stitch_costs(first)}
+        front = pareto_front(affinity, first.costs, objective=options.objective, **counted)
         if interrupted():
             raise KeyboardInterrupt
     choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)
@@ -143,7 +142,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     if "shared" in options.baselines:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in options.baselines:
-        compared |= _random_trees_of_same_size(chosen, costs, heads, problem)
+        compared |= _random_trees_of_same_size(chosen, limits, problem)
     return Trees(staged, affinity, front, chosen, compared, costs, heads, proposed, choice)
 
 
@@ -164,31 +163,46 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
     return table.costs, table.head_costs
 
 
-def check_budget(problem: Problem, locations: Sequence[str], costs: Costs, heads: HeadCosts) -> None:
+def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork], costs: Costs, heads: HeadCosts) -> Limits:
+    """What decides how large a tree is; sizes of stitches are known in parameters and multiply-adds.
+
+    Args:
+        problem: what is asked.
+        staged: the single-task networks.
+        costs: of the stages in the budget's unit.
+        heads: of the heads.
+
+    Returns:
+        The limits.
+    """
+    first = next(iter(staged.values()))
+    return Limits(costs, heads, problem.budget, stitch_costs(first).get(problem.budget.unit))
+
+
+def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> None:
     """Raise BudgetError where not even the smallest tree fits, before anything takes long.
 
     Args:
         problem: what is asked.
         locations: where the networks can be cut.
-        costs: of the stages in the budget's unit.
-        heads: of the heads.
+        limits: sizes, and the budget.
     """
-    tasks = tuple(problem.networks)
-    nothing_known = Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
-    search(nothing_known, costs, problem.budget, head_costs=heads, objective=problem.options.objective)
+    limits.search(nothing_known(tuple(problem.networks), locations), problem.options.objective, seed=0)
 
 
-def _random_trees_of_same_size(
-    chosen: SearchResult, costs: Costs, heads: HeadCosts, problem: Problem
-) -> dict[str, Tree]:
+def nothing_known(tasks: Sequence[str], locations: Sequence[str]) -> Affinity:
+    """An affinity that tells no tree from another."""
+    return Affinity(tasks, locations, np.ones((len(locations), len(tasks), len(tasks))))
+
+
+def _random_trees_of_same_size(chosen: SearchResult, limits: Limits, problem: Problem) -> dict[str, Tree]:
     """Of trees drawn uniformly under the budget those nearest to the chosen one's size: neither that nor the shared."""
     generator = random.Random(problem.options.seed)
-    draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=costs)
-    drawn = dict.fromkeys(draw(budget=problem.budget, head_costs=heads) for _ in range(RANDOM_TREES))
+    draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=limits.costs)
+    drawn = dict.fromkeys(draw(budget=limits.budget, head_costs=limits.heads) for _ in range(RANDOM_TREES))
     shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
-    others = [tree for tree in drawn if tree not in (chosen.tree, shared)]
-    unit = problem.budget.unit
-    others.sort(key=lambda tree: abs(tree_size(tree, costs, head_costs=heads, unit=unit) - chosen.size))
+    others = [tree for tree in drawn if tree not in (chosen.tree, shared) and limits.size(tree) <= chosen.limit]
+    others.sort(key=lambda tree: abs(limits.size(tree) - chosen.size))
     nearest = others[: problem.options.random_trees]
     return {f"random {number}": tree for number, tree in enumerate(nearest, start=1)}
 
@@ -204,8 +218,12 @@ def build_stitched(problem: Problem, trees: Trees, tree: Tree) -> BranchedNetwor
     Returns:
         The network, in eval mode.
     """
-    donors = choose_donors(tree, trees.choice.losses or trees.affinity, preferred=problem.options.donor)
+    donors = _donors(problem, trees, tree)
     return build(tree, trees.staged, donors=donors, init="stitch", probe=problem.probe).eval()
+
+
+def _donors(problem: Problem, trees: Trees, tree: Tree) -> Donors:
+    return choose_donors(tree, trees.choice.losses or trees.affinity, preferred=problem.options.donor)
 
 
 def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict[str, BranchedNetwork]:
@@ -280,40 +298,49 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         save=save_json,
         load=load_seconds,
     )
-    judged: dict[str, nn.Module] = {**everything, **_less_trained(problem, trees)}
+    references = _references(problem, trees)
+    judged: dict[str, nn.Module] = {**everything, **references}
     comparison = Comparison(
-        tuple(_compared(problem, trees, name, network, seconds) for name, network in judged.items()),
+        tuple(_compared(problem, trees, name, network, seconds) for name, network in everything.items())
+        + tuple(
+            ComparedNetwork(name, _evaluate(problem, network, problem.metrics), reference=True)
+            for name, network in references.items()
+        ),
         {task: metric.name for task, metric in problem.metrics.items()},
         {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
+        _further(problem, judged),
     )
-    further = {
-        label: {name: _evaluate(problem, network, {task: metric})[task] for name, network in judged.items()}
-        for label, (task, metric) in problem.further.items()
-    }
-    return Results(comparison, further, _stability(problem, trees))
+    return Results(comparison, _stability(problem, trees))
 
 
-def _less_trained(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
+def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
     """What the branched network is without training, without stitches, and without any network at all."""
     options, tree = problem.options, trees.chosen.tree
-    donors = choose_donors(tree, trees.choice.losses or trees.affinity, preferred=options.donor)
     found: dict[str, nn.Module] = {}
     if options.steps:
-        found[STITCHED] = build_stitched(problem, trees, tree)
-    found[UNSTITCHED] = build(tree, trees.staged, donors=donors, init="donor").eval()
+        found[BEFORE_TRAINING] = build_stitched(problem, trees, tree)
+    found[WITHOUT_STITCHES] = build(tree, trees.staged, donors=_donors(problem, trees, tree), init="donor").eval()
     found[CONSTANT] = constant_predictor(problem.networks, problem.validation, problem.kinds, options.batch_size)
+    return found
+
+
+def _further(problem: Problem, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
+    """The further metrics by task, metric and network."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for task, metric in problem.further:
+        values = {name: _evaluate(problem, network, {task: metric})[task] for name, network in networks.items()}
+        found.setdefault(task, {})[metric.name] = values
     return found
 
 
 def _compared(problem: Problem, trees: Trees, name: str, network: nn.Module, seconds: Seconds) -> ComparedNetwork:
     chosen = trees.chosen.tree
-    known = {"separate": Tree.separate(chosen.tasks, chosen.depth), STITCHED: chosen, UNSTITCHED: chosen}
-    tree = trees.compared.get(name) or known.get(name)
+    tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth)
     return ComparedNetwork(
         name,
         _evaluate(problem, network, problem.metrics),
         params=sum(parameter.numel() for parameter in network.parameters()),
-        flops=0 if tree is None else int(trees.size(tree, "flops")),
+        flops=int(trees.size(tree, "flops")),
         latency={
             how: Latency(tuple(seconds[how][name]))
             for how in ("eager", "compiled")  # in this order, whether measured now or read from the file
@@ -327,10 +354,10 @@ def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric
 
 
 def _stability(problem: Problem, trees: Trees) -> Stability:
-    """Search again on bootstrap replicates of the probe."""
+    """Search by RSA again on bootstrap replicates of the probe."""
     replicates = replicates_of(trees.affinity)
     with deferred_interrupt() as interrupted:
-        found = stability(trees.chosen, replicates, trees.costs, problem.budget, head_costs=trees.head_costs)
+        found = stability(trees.proposed, replicates, trees.costs, problem.budget, head_costs=trees.head_costs)
         if interrupted():
             raise KeyboardInterrupt
     return found

@@ -4,6 +4,7 @@ from .comparison import Comparison as Comparison
 from .costing import NetworkCosts as NetworkCosts
 from .costing import NodeCost as NodeCost
 from .costing import network_costs as network_costs
+from .measured_tree import MeasuredTree as MeasuredTree
 from .pages.page import Page as Page
 from .plots.affinity_plot import AffinityPlot as AffinityPlot
 from .plots.affinity_plot import affinity_plot_data as affinity_plot_data
@@ -20,10 +21,13 @@ from .plots.latency_plot import LatencyPlot as LatencyPlot
 from .plots.latency_plot import draw_latency as draw_latency
 from .plots.latency_plot import draw_latency_table as draw_latency_table
 from .plots.latency_plot import latency_plot_data as latency_plot_data
+from .plots.measured_plot import MeasuredPlot as MeasuredPlot
+from .plots.measured_plot import draw_measured as draw_measured
+from .plots.measured_plot import measured_plot_data as measured_plot_data
 from .plots.metric_plot import MetricPlot as MetricPlot
 from .plots.metric_plot import draw_metrics as draw_metrics
 from .plots.metric_plot import metric_plot_data as metric_plot_data
-from .plots.plotting import plot as plot
+from .plotting import plot as plot
 from .plots.samples_plot import SamplesPlot as SamplesPlot
 from .plots.samples_plot import TaskSamples as TaskSamples
 from .plots.samples_plot import draw_samples as draw_samples
@@ -32,6 +36,7 @@ from .plots.sharing_plot import draw_sharing as draw_sharing
 from .plots.tree_plot import TreePlot as TreePlot
 from .plots.tree_plot import draw_tree as draw_tree
 from .plots.tree_plot import tree_plot_data as tree_plot_data
+from .training_steps import step_table as step_table
 from .summary import Report as Report
 from .summary import node_latency as node_latency
 from .summary import report as report
@@ -44,6 +49,8 @@ __all__ = [
     "FrontPlot",
     "HistoryPlot",
     "LatencyPlot",
+    "MeasuredPlot",
+    "MeasuredTree",
     "MetricPlot",
     "NetworkCosts",
     "NodeCost",
@@ -58,6 +65,7 @@ __all__ = [
     "draw_history",
     "draw_latency",
     "draw_latency_table",
+    "draw_measured",
     "draw_metrics",
     "draw_samples",
     "draw_sharing",
@@ -65,6 +73,7 @@ __all__ = [
     "front_plot_data",
     "history_plot_data",
     "latency_plot_data",
+    "measured_plot_data",
     "metric_plot_data",
     "network_costs",
     "node_latency",
@@ -73,5 +82,6 @@ __all__ = [
     "report",
     "samples_plot_data",
     "save_figure",
+    "step_table",
     "tree_plot_data",
 ]

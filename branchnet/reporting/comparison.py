@@ -13,6 +13,9 @@ from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed, significant
 from branchnet.training.judging.performance import absolute_changes, multi_task_performance, relative_changes
 
+BEFORE_TRAINING, WITHOUT_STITCHES, CONSTANT = "before training", "without stitches", "constant"
+"""What references are called: the branched network before training, its donors' weights alone, constant answers."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -50,6 +53,7 @@ class ComparedNetwork:
         params: its parameters, or None.
         flops: multiply-adds for one input, or None.
         latency: latency by how it is run (`"eager"`, `"compiled"`).
+        reference: it is none of the networks to choose from, but what the branched one was before, or constant answers.
     """
 
     name: str
@@ -57,6 +61,7 @@ class ComparedNetwork:
     params: int | None = None
     flops: int | None = None
     latency: Mapping[str, Latency] = field(default_factory=dict)
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,34 @@ class Comparison:
         networks: the separate single-task networks first.
         metric_names: what each task's metric is called.
         lower_is_better: whether a smaller metric is better, by task.
+        further: further metrics, by task, metric and network.
     """
 
     networks: tuple[ComparedNetwork, ...]
     metric_names: Mapping[str, str]
     lower_is_better: Mapping[str, bool]
+    further: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def baseline(self) -> ComparedNetwork:
         """The network that the others are compared with."""
         return self.networks[0]
+
+    @property
+    def choices(self) -> tuple[ComparedNetwork, ...]:
+        """The networks but the references."""
+        return tuple(network for network in self.networks if not network.reference)
+
+    def reference(self, name: str) -> ComparedNetwork | None:
+        """Look up a reference.
+
+        Args:
+            name: what it is called.
+
+        Returns:
+            the reference, or None.
+        """
+        return next((network for network in self.networks if network.reference and network.name == name), None)
 
     def delta(self, network: ComparedNetwork) -> float:
         """Compute the multi-task performance of one network against the baseline (Maninis et al. 2019).
@@ -106,14 +129,14 @@ class Comparison:
         """Tabulate parameters, FLOPs, latencies and Delta.
 
         Returns:
-            one row for each network.
+            one row for each network but the references.
         """
-        ways = list(dict.fromkeys(way for network in self.networks for way in network.latency))
+        ways = list(dict.fromkeys(way for network in self.choices for way in network.latency))
         columns = [Column("network"), Column("parameters", si), Column("share", percent), Column("FLOPs", si)]
         columns += [Column(f"latency, {way}", milliseconds, "s") for way in ways]
         columns.append(Column("\N{GREEK CAPITAL LETTER DELTA}", _percent_signed, "%"))
         rows = []
-        for network in self.networks:
+        for network in self.choices:
             row: list[Cell] = [network.name, network.params, self._share(network), network.flops]
             row += [network.latency[way].median if way in network.latency else None for way in ways]
             rows.append((*row, None if network is self.baseline else self.delta(network)))
@@ -123,17 +146,17 @@ class Comparison:
         """Tabulate every task's metric, of all networks but the first with its change in points and in percent.
 
         Returns:
-            one row for each task, one column for each network; the last row is Delta.
+            one row for each task, one column for each network but the references; the last row is Delta.
         """
-        changes = [self.changes(network) for network in self.networks[1:]]
-        columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.networks)]
+        changes = [self.changes(network) for network in self.choices[1:]]
+        columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.choices)]
         rows: list[tuple[Cell, ...]] = []
         for task, name in self.metric_names.items():
             arrow = "\N{DOWNWARDS ARROW}" if self.lower_is_better[task] else "\N{UPWARDS ARROW}"
-            pairs = zip(self.networks[1:], changes, strict=True)
+            pairs = zip(self.choices[1:], changes, strict=True)
             compared = (f"{_metric(network.metrics[task])} ({change[task]})" for network, change in pairs)
             rows.append((task, f"{name} {arrow}", self.baseline.metrics[task], *compared))
-        deltas = [None if network is self.baseline else self.delta(network) for network in self.networks]
+        deltas = [None if network is self.baseline else self.delta(network) for network in self.choices]
         written = [None if delta is None else _percent_signed(delta) for delta in deltas]
         rows.append(("mean change (\N{GREEK CAPITAL LETTER DELTA})", "%", *written))
         return Table("Metric of each task", tuple(columns), tuple(rows), frozenset({len(rows) - 1}))
@@ -142,9 +165,9 @@ class Comparison:
         """Prepare bars of the change of every task.
 
         Returns:
-            what the bars show, of every network but the first.
+            what the bars show, of every network but the first and the references.
         """
-        others = {network.name: network.metrics for network in self.networks[1:]}
+        others = {network.name: network.metrics for network in self.choices[1:]}
         return metric_plot_data(self.baseline.metrics, others, self.lower_is_better)
 
     def latency_plot(self) -> LatencyPlot | None:
@@ -154,7 +177,7 @@ class Comparison:
             what the bars show, with ratios to the first network; None where nothing was timed.
         """
         measured = {
-            f"{network.name}, {way}": latency for network in self.networks for way, latency in network.latency.items()
+            f"{network.name}, {way}": latency for network in self.choices for way, latency in network.latency.items()
         }
         return latency_plot_data(measured, baseline=next(iter(measured))) if measured else None
 

@@ -140,7 +140,7 @@ class Architecture(Section):
         """Describe what a search has found.
 
         Args:
-            result: the search's result.
+            result: the search's result; donors that it has are those of the specification.
             networks: the single-task networks, plain or staged. Staged ones also bring locations, costs and inputs.
             affinity: what was searched on; it names the measure and the probe, and chooses the donors.
             locations: the D locations, where neither networks nor affinity bring them.
@@ -163,6 +163,7 @@ class Architecture(Section):
             locations=locations,
             costs=costs,
             head_costs=head_costs,
+            donors=result.donors,
             search=search_section(result, affinity, budget, seed),
             description=description,
         )
@@ -177,6 +178,7 @@ class Architecture(Section):
         locations: Sequence[str] | None = None,
         costs: StageCosts | None = None,
         head_costs: Mapping[str, StageCost] | None = None,
+        donors: Donors | None = None,
         search: SearchSection | None = None,
         description: str | None = None,
     ) -> Architecture:
@@ -187,6 +189,7 @@ class Architecture(Section):
         Args:
             tree: D stages over the tasks.
             networks, affinity, locations, costs, head_costs, description: as for `from_search`.
+            donors: for each stage the donors of its nodes; by default those of `choose_donors` by the affinity.
             search: how the tree was found.
 
         Returns:
@@ -196,6 +199,8 @@ class Architecture(Section):
             SpecError: locations that are not known, or content that does not fit together.
         """
         networks = networks or {}
+        if donors is None and (networks or affinity is not None):
+            donors = choose_donors(tree, affinity)
         staged = staged_networks(networks, tree.tasks)
         first = next(iter(staged.values()), None)
         if first is not None:
@@ -205,7 +210,7 @@ class Architecture(Section):
             tree,
             locations or (affinity.locations if affinity is not None else costs.names if costs else ()),
             constructors={task: constructor(network) for task, network in networks.items()},
-            donors=choose_donors(tree, affinity) if networks or affinity is not None else None,
+            donors=donors,
             costs=costs,
             head_costs=head_costs or {},
             interface=first.interface if first is not None else None,

@@ -111,8 +111,10 @@ def distill(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
     samples = read_samples(images, call_form(branched))
+    if isinstance(networks, Teachers) and networks.images is not images:
+        raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
     teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
-    _check_teachers(branched, teachers, samples, images)
+    _check_teachers(branched, teachers, samples)
     device = next(branched.parameters()).device
     scales = {task: teachers.variances(task) for task in teachers.tasks}
 
@@ -158,8 +160,8 @@ def distill(
         )
 
 
-def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samples, images: Source) -> None:
-    """Refuse teachers that lack a task that is trained, or that are of other samples."""
+def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samples) -> None:
+    """Refuse teachers that lack a task that is trained, or the transforms, or that read the samples otherwise."""
     tasks = trained_tasks(branched)
     if missing := [task for task in tasks if task not in teachers.tasks]:
         raise TrainingError(

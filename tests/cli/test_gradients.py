@@ -19,6 +19,7 @@ from branchnet.data import scenes
 from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 COUNT = 40
+RATE = 1e-3
 TRUTH = """
 import torch
 
@@ -43,7 +44,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load((folder / "run.yaml").read_text())
     for network in config["networks"].values():
         network["loss"] = "torch.nn.functional:mse_loss"
-    (folder / "labelled.yaml").write_text(yaml.safe_dump({**config, "labels": "truth_of_gradients:labels"}))
+    (folder / "labelled.yaml").write_text(
+        yaml.safe_dump({**config, "labels": "truth_of_gradients:labels", "learning_rate": RATE})
+    )
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -94,7 +97,7 @@ def test_the_look_ahead_of_a_saved_network_is_what_steps_by_hand_give(walker: Wa
     assert walker(line) == 0, walker.err
     found = Affinity.load("hand.npz")
     assert found.directed and found.standard_errors is not None
-    np.testing.assert_allclose(found.values, by_hand(rate=1e-3), rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(found.values, by_hand(RATE), rtol=1e-3, atol=2e-6)
     assert "look-ahead" in walker.out and "→" in walker.out
 
 

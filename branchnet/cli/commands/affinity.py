@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from branchnet.cli.loading import Source
     from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting.tables import Table
     from branchnet.specification import Architecture
+    from branchnet.stages import StagedNetwork
 
-Measure = Literal["rsa", "cka", "svcca", "pwcca", "procrustes", "lookahead", "first-order", "gradient-cosine"]
+Measure = Literal["rsa", "cka", "svcca", "pwcca", "procrustes", "stitch", "lookahead", "first-order", "gradient-cosine"]
 GRADIENTS = ("lookahead", "first-order", "gradient-cosine")
 Split = Annotated[
     Path, Parameter(help="Architecture whose locations count, as `branchnet split` writes it; or a saved network.")
@@ -59,10 +61,11 @@ class AffinityOptions:
 def affinity(config: Config, split: Split, *, options: AffinityOptions = AffinityOptions()) -> None:
     """Compare the networks of CONFIG at the locations of SPLIT on the same images; print which are similar.
 
-    rsa, cka, svcca, pwcca and procrustes compare what the networks see. lookahead (TAG), first-order and
-    gradient-cosine ask what a training step for one task does to the losses of the others: CONFIG then names `labels`
-    and each network's `loss`, and a network that shares all stages is trained on them first; if SPLIT is a saved
-    network, that one is probed as it is.
+    rsa, cka, svcca, pwcca and procrustes compare what the networks see. stitch measures what each network's rest does
+    on another's features after an affine map; outputs are compared as each network's `kind` says. lookahead (TAG),
+    first-order and gradient-cosine ask what a training step for one task does to the losses of the others: CONFIG then
+    names `labels` and each network's `loss`, and a network that shares all stages is trained on them first; if SPLIT is
+    a saved network, that one is probed as it is.
 
     Example: `branchnet affinity branchnet-demo/run.yaml split.yaml --out affinity.npz`
     """
@@ -137,9 +140,15 @@ class _Features:
     def plan(self) -> Plan:
         """Running the networks, and comparing them."""
         from branchnet.data.samples import count_samples
-        from branchnet.pipeline.dry_run import Plan, plan_comparison
+        from branchnet.pipeline.plans.dry_run import Plan, batch_of, forward_seconds, plan_comparison
+        from branchnet.pipeline.plans.run_plan import plan_stitching_losses
 
         given, spec = self.request.given, self.request.spec
+        if self.request.options.measure == "stitch":
+            size = min(self.request.settings.batch_size, count_samples(self.inputs))
+            batch = batch_of(given.example, size)
+            seconds = sum(forward_seconds(network, batch) for network in given.networks.values()) / size
+            return plan_stitching_losses(Plan("affinity"), self._staged(), seconds)
         cut_bytes = [cost.cut_bytes for cost in spec.stage_costs] if spec.stage_costs else [0] * len(spec.locations)
         return plan_comparison(
             Plan("affinity"),
@@ -152,15 +161,26 @@ class _Features:
 
     def measure(self) -> Affinity:
         """The affinities."""
-        from branchnet.affinity import cka, procrustes, pwcca, rsa, svcca
+        from branchnet.affinity import cka, procrustes, pwcca, rsa, stitch_affinity, svcca
+
+        settings, options = self.request.settings, self.request.options
+        measures: dict[str, Any] = {
+            "rsa": rsa,
+            "cka": cka,
+            "svcca": svcca,
+            "pwcca": pwcca,
+            "procrustes": procrustes,
+            "stitch": partial(stitch_affinity, kinds=settings.kinds),
+        }
+        how = {"batch_size": settings.batch_size, "bootstrap": options.bootstrap, "seed": options.seed}
+        found: Affinity = measures[options.measure](self._staged(), self.inputs, **how)
+        return found
+
+    def _staged(self) -> dict[str, StagedNetwork]:
         from branchnet.stages import split_all
 
-        measures: dict[str, Any] = {"rsa": rsa, "cka": cka, "svcca": svcca, "pwcca": pwcca, "procrustes": procrustes}
-        given, options = self.request.given, self.request.options
-        staged = split_all(given.networks, given.example, locations=list(self.request.spec.locations))
-        how = {"batch_size": self.request.settings.batch_size, "bootstrap": options.bootstrap, "seed": options.seed}
-        found: Affinity = measures[options.measure](staged, self.inputs, **how)
-        return found
+        given = self.request.given
+        return split_all(given.networks, given.example, locations=list(self.request.spec.locations))
 
 
 class _Gradients:

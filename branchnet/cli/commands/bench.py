@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from branchnet.inference import LatencyTable
-    from branchnet.pipeline.dry_run import Plan
     from branchnet.pipeline.network_timing import Seconds
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting.tables import Table
 
 Network = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote, or an architecture.")]
@@ -63,8 +63,8 @@ def bench(branched: Network, *, options: BenchOptions = BenchOptions()) -> None:
     from branchnet.cli.loading import built_or_saved, placed, placed_networks, separate_networks
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
     from branchnet.errors import DataError
-    from branchnet.pipeline.dry_run import batch_of
     from branchnet.pipeline.network_timing import time_networks
+    from branchnet.pipeline.plans.dry_run import batch_of
 
     repeats, batch_size, device, dtype = options.repeats, options.batch_size, options.device, options.dtype
     if repeats < 1 or batch_size < 1:
@@ -93,7 +93,7 @@ def bench(branched: Network, *, options: BenchOptions = BenchOptions()) -> None:
 
 
 def _plan(networks: Mapping[str, Any], example: Any, options: BenchOptions) -> Plan:
-    from branchnet.pipeline.dry_run import Plan, forward_seconds, memory_of
+    from branchnet.pipeline.plans.dry_run import Plan, forward_seconds, memory_of
 
     plan = Plan("bench")
     for name, each in networks.items():

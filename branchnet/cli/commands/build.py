@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from branchnet.builder import BranchedNetwork
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.specification import Architecture
 
 Spec = Annotated[
@@ -117,7 +117,7 @@ def _built(spec: Architecture, networks: dict[str, nn.Module], options: BuildOpt
 
 
 def _plan(spec: Architecture, networks: dict[str, nn.Module]) -> Plan:
-    from branchnet.pipeline.dry_run import Plan, memory_of
+    from branchnet.pipeline.plans.dry_run import Plan, memory_of
 
     plan = Plan("build").step(f"read {len(networks)} networks", memory=memory_of(networks))
     size = None if spec.stage_costs is None else 4 * _parameters(spec)

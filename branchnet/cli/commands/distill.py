@@ -14,7 +14,7 @@ from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
     from branchnet.pipeline.config.run_config import RunConfig
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
 
 Folder = Annotated[Path, Parameter(help="What `branchnet build` wrote.")]
 
@@ -111,7 +111,7 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
 
 
 def _plan(network: BranchedNetwork, example: Any, settings: RunConfig) -> Plan:
-    from branchnet.pipeline.dry_run import Plan, plan_distillation
+    from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
 
     stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.widths, strict=True)]
     heads = [cost.activation_bytes for cost in network.head_costs.values()]

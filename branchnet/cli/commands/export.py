@@ -54,7 +54,7 @@ def export(branched: Folder, *, options: ExportOptions = ExportOptions()) -> Non
     from branchnet.cli.loading import placed, read_branched
     from branchnet.cli.printing import print_plan
     from branchnet.deploy import export as export_network
-    from branchnet.pipeline.dry_run import Plan, batch_of, memory_of
+    from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of
 
     network = read_branched(branched, options.config, device=options.device, dtype=options.dtype).eval()
     if options.dry_run:

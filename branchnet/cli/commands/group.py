@@ -49,7 +49,7 @@ def group(
     from branchnet.cli.printing import print_plan, say
     from branchnet.clustering import group_by_affinity
     from branchnet.errors import SpecError
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
 
     found, spec = read_affinity(affinity), read_spec(split)
     if tuple(found.tasks) != tuple(spec.tasks):

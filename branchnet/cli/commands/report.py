@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from branchnet.affinity import Affinity
-    from branchnet.pipeline.dry_run import Plan
+    from branchnet.pipeline.plans.dry_run import Plan
     from branchnet.reporting import Page, Report
     from branchnet.specification import Architecture
 
@@ -63,12 +63,13 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
     )
     from branchnet.cli.printing import print_json, print_plan, say
     from branchnet.errors import DataError
+    from branchnet.pipeline.search_inputs import objective_of, searched_with
     from branchnet.reporting import report as report_on
 
     out, device, dtype = options.out, options.device, options.dtype
     if out.suffix not in (".html", ".md", ".csv", ".json"):
         raise DataError(f"--out {out}: a report ends in .html, .md, .csv or .json")
-    found = None if options.affinity is None else read_affinity(options.affinity).symmetric()
+    found = None if options.affinity is None else read_affinity(options.affinity)
     network = read_branched(branched, options.config, device=device, dtype=dtype)
     alone = separate_networks(network, options.config) if options.latency else {}
     networks = placed_networks(alone, device, dtype)
@@ -78,7 +79,9 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
         return
     made = report_on(network, example, networks=networks or None, latency=options.latency)
     if out.suffix == ".html":
-        _page(made, read_spec(branched), found, _commands(branched, options)).save(out)
+        spec = read_spec(branched)
+        judged = None if found is None else searched_with(found, objective_of(spec))
+        _page(made, spec, judged, _commands(branched, options)).save(out)
     else:
         made.save(out)
     if options.as_json:
@@ -91,7 +94,7 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
 
 
 def _plan(network: nn.Module, networks: dict[str, nn.Module], example: Any, options: ReportOptions) -> Plan:
-    from branchnet.pipeline.dry_run import Plan, forward_seconds, memory_of
+    from branchnet.pipeline.plans.dry_run import Plan, forward_seconds, memory_of
 
     plan = Plan("report").step("count parameters and FLOPs", memory=memory_of({"": network}))
     if not options.latency:
@@ -134,12 +137,13 @@ def _page(made: Report, spec: Architecture, found: Affinity | None, commands: li
 def _what_was_searched(spec: Architecture, found: Affinity) -> dict[str, Any]:
     """The search's result, the front around it, random trees, and how stable the choice is."""
     from branchnet.clustering import stability
-    from branchnet.pipeline.search_inputs import check_fit, chosen_of, front_of, replicates_of
+    from branchnet.pipeline.search_inputs import check_fit, chosen_of, front_of, replicates_of, stitch_sizes_for
 
     costs = check_fit(found, spec, Path("the affinity"), Path("the network"))
     chosen = chosen_of(spec, found)
-    parts: dict[str, Any] = {"chosen": chosen, "front": front_of(chosen, found, costs, spec.head_costs or None)}
+    heads, stitches = spec.head_costs or None, stitch_sizes_for(found, spec, chosen.unit)
+    parts: dict[str, Any] = {"chosen": chosen, "front": front_of(chosen, found, costs, heads, stitches)}
     replicates = replicates_of(found)
     if replicates and chosen.limit < float("inf"):
-        parts["stability"] = stability(chosen, replicates, costs, head_costs=spec.head_costs or None)
+        parts["stability"] = stability(chosen, replicates, costs, head_costs=heads, stitch_sizes=stitches)
     return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
 
@@ -13,6 +13,8 @@ def run(
     config: Config,
     *,
     out: Path | None = None,
+    measure: Literal["auto", "rsa"] | None = None,
+    steps: int | None = None,
     seed: int | None = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -32,6 +34,11 @@ def run(
         YAML file: networks, images, budget. `branchnet schema --config` says which fields there are.
     out
         Folder for the results; by default next to the config and named after it.
+    measure
+        Which affinities propose trees, instead of the config's: `auto` for RSA and the stitching losses, of which the
+        tree is taken that works best before any training; `rsa` for RSA alone, as published.
+    steps
+        Batches of distillation of each whole network, instead of the config's; 0 ends after stitching.
     seed
         Instead of the config's.
     """
@@ -40,12 +47,12 @@ def run(
     from branchnet.errors import BudgetError
     from branchnet.pipeline import run as run_networks
     from branchnet.pipeline.config.config_sources import make_networks, read_images
-    from branchnet.pipeline.full_run import plan_run
+    from branchnet.pipeline.plans.run_plan import plan_run
     from branchnet.pipeline.problem import make_problem
     from branchnet.pipeline.workspace import checked_folder
 
     folder = checked_folder(out or config.with_name(f"{config.stem}-branched"))
-    settings = changed(read_config(config), seed=seed)
+    settings = changed(read_config(config), measure=measure, steps=steps, seed=seed)
     if settings.budget is None:
         raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
     networks = make_networks(settings, config.parent, device=checked_device(device))
@@ -54,7 +61,13 @@ def run(
         problem = make_problem(networks, images, settings.budget, settings, kinds=settings.kinds, resumable=False)
         print_plan(plan_run(problem), [folder], as_json=as_json)
         return
-    options: dict[str, Any] = {"--out": folder, "--seed": seed, "--device": device}
+    options: dict[str, Any] = {
+        "--out": folder,
+        "--measure": measure,
+        "--steps": steps,
+        "--seed": seed,
+        "--device": device,
+    }
     given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     result = run_networks(
         networks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,8 +30,10 @@ class SearchOptions:
 
     Attributes:
         budget: `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
-        objective: How trees are judged: mean-pair, mean-max and others; see `branchnet.clustering.objectives`.
-        method: Exact with proof, local search, or the published beam search; auto takes exact where it fits.
+        objective: How trees are judged: mean-pair, mean-max and others, see `branchnet.clustering.objectives`; medoid
+            and stitch take the direction of stitching losses into account.
+        method: Exact with proof, local search, the published beam search, or an integer programme (milp, for the
+            objective stitch); auto takes exact where it fits.
         shared_stages: So many stages are shared by all tasks, come what may.
         latency: What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
         time_limit: Seconds, after which the best tree so far is taken.
@@ -40,7 +43,7 @@ class SearchOptions:
 
     budget: str = "60% params"
     objective: str = "mean-pair"
-    method: Literal["auto", "exact", "local", "beam"] = "auto"
+    method: Literal["auto", "exact", "local", "beam", "milp"] = "auto"
     shared_stages: int = 0
     latency: Path | None = None
     time_limit: float | None = None
@@ -55,19 +58,27 @@ class SearchOptions:
 def search(affinity: Affinities, split: Split, *, options: SearchOptions = SearchOptions()) -> None:
     """Find the tree of least cost that fits the budget; print it, and how sure it is that none is better.
 
+    With stitching losses (`affinity --measure stitch`), stitches are counted where SPLIT says how networks are made.
+
     Example: `branchnet search affinity.npz split.yaml --budget "60% params" --out architecture.yaml`
     """
     from branchnet.cli.loading import read_affinity, read_pairs, read_spec
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
     from branchnet.clustering import Budget, pareto_front
     from branchnet.clustering import search as find_tree
-    from branchnet.pipeline.search_inputs import costs_for, plan_search, with_networks_of
+    from branchnet.pipeline.search_inputs import (
+        costs_for,
+        plan_search,
+        searched_with,
+        stitch_sizes_for,
+        with_networks_of,
+    )
     from branchnet.specification import Architecture
     from branchnet.utils.interrupt import deferred_interrupt
 
     spec = read_spec(split)
     pairs = read_pairs(affinity, spec) if affinity.suffix == ".csv" else None
-    found = (pairs.affinity() if pairs else read_affinity(affinity)).symmetric()
+    found = searched_with(pairs.affinity() if pairs else read_affinity(affinity), options.objective)
     judged = pairs or found
     wanted = Budget.parse(options.budget)
     costs, heads = costs_for(wanted.unit, found, spec, options.latency, affinity, split)
@@ -76,7 +87,8 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
         plan = plan_search(judged, costs, wanted, **how)
         print_plan(plan, [] if options.front else [options.out], as_json=options.as_json)
         return
-    how |= {"head_costs": heads, "seed": options.seed}
+    sizes: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitch_sizes_for(found, spec, wanted.unit)}
+    how |= sizes | {"seed": options.seed}
     if options.front:
         results = pareto_front(judged, costs, unit=wanted.unit, **how)
         print_json(list(map(as_record, results))) if options.as_json else print_tables([_front_table(results)])
@@ -96,7 +108,7 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     if options.as_json:
         print_json(as_record(result))
     else:
-        print_text(result.tree, *_sentences(result, found, costs, heads))
+        print_text(result.tree, *_sentences(result, found, costs, **sizes))
     note = " (the search was interrupted)" if interrupted() else ""
     say(f"wrote {options.out}{note}", quiet=options.quiet)
 
@@ -119,14 +131,21 @@ def as_record(result: SearchResult) -> dict[str, object]:
     }
 
 
-def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadCosts | None) -> list[str]:
+def _sentences(
+    result: SearchResult,
+    found: Affinity,
+    costs: Costs,
+    *,
+    head_costs: HeadCosts | None,
+    stitch_sizes: Sequence[float] | None,
+) -> list[str]:
     from branchnet.clustering import Tree, stability, tree_size
     from branchnet.pipeline.search_inputs import replicates_of
     from branchnet.reporting.costing import uncounted_note
     from branchnet.reporting.units import percent, si
 
     alone = Tree.separate(result.tree.tasks, result.tree.depth)
-    separate = tree_size(alone, costs, head_costs=heads, unit=result.unit)
+    separate = tree_size(alone, costs, head_costs=head_costs, unit=result.unit)
     unit = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}[result.unit]
     bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"
     lines = [
@@ -134,6 +153,8 @@ def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadC
         f"cost: {result.cost:.6g} ({result.objective}); {bound}",
         f"method: {result.method} ({result.why})",
     ]
+    if stitch_sizes is not None:
+        lines.append("stitches are counted, each with full rank")
     if result.forced:
         lines.append(result.forced_note())
     if result.first_difference is not None:
@@ -141,7 +162,7 @@ def _sentences(result: SearchResult, found: Affinity, costs: Costs, heads: HeadC
     if result.uncounted:
         lines.append(uncounted_note(result.uncounted))
     if replicates := replicates_of(found):
-        again = stability(result, replicates, costs, head_costs=heads)
+        again = stability(result, replicates, costs, head_costs=head_costs, stitch_sizes=stitch_sizes)
         lines.append(f"sure: the same tree in {percent(again.same_tree)} of {again.replicates} bootstrap replicates")
     return lines
 

@@ -47,7 +47,7 @@ def split(
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
     from branchnet.clustering import Tree
     from branchnet.clustering.budgets import uncounted_operators
-    from branchnet.pipeline.dry_run import Plan, memory_of
+    from branchnet.pipeline.plans.dry_run import Plan, memory_of
     from branchnet.reporting.costing import uncounted_note
     from branchnet.specification import Architecture
     from branchnet.stages import candidate_locations, split_all

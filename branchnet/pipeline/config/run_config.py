@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from branchnet.clustering import OBJECTIVES
+from branchnet.clustering.stitching.stitch_losses import STITCH
 from branchnet.errors import SpecError
 from branchnet.specification.sections import NetworkSection
 from branchnet.specification.validation import RuleError, model_problems
@@ -33,7 +34,8 @@ class NetworkConfig(_Strict):
         constructor: a named constructor instead, e.g. `torchvision:resnet18`; the result can be loaded by anyone.
         arguments: of the constructor.
         weights: safetensors file; without it the factory's own weights count.
-        kind: `"classification"` adds the top-1 agreement and the KL divergence to what is measured.
+        kind: `"classification"` is measured by the share of the KL divergence that is explained, and by the KL
+            divergence and the agreement, plain and beyond chance; `"regression"` by the explained variance.
         loss: `package.module:function` of (output, labels of a batch); only affinities by gradients need it.
     """
 
@@ -132,10 +134,13 @@ class RunOptions(_Strict):
         return self
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """An unknown objective."""
+        """An unknown objective, or one that RSA cannot be searched with."""
         if self.objective in OBJECTIVES:
             return []
-        return [(("objective",), f"unknown objective {self.objective!r} (expected one of {', '.join(OBJECTIVES)})")]
+        wrong = f"unknown objective {self.objective!r}"
+        if self.objective == STITCH:
+            wrong = f"{STITCH!r} is for stitching losses, which `measure: auto` searches with in addition to RSA"
+        return [(("objective",), f"{wrong} (expected one of {', '.join(OBJECTIVES)})")]
 
 
 class RunConfig(RunOptions):

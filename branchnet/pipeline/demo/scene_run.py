@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget
@@ -18,8 +18,9 @@ from branchnet.data import Scenes, scenes
 from branchnet.deploy import load_weights, save_weights
 from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.pipeline.demo.scene_tasks import TASKS, run_config
-from branchnet.pipeline.dry_run import Plan, plan_comparison, plan_distillation
 from branchnet.pipeline.full_run import finish
+from branchnet.pipeline.plans.dry_run import Plan, plan_comparison, plan_distillation
+from branchnet.pipeline.plans.run_plan import plan_after_comparison
 from branchnet.pipeline.problem import VALIDATION, Problem
 from branchnet.pipeline.run_result import RunResult
 from branchnet.pipeline.steps import find_trees, judge, train_networks
@@ -107,14 +108,21 @@ def run_demo(
 
 def demo_problem(single: dict[str, nn.Module], train: Scenes, test: Scenes, size: Size, seed: int) -> Problem:
     """The problem of the demo: the networks are judged by the scenes' labels."""
+    targets = {name: task.target(test.labels[name][PROBE:]) for name, task in TASKS.items()}
+    return _problem(single, train.images, test.images, targets, size, seed)
+
+
+def _problem(
+    single: dict[str, nn.Module], train: Tensor, test: Tensor, targets: dict[str, Tensor], size: Size, seed: int
+) -> Problem:
     return Problem(
         networks=single,
         identity=["scenes", size.count, size.steps, seed],
-        train=train.images[:-VALIDATION],
-        validation=train.images[-VALIDATION:],
-        probe=test.images[:PROBE],
-        test=test.images[PROBE:],
-        targets={name: task.target(test.labels[name][PROBE:]) for name, task in TASKS.items()},
+        train=train[:-VALIDATION],
+        validation=train[-VALIDATION:],
+        probe=test[:PROBE],
+        test=test[PROBE:],
+        targets=targets,
         metrics={name: task.metric for name, task in TASKS.items()},
         budget=Budget.parse(BUDGET),
         options=RunOptions(
@@ -125,6 +133,7 @@ def demo_problem(single: dict[str, nn.Module], train: Scenes, test: Scenes, size
             seed=seed,
         ),
         compiled=size.compiled,
+        kinds={name: task.output_kind for name, task in TASKS.items()},
     )
 
 
@@ -141,7 +150,7 @@ def shown_samples(problem: Problem, test: Scenes, branched: BranchedNetwork) -> 
 
 
 def plan_demo(*, quick: bool = False) -> Plan:
-    """The plan of the demo: seven trainings, the comparison, and the distillation of the compared trees.
+    """The plan of the demo: seven trainings, and then a whole run.
 
     Args:
         quick: whether much less is trained.
@@ -152,15 +161,16 @@ def plan_demo(*, quick: bool = False) -> Plan:
     size = QUICK if quick else FULL
     networks = {name: task.network() for name, task in TASKS.items()}
     example = torch.rand(1, 3, 64, 64)
-    every = list(networks.values())
-    staged = split_all(networks, example).values()
-    costs = next(iter(staged)).costs
-    activations = sum(cost.activation_bytes for network in staged for cost in (*network.costs, network.head_cost))
+    staged = split_all(networks, example)
+    costs = next(iter(staged.values())).costs
+    activations = sum(
+        cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
+    )
     plan = Plan("demo").step(f"render {size.count + PROBE + TEST} scenes")
     plan = plan_distillation(
         plan,
         f"train 7 networks, {size.steps} batches each",
-        every,
+        list(networks.values()),
         example,
         steps=size.steps,
         batch_size=BATCH,
@@ -168,16 +178,9 @@ def plan_demo(*, quick: bool = False) -> Plan:
     )
     cut_bytes = [cost.cut_bytes for cost in costs]
     plan = plan_comparison(plan, networks, example, count=PROBE, batch_size=BATCH, cut_bytes=cut_bytes)
-    trees = 2 + size.random_trees
-    return plan_distillation(
-        plan,
-        f"distil {trees} branched networks, {size.steps} batches each",
-        every,
-        example,
-        steps=size.steps * trees,
-        batch_size=BATCH,
-        activations=activations,
-    )
+    images = example.expand(size.count + PROBE + TEST, -1, -1, -1)
+    problem = _problem(networks, images[: size.count], images[size.count :], {}, size, seed=0)
+    return plan_after_comparison(plan, problem, staged)
 
 
 def train_single_tasks(

@@ -16,6 +16,7 @@ from branchnet.data import LAYOUTS, SEGMENTS, scenes
 from branchnet.models import create
 from branchnet.reporting.plots.samples_plot import Kind, TaskSamples
 from branchnet.specification.yaml_text import dump_yaml
+from branchnet.stitching.output_distances import OutputKind
 from branchnet.training import Metric, accuracy, mean_absolute_error, mean_angle, mean_iou, rmse
 
 _EXAMPLES = {"count": 600, "start": 10_000}  # scenes that the demo neither trains nor tests on
@@ -50,6 +51,11 @@ class SceneTask:
     def network(self) -> nn.Module:
         """A new network for the task."""
         return create("branchnet:scene_network", outputs=self.outputs, kind=self.kind)
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """How outputs are compared with those of another network."""
+        return "classification" if self.loss is F.cross_entropy else "regression"
 
     def samples(self, name: str, labels: Tensor, outputs: Mapping[str, Tensor]) -> TaskSamples:
         """Truth and each network's predictions for some images, in the form in which they are drawn."""
@@ -119,7 +125,7 @@ def run_config(weights: Mapping[str, str], *, budget: str, steps: int, batch_siz
             "constructor": "branchnet:scene_network",
             "arguments": {"outputs": task.outputs, "kind": task.kind},
             "weights": weights[name],
-            "kind": "classification" if task.metric.name.startswith("accuracy") else "regression",
+            "kind": task.output_kind,
             "loss": f"{task.loss.__module__}:{task.loss.__name__}",
         }
         for name, task in TASKS.items()

@@ -11,11 +11,14 @@ from branchnet.affinity import Affinity, stitch_affinity
 from branchnet.clustering import SearchResult, clustering_cost
 from branchnet.data.samples import read_samples
 from branchnet.pipeline.problem import Problem
-from branchnet.pipeline.tree_choice.measuring import MeasuredTree, measure_trees
+from branchnet.pipeline.tree_choice.measuring import measure_trees
 from branchnet.pipeline.tree_choice.proposals import Limits, Proposal, propose_trees
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
+from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork
 
+LOSS_OBJECTIVES = ("medoid", "stitch")
+"""How trees are searched with stitching losses: for networks that will be trained, and for those that will not."""
 FITTED = 160
 """Inputs of the probe that the stitches of a tree that is only tried are fitted and chosen on."""
 
@@ -70,7 +73,7 @@ def choose_tree(
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, ["medoid", "stitch"])}
+    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, LOSS_OBJECTIVES)}
     proposals = propose_trees(affinities, limits, options.seed)
     count = read_samples(problem.probe).known_count
     rows = torch.arange(min(FITTED, count)) * count // min(FITTED, count)
@@ -104,16 +107,13 @@ def choose_tree(
 def _as_result(
     best: MeasuredTree, proposals: tuple[Proposal, ...], proposed: SearchResult, affinity: Affinity, count: int
 ) -> SearchResult:
-    found = next((one.found for one in proposals if one.tree == best.tree and one.found is not None), None)
-    result = found or replace(
-        proposed,
-        tree=best.tree,
-        cost=clustering_cost(best.tree, affinity, objective=proposed.objective),
-        size=best.size,
-        proven=False,
-        method="measured",
-    )
+    """The chosen tree as RSA's search sees it, whoever proposed it: its cost, with the bound of that search."""
+    result = proposed
+    if best.tree != proposed.tree:
+        cost = clustering_cost(best.tree, affinity, objective=proposed.objective)
+        result = replace(proposed, tree=best.tree, cost=cost, size=best.size, proven=False, method="measured")
+    found = next((one.found for one in proposals if one.tree == best.tree), None)
     why = (
         f"the best of {count} trees that were measured with stitching layers before any training, proposed by {best.by}"
     )
-    return replace(result, why=why, limit=proposed.limit)
+    return replace(result, why=why, forced=() if found is None else found.forced)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,63 +12,14 @@ from branchnet.affinity import Affinity
 from branchnet.affinity.probes import read_probe
 from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.builder.stitches.top_down_fit import stitch_donors
-from branchnet.clustering import Tree
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.pipeline.tree_choice.proposals import Proposal
+from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork, call
 from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.utils.progress import progress_bar
-
-
-@dataclass(frozen=True)
-class MeasuredTree:
-    """A proposed tree, and what it does without training.
-
-    Attributes:
-        tree: the tree.
-        by: who proposed it.
-        size: in the budget's unit, stitches and heads included.
-        predicted: the mean over tasks of the stitching losses at the last change of donor; None where not known.
-        losses: for each task the distance of its outputs from its own network's: 0 as that network, 1 as a constant.
-    """
-
-    tree: Tree
-    by: str
-    size: float
-    predicted: float | None
-    losses: Mapping[str, float]
-
-    @property
-    def mean(self) -> float:
-        """The mean over tasks of the losses."""
-        return sum(self.losses.values()) / len(self.losses)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values.
-
-        Returns:
-            the tree by its partitions, and the other attributes.
-        """
-        return asdict(self) | {
-            "tree": [list(map(list, stage)) for stage in self.tree.partitions],
-            "losses": dict(self.losses),
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> MeasuredTree:
-        """Read what `to_dict` gave.
-
-        Args:
-            stored: its result.
-
-        Returns:
-            an equal object.
-        """
-        partitions = stored["tree"]
-        tasks = [task for cluster in partitions[0] for task in cluster]
-        return cls(**{**stored, "tree": Tree(tasks, partitions)})
 
 
 def measure_trees(

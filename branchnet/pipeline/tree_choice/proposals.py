@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from branchnet.affinity import Affinity
 from branchnet.clustering import Budget, SearchResult, Tree, clustering_cost, random_tree, search, tree_size
@@ -67,6 +68,11 @@ class Limits:
         )
 
 
+def most_proposals(searches: int) -> int:
+    """How many trees are proposed at most by so many searches."""
+    return 2 * searches + 1 + RANDOM_PROPOSALS
+
+
 def propose_trees(
     affinities: Mapping[str, tuple[Affinity, Sequence[str]]], limits: Limits, seed: int
 ) -> tuple[Proposal, ...]:
@@ -110,11 +116,9 @@ def _proposals(
     if first is None:
         return
     tasks, depth = first.tree.tasks, first.tree.depth
-    yield Tree.shared(tasks, depth), "sharing everything", None
     generator = random.Random(seed)
-    for _ in range(RANDOM_PROPOSALS):
-        drawn = random_tree(
-            tasks, depth, seed=generator, costs=limits.costs, budget=limits.budget, head_costs=limits.heads
-        )
-        if limits.size(drawn) <= first.limit:
-            yield drawn, "chance", None
+    draw = partial(random_tree, tasks, depth, seed=generator, costs=limits.costs, head_costs=limits.heads)
+    drawn = [draw(budget=limits.budget) for _ in range(RANDOM_PROPOSALS)]
+    for tree, by in [(Tree.shared(tasks, depth), "sharing everything"), *((tree, "chance") for tree in drawn)]:
+        if limits.size(tree) <= first.limit:  # they were drawn without their stitches
+            yield tree, by, None

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from branchnet.reporting.comparison import Comparison
+from branchnet.reporting.measured_tree import MeasuredTree
 from branchnet.reporting.pages import page_sections as sections
 from branchnet.reporting.pages.markup import escaped
 from branchnet.reporting.plots.front_plot import FrontPlot
@@ -41,6 +42,7 @@ class Page:
         report: costs and latency of the branched network.
         affinity: what the tree was found from.
         front: the Pareto front.
+        measured: the trees that were tried, and what they did before any training.
         comparison: the branched network compared with the separate networks and others.
         samples: predictions next to the truth.
         stability: how often the tree and its nodes came back on other data.
@@ -55,6 +57,7 @@ class Page:
     report: Report | None = None
     affinity: Affinity | None = None
     front: FrontPlot | None = None
+    measured: Sequence[MeasuredTree] = ()
     comparison: Comparison | None = None
     samples: SamplesPlot | None = None
     stability: Stability | None = None
@@ -72,6 +75,7 @@ class Page:
             sections.asked(self.asked, self.chosen),
             sections.tree(tree, self.report, self.affinity),
             sections.results(self.comparison),
+            sections.tried(self.measured),
             sections.latency(self.comparison, self.report),
             sections.samples(self.samples),
             sections.costs(self.report),

@@ -20,6 +20,7 @@ from branchnet.reporting.cost_tables import (
     task_table,
     tasks_named,
 )
+from branchnet.reporting.measured_tree import MeasuredTree
 from branchnet.reporting.pages.markup import (
     Section,
     bullets,
@@ -34,10 +35,12 @@ from branchnet.reporting.pages.markup import (
 from branchnet.reporting.plots.affinity_plot import affinity_plot_data, draw_affinity
 from branchnet.reporting.plots.front_plot import FrontPlot, draw_front
 from branchnet.reporting.plots.latency_plot import draw_latency, latency_plot_data
+from branchnet.reporting.plots.measured_plot import draw_measured, measured_plot_data
 from branchnet.reporting.plots.metric_plot import draw_metrics
 from branchnet.reporting.plots.samples_plot import SamplesPlot, draw_samples
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
 from branchnet.reporting.tables import Column, Table
+from branchnet.reporting.training_steps import step_table
 from branchnet.reporting.units import percent, si, signed
 
 if TYPE_CHECKING:
@@ -125,11 +128,30 @@ def results(comparison: Comparison | None) -> Section | None:
     """Every network and every task."""
     if comparison is None:
         return None
-    content = table(comparison.size_table()) + table(comparison.task_table())
+    steps = step_table(comparison)
+    content = table(comparison.size_table()) + ("" if steps is None else table(steps))
+    content += table(comparison.task_table())
     if len(comparison.networks) > 1:
         caption = f"Change of each metric against {comparison.baseline.name}; Δ is the mean (Maninis et al. 2019)."
         content += picture(draw_metrics(comparison.metric_plot()), "metrics", "Change of every task", caption)
     return Section("results", "Results", content)
+
+
+def tried(trees: Sequence[MeasuredTree]) -> Section | None:
+    """The trees that were measured before training: predicted against measured, and every task's loss."""
+    if not trees:
+        return None
+    content = ""
+    if any(one.predicted is not None for one in trees):
+        plot = measured_plot_data(trees)
+        caption = (
+            f"Each point is a tree, built with stitching layers and measured on held-out inputs: 0 as the tasks' own "
+            f"networks, 1 as constant answers. The chosen one was proposed by {plot.proposer}."
+        )
+        if plot.agreement == plot.agreement:
+            caption += f" Prediction and measurement agree on the order of {plot.agreement:.0%} of pairs."
+        content = picture(draw_measured(plot), "measured", "Predicted against measured loss of every tree", caption)
+    return Section("tried", "Trees that were tried", content + folded("Every tree", table(_tried_table(trees))))
 
 
 def latency(comparison: Comparison | None, report: Report | None) -> Section | None:
@@ -213,7 +235,9 @@ def certainty(
     if chosen is not None and chosen.forced:
         lines.append(f"Shared {chosen.forced_note()}.")
     if stability is not None:
-        lines.append(f"The same tree is best in {stability.same_tree:.0%} of {stability.replicates} replicates.")
+        others = chosen is not None and stability.tree != chosen.tree
+        which = "The tree that the affinities propose (another one was chosen)" if others else "The same tree"
+        lines.append(f"{which} is best in {stability.same_tree:.0%} of {stability.replicates} replicates.")
     if measured is not None and measured.reliability is not None:
         noise = measured.reliability.noise(measured.locations)
         lines += [f"At {name} the order of the pairs is mostly seed noise." for name in noise]
@@ -233,6 +257,25 @@ def commands(lines: Sequence[str]) -> Section | None:
     if not lines:
         return None
     return Section("commands", "Make it again", "".join(map(preformatted, lines)))
+
+
+def _tried_table(trees: Sequence[MeasuredTree]) -> Table:
+    number = "{:.3f}".format
+    columns = [Column("proposed by"), Column("nodes per stage"), Column("size", si)]
+    columns += [Column("predicted", number), Column("measured", number)]
+    columns += [Column(task, number) for task in trees[0].tree.tasks]
+    rows = [
+        (
+            one.by,
+            " ".join(map(str, one.tree.widths)),
+            one.size,
+            one.predicted,
+            one.mean,
+            *(one.losses[task] for task in trees[0].tree.tasks),
+        )
+        for one in sorted(trees, key=lambda one: (one.mean, one.size))
+    ]
+    return Table("Loss before training", tuple(columns), tuple(rows))
 
 
 def _stability_table(stability: Stability) -> Table:

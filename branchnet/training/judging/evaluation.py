@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def evaluate(
         )
     samples = read_samples(inputs, call_form(network), labels=targets is None)
     _check_number(samples.count, targets, metrics)
-    device = next(network.parameters()).device
+    device = next(chain(network.parameters(), network.buffers())).device
     totals: dict[str, Tensor] = {}
     seen = 0
     with torch.no_grad(), evaluation_mode(network):

@@ -14,16 +14,21 @@ from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BranchnetError
 from branchnet.inference.latency_tables import LatencyTable
+from branchnet.reporting.measured_tree import MeasuredTree
 from branchnet.reporting.plots.affinity_plot import affinity_plot_data, draw_affinity
 from branchnet.reporting.plots.front_plot import draw_front, front_plot_data
 from branchnet.reporting.plots.history_plot import draw_history, history_plot_data
 from branchnet.reporting.plots.latency_plot import draw_latency_table
+from branchnet.reporting.plots.measured_plot import draw_measured, measured_plot_data
 from branchnet.reporting.plots.sharing_plot import draw_sharing
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
 from branchnet.reporting.summary import Report
 from branchnet.training.loop import History
 
-_KINDS = "an Affinity, a Tree, SearchResults (as pareto_front returns them), a LatencyTable, a Report or a History"
+_KINDS = (
+    "an Affinity, a Tree, SearchResults (as pareto_front returns them), MeasuredTrees (as RunResult.measured holds "
+    "them), a LatencyTable, a Report or a History"
+)
 
 
 def plot(x: Any, **options: Any) -> Figure:
@@ -38,6 +43,8 @@ def plot(x: Any, **options: Any) -> Figure:
               have parameters.
             - `SearchResult`s, as `pareto_front` returns them: clustering cost against size. `separate_size=` is what
               sizes are a share of, `chosen=` a result to mark. One result alone: its tree.
+            - trees that were measured before training, as `RunResult.measured` holds them: measured against predicted
+              losses.
             - a `LatencyTable`: milliseconds against the number of copies, for each stage.
             - a `Report`: the tree, its nodes as thick as they have parameters.
             - a `History` of training: losses over steps.
@@ -76,12 +83,21 @@ def _(x: Tree, *, locations: Sequence[str] | None = None, stage_params: Sequence
 
 @_figure.register(list)
 @_figure.register(tuple)
-def _(x: Sequence[SearchResult], *, separate_size: float | None = None, chosen: SearchResult | None = None) -> Figure:
+def _(
+    x: Sequence[SearchResult] | Sequence[MeasuredTree],
+    *,
+    separate_size: float | None = None,
+    chosen: SearchResult | None = None,
+) -> Figure:
+    trees = [item for item in x if isinstance(item, MeasuredTree)]
+    if trees and len(trees) == len(x):
+        return draw_measured(measured_plot_data(trees))
+    results = [item for item in x if isinstance(item, SearchResult)]
     if others := sorted({type(item).__name__ for item in x if not isinstance(item, SearchResult)}):
         raise BranchnetError(f"a {type(x).__name__} of {', '.join(others)} cannot be drawn; expected {_KINDS}")
-    objective = f"clustering cost ({x[0].objective})" if x else "clustering cost"
-    resource = {"params": "parameters", "flops": "FLOPs"}.get(x[0].unit, x[0].unit) if x else ""
-    return draw_front(front_plot_data(x, separate_size, chosen=chosen, resource=resource, objective=objective))
+    objective = f"clustering cost ({results[0].objective})" if results else "clustering cost"
+    resource = {"params": "parameters", "flops": "FLOPs"}.get(results[0].unit, results[0].unit) if results else ""
+    return draw_front(front_plot_data(results, separate_size, chosen=chosen, resource=resource, objective=objective))
 
 
 @_figure.register

@@ -1,0 +1,152 @@
+"""The tree of a run: every proposal within the budget, each measured as by hand, the best one taken, all of it kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import branchnet
+from branchnet import Affinity, RunResult, Tree
+from branchnet.errors import SpecError
+from branchnet.pipeline.config.run_config import RunOptions
+from branchnet.pipeline.problem import divide, set_aside
+from branchnet.pipeline.tree_choice import choosing
+
+TASKS = ("c", "a", "b", "d")
+BUDGET = "72% params"
+LOCATIONS = ["3", "7"]
+STITCH = 12 * 12 + 12
+X = torch.randn(240, 6, generator=torch.Generator().manual_seed(0))
+OPTIONS: dict[str, Any] = {
+    "steps": 0,
+    "probe": 160,
+    "locations": LOCATIONS,
+    "baselines": [],
+    "compiled": False,
+    "quiet": True,
+}
+
+
+def network(seed: int) -> nn.Module:
+    """Two pairs: the second of a pair is the first with a little noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed // 2)
+        layers = [nn.Linear(6 if first else 12, 12) for first in (True, False, False, False)]
+        made = nn.Sequential(*(module for layer in layers for module in (layer, nn.Tanh())), nn.Linear(12, 2))
+        torch.manual_seed(100 + seed)
+        for parameter in made.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+NETWORKS = {task: network(seed) for seed, task in enumerate(TASKS)}
+
+
+def run(**others: Any) -> RunResult:
+    return branchnet.run(NETWORKS, X, BUDGET, **OPTIONS | others)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> RunResult:
+    return run(folder=folder)
+
+
+def test_every_proposal_is_another_tree_within_the_budget_stitches_counted(result: RunResult) -> None:
+    staged = branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS)
+    separate = sum(parameter.numel() for net in NETWORKS.values() for parameter in net.parameters())
+    trees = [tried.tree for tried in result.measured]
+    assert len(trees) == len(set(trees)) > 3
+    for tried in result.measured:
+        built = branchnet.build(tried.tree, staged, init="donor")
+        changes = sum(
+            built.donors[stage][built.tree.parents[stage + 1][k]] != donor
+            for stage in range(1)
+            for k, donor in enumerate(built.donors[stage + 1])
+        ) + sum(built.donors[-1][k] != task for k, cluster in enumerate(tried.tree.partitions[-1]) for task in cluster)
+        own = sum(parameter.numel() for parameter in built.parameters())
+        assert tried.size == own + changes * STITCH <= 0.72 * separate
+
+
+def test_the_chosen_tree_is_the_one_that_measured_best(result: RunResult) -> None:
+    best = min(result.measured, key=lambda tried: tried.mean)
+    assert result.tree == result.search.tree == best.tree
+    assert result.proposer == best.by and best.by in result.search.why and best.by in str(result)
+    assert result.search.cost == pytest.approx(
+        branchnet.clustering_cost(best.tree, result.affinity, objective="mean-pair")
+    )
+
+
+def test_what_was_measured_is_the_unexplained_variance_on_images_set_aside(result: RunResult) -> None:
+    """Each tree is built again here, and the share of variance computed from all its outputs at once."""
+    options = RunOptions.checked(probe=160)
+    train, validation = (part.take(torch.arange(part.known_count)).inputs for part in set_aside(divide(X, options)[0]))
+    staged = branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS)
+    assert result.losses is not None
+    for tried in result.measured:
+        donors = branchnet.builder.choose_donors(tried.tree, result.losses)
+        built = branchnet.build(tried.tree, staged, init="stitch", probe=train[:160], donors=donors).eval()
+        with torch.no_grad():
+            for task, net in NETWORKS.items():
+                own = net(validation)
+                unexplained = (built(validation)[task] - own).square().sum() / (own - own.mean(0)).square().sum()
+                assert tried.losses[task] == pytest.approx(float(unexplained), rel=1e-3, abs=1e-7)
+
+
+def test_predictions_are_the_mean_loss_at_the_last_change_of_donor(result: RunResult) -> None:
+    assert result.losses is not None
+    for tried in result.measured:
+        total = branchnet.clustering_cost(tried.tree, result.losses, objective="stitch")
+        assert tried.predicted == pytest.approx(total / len(TASKS))
+
+
+def test_the_same_run_measures_nothing_again(result: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    for name in ("measure_trees", "stitch_affinity"):
+        monkeypatch.setattr(choosing, name, again)
+    resumed = run(folder=folder)
+    assert resumed.to_dict() == result.to_dict()
+    assert (resumed.tree.tasks, resumed.measured) == (result.tree.tasks, result.measured)
+    assert Affinity.load(folder / "stitch_affinity.npz").values.tolist() == resumed.losses.values.tolist()  # type: ignore[union-attr]
+    with pytest.raises(AssertionError, match="measured again"):
+        run(folder=folder, kinds={"a": "classification"})
+
+
+def test_rsa_alone_takes_the_tree_of_its_search(result: RunResult) -> None:
+    alone = run(measure="rsa")
+    found = branchnet.search(
+        alone.affinity,
+        branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS),
+        BUDGET,
+        stitch_sizes=[STITCH] * 2,
+    )
+    assert alone.tree == found.tree and alone.search.cost == found.cost
+    assert (alone.measured, alone.losses, alone.proposer) == ((), None, "RSA (mean-pair)")
+    assert alone.affinity.values.tolist() == result.affinity.values.tolist()
+
+
+def test_a_named_donor_stays_exact_whatever_tree_is_chosen() -> None:
+    found = run(donor="d")
+    with torch.no_grad():
+        assert torch.equal(found.network(X)["d"], NETWORKS["d"](X))
+
+
+def test_the_objective_of_stitching_losses_is_refused_for_rsa() -> None:
+    with pytest.raises(SpecError, match="'stitch' is for stitching losses, which `measure: auto` searches with"):
+        run(objective="stitch")
+
+
+def test_the_run_without_training_reports_stitched_constant_and_unstitched(result: RunResult) -> None:
+    names = [network.name for network in result.comparison.networks]
+    assert names == ["separate", "branched", "without stitches", "constant"]
+    assert Tree.shared(TASKS, 2) in {tried.tree for tried in result.measured}

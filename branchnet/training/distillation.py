@@ -167,8 +167,6 @@ def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samp
         raise TrainingError(
             f"tasks {missing} have no single-task network; expected one for each, found {list(teachers.tasks)}"
         )
-    if all(given is not mine for given in (teachers.images, teachers.samples) for mine in (images, samples)):
-        raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
     _check_transforms(branched, {task: teachers.networks[task] for task in tasks})
     if teachers.samples.kind != samples.kind:
         raise TrainingError(

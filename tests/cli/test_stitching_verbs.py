@@ -80,8 +80,12 @@ def test_search_finds_what_trying_all_trees_finds_with_stitches_counted(walker: 
     made = {task: constructor.create() for task, constructor in spec.constructors.items()}
     images = scenes(40, size=SIZE).images
     staged = branchnet.split_all(made, images[:1], locations=[*spec.locations])
-    cuts = staged["edges"].cuts
-    stitch = [sum(one.shape[1] ** 2 + one.shape[1] for one in cut if one.stage >= 0) for cut in cuts]
+    tasks, stitch = spec.tasks, []
+    for d in range(3):  # where all networks part after stage d, every stitch lies there
+        parted = Tree(tasks, [[tasks]] * (d + 1) + [[(task,) for task in tasks]] * (2 - d))
+        built = branchnet.build(parted, staged, init="stitch", probe=images)
+        (size_there,) = {one.size for one in built.stitches.values()}
+        stitch.append(size_there)
     params, heads = spec.stage_costs.params, sum(cost.params for cost in spec.head_costs.values())
 
     def size(tree: Tree) -> float:

@@ -5,11 +5,11 @@ from .network.node import Node as Node
 from .network.parallel import replicate as replicate
 from .network.parallel import shard as shard
 from .network.separate_networks import SeparateNetworks as SeparateNetworks
-from .network.surgery import add_task as add_task
 from .network.surgery import merge_nodes as merge_nodes
 from .network.surgery import remove_task as remove_task
 from .network.surgery import split_node as split_node
 from .network.task_path import TaskPath as TaskPath
+from .stitches.added_task import add_task as add_task
 from .weights.averaging import weight_distance as weight_distance
 from .weights.donors import choose_donors as choose_donors
 from .weights.initialisation import Initialisation as Initialisation

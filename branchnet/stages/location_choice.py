@@ -30,11 +30,14 @@ _STEM = 0.05
 Locations = int | Sequence[str] | None
 
 
-def choose(candidates: Sequence[Location], wanted: Locations, whole: tuple[int, int]) -> list[Location]:
+def choose(
+    candidates: Sequence[Location], preferred: Sequence[Location], wanted: Locations, whole: tuple[int, int]
+) -> list[Location]:
     """Choose locations.
 
     Args:
-        candidates: every place, in order.
+        candidates: every place, in order, of which names may name any.
+        preferred: those among which to choose otherwise, unless more are asked for.
         wanted: None for a few at the ends of stages or blocks, an int for that many of equal cost, or names.
         whole: parameters and multiply-adds of the whole network.
 
@@ -49,11 +52,11 @@ def choose(candidates: Sequence[Location], wanted: Locations, whole: tuple[int, 
             "there is no place at which to cut; expected a module that ends between the input and the last parameters"
         )
     if wanted is None:
-        return _meaningful(candidates, whole)
+        return _meaningful(preferred, whole)
     if isinstance(wanted, bool | str):
         raise SplitError(f"locations is {wanted!r}; expected None, a number or a list of module names")
     if isinstance(wanted, int):
-        return _balanced(candidates, wanted, whole)
+        return _balanced(preferred if wanted <= len(preferred) else candidates, wanted, whole)
     return _named(candidates, wanted)
 
 

@@ -12,7 +12,7 @@ from branchnet.stages.graph.dataflow import cost_of_whole
 from branchnet.stages.interface import Example
 from branchnet.stages.location_choice import Locations, choose
 from branchnet.stages.locations import Location, find_locations
-from branchnet.stages.stage_assembly import assemble
+from branchnet.stages.stage_assembly import assemble, in_both_modes, training_places
 from branchnet.stages.staged import StagedNetwork
 from branchnet.stages.tracing.trace import trace_all, trace_network
 
@@ -86,9 +86,10 @@ def split_all(
     alignment = align([network.evaluation for network in traced])
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
-    chosen = choose(candidates, locations, cost_of_whole(alignment.flows[0]))
+    training = training_places(traced)
+    chosen = choose(candidates, in_both_modes(candidates, training), locations, cost_of_whole(alignment.flows[0]))
     difference = first_difference(alignment, candidates, tuple(networks))
-    return dict(zip(networks, assemble(traced, alignment, chosen, example, difference), strict=True))
+    return dict(zip(networks, assemble(traced, alignment, chosen, training, example, difference), strict=True))
 
 
 def candidate_locations(network: nn.Module, example: Example) -> list[Location]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -39,10 +39,50 @@ class _Plan:
         return [subgraph(self.flow, *ends) for ends in zip(self.subgraphs, before, after, strict=True)]
 
 
+@dataclass(frozen=True)
+class TrainingPlaces:
+    """Where networks can be cut in training mode.
+
+    Attributes:
+        alignment: of their training traces; None where one of them has none.
+        positions: the places in it by the names of all modules that end there.
+        reason: why one of them has no training trace.
+    """
+
+    alignment: Alignment | None
+    positions: Mapping[str, int]
+    reason: str | None = None
+
+
+def training_places(traced: Sequence[TracedNetwork]) -> TrainingPlaces:
+    """Find where all networks can be cut in training mode."""
+    flows = [network.training for network in traced if network.training is not None]
+    if len(flows) < len(traced):
+        return TrainingPlaces(None, {}, next(network.eval_only for network in traced if network.eval_only))
+    alignment = align(flows)
+    # A training trace may have other nodes (auxiliary heads, stochastic depth), so its cuts are found by name.
+    places = find_locations(alignment)
+    return TrainingPlaces(alignment, {alias: place.position for place in places for alias in place.aliases})
+
+
+def in_both_modes(candidates: Sequence[Location], training: TrainingPlaces) -> list[Location]:
+    """The places of evaluation mode that training mode has, too, under the names that they have there.
+
+    Training may write to a buffer on both sides of a place. All places where none is left, or nothing can be trained.
+    """
+    kept = []
+    for place in candidates:
+        names = tuple(name for name in place.aliases if name in training.positions)
+        if names:
+            kept.append(replace(place, name=names[0], aliases=names))
+    return kept or list(candidates)
+
+
 def assemble(
     traced: Sequence[TracedNetwork],
     alignment: Alignment,
     chosen: Sequence[Location],
+    places: TrainingPlaces,
     example: Example,
     difference: FirstDifference | None = None,
 ) -> list[StagedNetwork]:
@@ -55,7 +95,7 @@ def assemble(
         networks = zip(traced, evaluation, training, own, strict=True)
         return [_staged(*network, names, example, reason, difference) for network in networks]
 
-    training, reason = _training_plans(traced, names)
+    training, reason = _training_plans(len(traced), places, names)
     found = staged(training, reason)
     for network, stages in zip(traced, found, strict=True):
         check_evaluation(network, stages, example)
@@ -81,18 +121,14 @@ def _plans(alignment: Alignment, positions: Sequence[int]) -> list[_Plan]:
 
 
 def _training_plans(
-    traced: Sequence[TracedNetwork], names: Sequence[str]
+    count: int, places: TrainingPlaces, names: Sequence[str]
 ) -> tuple[list[_Plan] | list[None], str | None]:
     """Plans of training mode with cuts at the same places, or None for each network and the reason."""
-    flows = [network.training for network in traced if network.training is not None]
-    if len(flows) < len(traced):
-        return [None] * len(traced), next(network.eval_only for network in traced if network.eval_only)
-    alignment = align(flows)
-    # A training trace may have other nodes (auxiliary heads, stochastic depth), so its cuts are found by name.
-    places = {alias: place.position for place in find_locations(alignment) for alias in place.aliases}
-    if missing := [name for name in names if name not in places]:
-        return [None] * len(traced), f"in training mode it cannot be cut at {', '.join(missing)}"
-    return _plans(alignment, [places[name] for name in names]), None
+    if places.alignment is None:
+        return [None] * count, places.reason
+    if missing := [name for name in names if name not in places.positions]:
+        return [None] * count, f"in training mode it cannot be cut at {', '.join(missing)}"
+    return _plans(places.alignment, [places.positions[name] for name in names]), None
 
 
 def _staged(

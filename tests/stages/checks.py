@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
@@ -86,3 +88,28 @@ def named(staged: StagedNetwork) -> list[tuple[str, nn.Parameter]]:
 
 def assert_same_keys(network: nn.Module, staged: StagedNetwork) -> None:
     assert set(staged.original_state_dict()) == set(network.state_dict())
+
+
+def everything(network: nn.Module) -> Any:
+    tensors = {name: (id(t), t.detach().clone(), t.grad) for name, t in network.state_dict(keep_vars=True).items()}
+    modules = {
+        name: (
+            module.training,
+            {key: value for key, value in vars(module).items() if isinstance(value, int | bool | str)},
+            [id(value) for value in vars(module).values()],
+            [list(vars(module)[hooks]) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")],
+        )
+        for name, module in network.named_modules()
+    }
+    state = np.random.get_state()  # noqa: NPY002
+    return tensors, modules, random.getstate(), (state[0], state[1].tolist(), state[2]), torch.get_rng_state()
+
+
+def assert_untouched(before: Any, after: Any) -> None:
+    assert before[0].keys() == after[0].keys()
+    for name, (identity, value, gradient) in before[0].items():
+        assert (identity, gradient) == (after[0][name][0], after[0][name][2]), name
+        assert torch.equal(value, after[0][name][1]), name
+    assert before[1] == after[1]
+    assert before[2:4] == after[2:4]
+    assert torch.equal(before[4], after[4])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from branchnet.errors import SplitError
 from branchnet.stages import candidate_locations, count_flops, split, split_all
+from tests.stages.checks import assert_untouched, everything
 
 ROWS = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
 
@@ -55,31 +56,6 @@ class Restless(nn.Module):
         if self.how == "refused" and x.sum() > 0:
             x = -x
         return self.l4(self.l3(x))
-
-
-def everything(network: nn.Module) -> Any:
-    tensors = {name: (id(t), t.detach().clone(), t.grad) for name, t in network.state_dict(keep_vars=True).items()}
-    modules = {
-        name: (
-            module.training,
-            {key: value for key, value in vars(module).items() if isinstance(value, int | bool | str)},
-            [id(value) for value in vars(module).values()],
-            [list(vars(module)[hooks]) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")],
-        )
-        for name, module in network.named_modules()
-    }
-    state = np.random.get_state()  # noqa: NPY002
-    return tensors, modules, random.getstate(), (state[0], state[1].tolist(), state[2]), torch.get_rng_state()
-
-
-def assert_untouched(before: Any, after: Any) -> None:
-    assert before[0].keys() == after[0].keys()
-    for name, (identity, value, gradient) in before[0].items():
-        assert (identity, gradient) == (after[0][name][0], after[0][name][2]), name
-        assert torch.equal(value, after[0][name][1]), name
-    assert before[1] == after[1]
-    assert before[2:4] == after[2:4]
-    assert torch.equal(before[4], after[4])
 
 
 CALLS: dict[str, Callable[[nn.Module], object]] = {

@@ -98,6 +98,10 @@ def noise(self: Any, x: Tensor) -> Tensor:
     return x + torch.randn(8) if self.training else x
 
 
+def made_noise(self: Any, x: Tensor) -> Tensor:
+    return x * torch.empty(1).uniform_(0.5, 1.5) if self.training else x
+
+
 def numpy_noise(self: Any, x: Tensor) -> Tensor:
     return x * float(np.random.uniform(0.5, 1.5)) if self.training else x  # noqa: NPY002
 
@@ -117,8 +121,8 @@ def annealed(self: Any, x: Tensor) -> Tensor:
 
 
 LOST = [
-    *(without_gradient, switched_off, autocast, hooked, aliased, frozen_inside, noise, numpy_noise, annealed),
-    *(skipped_by_python, skipped_by_torch),
+    *(without_gradient, switched_off, autocast, hooked, aliased, frozen_inside, noise, annealed),
+    *(made_noise, numpy_noise, skipped_by_python, skipped_by_torch),
     lambda self, x: Reversed.apply(x),
     lambda self, x: Straight.apply(x),
 ]
@@ -234,3 +238,73 @@ def test_frozen_parameters_stay_frozen() -> None:
     assert not staged.trainable
     assert not any(p.requires_grad for p in (*network.parameters(), *staged.parameters()))
     assert all(p.grad is None for p in network.parameters())
+
+
+def noisy_and_annealed(self: Any, x: Tensor) -> Tensor:
+    x = self.drop(x)
+    return annealed(self, x)
+
+
+def test_random_numbers_do_not_hide_what_else_is_lost() -> None:
+    staged = split(Layers(noisy_and_annealed), ROWS)
+    assert staged.eval_only is not None and "outputs of the second call" in staged.eval_only
+
+
+def frozen_scale(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.abs().mean()
+    return self.drop(x) * scale
+
+
+def test_random_numbers_do_not_change_the_reason() -> None:
+    staged = split(Layers(frozen_scale), ROWS)
+    assert staged.eval_only is not None and "gradients that are switched off" in staged.eval_only
+
+
+def test_sparse_gradients_are_compared() -> None:
+    network = nn.Sequential(nn.Embedding(20, 8, sparse=True), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert split(network, torch.randint(0, 20, (4, 5))).trainable
+
+
+class KeptWhole(nn.Module):
+    """Decides by values, in a module that is kept as one node and can be trained as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else -self.layer(x)
+
+
+def test_a_module_that_decides_by_values_is_kept_whole_and_trained() -> None:
+    network = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)), KeptWhole(), nn.Linear(8, 2))
+    staged = split(network, ROWS)
+    assert staged.trainable
+    for rows in (ROWS, -ROWS):
+        assert torch.equal(staged(rows), network(rows))
+
+
+def test_places_are_chosen_where_both_modes_can_be_cut() -> None:
+    """Training updates the statistics twice, so that no cut may lie between; evaluation could be cut there."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
+            self.body = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for layer in self.body:
+                x = layer(x)
+                if self.training:
+                    self.mean.lerp_(x.detach().mean(0), 0.1)
+                x = x - self.mean
+            return self.last(x)
+
+    for locations in (None, 1):
+        staged = split(Twice(), ROWS, locations=locations)
+        assert staged.trainable
+    assert not split(Twice(), ROWS, locations=["body.1"]).trainable

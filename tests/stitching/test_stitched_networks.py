@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import branchnet
+from branchnet.builder import add_task
 
 
 def affine_twin(network, linear, following):
@@ -164,7 +165,7 @@ def test_a_task_is_added_through_one_stitch_and_the_others_stay_bit_exact():
     staged = branchnet.split_all(networks, probe[:2], locations=["2", "5"])
     branched = branchnet.build(branchnet.Tree.separate(["a", "b"], 2), staged, init="stitch", probe=probe).eval()
     new = small(3, seed=7)
-    grown = branched.add_task("c", new, beside="a", until="2", stitch=True, probe=probe).eval()
+    grown = add_task(branched, "c", new, beside="a", until="2", stitch=True, probe=probe).eval()
     assert list(grown.stitches) == [("nodes.0.0", "nodes.1.2")]
     for task in "ab":
         assert torch.equal(grown(others)[task], branched(others)[task])
@@ -172,4 +173,4 @@ def test_a_task_is_added_through_one_stitch_and_the_others_stay_bit_exact():
     error = [(network(others)["c"] - new(others)).square().mean().item() for network in (grown, plain)]
     assert error[0] < 0.5 * error[1]
     with pytest.raises(branchnet.BuildError, match=r"stitch=True .* expected probe="):
-        branched.add_task("c", new, beside="a", until="2", stitch=True)
+        add_task(branched, "c", new, beside="a", until="2", stitch=True)

@@ -334,20 +334,11 @@ class BranchedNetwork(nn.Module):
             raise BuildError(f"unknown location {unknown[0]!r}{did_you_mean(unknown[0], self.locations)}")
         self.recomputed = frozenset(self.locations.index(name) for name in locations)
 
-    def add_task(
-        self,
-        name: str,
-        network: nn.Module,
-        *,
-        beside: str,
-        until: str | None,
-        stitch: bool = False,
-        probe: Any = None,
-    ) -> BranchedNetwork:
-        """Return this network with one more task.
+    def add_task(self, name: str, network: nn.Module, *, beside: str, until: str | None) -> BranchedNetwork:
+        """Return this network with one more task; `branchnet.builder.add_task` can fit a stitching layer, too.
 
         Args:
-            name, network, beside, until, stitch, probe: as for `branchnet.builder.add_task`.
+            name, network, beside, until: as for `branchnet.builder.add_task`.
 
         Returns:
             a new network; this one stays as it is.
@@ -355,9 +346,9 @@ class BranchedNetwork(nn.Module):
         Raises:
             BuildError: as `branchnet.builder.add_task`.
         """
-        from branchnet.builder.network.surgery import add_task
+        from branchnet.builder.network.surgery import add_branch
 
-        return add_task(self, name, network, beside=beside, until=until, stitch=stitch, probe=probe)
+        return add_branch(self, name, network, beside=beside, until=until)[0]
 
     def remove_task(self, name: str) -> BranchedNetwork:
         """Return this network without one task.

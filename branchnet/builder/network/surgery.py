@@ -26,55 +26,31 @@ from branchnet.builder.weights.donors import Donors
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BuildError, SplitError
 from branchnet.stages import Example, StagedNetwork, call, split, split_all
-from branchnet.stages.interface import call_form
 from branchnet.stages.staged import Stage
 from branchnet.stitching.stitch import StitchedStage
 
 if TYPE_CHECKING:
     from branchnet.clustering.trees.tree import Cluster
 
-PROBE_BATCH = 64
 Origins = list[list[Node]]
 """For each stage and cluster of the new tree the node that its weights are copied from."""
 
 
-def add_task(
-    branched: BranchedNetwork,
-    name: str,
-    network: nn.Module,
-    *,
-    beside: str,
-    until: str | None,
-    stitch: bool = False,
-    probe: Any = None,
-) -> BranchedNetwork:
-    """Grow a branch for a new task that shares the nodes of the task `beside` until the end of a location.
-
-    From there on the branch is a copy of `network`'s own stages and head. The outputs of all other tasks stay bitwise
-    identical. In the shared stages the new task gets the features of its sibling's nodes: fit a stitching layer to
-    them, which takes seconds and no training, or train the branch, e.g. with everything else frozen (`freeze`).
+def add_branch(
+    branched: BranchedNetwork, name: str, network: nn.Module, *, beside: str, until: str | None
+) -> tuple[BranchedNetwork, StagedNetwork]:
+    """Grow a branch for a new task, as `branchnet.builder.add_task` does without a stitch.
 
     Args:
-        branched: the network.
-        name: the new task, which becomes the last one.
-        network: its single-task network of the same backbone: plain (it is split at the same locations, together with
-            the branched network's paths where their heads need more than its own) or staged.
-        beside: the task whose path is shared.
-        until: the last location that is shared; None to share nothing.
-        stitch: put a stitching layer, fitted on the probe, where the branch begins.
-        probe: for that, K inputs as `branchnet.rsa` takes them.
+        branched, name, network, beside, until: as for `add_task`.
 
     Returns:
-        a new network with the task.
+        a new network with the task, and the task's own network, split.
 
     Raises:
-        BuildError: a task that exists, an unknown sibling or location, or a network whose stages or cuts are not those
-            of the branched network.
-        SplitError: a plain network that cannot be cut at the locations.
+        BuildError: as `add_task`.
     """
     _check_new_task(branched, name, beside, until)
-    if stitch and probe is None:
-        raise BuildError("stitch=True fits a map to the sibling's features; expected probe=, inputs of all tasks")
     shared = 0 if until is None else branched.locations.index(until) + 1
     staged = _staged(branched, name, network, beside)
     tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared))
@@ -97,12 +73,7 @@ def add_task(
         constructors=branched.constructors | {name: staged.constructor},
         eval_only=_with_reason(branched.eval_only, name, staged.eval_only),
     )
-    if stitch:
-        from branchnet.affinity.probes import read_probe
-        from branchnet.builder.stitches.top_down_fit import stitch_donors
-
-        stitch_donors(grown_network, {name: staged}, read_probe(probe, PROBE_BATCH, call_form(staged)), corrected=False)
-    return grown_network
+    return grown_network, staged
 
 
 def _check_new_task(branched: BranchedNetwork, name: str, beside: str, until: str | None) -> None:

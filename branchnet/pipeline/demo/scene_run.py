@@ -37,6 +37,7 @@ PROBE = 500
 TEST = 500
 BATCH = 64
 LEARNING_RATE = 3e-3
+STITCH_STEPS = 40
 SHOWN = 5
 RANDOM_TREES = 2
 
@@ -127,6 +128,7 @@ def _problem(
         budget=Budget.parse(BUDGET),
         options=RunOptions(
             steps=size.steps,
+            stitch_steps=min(size.steps, STITCH_STEPS),
             batch_size=BATCH,
             learning_rate=LEARNING_RATE,
             random_trees=size.random_trees,

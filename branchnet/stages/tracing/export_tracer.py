@@ -25,6 +25,7 @@ from branchnet.stages.interface import Example, call_arguments, flat_example
 from branchnet.stages.tracing.allowed_sizes import allowed_sizes
 from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed, where
+from branchnet.stages.tracing.state_proxies import assignments_recorded
 from branchnet.stages.tracing.trial import trial
 
 _CHECKS = frozenset(
@@ -56,7 +57,7 @@ def trace_export(network: nn.Module, example: Example, *, dynamic: str) -> Trace
     args, kwargs = call_arguments(inner)
     shapes = _dynamic_shapes(inner, dynamic)
     try:
-        with trial(network) as copy, _without_dumps(), _SimpleSizes():
+        with trial(network) as copy, _without_dumps(), _SimpleSizes(), assignments_recorded():
             # Not strict: Python runs the code itself. Strict mode traces bytecode with Dynamo and refuses far more.
             program = torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
         # Its own checks would refuse a batch of one, which torch.export never looks at.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,8 @@ def trace_fx(network: nn.Module, example: Example, kept_whole: Iterable[type] = 
                 raise SplitError(f"torch.fx cannot trace {type(network).__name__}: {where(error)}") from error
             whole.add(tracer.culprit)
             continue
+        if tracer.asked:
+            raise SplitError(f"torch.fx cannot trace {type(network).__name__}: its code hides that {tracer.asked}")
         for name, value in tracer.constants.items():
             setattr(network, name, value)
         settle_queries(graph)
@@ -151,6 +153,17 @@ class _Tracer(fx.Tracer):
         self._made: dict[tuple[int, str], tuple[Tensor, fx.Node]] = {}
         self.constants: dict[str, Tensor] = {}
         self.culprit: type | None = None
+        self.asked = ""
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Refuse a decision by values or sizes, and remember it: the code may catch the error and go another way."""
+        self.asked = "it could not decide by values or sizes"
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Refuse a loop over a value, in the same way."""
+        self.asked = "it could not loop over a value"
+        return super().iter(obj)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A traced value that knows what was written in place."""

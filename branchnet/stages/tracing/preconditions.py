@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, flat_example
-from branchnet.stages.tracing.trial import random_states, seed_random_states, trial
+from branchnet.stages.tracing.trial import trial
+from branchnet.stages.tracing.two_calls import SEED, TwoCalls
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
@@ -73,31 +74,31 @@ def _check_devices(network: nn.Module, example: Example) -> None:
         )
 
 
-def check_not_random(root: nn.Module, run: Callable[[nn.Module], Any], same: Callable[[Any, Any], bool]) -> Any:
+def check_not_random(
+    root: nn.Module, run: Callable[[nn.Module, int], TwoCalls], apart: Callable[[Any, Any], float]
+) -> TwoCalls:
     """Refuse a network whose outputs depend on random numbers in evaluation mode.
 
     Args:
         root: a borrowed structure.
-        run: runs it in evaluation mode.
-        same: whether two outputs are equal.
+        run: calls it twice in evaluation mode, under a seed.
+        apart: how much two outputs differ.
 
     Returns:
-        its outputs.
+        what it did.
 
     Raises:
         SplitError: two seeds give two results.
     """
-    outputs = []
-    for seed in (0, 1):
+    runs = []
+    for seed in (SEED, SEED + 1):
         with trial(root) as copy:
-            seed_random_states(seed, copy.parameters())
-            before = random_states(copy.parameters())
-            outputs.append(run(copy))
-            if before == random_states(copy.parameters()):
-                return outputs[-1]  # no random numbers were drawn
-    if not same(outputs[0], outputs[1]):
+            runs.append(run(copy, seed))
+        if not runs[0].drew:
+            return runs[0]
+    if apart(runs[0].outputs[0], runs[1].outputs[0]) != 0.0:
         raise SplitError(
             f"{type(root).__name__} is random in evaluation mode: two seeds give different outputs; expected none of "
             "its randomness there, such as F.dropout(x, p, training=self.training) or noise under `if self.training`"
         )
-    return outputs[0]
+    return runs[0]

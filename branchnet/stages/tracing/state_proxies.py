@@ -61,7 +61,10 @@ for _name, _function in _IN_PLACE.items():
 
 @contextmanager
 def assignments_recorded() -> Iterator[None]:
-    """While a network is traced: `self.buffer = value` copies the value into the buffer when the graph runs."""
+    """While a network is traced: `self.buffer = value` copies the value into the buffer when the graph runs.
+
+    torch.fx forgets every such assignment, torch.export those in modules below the network itself.
+    """
     original = nn.Module.__setattr__
 
     def assign(module: nn.Module, name: str, value: Any) -> None:
@@ -71,8 +74,13 @@ def assignments_recorded() -> Iterator[None]:
             original(module, name, value)
             return
         state = getattr(module, name)
-        if isinstance(state, fx.Proxy) and not _written_already(state, value):
-            state.copy_(value)
+        if isinstance(state, fx.Proxy):
+            if not _written_already(state, value):
+                state.copy_(value)
+        elif isinstance(value, Tensor) and (value.shape, value.dtype) == (held.shape, held.dtype):
+            held.copy_(value)
+        else:
+            original(module, name, value)  # type: ignore[arg-type]
 
     nn.Module.__setattr__ = assign  # type: ignore[method-assign, assignment]
     try:

@@ -6,36 +6,40 @@ around it to Python. They are tried in this order.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils._pytree import TreeSpec, tree_leaves, tree_map, tree_structure
+from torch.utils._pytree import TreeSpec, tree_map, tree_structure
 
 from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import Propagation, TensorForm, dry_run, propagate
-from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
+from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.allowed_sizes import AllowedSizes
+from branchnet.stages.tracing.chain.module_chain import trace_chain
 from branchnet.stages.tracing.constants import is_state
 from branchnet.stages.tracing.export_tracer import trace_export
-from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, transformed, unwrap, where
-from branchnet.stages.tracing.module_chain import trace_chain
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, trace_fx, unwrap
 from branchnet.stages.tracing.opened_norms import open_norms
-from branchnet.stages.tracing.preconditions import check_not_random, check_supported
-from branchnet.stages.tracing.trial import borrow, trial
+from branchnet.stages.tracing.preconditions import check_supported
+from branchnet.stages.tracing.trace_check import (
+    Subject,
+    at_least_two,
+    set_training,
+    subject_of,
+    verified,
+    whole_outputs,
+)
+from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
+from branchnet.stages.tracing.two_calls import TwoCalls
 from branchnet.utils.modes import mode_of
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted.
 _WHOLE_SHARE = 0.25
-# Exported operators may be other kernels than the modules' (decompositions), so float32 results differ by rounding,
-# relative to the largest output.
-_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class TracedNetwork:
         training: dataflow of training mode, or None.
         eval_only: why there is none, or None.
         left_in_evaluation: names of the modules that the network's own `train()` leaves in evaluation mode.
+        evaluated: what the network did in two calls in evaluation mode; None on the meta device.
     """
 
     network: nn.Module
@@ -57,6 +62,7 @@ class TracedNetwork:
     training: Dataflow | None
     eval_only: str | None
     left_in_evaluation: tuple[str, ...] = ()
+    evaluated: TwoCalls | None = None
 
 
 def trace_all(
@@ -88,11 +94,11 @@ def trace_all(
         check_supported(unwrap(network), example)
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
-    for root in roots:
-        _check_example(root, example)
-    traces = _by_one_method([_trace(root, example) for root in roots], example)
+    subjects = [subject_of(root, example) for root in roots]
+    traces = _by_one_method([_trace(subject) for subject in subjects], subjects)
     return [
-        _complete(unwrap(network), trace, example) for network, trace in zip(networks.values(), traces, strict=True)
+        _complete(unwrap(network), trace, subject)
+        for network, trace, subject in zip(networks.values(), traces, subjects, strict=True)
     ]
 
 
@@ -105,48 +111,17 @@ def trace_network(network: nn.Module, example: Example) -> TracedNetwork:
     return trace_all({"network": network}, example, {})[0]
 
 
-def _check_example(root: nn.Module, example: Example) -> None:
-    if has_no_values(root):
-        return
-    name = type(root).__name__
-    try:
-        outputs = check_not_random(root, lambda copy: _evaluated(copy, example), lambda a, b: apart(a, b) == 0.0)
-        if PREPROCESSING not in root._modules:
-            return
-        with trial(root) as copy, mode_of(copy, training=False), torch.no_grad():
-            inputs = transformed(copy, tree_map(_copied, example))
-            del copy._modules[PREPROCESSING]
-            expected = call(copy, inputs)
-    except SplitError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in flat_example(example))
-        raise SplitError(f"{name} does not run on the example ({shapes}): {where(error)}") from error
-    if apart(expected, outputs) > _ROUNDING:
-        raise SplitError(
-            f"{name} runs all modules that it holds, a transform among them; expected a forward that names its "
-            "modules: hold it in another module"
-        )
-
-
-def _evaluated(copy: nn.Module, example: Example) -> Any:
-    with mode_of(copy, training=False), torch.no_grad():
-        return whole_outputs(copy, example)
-
-
-def has_no_values(root: nn.Module) -> bool:
-    """Whether the root lies on the meta device."""
-    return any(tensor.is_meta for tensor in (*root.parameters(), *root.buffers()))
-
-
-def _by_one_method(traces: list[Trace], example: Example) -> list[Trace]:
+def _by_one_method(traces: list[Trace], subjects: list[Subject]) -> list[Trace]:
     """The traces, all by the same method and with the same types of modules kept whole."""
     methods = {trace.method for trace in traces}
     if len(methods) > 1:
         method, again = ("chain", _by_chain) if "chain" in methods else ("export", _by_export)
-        return [trace if trace.method == method else again(trace.root, example) for trace in traces]
+        return [one if one.method == method else again(subject) for one, subject in zip(traces, subjects, strict=True)]
     whole = frozenset[type]().union(*(trace.kept_whole for trace in traces))
-    return [trace if trace.kept_whole == whole else _by_fx(trace.root, example, whole) for trace in traces]
+    return [
+        one if one.kept_whole == whole else _by_fx(subject, whole)
+        for one, subject in zip(traces, subjects, strict=True)
+    ]
 
 
 def _root(network: nn.Module, transform: nn.Module | None, any_transforms: bool) -> nn.Module:
@@ -169,12 +144,6 @@ def _without_preprocessing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
     return type(kind.__name__, (kind,), names)
 
 
-def whole_outputs(root: nn.Module, example: Example) -> Any:
-    """What the root returns for a copy of the example, its transform included."""
-    args, kwargs = call_arguments(transformed(root, tree_map(_copied, example)))
-    return root(*args, **kwargs)
-
-
 def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for task, root in roots.items():
@@ -187,7 +156,7 @@ def _check_transforms(roots: Mapping[str, nn.Module], example: Example) -> None:
         raise SplitError(f"cannot share stage 0: the transforms give inputs of different shapes ({text}); expected one")
 
 
-def _trace(root: nn.Module, example: Example) -> Trace:
+def _trace(subject: Subject) -> Trace:
     """Trace in evaluation mode, by torch.fx unless it fails or leaves a large part of the network unopened.
 
     A network whose own code decides by values is refused: a chain of its modules would fix what the example decided.
@@ -198,18 +167,18 @@ def _trace(root: nn.Module, example: Example) -> Trace:
     found = None
     reasons = []
     try:
-        found = _by_fx(root, example)
-        if _largest_share(root, found.kept_whole) <= _WHOLE_SHARE:
+        found = _by_fx(subject)
+        if _largest_share(subject.root, found.kept_whole) <= _WHOLE_SHARE:
             return found
     except SplitError as error:
         reasons.append(error)
     try:
-        return _by_export(root, example)
+        return _by_export(subject)
     except SplitError as error:
         reasons.append(error)
     if not _decides_by_values(reasons):
         try:
-            chain = _by_chain(root, example)
+            chain = _by_chain(subject)
             return chain if found is None or _largest_node(chain) < _largest_node(found) else found
         except SplitError as error:
             reasons.append(error)
@@ -222,18 +191,18 @@ def _trace(root: nn.Module, example: Example) -> Trace:
     ) from reasons[0]
 
 
-def _by_fx(root: nn.Module, example: Example, whole: Iterable[type] = ()) -> Trace:
-    with mode_of(root, training=False):
-        return _verified(trace_fx(root, example, whole), example)
+def _by_fx(subject: Subject, whole: Iterable[type] = ()) -> Trace:
+    with mode_of(subject.root, training=False):
+        return verified(trace_fx(subject.root, subject.example, whole), subject)
 
 
 def _decides_by_values(reasons: Iterable[SplitError]) -> bool:
     return any(isinstance(reason.__cause__, GuardOnDataDependentSymNode) for reason in reasons)
 
 
-def _by_chain(root: nn.Module, example: Example) -> Trace:
-    with mode_of(root, training=False):
-        return _verified(_chain(root, example), example)
+def _by_chain(subject: Subject) -> Trace:
+    with mode_of(subject.root, training=False):
+        return verified(_chain(subject.root, subject.example), subject)
 
 
 def _chain(root: nn.Module, example: Example) -> Trace:
@@ -241,43 +210,54 @@ def _chain(root: nn.Module, example: Example) -> Trace:
         return replace(trace_chain(copy, example), root=root)
 
 
-def _by_export(root: nn.Module, example: Example) -> Trace:
+def _by_export(subject: Subject) -> Trace:
     """Export with as much left free as works and is right at the example's own size."""
     try:
-        return _exported(root, example, "sizes")
+        return _exported(subject, "sizes")
     except SplitError as first:
         with suppress(SplitError):
-            return _exported(root, example, "batch")
+            return _exported(subject, "batch")
         with suppress(SplitError):
-            return _exported(root, example, "none")
+            return _exported(subject, "none")
         raise first  # the error of the freest export says most about the network's own code
 
 
-def _exported(root: nn.Module, example: Example, dynamic: str) -> Trace:
+def _exported(subject: Subject, dynamic: str) -> Trace:
+    root, example = subject.root, subject.example
     with mode_of(root, training=False):
         trace = trace_export(root, example if dynamic == "none" else at_least_two(example), dynamic=dynamic)
-        verified = replace(_verified(trace, example), dynamic=dynamic)
-        return replace(verified, sizes=_with_length_one(verified, example))
+        found = replace(verified(trace, subject), dynamic=dynamic)
+        sizes = _with_length_one(found, subject)
+        if sizes is not None:
+            sizes.check(flat_example(example))  # a batch of one is doubled above
+        return replace(found, sizes=sizes)
 
 
-def _with_length_one(trace: Trace, example: Example) -> AllowedSizes | None:
+def _with_length_one(trace: Trace, subject: Subject) -> AllowedSizes | None:
     """The allowed sizes, without a free length of 1 for which the graph is not the network."""
     sizes = trace.sizes
-    if sizes is None or has_no_values(trace.root):
+    if sizes is None or subject.evaluated is None:
         return sizes
-    return replace(sizes, not_one=frozenset(s for s in sizes.symbols() if not _right_at_one(trace, example, s)))
+    return replace(
+        sizes,
+        not_one=frozenset(s for s in sizes.symbols() if not _right_at_one(trace, subject.example, sizes.lengths, s)),
+    )
 
 
-def _right_at_one(trace: Trace, example: Example, symbol: str) -> bool:
-    lengths = iter(trace.sizes.lengths if trace.sizes is not None else ())
+def _right_at_one(trace: Trace, example: Example, lengths: Sequence[Sequence[int | str | None]], symbol: str) -> bool:
+    tensors = flat_example(example)
+    named = [(t, dim) for t, names in zip(tensors, lengths, strict=False) for dim, s in enumerate(names) if s == symbol]
+    if all(tensor.shape[dim] == 1 for tensor, dim in named):
+        return True  # as the example was
+    remaining = iter(lengths)
 
     def shortened(tensor: Tensor) -> Tensor:
-        for dim, length in enumerate(next(lengths)):
+        for dim, length in enumerate(next(remaining)):
             tensor = tensor.narrow(dim, 0, 1) if length == symbol else tensor
         return tensor
 
     try:
-        _verified(trace, tree_map(shortened, example))
+        verified(trace, subject_of(trace.root, tree_map(shortened, example)))
     except Exception:
         return False
     return True
@@ -301,8 +281,8 @@ def _largest_node(trace: Trace) -> int:
     return max(sizes)
 
 
-def _complete(network: nn.Module, trace: Trace, example: Example) -> TracedNetwork:
-    root = trace.root
+def _complete(network: nn.Module, trace: Trace, subject: Subject) -> TracedNetwork:
+    root, example = subject.root, subject.example
     with mode_of(root, training=False):
         evaluation = Dataflow(trace, _propagated(trace, example))
     left = _left_in_evaluation(root)
@@ -311,16 +291,9 @@ def _complete(network: nn.Module, trace: Trace, example: Example) -> TracedNetwo
             set_training(root, True, left)
             training = _training_flow(trace, example)
     except Exception as error:
-        return TracedNetwork(network, root, evaluation, None, f"its training mode cannot be traced: {error}", left)
-    return TracedNetwork(network, root, evaluation, training, None, left)
-
-
-def set_training(root: nn.Module, training: bool, left_in_evaluation: Iterable[str]) -> None:
-    """Set the mode of all modules, past any `train()` of theirs, and what it leaves in evaluation mode."""
-    for module in root.modules():
-        module.training = training
-    for name in left_in_evaluation:
-        root.get_submodule(name).training = False
+        reason = f"its training mode cannot be traced: {error}"
+        return TracedNetwork(network, root, evaluation, None, reason, left, subject.evaluated)
+    return TracedNetwork(network, root, evaluation, training, None, left, subject.evaluated)
 
 
 def _left_in_evaluation(root: nn.Module) -> tuple[str, ...]:
@@ -351,7 +324,8 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
 
 def _propagated(trace: Trace, example: Example) -> Propagation:
     """What the nodes do; a constant that the code writes to is copied at each call first, as the code makes it."""
-    propagation = propagate(trace.root, trace.graph, example)
+    with random_states_kept(trace.root.parameters()):
+        propagation = propagate(trace.root, trace.graph, example)
     overwritten = frozenset[int]().union(*(facts.overwritten for facts in propagation.facts.values()))
     written = [
         node
@@ -362,7 +336,8 @@ def _propagated(trace: Trace, example: Example) -> Propagation:
         return propagation
     for node in written:
         _use_copy(trace.graph, node)
-    return propagate(trace.root, trace.graph, example)
+    with random_states_kept(trace.root.parameters()):
+        return propagate(trace.root, trace.graph, example)
 
 
 def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
@@ -374,75 +349,11 @@ def _use_copy(graph: fx.Graph, node: fx.Node) -> None:
 def _output_form(trace: Trace, propagation: Propagation, example: Example) -> TreeSpec | None:
     """The form of what the network returns in training mode, where its graph returns another one."""
     graph_form = tree_structure(propagation.result)
-    expected = tree_structure(dry_run(trace.root, example))
-    return None if expected == graph_form else expected
-
-
-def _verified(trace: Trace, example: Example) -> Trace:
-    """The trace, if it gives what the network gives; with the network's own form of output.
-
-    Networks without values (on the meta device) cannot be checked. A graph of modules must be bit-exact, a graph of
-    operators equal up to rounding.
-
-    Raises:
-        SplitError: the outputs differ.
-    """
-    if has_no_values(trace.root):
-        return trace
-    with trial(trace.root) as copy, torch.no_grad():
-        expected = whole_outputs(copy, example)
     try:
+        with random_states_kept(trace.root.parameters()):
+            expected = tree_structure(dry_run(trace.root, example))
+    except Exception:
+        # A module that was kept whole may read values, which fake tensors lack.
         with trial(trace.root) as copy, torch.no_grad():
-            got = _FreshConstants(copy, graph=trace.graph).run(*map(_copied, flat_example(example)))
-    except Exception as error:
-        name = type(trace.root).__name__
-        raise SplitError(f"what {trace.method} traced of {name} does not run: {where(error)}") from error
-    allowed = _ROUNDING if trace.method == "export" else 0.0
-    difference = apart(expected, got)
-    if difference > allowed:
-        raise SplitError(f"tracing {type(trace.root).__name__} with {trace.method} changes its outputs")
-    spec = tree_structure(expected)
-    return replace(trace, output=None if spec == tree_structure(got) else spec, difference=difference)
-
-
-class _FreshConstants(fx.Interpreter):
-    """Runs a graph whose code may write to the constants that it makes; see `_propagated`."""
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A parameter or buffer itself, a copy of any other tensor."""
-        value = super().get_attr(target, args, kwargs)
-        return value if is_state(self.module, str(target)) else _copied(value)
-
-
-def apart(expected: Any, got: Any) -> float:
-    """The largest difference between two outputs of any form."""
-    wanted, found = tree_leaves(expected), tree_leaves(got)
-    return max(map(_difference, wanted, found), default=0.0) if len(wanted) == len(found) else math.inf
-
-
-def _difference(wanted: Any, found: Any) -> float:
-    """Largest difference relative to the largest value; infinite between things of different kind, shape or type."""
-    if not (isinstance(wanted, Tensor) and isinstance(found, Tensor)):
-        if type(wanted) is not type(found):
-            return math.inf
-        if is_dataclass(wanted):
-            return max((apart(getattr(wanted, f.name), getattr(found, f.name)) for f in fields(wanted)), default=0.0)
-        return 0.0 if wanted == found else math.inf
-    if wanted.shape != found.shape or wanted.dtype != found.dtype:
-        return math.inf
-    if torch.allclose(wanted, found, 0.0, 0.0, equal_nan=True):
-        return 0.0
-    scale = float(wanted.abs().max())
-    difference = float((wanted - found).abs().max()) / scale if scale else math.inf
-    return difference if math.isfinite(difference) else math.inf
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def at_least_two(example: Example) -> Example:
-    """The example with its batch doubled where it is one: BatchNorm cannot be trained on a single value."""
-    if Interface.of(example).batch != 1:
-        return example
-    return tree_map(lambda t: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t, example)  # type: ignore[no-any-return]
+            expected = tree_structure(whole_outputs(copy, example))
+    return None if expected == graph_form else expected

@@ -50,6 +50,24 @@ def saved(network: nn.Module) -> Iterator[None]:
     """
     tensors = [*_tensors_of(network).values()]
     before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
+    try:
+        with random_states_kept(tensors):
+            yield
+    finally:
+        for tensor, memory, value in before:
+            _restore(tensor, memory, value)
+
+
+@contextmanager
+def random_states_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore afterwards the random states of Python, NumPy and torch, there of the CPU and of these tensors' GPUs.
+
+    Args:
+        tensors: of a network.
+
+    Yields:
+        Nothing.
+    """
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=_gpus(tensors)):
@@ -57,8 +75,6 @@ def saved(network: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-        for tensor, memory, value in before:
-            _restore(tensor, memory, value)
 
 
 def random_states(tensors: Iterable[Tensor]) -> bytes:

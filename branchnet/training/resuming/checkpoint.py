@@ -6,6 +6,7 @@ digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -89,16 +90,13 @@ class Checkpoint:
             return State()
         stored = self._read()
         state = State(stored["step"], {task: list(values) for task, values in stored["losses"].items()})
+        modules = [module, *self.beside]
+        before = [copy.deepcopy(one.state_dict()) for one in modules]
         try:
-            module.load_state_dict(stored["module"])
-            for one, content in zip(self.beside, stored["beside"] if "version" in stored else (), strict=False):
-                one.load_state_dict(content)
-            optimizer.load_state_dict(stored["optimizer"])
-            _check_shapes(optimizer)
-            torch.set_rng_state(stored["random"])
-            if "random_cuda" in stored:
-                torch.cuda.set_rng_state(stored["random_cuda"], _device(module))
+            _load(stored, modules, optimizer)
         except Exception as error:  # torch raises many kinds for tensors that do not fit
+            for one, content in zip(modules, before, strict=True):
+                one.load_state_dict(content)
             raise CheckpointError(f"{self.path} does not fit this run: {error}; delete it to start again") from error
         self._saved_step = state.step
         return state
@@ -222,12 +220,27 @@ def _malformed(stored: Mapping[str, Any]) -> str:
     return ""
 
 
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """`load_state_dict` takes averages of any shape."""
+def _load(stored: Mapping[str, Any], modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    contents = [stored["module"], *(stored["beside"] if "version" in stored else ())]
+    for one, content in zip(modules, contents, strict="version" in stored):
+        one.load_state_dict(content)
+    # Rates and other settings are this run's own.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": stored["optimizer"]["state"]})
+    _check_averages(optimizer)
+    torch.set_rng_state(stored["random"])
+    if "random_cuda" in stored:
+        torch.cuda.set_rng_state(stored["random_cuda"], _device(modules[0]))
+
+
+def _check_averages(optimizer: torch.optim.Optimizer) -> None:
+    """`load_state_dict` takes averages of any form."""
     for parameter, averages in optimizer.state.items():
+        if averages["step"].shape != () or not averages["step"] >= 0:
+            raise ValueError(f"the optimizer's step is {averages['step']}")
         for name in ("exp_avg", "exp_avg_sq"):
-            if averages[name].shape != parameter.shape:
-                raise ValueError(f"{name} has shape {tuple(averages[name].shape)}, and not {tuple(parameter.shape)}")
+            form, expected = [(tuple(t.shape), t.dtype) for t in (averages[name], parameter)]
+            if form != expected:
+                raise ValueError(f"{name} is {form}, and not {expected}")
 
 
 def _finite(value: Any) -> bool:

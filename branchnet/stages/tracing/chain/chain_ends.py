@@ -23,7 +23,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.graph.propagation import tensors_by_name
 from branchnet.stages.graph.settings import module_signature
 from branchnet.stages.interface import Example, flat_example
-from branchnet.stages.tracing.module_calls import Chain, copied, run_apart, tensors_of
+from branchnet.stages.tracing.chain.module_calls import Chain, copied, run_apart, tensors_of
 from branchnet.stages.tracing.trial import borrow
 
 _PLAIN = (bool, int, float, str, type(None))

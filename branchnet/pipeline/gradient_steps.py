@@ -117,7 +117,7 @@ def shared_network(
     """
     staged = split_all(networks, example, locations=list(spec.locations))
     tree = Tree.shared(spec.tasks, len(spec.locations))
-    return build(tree, staged, donors=choose_donors(tree, preferred=donor))
+    return build(tree, staged, init="donor", donors=choose_donors(tree, preferred=donor))
 
 
 def train_shared(network: BranchedNetwork, data: Labelled, options: RunOptions) -> None:

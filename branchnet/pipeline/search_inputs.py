@@ -94,22 +94,22 @@ def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str) -> tuple[in
 
     Args:
         found: the affinities.
-        spec: the specification; its first network is made again to count.
+        spec: the specification; its networks are made again to count.
         unit: of the budget.
 
     Returns:
-        D sizes; None with other affinities, for milliseconds, and where the specification does not say how that
-        network is made.
+        D sizes; None with other affinities, for milliseconds, and where the specification does not say how all
+        networks are made.
     """
-    from branchnet.specification.realisation import interface_of
-    from branchnet.stages import split
+    from branchnet.specification.realisation import interface_of, make_all
+    from branchnet.stages import split_all
     from branchnet.stitching import stitch_costs
 
-    made = spec.constructors[spec.tasks[0]]
-    if not found.measure.startswith("stitch") or unit == "latency" or made is None or spec.input is None:
+    known = spec.input is not None and all(constructor is not None for constructor in spec.constructors.values())
+    if not found.measure.startswith("stitch") or unit == "latency" or not known:
         return None
-    staged = split(made.create(), interface_of(spec).random(), locations=list(spec.locations))
-    return stitch_costs(staged)[unit]
+    staged = split_all(make_all(spec, {}), interface_of(spec).random(), locations=list(spec.locations))
+    return stitch_costs(staged[spec.tasks[0]])[unit]
 
 
 def read_latency(path: Path) -> LatencyTable:

@@ -53,9 +53,10 @@ def run(
 ) -> RunResult:
     """Find, build, distil and measure the branched network of a budget; no labels are needed.
 
-    The images are divided: the networks are compared (RSA) on a probe, the branched network and the baselines are
-    distilled on the training part, which holds the probe, and everything is measured on the held-out part, by how well
-    it agrees with the single-task networks. `branchnet run` is this function, called with what a config names.
+    The images are divided: the networks are compared (RSA, stitching losses) on a probe, the trees that both propose are
+    built with stitching layers and measured on images set aside, the best of them and the baselines are distilled on
+    the training part, which holds the probe, and everything is measured on the held-out part, by how well it agrees
+    with the single-task networks. `branchnet run` is this function, called with what a config names.
 
     Args:
         networks: trained single-task networks by task, on the device where they shall run; two or more. They are not
@@ -108,7 +109,7 @@ def run(
         >>> list(result.network(images[:2]))
         ['depth', 'edges']
         >>> [network.name for network in result.comparison.networks]
-        ['separate', 'branched']
+        ['separate', 'branched', 'before training', 'without stitches', 'constant']
     """
     options = RunOptions.checked(
         objective=objective,

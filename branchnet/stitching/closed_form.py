@@ -19,6 +19,10 @@ RIDGE = 1e-3
 """Share of the mean variance of the features; between 1e-6 and 1e-2 it makes no difference on trained networks."""
 LARGEST_SCALE = 5.0
 """Of a column: a channel that is hardly explained would become amplified noise."""
+NO_RIDGE = 1e-11
+"""For features that are affine functions of each other; above float64's rounding in sums of products."""
+EXACT = 1 - 1e-6
+POSITIONS_TO_TELL = 4
 METHODS = {"ridge": 0.0, "half-way": 0.5, "variance-matched": 1.0}
 """The power of sd(target) / sd(mapped) that every output channel is scaled by."""
 LARGEST_SIZE = 2**17
@@ -57,7 +61,9 @@ def fit_maps(moments: Moments, *, ridge: float = RIDGE) -> Iterator[Fit]:
     Yields:
         one map for each of `METHODS`, in that order.
     """
-    weight = least_squares(moments, ridge)
+    weight = _exact(moments)
+    if weight is None:
+        weight = least_squares(moments, ridge)
     factors = _low_rank(weight, moments)
     if factors is not None:
         weight = factors[0] @ factors[1]
@@ -70,6 +76,14 @@ def fit_maps(moments: Moments, *, ridge: float = RIDGE) -> Iterator[Fit]:
         scale = factor.pow(power)
         scaled = None if factors is None else (factors[0], factors[1] * scale)
         yield Fit(weight * scale, moments.mean_y - moments.mean_x @ (weight * scale), method, r2, scaled)
+
+
+def _exact(moments: Moments) -> Tensor | None:
+    """The map where the target is an affine function of the source, which a ridge would spoil; None elsewhere."""
+    if moments.count < POSITIONS_TO_TELL * len(moments.cov_x):
+        return None  # so few positions are met by some map, whatever they are
+    weight = least_squares(moments, NO_RIDGE)
+    return weight if explained(weight, moments) > EXACT else None
 
 
 def least_squares(moments: Moments, ridge: float = RIDGE) -> Tensor:

@@ -34,7 +34,7 @@ from branchnet.clustering.objectives import Objective, no_stage_weights, stage_l
 from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.stitching.chain_fronts import ChainTable, chain_table, chain_work
 from branchnet.clustering.stitching.stitch_losses import STITCH, StitchLosses, stitch_losses
-from branchnet.clustering.stitching.stitch_sizes import StitchSizes
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes, sizes_between
 from branchnet.errors import AffinityError, BranchnetError, BudgetError, TreeError
 from branchnet.stages.costs import StageCosts
 
@@ -147,6 +147,9 @@ def make_problem(
     stitch_sizes: StitchSizes | None = None,
 ) -> Problem | StitchProblem:
     """Check that the inputs of a search fit together; arguments and errors as `search`."""
+    by_stitching = getattr(affinity, "measure", "") == STITCH
+    if stitch_sizes is None and by_stitching and isinstance(costs, Mapping) and unit != "latency":
+        stitch_sizes = sizes_between(costs)
     costs, head_costs = stages_and_heads(costs, head_costs)
     if isinstance(stage_weights, str):
         stage_weights = stage_shares(costs, stage_weights, unit)

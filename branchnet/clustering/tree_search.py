@@ -74,8 +74,8 @@ def search(
             max_clusters).
         task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = 1 each.
         stitch_sizes: the size of one stitch at each of the D locations, in the budget's unit, or these by unit; None =
-            stitches are not counted. A tree with widths w needs w[d + 1] - w[d] of them at location d, N - w[D - 1] at
-            the last.
+            with stitching losses and staged networks those between them, otherwise stitches are not counted. A tree
+            with widths w needs w[d + 1] - w[d] of them at location d, N - w[D - 1] at the last.
         seed: for the methods that draw random numbers.
         time_limit: seconds; None = no limit.
         progress: whether to draw a progress bar on stderr.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,22 @@ def with_stitches(table: Floats, stitch_sizes: StitchSizes | None, unit: str) ->
     saved = np.minimum(table[:, 1:].min(axis=1), 0.0)
     table[:, 1:] -= saved[:, None]
     return table, math.fsum([(table.shape[1] - 1) * float(sizes[-1]), *saved.tolist()])
+
+
+def sizes_between(networks: Mapping[str, Any]) -> StitchSizes | None:
+    """The sizes of stitches between staged networks; None in something else, or where latency would be needed.
+
+    Args:
+        networks: the result of `split_all`.
+
+    Returns:
+        one number for each location, in parameters and multiply-adds.
+    """
+    from branchnet.stages import StagedNetwork
+    from branchnet.stitching import stitch_costs  # networks are at hand, so torch is imported already
+
+    first = next(iter(networks.values()), None)
+    return stitch_costs(first) if isinstance(first, StagedNetwork) else None
 
 
 def _checked_stitch_sizes(stitch_sizes: StitchSizes, depth: int, unit: str) -> Floats:

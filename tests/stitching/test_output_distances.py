@@ -1,0 +1,53 @@
+"""Distances between outputs against scikit-learn's R squared and scipy's divergence."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import rel_entr, softmax
+from sklearn.metrics import r2_score
+
+import branchnet
+from branchnet.stitching import OutputDistance
+
+
+def test_regression_is_one_minus_r_squared_weighted_by_variance():
+    random = np.random.default_rng(0)
+    own, found = random.normal(3, 2, (30, 4, 5, 6)), random.normal(size=(30, 4, 5, 6))
+    distance = OutputDistance("regression")
+    for rows in (slice(0, 7), slice(7, 30)):
+        distance.add(torch.tensor(found[rows]), torch.tensor(own[rows]))
+    flat = [np.moveaxis(values, 1, -1).reshape(-1, 4) for values in (own, found)]
+    assert distance.value() == pytest.approx(1 - r2_score(*flat, multioutput="variance_weighted"))
+
+
+def test_classification_is_the_divergence_over_that_of_the_mean_distribution():
+    random = np.random.default_rng(0)
+    own, found = random.normal(0, 2, (50, 6)), random.normal(size=(50, 6))
+    distance = OutputDistance("classification")
+    distance.add({"logits": torch.tensor(found)}, {"logits": torch.tensor(own)})
+    p, q = softmax(own, 1), softmax(found, 1)
+    assert distance.value() == pytest.approx(rel_entr(p, q).sum() / rel_entr(p, p.mean(0)).sum())
+
+
+def test_inputs_can_be_weighted_as_if_they_were_there_several_times():
+    random = np.random.default_rng(0)
+    own, found = random.normal(size=(6, 3)), random.normal(size=(6, 3))
+    weights = [2, 0, 1, 1, 3, 0]
+    for kind in ("regression", "classification"):
+        once, repeated = OutputDistance(kind), OutputDistance(kind)
+        once.add(torch.tensor(found), torch.tensor(own))
+        repeated.add(
+            torch.tensor(found).repeat_interleave(torch.tensor(weights), 0),
+            torch.tensor(own).repeat_interleave(torch.tensor(weights), 0),
+        )
+        assert once.value(np.array(weights, dtype=float)) == pytest.approx(repeated.value())
+
+
+def test_constant_outputs_and_other_forms():
+    distance = OutputDistance()
+    distance.add(torch.ones(4, 2), torch.ones(4, 2))
+    assert distance.value() == 0
+    distance.add(torch.zeros(1, 2), torch.ones(1, 2))
+    assert distance.value() == 1
+    with pytest.raises(branchnet.AffinityError, match=r"shapes \[\(4, 2\)\] and the network's own \[\(4, 3\)\]"):
+        OutputDistance().add(torch.ones(4, 2), torch.ones(4, 3))

@@ -53,9 +53,9 @@ def run(
 ) -> RunResult:
     """Find, build, distil and measure the branched network of a budget; no labels are needed.
 
-    The images are divided: the networks are compared (RSA, stitching losses) on a probe, the trees that both propose
-    are built with stitching layers and measured on images set aside, the best of them and the baselines are distilled
-    on the training part, which holds the probe, and everything is measured on the held-out part, by how well it agrees
+    The images are divided. The networks are compared (RSA, stitching losses) on a probe; the trees that both propose
+    are built with stitching layers and measured on images set aside; the best of them and the baselines are distilled
+    on the training part, which holds the probe. Everything is measured on the held-out part, by how well it agrees
     with the single-task networks. `branchnet run` is this function, called with what a config names.
 
     Args:

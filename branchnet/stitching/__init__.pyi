@@ -1,6 +1,6 @@
 from .closed_form import Fit as Fit
 from .closed_form import fit_maps as fit_maps
-from .full_rank_costs import stitch_costs as stitch_costs
+from .largest_costs import stitch_costs as stitch_costs
 from .moments import Moments as Moments
 from .moments import MomentSums as MomentSums
 from .output_distances import OutputDistance as OutputDistance

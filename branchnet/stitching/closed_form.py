@@ -21,10 +21,11 @@ LARGEST_SCALE = 5.0
 """Of a column: a channel that is hardly explained would become amplified noise."""
 METHODS = {"ridge": 0.0, "half-way": 0.5, "variance-matched": 1.0}
 """The power of sd(target) / sd(mapped) that every output channel is scaled by."""
-FULL_RANK_SIZE = 2**17
-"""Numbers in a full map up to which it is always taken: 362 channels to as many; larger ones may be of lower rank."""
+LARGEST_SIZE = 2**17
+"""Numbers in a map, its bias apart: 362 channels to as many at full rank. Larger maps, which would eat up what sharing
+saves, get a rank with which they hold no more, so that a search knows the size of every stitch beforehand."""
 KEPT_BY_LOW_RANK = 0.99
-"""Share of what a full map explains that a map of lower rank must keep."""
+"""Share of what a full map explains that is enough: a lower rank is taken where it keeps so much."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,29 @@ def explained(weight: Tensor, moments: Moments) -> float:
     return float(gained) / total
 
 
+def largest_rank(sources: int, targets: int) -> int:
+    """The largest rank that a map may have: full where it holds at most `LARGEST_SIZE` numbers.
+
+    Args:
+        sources, targets: channels.
+
+    Returns:
+        the rank.
+    """
+    full = min(sources, targets)
+    return full if sources * targets <= LARGEST_SIZE else max(1, min(full, LARGEST_SIZE // (sources + targets)))
+
+
 def _low_rank(weight: Tensor, moments: Moments) -> tuple[Tensor, Tensor] | None:
-    """Factors of the smallest rank that keeps what the map explains, where they are smaller than a large map.
+    """Factors of the smallest rank that keeps what a large map explains, or of the largest rank that it may have.
 
     Reduced-rank regression: the map is projected on the leading principal directions of its own outputs.
     """
     sources, targets = weight.shape
-    if sources * targets <= FULL_RANK_SIZE:
+    if sources * targets <= LARGEST_SIZE:
         return None
     strengths, directions = torch.linalg.eigh(weight.T @ moments.cov_x @ weight)
     kept = strengths.flip(0).clamp_min(0).cumsum(0)
-    rank = int((kept < KEPT_BY_LOW_RANK * kept[-1]).sum()) + 1
-    if rank * (sources + targets) >= sources * targets:
-        return None
+    rank = min(int((kept < KEPT_BY_LOW_RANK * kept[-1]).sum()) + 1, largest_rank(sources, targets))
     leading = directions.flip(1)[:, :rank]
     return weight @ leading, leading.T.contiguous()

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branchnet.stitching import MomentSums, fit_maps
-from branchnet.stitching.closed_form import FULL_RANK_SIZE
+import branchnet
+from branchnet.stitching import MomentSums, fit_maps, stitch_costs
+from branchnet.stitching.closed_form import LARGEST_SIZE
 
 
 def fits(x, y, **options):
@@ -78,7 +79,7 @@ def test_moments_of_features_far_from_0_lose_no_digits():
 
 def test_a_large_map_gets_the_rank_that_its_outputs_have():
     random = np.random.default_rng(0)
-    channels = int(FULL_RANK_SIZE**0.5) + 10
+    channels = int(LARGEST_SIZE**0.5) + 10
     hidden = random.normal(size=(900, 7))
     x = hidden @ random.normal(size=(7, channels)) + 0.01 * random.normal(size=(900, channels))
     y = hidden @ random.normal(size=(7, channels))
@@ -87,3 +88,16 @@ def test_a_large_map_gets_the_rank_that_its_outputs_have():
     assert fit.factors[0].shape[1] <= 7
     np.testing.assert_allclose(fit.factors[0] @ fit.factors[1], fit.weight, atol=1e-9)
     assert fit.r2 > 0.98
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 10**6), st.integers(380, 600))
+def test_no_map_holds_more_numbers_than_a_search_counts(seed, channels):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(700, channels))
+    fit = fits(x, random.normal(size=(700, channels)))["ridge"]
+    numbers = sum(factor.numel() for factor in fit.factors)
+    network = torch.nn.Sequential(torch.nn.Linear(3, channels), torch.nn.Tanh(), torch.nn.Linear(channels, 2))
+    counted = stitch_costs(branchnet.split(network.eval(), torch.zeros(2, 3), locations=["1"]))
+    assert numbers + channels <= counted["params"][0] <= LARGEST_SIZE + channels
+    assert counted["flops"][0] == counted["params"][0] - channels  # one position

@@ -16,6 +16,7 @@ from branchnet.pipeline.tree_choice.proposals import Limits, Proposal, propose_t
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
 from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork
+from branchnet.stages.interface import call_form
 
 LOSS_OBJECTIVES = ("medoid", "stitch")
 """How trees are searched with stitching losses: for networks that will be trained, and for those that will not."""
@@ -75,7 +76,8 @@ def choose_tree(
     )
     affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, LOSS_OBJECTIVES)}
     proposals = propose_trees(affinities, limits, options.seed)
-    count = read_samples(problem.probe).known_count
+    probe = read_samples(problem.probe, call_form(next(iter(staged.values()))))
+    count = probe.known_count
     rows = torch.arange(min(FITTED, count)) * count // min(FITTED, count)
     measured = workspace.step(
         "measured_trees.json",
@@ -91,7 +93,7 @@ def choose_tree(
             [limits.size(one.tree) for one in proposals],
             staged,
             losses,
-            read_samples(problem.probe).take(rows).inputs,
+            probe.take(rows).inputs,
             problem.validation,
             problem.kinds,
             preferred=options.donor,

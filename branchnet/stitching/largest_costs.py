@@ -1,4 +1,4 @@
-"""What a stitching layer of full rank costs at every location of a staged network."""
+"""What a stitching layer costs at most at every location of a staged network."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from math import prod
 import torch
 
 from branchnet.stages import StagedNetwork
+from branchnet.stitching.closed_form import largest_rank
 from branchnet.stitching.fitting import feature_dimensions
 
 
 def stitch_costs(network: StagedNetwork) -> dict[str, tuple[int, ...]]:
     """Count parameters and multiply-adds of one stitch at each location, on one input of the example's size.
 
-    Maps of more than 362 channels may get a lower rank when they are fitted; these counts are then upper bounds.
+    Maps of more than 362 channels have a lower rank; it may be lower still where that explains as much, so that these
+    counts are upper bounds.
 
     Args:
         network: one of the networks that were split together.
@@ -40,6 +42,12 @@ def stitch_costs(network: StagedNetwork) -> dict[str, tuple[int, ...]]:
             for index, dimension in feature_dimensions(values, batch, after).items()
         }
         sizes = [(tensor.shape[dimension], prod(tensor.shape) // batch) for tensor, dimension in maps.values()]  # type: ignore[union-attr]
-        params.append(sum(channels * channels + channels for channels, _ in sizes))
-        flops.append(sum(channels * elements for channels, elements in sizes))
+        params.append(sum(_numbers(channels) + channels for channels, _ in sizes))
+        flops.append(sum(_numbers(channels) * elements // channels for channels, elements in sizes))
     return {"params": tuple(params), "flops": tuple(flops)}
+
+
+def _numbers(channels: int) -> int:
+    """How many numbers the matrices of a map between as many channels hold."""
+    rank = largest_rank(channels, channels)
+    return channels * channels if rank == channels else 2 * rank * channels

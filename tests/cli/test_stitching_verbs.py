@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,6 +18,7 @@ import branchnet
 from branchnet import Affinity, Architecture, Tree
 from branchnet.cli import main
 from branchnet.data import scenes
+from branchnet.stages import StagedNetwork
 from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 
@@ -74,23 +77,41 @@ def test_losses_are_directed_and_resampled(walker: Walker) -> None:
     assert (found.values <= 1).all() and np.allclose(found.values, found.values.transpose(0, 2, 1)) is False
 
 
-@pytest.mark.parametrize("objective", ["medoid", "stitch"])
-def test_search_finds_what_trying_all_trees_finds_with_stitches_counted(walker: Walker, objective: str) -> None:
-    found, spec = directed(walker.folder), Architecture.load("split.yaml")
-    made = {task: constructor.create() for task, constructor in spec.constructors.items()}
-    images = scenes(40, size=SIZE).images
-    staged = branchnet.split_all(made, images[:1], locations=[*spec.locations])
-    tasks, stitch = spec.tasks, []
-    for d in range(3):  # where all networks part after stage d, every stitch lies there
+@dataclass(frozen=True)
+class Built:
+    """The networks of the specification, and what one stitch at each location holds."""
+
+    staged: dict[str, StagedNetwork]
+    images: torch.Tensor
+    stitches: list[int]
+
+
+@pytest.fixture(scope="module")
+def built(made: Path) -> Built:
+    """Where all networks part after one stage, every stitch lies there."""
+    spec, images = Architecture.load(made / "split.yaml"), scenes(40, size=SIZE).images
+    networks = {task: constructor.create() for task, constructor in spec.constructors.items()}
+    staged, tasks, stitches = branchnet.split_all(networks, images[:1], locations=[*spec.locations]), spec.tasks, []
+    for d in range(3):
         parted = Tree(tasks, [[tasks]] * (d + 1) + [[(task,) for task in tasks]] * (2 - d))
-        built = branchnet.build(parted, staged, init="stitch", probe=images)
-        (size_there,) = {one.size for one in built.stitches.values()}
-        stitch.append(size_there)
+        stitched = branchnet.build(parted, staged, init="stitch", probe=images)
+        (size,) = {stitch.size for stitch in stitched.stitches.values()}
+        stitches.append(size)
+    return Built(staged, images, stitches)
+
+
+@pytest.mark.parametrize("objective", ["medoid", "stitch"])
+def test_search_finds_what_trying_all_trees_finds_with_stitches_counted(
+    walker: Walker, built: Built, objective: str
+) -> None:
+    found, spec = directed(walker.folder), Architecture.load("split.yaml")
     params, heads = spec.stage_costs.params, sum(cost.params for cost in spec.head_costs.values())
 
     def size(tree: Tree) -> float:
         widths = [*tree.widths, len(TASKS)]
-        maps = sum((after - before) * one for (before, after), one in zip(pairwise(widths), stitch, strict=True))
+        maps = sum(
+            (after - before) * one for (before, after), one in zip(pairwise(widths), built.stitches, strict=True)
+        )
         return sum(w * p for w, p in zip(tree.widths, params, strict=True)) + heads + maps
 
     trees = list(branchnet.enumerate_trees(list(spec.tasks), 3))
@@ -101,8 +122,8 @@ def test_search_finds_what_trying_all_trees_finds_with_stitches_counted(walker: 
     told = json.loads(walker.out)
     tree = Tree(spec.tasks, told["tree"])
     assert told["cost"] == pytest.approx(min(costs.values()), abs=1e-9) == pytest.approx(costs[tree], abs=1e-9)
-    built = branchnet.build(tree, staged, init="stitch", probe=images)
-    assert told["size"] == size(tree) == sum(parameter.numel() for parameter in built.parameters())
+    stitched = branchnet.build(tree, built.staged, init="stitch", probe=built.images)
+    assert told["size"] == size(tree) == sum(parameter.numel() for parameter in stitched.parameters())
     assert walker(line) == 0 and "stitches are counted" in walker.out
     assert Architecture.load("found.yaml").search.objective == objective
 
@@ -129,6 +150,7 @@ def test_symmetric_objectives_take_the_mean_of_both_directions(walker: Walker) -
     assert told["cost"] == pytest.approx(cost)
 
 
+@pytest.mark.slow
 def test_a_report_on_a_tree_of_stitching_losses_shows_its_front(walker: Walker) -> None:
     assert walker("search s.npz split.yaml --budget 80%params --objective stitch --out found.yaml") == 0, walker.err
     assert walker("build found.yaml --config run.yaml --out built") == 0, walker.err

@@ -20,6 +20,7 @@ from branchnet.stages.interface import call_form
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import Grouping, Selection
+    from branchnet.stitching import OutputKind
 
 Init: TypeAlias = Literal["auto", "stitch", "donor", "mean", "merge", "pretrained", "random"]
 
@@ -36,6 +37,7 @@ def build(
     affinity: Affinity | None = ...,
     donors: Donors | None = ...,
     probe: Any = ...,
+    kinds: Mapping[str, OutputKind] | None = ...,
     state: Mapping[str, Tensor] | None = ...,
     seed: int = ...,
     example: Input | None = ...,
@@ -50,6 +52,7 @@ def build(
     affinity: Affinity | None = ...,
     donors: None = ...,
     probe: Any = ...,
+    kinds: Mapping[str, OutputKind] | None = ...,
     state: Mapping[str, Tensor] | None = ...,
     seed: int = ...,
     example: Input | None = ...,
@@ -63,6 +66,7 @@ def build(
     affinity: Affinity | None = None,
     donors: Donors | None = None,
     probe: Any = None,
+    kinds: Mapping[str, OutputKind] | None = None,
     state: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     example: Input | None = None,
@@ -95,6 +99,8 @@ def build(
         probe: K inputs as `branchnet.rsa` takes them: what stitches are fitted on and `merge` aligns on; 100 or more
             of the kind that the networks were trained on. With other rules `.initialisation` then also says how well
             the features of each node match those of the donors.
+        kinds: for stitches how the outputs of some tasks are compared, `"classification"` or `"regression"` (the
+            default), see `branchnet.stitch_affinity`.
         state: for `pretrained`: the state of one network of this backbone under its own names (heads keep the weights
             of their tasks' networks), or that of a branched network of this tree.
         seed: of `random`; of the k-th network of a selection, `seed + k`.
@@ -127,7 +133,9 @@ def build(
     if not isinstance(tree, Tree):
         if donors is not None:
             raise BuildError("donors name the nodes of one tree; expected donors=None for a selection of networks")
-        return _build_groups(tree, staged, init=init, affinity=affinity, probe=probe, state=state, seed=seed)
+        return _build_groups(
+            tree, staged, init=init, affinity=affinity, probe=probe, kinds=kinds, state=state, seed=seed
+        )
     _check_fit(tree, staged, affinity)
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     branched = _copied(tree, staged, donors)
@@ -135,7 +143,7 @@ def build(
         _warn_of_changes(branched)
     if init == "auto":
         init = "donor" if probe is None else "stitch"
-    sources = _initialise(branched, staged, init, probe, state, seed)
+    sources = _initialise(branched, staged, init, probe, kinds, state, seed)
     from branchnet.builder.weights.initialisation import describe_start
 
     compared = None if init == "stitch" else probe  # a stitch says itself how well it fits
@@ -209,6 +217,7 @@ def _initialise(
     staged: Mapping[str, StagedNetwork],
     init: Init,
     probe: Any,
+    kinds: Mapping[str, OutputKind] | None,
     state: Mapping[str, Tensor] | None,
     seed: int,
 ) -> dict[str, str]:
@@ -217,7 +226,8 @@ def _initialise(
         from branchnet.affinity.probes import read_probe
         from branchnet.builder.stitches.top_down_fit import stitch_donors
 
-        return stitch_donors(branched, staged, read_probe(probe, PROBE_BATCH, call_form(next(iter(staged.values())))))
+        read = read_probe(probe, PROBE_BATCH, call_form(next(iter(staged.values()))))
+        return stitch_donors(branched, staged, read, kinds)
     if init == "mean":
         from branchnet.builder.weights.averaging import average_nodes, check_related
 

@@ -219,7 +219,7 @@ def build_stitched(problem: Problem, trees: Trees, tree: Tree) -> BranchedNetwor
         The network, in eval mode.
     """
     donors = _donors(problem, trees, tree)
-    return build(tree, trees.staged, donors=donors, init="stitch", probe=problem.probe).eval()
+    return build(tree, trees.staged, donors=donors, init="stitch", probe=problem.probe, kinds=problem.kinds).eval()
 
 
 def _donors(problem: Problem, trees: Trees, tree: Tree) -> Donors:

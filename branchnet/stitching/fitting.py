@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import AffinityError
-from branchnet.stages import Stage
-from branchnet.stitching.channels import as_rows, channel_dimension, mapped_indices
+from branchnet.stitching.channels import as_rows, channel_dimension, feature_indices
 from branchnet.stitching.closed_form import METHODS, Fit, fit_maps
 from branchnet.stitching.moments import MomentSums
 from branchnet.stitching.stitch import AffineMap, Stitch, unstitched
@@ -20,28 +20,28 @@ POSITIONS = 8192
 """Positions of a map that are enough whatever the number of channels; more of them change nothing that can be seen."""
 POSITIONS_PER_CHANNEL = 20
 """Positions needed for each channel that arrives."""
+FEWEST_POSITIONS_PER_CHANNEL = 2
+"""Below so many least squares meets most of what it is given, whatever the features are."""
 
 
-def feature_dimensions(cut: Sequence[Any], inputs: int, after: nn.Module) -> dict[int, int]:
+def feature_dimensions(
+    cut: Sequence[Any], of_one: Sequence[Any], before: nn.Module | None, after: nn.Module
+) -> dict[int, int]:
     """Find the tensors of a cut that are features, and where their channels are.
 
     Args:
-        cut: the values alive at a location.
-        inputs: how many inputs they were computed from.
+        cut: the values alive at a location, for several inputs.
+        of_one: the same for one input.
+        before: the stage that returns the cut; None where it is not known.
         after: the stage or head that takes them.
 
     Returns:
         for the number of each such tensor the dimension of its channels.
     """
-    stage = unstitched(after)
-    dimensions = {}
-    for index in mapped_indices(cut, inputs):
-        tensor = cut[index]
-        if isinstance(stage, Stage):
-            dimensions[index] = channel_dimension(stage.graph, stage, index, tensor)
-        else:
-            dimensions[index] = 1 if tensor.dim() > 3 else tensor.dim() - 1
-    return dimensions
+    made = None if before is None else unstitched(before)
+    return {
+        index: channel_dimension(made, unstitched(after), index, cut[index]) for index in feature_indices(cut, of_one)
+    }
 
 
 def inputs_needed(cut: Sequence[Any], inputs: int, dimensions: Mapping[int, int]) -> int:
@@ -86,6 +86,7 @@ class LocationMoments:
         self._pairs = sorted({(min(p), max(p)) for p in pairs} | {(k, k) for pair in pairs for k in pair})
         self._sums = {index: MomentSums() for index in dimensions}
         self._equal = {(index, *pair): True for index in dimensions for pair in self._pairs}
+        self._told = False
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, cuts: Sequence[Sequence[Any]], inputs: int) -> None:
@@ -98,6 +99,7 @@ class LocationMoments:
         Raises:
             AffinityError: features that are not finite, or sources with different numbers of positions.
         """
+        self._warn_of_others(cuts)
         for index, dimension in self.dimensions.items():
             rows = [as_rows(cut[index].detach(), dimension) for cut in cuts]
             if len({len(source) for source in rows}) > 1:
@@ -112,6 +114,22 @@ class LocationMoments:
             for i, j in self._pairs:
                 key = (index, i, j)
                 self._equal[key] = self._equal[key] and torch.equal(picked[i], picked[j])
+
+    def _warn_of_others(self, cuts: Sequence[Sequence[Any]]) -> None:
+        """Say which tensors differ between the sources and are no features of the inputs, so that nothing maps them."""
+        for index, value in enumerate(cuts[0]):
+            if index in self.dimensions or not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            others = [cut[index] for cut in cuts[1:]]
+            if self._told or all(other.shape == value.shape and torch.equal(other, value) for other in others):
+                continue
+            self._told = True
+            warnings.warn(
+                f"tensor {index} of a cut, of shape {tuple(value.shape)}, differs between the networks and holds no "
+                "features of the inputs: no stitch maps it, and outputs behind it will be off; expected another "
+                "location to cut at",
+                stacklevel=2,
+            )
 
     def _drawn(self, rows: Tensor, inputs: int) -> Tensor | None:
         wanted = math.ceil(positions_wanted(rows.shape[1]) * inputs / self.inputs)
@@ -133,11 +151,29 @@ class LocationMoments:
         differing = [index for index in self.dimensions if not self._equal[index, min(i, j), max(i, j)]]
         if not differing:
             return []
+        self._warn_of_weak_fits(i, differing, source, target)
         fits = {index: list(fit_maps(self._sums[index].moments(i, j))) for index in differing}
         return [
             self._stitch({index: found[number] for index, found in fits.items()}, source, target, dtype)
             for number in range(len(METHODS))
         ]
+
+    def _warn_of_weak_fits(self, i: int, indices: Sequence[int], source: str, target: str) -> None:
+        """Say where the features that arrive are constant, or positions too few to tell them from chance."""
+        for index in indices:
+            moments = self._sums[index].moments(i, i)
+            channels = len(moments.cov_x)
+            if not bool(moments.cov_x.diagonal().any()):
+                what = "are constant over the probe, so that nothing can be learnt from them"
+            elif moments.count < FEWEST_POSITIONS_PER_CHANNEL * channels:
+                what = f"have {channels} channels and the probe gives {moments.count} positions"
+            else:
+                continue
+            warnings.warn(
+                f"the features of {source!r} that are stitched to {target!r} {what}; expected different inputs and "
+                f"{POSITIONS_PER_CHANNEL} positions for each channel: the stitch fits the probe and not the networks",
+                stacklevel=2,
+            )
 
     def _stitch(self, fits: Mapping[int, Fit], source: str, target: str, dtype: torch.dtype) -> Stitch:
         maps = {}

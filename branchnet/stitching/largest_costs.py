@@ -31,15 +31,16 @@ def stitch_costs(network: StagedNetwork) -> dict[str, tuple[int, ...]]:
     following = [*network.stages[1:], network.head]
     batch = network.interface.batch or 1
     params, flops = [], []
-    for cut, after in zip(network.cuts, following, strict=True):
-        # Tensors that hold the network's inputs are of no donor, and get no map.
+    for before, cut, after in zip(network.stages, network.cuts, following, strict=True):
+        # Tensors that hold the network's inputs are of no donor, and get no map; the others may hold features.
         values = [
             torch.empty(tensor.shape, device="meta", dtype=getattr(torch, tensor.dtype)) if tensor.stage >= 0 else None
             for tensor in cut
         ]
+        single = [value if value is None or not value.dim() else value[:0] for value in values]
         maps = {
             index: (values[index], dimension)  # the channels and the positions that they are mapped at
-            for index, dimension in feature_dimensions(values, batch, after).items()
+            for index, dimension in feature_dimensions(values, single, before, after).items()
         }
         sizes = [(tensor.shape[dimension], prod(tensor.shape) // batch) for tensor, dimension in maps.values()]  # type: ignore[union-attr]
         params.append(sum(_numbers(channels) + channels for channels, _ in sizes))

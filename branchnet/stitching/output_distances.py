@@ -56,6 +56,7 @@ class OutputDistance:
         errors: for each floating-point tensor of the output, and each input, the error (summed over positions).
         own: for each tensor and input what the constant predictor's error follows from: (inputs, channels) sums of the
             own output (of its softmax), and (inputs, 2) sums of its squares (of its negative entropy) and positions.
+        shifts: for each tensor what is subtracted from the own output before it is squared, (channels,).
 
     >>> distance = branchnet.stitching.OutputDistance("regression")
     >>> distance.add(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
@@ -66,6 +67,7 @@ class OutputDistance:
     kind: OutputKind = "regression"
     errors: list[list[Sums]] = field(default_factory=list)
     own: list[list[tuple[Sums, Sums]]] = field(default_factory=list)
+    shifts: list[Tensor] = field(default_factory=list)
 
     def add(self, found: Any, own: Any) -> None:
         """Add a batch.
@@ -75,7 +77,8 @@ class OutputDistance:
             own: the network's own output for the same inputs, of the same form.
 
         Raises:
-            AffinityError: outputs without a floating-point tensor, or of different form.
+            AffinityError: outputs without a floating-point tensor, of different form, of fewer than two classes where
+                they are logits, or own outputs that hold NaN.
         """
         ones, others = float_leaves(found), float_leaves(own)
         if not others or [leaf.shape for leaf in ones] != [leaf.shape for leaf in others]:
@@ -83,11 +86,21 @@ class OutputDistance:
                 f"outputs have the shapes {[tuple(leaf.shape) for leaf in ones]} and the network's own "
                 f"{[tuple(leaf.shape) for leaf in others]}; expected the same, and one floating-point tensor or more"
             )
+        if self.kind == "classification" and any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in others):
+            raise AffinityError(
+                f"logits have the shapes {[tuple(leaf.shape) for leaf in others]}; expected (B, classes, ...) with two "
+                "classes or more; compare one logit as 'regression'"
+            )
+        if any(bool(leaf.isnan().any()) for leaf in others):
+            raise AffinityError("the network's own output holds NaN; expected numbers")
         self.errors = self.errors or [[] for _ in others]
         self.own = self.own or [[] for _ in others]
         sums = _classification_sums if self.kind == "classification" else _regression_sums
         for index, (one, other) in enumerate(zip(ones, others, strict=True)):
-            error, first, second = sums(_rows(one), _rows(other))
+            rows = _rows(other)
+            if len(self.shifts) <= index:  # sums of squares of a large offset would cancel
+                self.shifts.append(rows.mean((0, 1)).nan_to_num(posinf=0, neginf=0))
+            error, first, second = sums(_rows(one), rows, self.shifts[index].to(rows.device))
             self.errors[index].append(error)
             self.own[index].append((first, second))
 
@@ -98,7 +111,8 @@ class OutputDistance:
             weights: how often each input counts, (inputs,); None for once.
 
         Returns:
-            the mean over the tensors of the output; 0 where the own output is constant and met exactly.
+            the mean over the tensors of the output; 0 where the own output is constant and met exactly; infinite where
+            the output is not finite and the own one is.
         """
         return float(np.mean([self._of(index, weights) for index in range(len(self.errors))]))
 
@@ -114,6 +128,8 @@ class OutputDistance:
         else:
             constant = total - (w @ second[:, 1]) * float(mean @ mean)
         error = float(w @ errors)
+        if not np.isfinite(error):
+            return float("inf")
         return error / constant if constant > 1e-12 * abs(total) else float(error > 0)
 
 
@@ -125,17 +141,22 @@ def _rows(leaf: Tensor) -> Tensor:
     )
 
 
-def _regression_sums(found: Tensor, own: Tensor) -> tuple[Sums, Sums, Sums]:
-    error = (found - own).square().sum((1, 2))
-    positions = torch.full((len(own),), float(own.shape[1]), dtype=torch.float64, device=own.device)
-    second = torch.stack([own.square().sum((1, 2)), positions], 1)
-    return error.cpu().numpy(), own.sum(1).cpu().numpy(), second.cpu().numpy()
+def _regression_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sums, Sums, Sums]:
+    same = (found == own) & found.isinf()  # masked entries
+    error = (found - own).masked_fill(same, 0).square().sum((1, 2))
+    about = (own - shift).masked_fill(own.isinf(), 0)
+    return error.cpu().numpy(), about.sum(1).cpu().numpy(), _second(about.square().sum((1, 2)), own)
 
 
-def _classification_sums(found: Tensor, own: Tensor) -> tuple[Sums, Sums, Sums]:
+def _classification_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sums, Sums, Sums]:
     logs = own.log_softmax(-1)
-    shares = logs.exp()
-    error = (shares * (logs - found.log_softmax(-1))).sum((1, 2))
+    shares, impossible = logs.exp(), logs == -torch.inf
+    error = (shares * (logs - found.log_softmax(-1))).masked_fill(impossible, 0).sum((1, 2))
+    second = _second((shares * logs).masked_fill(impossible, 0).sum((1, 2)), own)
+    return error.cpu().numpy(), shares.sum(1).cpu().numpy(), second
+
+
+def _second(total: Tensor, own: Tensor) -> Sums:
     positions = torch.full((len(own),), float(own.shape[1]), dtype=torch.float64, device=own.device)
-    second = torch.stack([(shares * logs).sum((1, 2)), positions], 1)
-    return error.cpu().numpy(), shares.sum(1).cpu().numpy(), second.cpu().numpy()
+    second: Sums = torch.stack([total, positions], 1).cpu().numpy()
+    return second

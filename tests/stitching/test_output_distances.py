@@ -51,3 +51,31 @@ def test_constant_outputs_and_other_forms():
     assert distance.value() == 1
     with pytest.raises(branchnet.AffinityError, match=r"shapes \[\(4, 2\)\] and the network's own \[\(4, 3\)\]"):
         OutputDistance().add(torch.ones(4, 2), torch.ones(4, 3))
+
+
+def test_masked_logits_count_where_they_are_possible():
+    own = torch.tensor([[1.0, 0.0, -torch.inf], [0.0, 2.0, -torch.inf]])
+    distance = OutputDistance("classification")
+    distance.add(torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 0.0, -torch.inf]]), own)
+    reduced = OutputDistance("classification")
+    reduced.add(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), own[:, :2])
+    assert distance.value() == pytest.approx(reduced.value())
+    assert distance.value() > 0
+
+
+def test_a_small_spread_around_a_large_offset_is_no_constant():
+    random = np.random.default_rng(0)
+    own = 3000 + 1e-3 * torch.tensor(random.normal(size=(100, 2)))
+    distance = OutputDistance()
+    distance.add(own + 1e-4 * torch.tensor(random.normal(size=(100, 2))), own)
+    assert distance.value() == pytest.approx(0.01, rel=0.3)
+
+
+def test_outputs_that_are_not_finite_lose_against_all_others_and_unusable_own_ones_are_refused():
+    distance = OutputDistance()
+    distance.add(torch.tensor([[torch.nan], [1.0]]), torch.tensor([[0.0], [1.0]]))
+    assert distance.value() == np.inf
+    with pytest.raises(branchnet.AffinityError, match="own output holds NaN"):
+        OutputDistance().add(torch.tensor([[0.0]]), torch.tensor([[torch.nan]]))
+    with pytest.raises(branchnet.AffinityError, match="two classes or more; compare one logit as 'regression'"):
+        OutputDistance("classification").add(torch.zeros(3, 1), torch.zeros(3, 1))

@@ -185,3 +185,56 @@ def test_a_task_is_added_through_one_stitch_and_the_others_stay_bit_exact():
     assert error[0] < 0.5 * error[1]
     with pytest.raises(branchnet.BuildError, match=r"stitch=True .* expected probe="):
         add_task(branched, "c", new, beside="a", until="2", stitch=True)
+
+
+class SequenceFirst(nn.Module):
+    """Features (T, B, C), as recurrent layers have them."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner, self.squash, self.outer = nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.outer(self.squash(self.inner(x.transpose(0, 1)))).transpose(0, 1)
+
+
+def test_features_whose_first_dimension_is_not_the_inputs_are_mapped():
+    networks = {"a": SequenceFirst(0).eval(), "b": SequenceFirst(1).eval()}
+    probe, others = torch.randn(150, 5, 4), torch.randn(80, 5, 4)
+    staged = branchnet.split_all(networks, probe[:2], locations=["squash"])
+    branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), staged, init="stitch", probe=probe).eval()
+    ((_, stitch),) = branched.stitches.items()
+    assert stitch.maps["0"].dimension == 2
+    own = networks["b"](others)
+    assert (branched(others)["b"] - own).var() < 0.3 * own.var()
+    losses = branchnet.stitch_affinity(staged, probe, bootstrap=0)
+    assert 0 < losses.values[0, 0, 1] < 1
+
+
+def test_constant_probes_and_too_few_positions_are_named():
+    networks = {task: vectors(40).eval() for task in "ab"}
+    staged = branchnet.split_all(networks, torch.randn(2, 6), locations=["2"])
+    tree = branchnet.Tree.shared(["a", "b"], 1)
+    with pytest.warns(UserWarning, match="are constant over the probe, so that nothing can be learnt"):
+        branchnet.build(tree, staged, init="stitch", probe=torch.ones(60, 6))
+    with pytest.warns(UserWarning, match="have 40 channels and the probe gives 45 positions"):
+        branchnet.build(tree, staged, init="stitch", probe=torch.randn(60, 6))
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+def test_stitched_features_that_the_rest_cannot_take_are_refused():
+    networks = {}
+    for seed, task in enumerate("ab"):
+        torch.manual_seed(seed)
+        networks[task] = nn.Sequential(nn.Linear(4, 6), nn.Softplus(), Root(), nn.Linear(6, 2)).eval()
+    probe = 5 * torch.randn(200, 4)
+    staged = branchnet.split_all(networks, probe[:2], locations=["1"])
+    with pytest.raises(
+        branchnet.BuildError, match="gives NaN or infinity on the stitched features"
+    ):
+        branchnet.build(branchnet.Tree.shared(["a", "b"], 1), staged, init="stitch", probe=probe)

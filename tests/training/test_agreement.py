@@ -86,7 +86,7 @@ def test_a_constant_answer_agrees_often_and_has_kappa_0() -> None:
     assert value(training.top1_agreement(), constant, target) == pytest.approx(90)
     assert value(training.cohen_kappa(), constant, target) == pytest.approx(0, abs=1e-12)
     assert value(training.cohen_kappa(), target, target) == pytest.approx(100)
-    assert value(training.cohen_kappa(), constant, constant) == 100  # nothing but agreement
+    assert value(training.cohen_kappa(), constant, constant) == 0  # equal, and no better than chance
     assert value(training.cohen_kappa(), 1 - constant, constant) == pytest.approx(0)
 
 

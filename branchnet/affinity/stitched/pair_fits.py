@@ -10,7 +10,7 @@ import torch
 
 from branchnet.affinity.networks import Family
 from branchnet.affinity.probes import Probe, on_device
-from branchnet.data.collation import length
+from branchnet.data.collation import gather, length
 from branchnet.stages import call
 from branchnet.stitching.fitting import LocationMoments, feature_dimensions, inputs_needed
 from branchnet.stitching.probe_division import MOST_JUDGED, ProbeDivision, chosen_inputs, divide_probe
@@ -60,9 +60,11 @@ def prepare_fits(family: Family, probe: Probe, device: torch.device) -> tuple[Pr
     """
     inputs, needed, dimensions = length(probe.example), 1, []
     first = family.members[0]
-    following = [*first.stages[1:], first.network.head]
-    for cuts, after in zip(cuts_of(family, probe.example, device, len(first.stages)), following, strict=True):
-        dimensions.append(feature_dimensions(cuts[0], inputs, after))
+    stages, depth = first.stages, len(first.stages)
+    single = list(cuts_of(family, gather(probe.example, slice(0, 1)), device, depth))
+    for d, (cuts, of_one) in enumerate(zip(cuts_of(family, probe.example, device, depth), single, strict=True)):
+        after = stages[d + 1] if d + 1 < depth else first.network.head
+        dimensions.append(feature_dimensions(cuts[0], of_one[0], stages[d], after))
         needed = max(needed, inputs_needed(cuts[0], inputs, dimensions[-1]))
     return divide_probe(probe.inputs, needed, _most_judged(family, probe.inputs)), dimensions
 

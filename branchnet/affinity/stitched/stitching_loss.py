@@ -25,6 +25,8 @@ from branchnet.utils.progress import progress_bar
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
+LARGEST_LOSS = 100.0
+"""What outputs count that are infinite or NaN, or so far off that they would hide everything else in a sum."""
 CHOOSING = 4
 """Every fourth of the inputs that judge chooses among the three ways of fitting; the others give the loss."""
 
@@ -89,7 +91,7 @@ def stitch_affinity(
     def values(weights: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         found = np.ones(shape)
         for key, judged in distances.items():
-            found[key] = 1 - judged[0].value(weights) if judged else 1.0
+            found[key] = 1 - min(judged[0].value(weights), LARGEST_LOSS) if judged else 1.0
         return found
 
     drawn = None

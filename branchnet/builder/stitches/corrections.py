@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
@@ -135,7 +136,10 @@ def _statistics(
     branched: BranchedNetwork, networks: Mapping[str, StagedNetwork], nodes: Sequence[Node], inputs: Inputs
 ) -> None:
     modules = [unstitched(node.module) for node in nodes]
-    if estimate_batchnorm(branched, modules, (batch for batch in inputs() if length(batch) > 1)):
+    if any(isinstance(layer, _BatchNorm) for module in modules for layer in module.modules()):
+        several = [batch for batch in inputs() if length(batch) > 1]  # one sample has no variance
+        if several:
+            estimate_batchnorm(branched, modules, several)
         return
     wanted: dict[nn.Module, UnitStatistics] = {}
     for donor in dict.fromkeys(node.donor for node in nodes):
@@ -191,8 +195,7 @@ def _last_linear(head: nn.Module) -> nn.Linear | None:
     if not isinstance(stage, Stage):
         return None
     returned = stage.graph.output_node().args[0]
-    returned = returned[0] if isinstance(returned, tuple | list) and len(returned) == 1 else returned
     if not isinstance(returned, torch.fx.Node) or returned.op != "call_module":
         return None
     layer = stage.get_submodule(str(returned.target))
-    return layer if isinstance(layer, nn.Linear) else None
+    return layer if isinstance(layer, nn.Linear) and stage.running.output is None else None

@@ -6,6 +6,7 @@ nothing but moments is kept between batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
 from branchnet.builder.stitches.corrections import below_stitches, correct_below_stitches
-from branchnet.data.collation import length
+from branchnet.data.collation import gather, length
 from branchnet.errors import AffinityError, BuildError
 from branchnet.stages import StagedNetwork, call
 from branchnet.stitching.channels import copied
@@ -146,9 +147,26 @@ def _stitches(
             for stitch, distance in zip(found, judged, strict=True):
                 distance.add(run(rest, stitch(*copied(arriving[edge.parent.id]))), wanted)
     return division, [
-        min(zip(found, judged, strict=True), key=lambda pair: pair[1].value())[0] if found else None
-        for found, judged in zip(candidates, distances, strict=True)
+        _best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)
     ]
+
+
+def _best(edge: Edge, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
+    """The stitch whose outputs are nearest to the own ones; None where the features were equal.
+
+    Raises:
+        BuildError: outputs that are not finite, whatever the stitch.
+    """
+    if not found:
+        return None
+    values = [distance.value() for distance in judged]
+    if min(values) == math.inf:
+        raise BuildError(
+            f"{edge.child.donor}'s network gives NaN or infinity on the stitched features of {edge.parent.id} "
+            f"({edge.parent.donor}'s) that arrive at {edge.child.id}; expected finite outputs: branch elsewhere, or "
+            "take init='donor' and train"
+        )
+    return found[values.index(min(values))]
 
 
 def _add(sums: LocationMoments, edge: Edge, cuts: list[tuple[Any, ...]], inputs: int) -> None:
@@ -160,11 +178,13 @@ def _add(sums: LocationMoments, edge: Edge, cuts: list[tuple[Any, ...]], inputs:
 
 def _prepared(level_cuts: _LevelCuts, probe: Probe) -> tuple[ProbeDivision, list[LocationMoments]]:
     _, own = level_cuts.of(probe.example)
+    _, of_one = level_cuts.of(gather(probe.example, slice(0, 1)))
     inputs = length(probe.example)
     needed, dimensions = 1, []
     for edge in level_cuts.level:
         cut = own[edge.child.donor]
-        dimensions.append(feature_dimensions(cut, inputs, edge.child.module))
+        single, maker = of_one[edge.child.donor], level_cuts.networks[edge.child.donor].stages[edge.stage - 1]
+        dimensions.append(feature_dimensions(cut, single, maker, edge.child.module))
         needed = max(needed, inputs_needed(cut, inputs, dimensions[-1]))
     division = divide_probe(probe.inputs, needed)
     return division, [LocationMoments(found, [(0, 1)], len(division.fitted)) for found in dimensions]

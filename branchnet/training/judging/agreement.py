@@ -33,7 +33,7 @@ def explained_divergence() -> Metric:
         shares = logs.exp()
         terms = (shares * (logs - found.log_softmax(1))).masked_fill(logs == -torch.inf, 0)
         own = (shares * logs).masked_fill(logs == -torch.inf, 0)
-        head = torch.stack([terms.sum(), own.sum(), torch.tensor(float(len(wanted)), dtype=torch.float64)])
+        head = torch.stack([terms.sum(), own.sum(), torch.full_like(own.sum(), len(wanted))])
         return torch.cat([head.to(shares), shares.sum(0)])
 
     def result(total: Tensor) -> float:
@@ -51,14 +51,11 @@ def explained_divergence() -> Metric:
     return Metric("explained KL %", True, sums, result)
 
 
-def cohen_kappa(classes: int | None = None) -> Metric:
+def cohen_kappa() -> Metric:
     """Agreement of two classifiers beyond chance, Cohen's kappa (Cohen 1960); in percent.
 
     Two classifiers that nearly always answer the same class agree often and say nothing: kappa is 0 for any constant
     answer and for answers that are independent, 100 for equal ones, and can be negative.
-
-    Args:
-        classes: the number of classes; None reads it off the logits.
 
     Returns:
         a metric of logits and logits (B, classes, ...); targets with NaN do not count.
@@ -72,10 +69,9 @@ def cohen_kappa(classes: int | None = None) -> Metric:
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         found, wanted = known_logits(output, target)
-        count = classes or wanted.shape[1]
         one, other = found.argmax(1), wanted.argmax(1)
         agreed = torch.stack([(one == other).sum().double(), torch.tensor(float(len(one)), device=one.device).double()])
-        counts = [torch.bincount(answers, minlength=count).double() for answers in (one, other)]
+        counts = [torch.bincount(answers, minlength=wanted.shape[1]).double() for answers in (one, other)]
         return torch.cat([agreed, *counts])
 
     def result(total: Tensor) -> float:
@@ -85,6 +81,6 @@ def cohen_kappa(classes: int | None = None) -> Metric:
         one, other = total[2:].chunk(2)
         chance = float(one @ other) / count**2
         share = agreed / count
-        return 100.0 if chance == 1 and share == 1 else 100 * (share - chance) / (1 - chance) if chance < 1 else 0.0
+        return 100 * (share - chance) / (1 - chance) if chance < 1 else 0.0  # two equal constant answers say nothing
 
     return Metric("agreement beyond chance %", True, sums, result)

@@ -105,4 +105,4 @@ def distill_in_two_steps(
 
 
 def _first_checkpoint(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}-stitches")
+    return checkpoint.with_name(f"{checkpoint.stem}.stitches{checkpoint.suffix}")

@@ -70,7 +70,8 @@ class Workspace:
         Args:
             name: the file that keeps the result.
             inputs: everything that decides the result, as JSON values.
-            make: makes the result; it may keep an unfinished state in the file that it is given, if it is given one.
+            make: makes the result; it may keep an unfinished state in the file that it is given, if it is given one,
+                and more of it in files next to it that have another word before the suffix.
             save: writes it to a path, atomically.
             load: reads it back.
 
@@ -96,9 +97,11 @@ class Workspace:
                 self.reused.append(name)
                 self.console.print(f"[dim]reused {name}[/dim]")
                 return result
-        unfinished = path.with_name(f"{name}.{key[:12]}.unfinished")
-        for outdated in set(path.parent.glob(f"{name}.*.unfinished")) - {unfinished}:
-            outdated.unlink()
+        state = f"{name}.{key[:12]}"
+        unfinished = path.with_name(f"{state}.unfinished")
+        for found in path.parent.glob(f"{name}.*.unfinished"):
+            if not found.name.startswith(f"{state}."):
+                found.unlink()
         result = make(unfinished)
         with atomic_write(path) as written:
             save(result, written)

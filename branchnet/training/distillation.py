@@ -130,6 +130,9 @@ def distill(
             identity = {"weights": network_hash(branched, branched.frozen), "samples": samples_hash(samples)}
             identity["teachers"] = teachers_hash({task: teachers.networks[task] for task in tasks})
             identity |= {} if scope == "all" else {"scope": scope}
+            if validation is not None:
+                held_out = read_samples(validation, call_form(branched))
+                identity |= {"validation": samples_hash(held_out), "every": str(every)}
         # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
         if scope == "all" and (checkpoint is None or not Path(checkpoint).exists()):
             reestimate_batchnorm(branched, samples)

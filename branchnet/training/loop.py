@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -125,6 +126,8 @@ def optimize(
         raise TrainingError(f"checkpoint_seconds={checkpoint_seconds}; expected a number of 0 or more")
     if steps < 1 or batch_size < 1:
         raise TrainingError(f"steps={steps}, batch_size={batch_size}; expected 1 or more of both")
+    if not isinstance(every, Integral) or every < 1:
+        raise TrainingError(f"every={every!r}; expected a whole number of 1 or more")
     optimized = [
         {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
         for group in groups

@@ -10,6 +10,7 @@ from torch import nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
+from branchnet.stitching.stitch import unstitched
 
 Scope: TypeAlias = Literal["all", "stitches", "heads"]
 
@@ -23,13 +24,14 @@ def training_scope(branched: BranchedNetwork, scope: Scope) -> Iterator[None]:
 
     Args:
         branched: the network; it is left in eval mode.
-        scope: what is trained. Outside of it everything is in eval mode, so that no statistics change.
+        scope: what is trained; heads without the stitches before them. Outside of it everything is in eval mode, so
+            that no statistics change.
 
     Yields:
         Nothing.
 
     Raises:
-        TrainingError: an unknown scope, or a network without stitches.
+        TrainingError: an unknown scope, or a network without stitches that can be trained.
     """
     if scope not in get_args(Scope):
         raise TrainingError(f"scope is {scope!r}; expected one of {', '.join(get_args(Scope))}")
@@ -56,10 +58,14 @@ def _modules(branched: BranchedNetwork, scope: Scope) -> list[nn.Module]:
     if scope == "all":
         return [branched]
     if scope == "heads":
-        return [node.module for node in branched.members() if node.is_head and node.id not in branched.frozen]
-    if not branched.stitches:
+        heads = [node for node in branched.members() if node.is_head and node.id not in branched.frozen]
+        return [unstitched(node.module) for node in heads]
+    stitches = list(branched.stitches.values())
+    kept: list[nn.Module] = [stitch for stitch in stitches if not stitch.folded]
+    if not kept:
+        reason = f"all {len(stitches)} stitching layers of the network are folded into the weights next to them"
         raise TrainingError(
-            "the network has no stitching layers; expected one built with init='stitch' and a probe on which donors "
-            "change"
+            f"{reason if stitches else 'the network has no stitching layers'}; expected one built with init='stitch' "
+            "and a probe on which donors change, not prepared for inference"
         )
-    return list(branched.stitches.values())
+    return kept

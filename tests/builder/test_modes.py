@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
+from branchnet.affinity.probes import read_probe
+from branchnet.builder.stitches.top_down_fit import stitch_donors
 from branchnet.errors import BuildError, SplitError
+from branchnet.stages.interface import call_form
 from branchnet.training import distill
-from tests.builder.toys import KINDS, LOCATIONS, TiedStages, TwoInputs, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, TiedStages, TwoInputs, images, networks, split_networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()
@@ -256,3 +259,14 @@ def test_nodes_that_cannot_be_trained_are_not_let_go_in_training() -> None:
     cut["a"].head = nn.Identity()
     with pytest.raises(SplitError, match="can only be evaluated"):
         cut["a"].train()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_stitches_have_the_mode_of_the_network_that_they_are_put_into(training: bool) -> None:
+    made = split_networks()
+    tree = Tree.shared(list(made), len(LOCATIONS))
+    probe = read_probe(images(120, seed=5), 32, call_form(next(iter(made.values()))))
+    branched = branchnet.build(tree, made, init="donor").train(training)
+    stitch_donors(branched, made, probe)
+    assert branched.stitches
+    assert {module.training for module in branched.modules()} == {training}

@@ -15,6 +15,7 @@ import pytest
 
 from branchnet.errors import BranchnetError, DataError
 from branchnet.inference import Latency, LatencyTable
+from branchnet.pipeline import distillation_steps
 from branchnet.pipeline.network_timing import load_seconds
 from branchnet.pipeline.search_inputs import read_latency
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
@@ -218,3 +219,22 @@ def test_an_unfinished_state_stays_until_the_result_is_saved(tmp_path: Path) -> 
     assert len(list(tmp_path.rglob("*.unfinished"))) == 1
     workspace.step("value.json", 1, make=make, save=save_json, load=load_json)
     assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_all_files_of_an_unfinished_state_stay_for_the_same_inputs_and_go_with_others(tmp_path: Path) -> None:
+    """The stitches are trained into a file of their own."""
+
+    def interrupted(unfinished: Path | None) -> int:
+        assert unfinished is not None
+        distillation_steps._first_checkpoint(unfinished).touch()
+        raise KeyboardInterrupt
+
+    def found(_: Path | None) -> int:
+        return len(list(tmp_path.rglob("*stitches*")))
+
+    workspace = Workspace(tmp_path, quiet=True)
+    for inputs, expected in ((1, 1), (2, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            workspace.step("b.json", 1, make=interrupted, save=save_json, load=load_json)
+        assert workspace.step("b.json", inputs, make=found, save=save_json, load=load_json) == expected
+        (tmp_path / ".steps" / "b.json").unlink()

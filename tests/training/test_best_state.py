@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.errors import TrainingError
+from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training import History, loop
 from branchnet.training.best_state import BestState
 
@@ -141,3 +141,19 @@ def test_losses_that_are_not_finite_before_training_are_refused() -> None:
         net.heads[1].get_parameter("4.bias").fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"held-out samples are .*nan.* before training; expected finite"):
         distill(net)
+
+
+@pytest.mark.parametrize(("others", "name"), [({"validation": HELD_OUT + 1}, "validation"), ({"every": 4}, "every")])
+def test_a_checkpoint_of_other_held_out_samples_or_steps_between_them_is_refused(
+    tmp_path: Path, others: dict[str, Any], name: str
+) -> None:
+    file = tmp_path / "run.pt"
+    distill(branched(), checkpoint=file)
+    with pytest.raises(CheckpointError, match=f"other {name};"):
+        distill(branched(), checkpoint=file, **others)
+
+
+@pytest.mark.parametrize("every", [0, -3, 2.5])
+def test_steps_between_two_measurements_are_a_whole_number_of_one_or_more(every: Any) -> None:
+    with pytest.raises(TrainingError, match=f"every={every}; expected a whole number of 1 or more"):
+        distill(branched(), every=every)

@@ -81,12 +81,13 @@ def test_training_stitches_brings_the_outputs_nearer() -> None:
 def test_heads_alone_change_but_for_frozen_ones() -> None:
     net = stitched()
     before = state(net)
+    assert any(child == "heads.2" for _, child in net.stitches)
     stitches = {id(tensor) for stitch in net.stitches.values() for tensor in stitch.state_dict(keep_vars=True).values()}
     net.freeze("heads.0")
     distill(net, scope="heads")
     found = changed(net, before)
     assert found and all(name.startswith(("heads.1.", "heads.2.")) for name in found)
-    assert any(id(tensor) in stitches for name, tensor in net.state_dict(keep_vars=True).items() if name in found)
+    assert not any(id(tensor) in stitches for name, tensor in net.state_dict(keep_vars=True).items() if name in found)
 
 
 def test_scopes_that_train_nothing_are_refused() -> None:
@@ -110,3 +111,19 @@ def test_stitches_of_a_network_that_can_only_be_evaluated_can_be_trained() -> No
             distill(net, scope=scope)
     distill(net, scope="stitches")
     assert changed(net, before)
+
+
+def test_folded_stitches_are_left_out_and_named_where_there_are_no_others() -> None:
+    net = stitched()
+    first, *others = net.stitches.values()
+    assert others
+    first.maps.clear()
+    first.folded = True
+    before = state(net)
+    distill(net, scope="stitches")
+    assert changed(net, before)
+    for stitch in others:
+        stitch.maps.clear()
+        stitch.folded = True
+    with pytest.raises(TrainingError, match=f"all {1 + len(others)} stitching layers of the network are folded"):
+        distill(net, scope="stitches")

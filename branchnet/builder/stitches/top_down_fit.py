@@ -108,12 +108,22 @@ def stitch_donors(
                         f"{edge.child.donor}'s network, stitched to {edge.parent.donor}'s features "
                         f"({stitch.method}, rank {stitch.rank}, R² {stitch.r2:.2f})"
                     )
+    for node in branched.members():
+        if node.id in notes:
+            _take_mode(node.module)
     if corrected and notes and division is not None:
         for correction in correct_below_stitches(branched, networks, probe, division, kinds or {}):
             for node in below_stitches(branched):
                 start = notes.get(node.id, f"{node.donor}'s network")
                 notes[node.id] = f"{start}, {correction} corrected"
     return notes
+
+
+def _take_mode(stitched: nn.Module) -> None:
+    """New modules are in training mode; they take that of the stage that they belong to."""
+    if isinstance(stitched, StitchedStage):
+        stitched.training = stitched.stage.training
+        stitched.stitch.train(stitched.training)
 
 
 def _stitches(

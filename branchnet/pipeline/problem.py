@@ -17,7 +17,7 @@ from branchnet.data import ImageFolder, to_images
 from branchnet.data.call_forms import CallForm, described
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
-from branchnet.errors import DataError, SpecError
+from branchnet.errors import DataError, SpecError, TrainingError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
@@ -118,7 +118,7 @@ def make_problem(
 
     Raises:
         SpecError: fewer than two networks, unknown tasks or kinds, a task whose name holds characters that nobody sees.
-        DataError: images that cannot be read, or too few of them.
+        DataError: images that cannot be read, or too few of them; a network that answers all of them alike.
         BudgetError: a budget that cannot be read.
     """
     _check_tasks(networks, options.donor, kinds or {}, metrics or {})
@@ -127,6 +127,10 @@ def make_problem(
     train, validation = set_aside(train)
     _refuse_changing(test)
     chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
+    chosen |= {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()}
+    targets = donor_outputs(networks, test, options.batch_size)
+    for task, metric in (*chosen.items(), *further):
+        _refuse_constant(task, targets[task], metric, options.batch_size)
     hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
     return Problem(
         networks=networks,
@@ -134,8 +138,8 @@ def make_problem(
         validation=validation,
         probe=probe_of(train, options),
         test=test,
-        targets=donor_outputs(networks, test, options.batch_size),
-        metrics=chosen | {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()},
+        targets=targets,
+        metrics=chosen,
         budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
         options=options,
         identity=[*hashes, options.held_out, options.seed],
@@ -156,6 +160,14 @@ def _refuse_changing(images: Samples) -> None:
             "images: the same samples differ from one reading to the next; expected fixed ones, since every network is "
             "measured on them (pass the data set without its random augmentation)"
         )
+
+
+def _refuse_constant(task: str, targets: Tensor, metric: Metric, batch_size: int) -> None:
+    """Refuse outputs by which nothing can be judged, as constant ones: the metric of them with themselves says so."""
+    try:
+        metric.result(torch.stack([metric.sums(part, part) for part in targets.split(batch_size)]).sum(0))
+    except TrainingError as error:
+        raise DataError(f"task {task!r} cannot be judged by its network's outputs: {error}") from error
 
 
 def _leaves(batch: Batch) -> list[Tensor]:

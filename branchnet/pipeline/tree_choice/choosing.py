@@ -79,18 +79,19 @@ def choose_tree(
     probe = read_samples(problem.probe, call_form(next(iter(staged.values()))))
     count = probe.known_count
     rows = torch.arange(min(FITTED, count)) * count // min(FITTED, count)
-    measured = workspace.step(
+    trees = {str(one.tree): one.tree for one in proposals}
+    found = workspace.step(
         "measured_trees.json",
         [
             problem.identity,
-            [str(one.tree) for one in proposals],
+            list(affinity.locations),
+            sorted(trees),
             options.donor,
             affinity.probe_hash,
             dict(problem.kinds),
         ],
         make=lambda _: measure_trees(
-            proposals,
-            [limits.size(one.tree) for one in proposals],
+            trees,
             staged,
             losses,
             probe.take(rows).inputs,
@@ -99,11 +100,18 @@ def choose_tree(
             preferred=options.donor,
             batch_size=options.batch_size,
         ),
-        save=lambda trees, path: save_json([tree.to_dict() for tree in trees], path),
-        load=lambda path: [MeasuredTree.from_dict(stored) for stored in load_json(path)],
+        save=save_json,
+        load=load_json,
     )
+    measured = [_measured(one, limits, found[str(one.tree)]) for one in proposals]
     best = min(measured, key=lambda tree: (tree.mean, tree.size))
     return Choice(_as_result(best, proposals, proposed, affinity, len(measured)), best.by, losses, tuple(measured))
+
+
+def _measured(proposal: Proposal, limits: Limits, losses: Mapping[str, float]) -> MeasuredTree:
+    """What was measured of a tree, next to what this run's search and budget say of it."""
+    ordered = {task: losses[task] for task in proposal.tree.tasks}
+    return MeasuredTree(proposal.tree, proposal.by, limits.size(proposal.tree), proposal.predicted, ordered)
 
 
 def _as_result(

@@ -2,82 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
 
 from branchnet.affinity import Affinity
 from branchnet.affinity.probes import read_probe
 from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.builder.stitches.top_down_fit import stitch_donors
-from branchnet.data.collation import placed
+from branchnet.clustering import Tree
 from branchnet.data.samples import Source, read_samples
-from branchnet.pipeline.tree_choice.proposals import Proposal
-from branchnet.reporting import MeasuredTree
-from branchnet.stages import StagedNetwork, call
+from branchnet.pipeline.tree_choice.held_out import HeldOut
+from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.utils.progress import progress_bar
 
 
 def measure_trees(
-    proposals: Sequence[Proposal],
-    sizes: Sequence[float],
+    trees: Mapping[str, Tree],
     staged: Mapping[str, StagedNetwork],
     affinity: Affinity,
     probe: Any,
-    held_out: Source,
+    inputs: Source,
     kinds: Mapping[str, OutputKind],
     *,
     preferred: str | None = None,
     batch_size: int = 32,
-) -> list[MeasuredTree]:
+) -> dict[str, dict[str, float]]:
     """Build every tree with stitches and measure it.
 
     Args:
-        proposals: the trees.
-        sizes: of each of them.
+        trees: the trees, by any names.
         staged: the single-task networks.
         affinity: chooses the donors.
         probe: inputs to fit stitches on.
-        held_out: other inputs.
+        inputs: other inputs, to measure on.
         kinds: how the outputs of some tasks are compared.
         preferred: a task to prefer as donor.
         batch_size: inputs run at once.
 
     Returns:
-        the measured trees, in the order of the proposals.
+        for each tree the distance of each task's outputs from its own network's, see `distances`.
     """
-    measured = []
-    read = read_probe(probe, batch_size, call_form(next(iter(staged.values()))))
-    with progress_bar("measure trees", len(proposals)) as advance:
-        for proposal, size in zip(proposals, sizes, strict=True):
-            donors = choose_donors(proposal.tree, affinity, preferred=preferred)
-            branched = build(proposal.tree, staged, init="donor", donors=donors).eval()
+    measured = {}
+    form = call_form(next(iter(staged.values())))
+    read = read_probe(probe, batch_size, form)
+    held_out = HeldOut(read_samples(inputs, form), staged, batch_size)
+    with progress_bar("measure trees", len(trees)) as advance:
+        for name, tree in trees.items():
+            donors = choose_donors(tree, affinity, preferred=preferred)
+            branched = build(tree, staged, init="donor", donors=donors).eval()
             stitch_donors(branched, staged, read, kinds, corrected=False)
-            losses = distances(branched, staged, held_out, kinds, batch_size)
-            measured.append(MeasuredTree(proposal.tree, proposal.by, size, proposal.predicted, losses))
-            advance(f"{measured[-1].mean:.3f}")
+            measured[name] = distances(branched, held_out, kinds)
+            advance(f"{fmean(measured[name].values()):.3f}")
     return measured
 
 
-def distances(
-    branched: BranchedNetwork,
-    networks: Mapping[str, nn.Module],
-    inputs: Source,
-    kinds: Mapping[str, OutputKind],
-    batch_size: int,
-) -> dict[str, float]:
+def distances(branched: BranchedNetwork, held_out: HeldOut, kinds: Mapping[str, OutputKind]) -> dict[str, float]:
     """How far each task's outputs are from its own network's.
 
     Args:
         branched: the network, in eval mode.
-        networks: the single-task networks.
-        inputs: K samples.
+        held_out: inputs, with the outputs of the single-task networks.
         kinds: how the outputs of some tasks are compared.
-        batch_size: samples run at once.
 
     Returns:
         for each task 0 for equal outputs, 1 for those of a constant predictor.
@@ -85,8 +75,8 @@ def distances(
     judged = {task: OutputDistance(kinds.get(task, "regression")) for task in branched.tasks}
     device = next(branched.parameters()).device
     with torch.no_grad():
-        for batch in read_samples(inputs, call_form(branched)).batches(batch_size):
-            found = branched(placed(batch.inputs, device))
+        for inputs, own in held_out.batches(device):
+            found = branched(inputs)
             for task, distance in judged.items():
-                distance.add(found[task], call(networks[task], placed(batch.inputs, device)))
+                distance.add(found[task], own[task])
     return {task: distance.value() for task, distance in judged.items()}

@@ -256,6 +256,9 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         return branched
 
     settings = [
+        list(trees.first.locations),
+        dict(problem.kinds),
+        count_samples(problem.validation),
         options.measure,
         options.steps,
         options.stitch_steps,
@@ -267,7 +270,7 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     return {
         name: workspace.step(
             f"{name.replace(' ', '-')}.safetensors",
-            [problem.identity, *settings, str(tree), trees.affinity.probe_hash],
+            [problem.identity, *settings, str(tree), _donors(problem, trees, tree), trees.affinity.probe_hash],
             make=partial(make, tree, name),
             save=save_weights,
             load=partial(load, tree),
@@ -356,8 +359,16 @@ def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric
 def _stability(problem: Problem, trees: Trees) -> Stability:
     """Search by RSA again on bootstrap replicates of the probe."""
     replicates = replicates_of(trees.affinity)
+    limits = limits_of(problem, trees.staged, trees.costs, trees.head_costs)
     with deferred_interrupt() as interrupted:
-        found = stability(trees.proposed, replicates, trees.costs, problem.budget, head_costs=trees.head_costs)
+        found = stability(
+            trees.proposed,
+            replicates,
+            limits.costs,
+            limits.budget,
+            head_costs=limits.heads,
+            stitch_sizes=limits.stitch_sizes,
+        )
         if interrupted():
             raise KeyboardInterrupt
     return found

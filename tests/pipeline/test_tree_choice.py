@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import branchnet
 from branchnet import Affinity, RunResult, Tree
 from branchnet.affinity.probes import read_probe
 from branchnet.builder.stitches.top_down_fit import stitch_donors
-from branchnet.errors import SpecError
+from branchnet.data.samples import read_samples
+from branchnet.errors import DataError, SpecError
+from branchnet.pipeline import steps
 from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.pipeline.problem import divide, set_aside
-from branchnet.pipeline.tree_choice import choosing
+from branchnet.pipeline.search_inputs import replicates_of
+from branchnet.pipeline.tree_choice import choosing, held_out
+from branchnet.pipeline.tree_choice.choosing import Choice
+from branchnet.pipeline.tree_choice.proposals import Proposal
 
 TASKS = ("c", "a", "b", "d")
 BUDGET = "72% params"
@@ -125,6 +131,59 @@ def test_the_same_run_measures_nothing_again(result: RunResult, folder: Path, mo
         run(folder=folder, kinds={"a": "classification"})
 
 
+def test_other_budgets_take_up_the_losses_of_the_same_trees_with_their_own_sizes_and_proposers(
+    result: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def proposed(*given: Any) -> tuple[Proposal, ...]:
+        return tuple(Proposal(tried.tree, "the other run", 0.5) for tried in reversed(result.measured))
+
+    monkeypatch.setattr(choosing, "propose_trees", proposed)
+    monkeypatch.setattr(choosing, "measure_trees", None)
+    other = branchnet.run(NETWORKS, X, "0.1 GFLOPs", folder=folder, **OPTIONS)
+    assert {tried.tree: tried.losses for tried in other.measured} == {
+        tried.tree: tried.losses for tried in result.measured
+    }
+    assert {(tried.by, tried.predicted) for tried in other.measured} == {("the other run", 0.5)}
+    staged = branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS)
+    shared = next(tried for tried in other.measured if tried.tree == Tree.shared(TASKS, 2))
+    built = branchnet.build(shared.tree, staged, init="donor")
+    linear = sum(layer.weight.numel() for layer in built.modules() if isinstance(layer, nn.Linear))
+    assert shared.size == linear + 3 * 12 * 12  # multiply-adds, those of three stitches among them
+
+
+def test_other_locations_are_measured_again(result: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    def proposed(*given: Any) -> tuple[Proposal, ...]:
+        return tuple(Proposal(tried.tree, tried.by) for tried in result.measured)
+
+    monkeypatch.setattr(choosing, "propose_trees", proposed)
+    monkeypatch.setattr(choosing, "measure_trees", again)
+    with pytest.raises(AssertionError, match="measured again"):
+        run(folder=folder, locations=["3", "5"])
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 16 * 2 * 4 * 4 * 2, 2**20])
+def test_own_outputs_are_computed_once_as_far_as_they_fit(kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four batches of 16 inputs none, the first two, or all are kept."""
+    monkeypatch.setattr(held_out, "KEPT_BYTES", kept_bytes)
+    with torch.no_grad():
+        expected = {task: net(X[:64]) for task, net in NETWORKS.items()}
+    calls: list[int] = []
+    handles = [net.register_forward_hook(lambda *_: calls.append(1)) for net in NETWORKS.values()]
+    judged = held_out.HeldOut(read_samples(X[:64]), NETWORKS, 16)
+    for _ in range(3):
+        for number, (inputs, own) in enumerate(judged.batches(torch.device("cpu"))):
+            assert torch.equal(inputs, X[16 * number :][:16])
+            for task, outputs in own.items():
+                torch.testing.assert_close(outputs, [expected[task][16 * number :][:16]])
+    for handle in handles:
+        handle.remove()
+    kept = {0: 0, 2**20: 4}.get(kept_bytes, 2)
+    assert len(calls) == len(TASKS) * (3 * (4 - kept) + kept)
+
+
 def test_rsa_alone_takes_the_tree_of_its_search(result: RunResult) -> None:
     alone = run(measure="rsa")
     found = branchnet.search(
@@ -153,3 +212,44 @@ def test_the_run_without_training_reports_stitched_constant_and_unstitched(resul
     names = [network.name for network in result.comparison.networks]
     assert names == ["separate", "branched", "without stitches", "constant"]
     assert Tree.shared(TASKS, 2) in {tried.tree for tried in result.measured}
+
+
+def test_a_classifier_that_answers_all_test_images_alike_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    constant = network(0)
+    with torch.no_grad():
+        list(constant.parameters())[-2].zero_()
+    with pytest.raises(DataError, match=r"task 'd' cannot be judged by its network's outputs: .* same distribution"):
+        branchnet.run(
+            NETWORKS | {"d": constant}, X, BUDGET, kinds={"d": "classification"}, folder=tmp_path / "new", **OPTIONS
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_stability_is_of_the_search_that_counts_stitches(result: RunResult) -> None:
+    alone = run(measure="rsa")
+    staged = branchnet.split_all(NETWORKS, X[:2], locations=LOCATIONS)
+    replicates = replicates_of(alone.affinity)
+    counted, plain = (
+        branchnet.stability(alone.search, replicates, staged, BUDGET, stitch_sizes=sizes)
+        for sizes in ([STITCH] * 2, None)
+    )
+    assert str(alone.stability) == str(counted) != str(plain)
+    assert str(result.stability) == str(counted)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "locations", "donors"])
+def test_trained_weights_are_of_their_locations_and_donors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """The tree is the same each time."""
+    trained: list[str] = []
+    options = {"folder": tmp_path, "measure": "rsa", "steps": 1}
+    monkeypatch.setattr(steps, "distill_in_two_steps", lambda *_, name, **__: trained.append(name))
+    shared = Tree.shared(TASKS, 2)
+    monkeypatch.setattr(steps, "choose_tree", lambda *given: Choice(replace(given[3], tree=shared), "hand"))
+    first = run(**options)
+    if changed == "donors":
+        monkeypatch.setattr(steps, "choose_donors", lambda *_, **__: (("b",), ("b",)))
+    again = run(**options | ({"locations": ["3", "5"]} if changed == "locations" else {}))
+    assert first.tree == again.tree == shared and first.network.donors[0] != ("b",)
+    assert trained == ["branched"] * (1 if changed == "nothing" else 2)

@@ -296,7 +296,7 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
     tree_texts = {name: str(tree) for name, tree in trees.compared.items()}
     seconds: Seconds = workspace.step(
         "latency.json",
-        [problem.identity, problem.compiled, tree_texts, *problem.hardware],
+        [problem.identity, problem.compiled, tree_texts, list(trees.first.locations), *problem.hardware],
         make=lambda _: time_networks(everything, problem.example, workspace.console, compiled=problem.compiled),
         save=save_json,
         load=load_seconds,

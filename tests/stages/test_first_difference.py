@@ -19,7 +19,7 @@ import branchnet
 from branchnet import Affinity, Architecture, BudgetError, SplitError, Tree
 from branchnet.cli import main
 from branchnet.pipeline.config.run_config import RunOptions
-from branchnet.pipeline.full_run import plan_run
+from branchnet.pipeline.plans.run_plan import plan_run
 from branchnet.pipeline.problem import make_problem
 from branchnet.reporting import Page
 from branchnet.stages import FirstDifference, StagedNetwork, split_all

@@ -190,7 +190,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config of two networks that part at their first activation."""
     arguments = {"one": {"num_classes": 2}, "other": {"num_classes": 2, "act_layer": "silu"}}
     made = {task: {"constructor": "timm:test_resnet", "arguments": given} for task, given in arguments.items()}
-    np.savez(tmp_path / "images.npz", images=np.zeros((20, 32, 32, 3), np.uint8))
+    images = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
     config = {"networks": made, "images": {"npz": "images.npz", "size": 32}, "budget": "100% params", "steps": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     monkeypatch.chdir(tmp_path)

@@ -1,11 +1,11 @@
 """Heuristic searches and lower bounds: against the exact optimum, against each other, and under constraints."""
 
-from dataclasses import math
+import math
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
 import pytest
-import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

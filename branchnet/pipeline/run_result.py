@@ -77,7 +77,7 @@ class RunResult:
 
     @property
     def further(self) -> dict[str, dict[str, float]]:
-        """Further metrics, by label (`task: metric`) and network."""
+        """Further metrics, by label (the task and the name of the metric) and network."""
         return {
             f"{task}: {name}": dict(values)
             for task, metrics in self.comparison.further.items()

@@ -112,9 +112,7 @@ def drop_block(rate: float) -> nn.Module:
 
 
 def copied_drop_path(rate: float) -> nn.Module:
-    from transformers.models.swin.modeling_swin import SwinDropPath
-
-    return SwinDropPath(rate)
+    return pytest.importorskip("transformers.models.swin.modeling_swin").SwinDropPath(rate)  # type: ignore[no-any-return]
 
 
 def marked(rate: float) -> nn.Module:
@@ -167,10 +165,8 @@ class Configured(nn.Module):
     """Holds a configuration of transformers, as all its modules do."""
 
     def __init__(self, **said: Any) -> None:
-        from transformers import ViTConfig
-
         super().__init__()
-        self.config = ViTConfig(**said)
+        self.config = pytest.importorskip("transformers").ViTConfig(**said)
         self.width = self.config.hidden_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,10 +196,8 @@ def test_library_layers_that_drop_return_their_argument_in_evaluation() -> None:
     """What the names in the list of such layers stand for, in the libraries that are installed."""
     import timm.layers.drop
     import torchvision.ops
-    from transformers.models.sew_d.modeling_sew_d import StableDropout
-    from transformers.models.swin.modeling_swin import SwinDropPath
 
-    made = [timm.layers.drop.DropPath(0.5), timm.layers.drop.DropBlock2d(0.5), SwinDropPath(0.5), StableDropout(0.5)]
+    made = [timm.layers.drop.DropPath(0.5), timm.layers.drop.DropBlock2d(0.5)]
     made += [torchvision.ops.StochasticDepth(0.5, "row"), torchvision.ops.DropBlock2d(0.5, 3)]
     made += [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)]
     images = torch.rand(2, 3, 8, 8)
@@ -212,6 +206,14 @@ def test_library_layers_that_drop_return_their_argument_in_evaluation() -> None:
     for layer in (torchvision.ops.DropBlock3d(0.5, 3), nn.Dropout3d(0.5)):
         assert torch.equal(layer.eval()(volumes), volumes) and is_dropping(type(layer))
     assert not is_dropping(timm.layers.PatchDropout) and not is_dropping(nn.Identity)
+
+
+@pytest.mark.parametrize("name", ["swin.modeling_swin.SwinDropPath", "sew_d.modeling_sew_d.StableDropout"])
+def test_layers_of_transformers_that_drop_return_their_argument_in_evaluation(name: str) -> None:
+    module, layer_type = name.rsplit(".", 1)
+    layer = getattr(pytest.importorskip(f"transformers.models.{module}"), layer_type)(0.5)
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(layer.eval()(images), images) and is_dropping(type(layer))
 
 
 def test_a_dropout_of_ones_own_counts() -> None:

@@ -128,6 +128,7 @@ def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> st
         for name in run["networks"]:
             network = run["networks"][name]
             further = network["further"]
+            size = f"{network['params'] or 0:,} | {(network['flops'] or 0) / 1e9:.3f}"
             times = [
                 f"{1000 * network['latency'][how]['median']:.1f}" if how in network["latency"] else ""
                 for how in ("eager", "compiled")
@@ -138,7 +139,7 @@ def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> st
                 for t in CLASSES
             ]
             lines.append(
-                f"| {name} | {network['params']:,} | {(network['flops'] or 0) / 1e9:.3f} | {times[0]} | {times[1]} | "
+                f"| {name} | {size} | {times[0]} | {times[1]} | "
                 + " | ".join(kept)
                 + " |"
             )

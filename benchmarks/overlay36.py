@@ -168,8 +168,7 @@ def single_network(task: str, seed: int, train: Split, folder: Path, steps: int)
     else:
         branchnet.fit(
             made,
-            train.images,
-            train.labels[task],
+            (train.images, train.labels[task]),
             loss(task),
             steps=steps,
             batch_size=BATCH,
@@ -216,8 +215,7 @@ def trained(
     losses = {task: loss(task) for task in TASKS}
     branchnet.fit(
         branched,
-        train.images,
-        train.labels,
+        (train.images, train.labels),
         losses,
         steps=steps,
         batch_size=BATCH,

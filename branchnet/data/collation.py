@@ -48,6 +48,33 @@ def collate(values: Sequence[Any], form: CallForm) -> Any:
     return torch.stack(tensors)
 
 
+def collate_labels(values: Sequence[Any], form: CallForm) -> Any:
+    """Stack the labels of several samples; where some samples lack a task's label, that task's are a list with None.
+
+    Args:
+        values: one for each sample: a label, or a mapping by task, in which None and a task that is not named are
+            labels that the sample lacks.
+        form: what the network takes.
+
+    Returns:
+        As of `collate`, but for lists in place of what cannot be stacked.
+
+    Raises:
+        DataError: labels of different shape, form or kind.
+    """
+    if not any(isinstance(value, Mapping) for value in values):
+        return list(values) if _some_missing(values) else collate(values, form)
+    named = [value if isinstance(value, Mapping) else {} for value in values]
+    names = dict.fromkeys(name for value in named for name in value)
+    columns = {name: [value.get(name) for value in named] for name in names}
+    return {name: list(column) if _some_missing(column) else collate(column, form) for name, column in columns.items()}
+
+
+def _some_missing(values: Sequence[Any]) -> bool:
+    missing = sum(value is None for value in values)
+    return 0 < missing < len(values)
+
+
 def as_labels(value: Any, form: CallForm) -> Any:
     """Labels as a loader yields them, with tensors in place of arrays."""
     return pytree.tree_map_only(np.ndarray, lambda array: _from_array(array, form), value)

@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from branchnet.data.call_forms import CallForm, Inputs, described, is_tuple, separate
-from branchnet.data.collation import as_batch, as_labels, collate, first_size, gather, leaves, length, with_images
+from branchnet.data.collation import (
+    as_batch,
+    as_labels,
+    collate,
+    collate_labels,
+    first_size,
+    gather,
+    leaves,
+    length,
+    with_images,
+)
 from branchnet.data.images import ImageFolder
 from branchnet.data.loaders import count_in, generators_of, in_order, shuffles
 from branchnet.errors import DataError
@@ -194,7 +204,7 @@ class Samples:
         """Labels are left out before they are stacked, as those of detection, for one, could not be."""
         pairs = [separate(value, self.form) for value in values]
         labels = [label for _, label in pairs]
-        stacked = collate(labels, self.form) if self.with_labels else labels[0]
+        stacked = collate_labels(labels, self.form) if self.with_labels else labels[0]
         return self._finished(collate([inputs for inputs, _ in pairs], self.form), stacked, index)
 
     def _finished(self, inputs: Inputs, labels: Any, index: Tensor | None) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -48,7 +49,7 @@ def distil_and_compare(
     compared = [judged("separate", SeparateNetworks(networks).eval()), judged("before", branched)]
     train, validation = set_aside(train)
     if options.steps:
-        distill_in_two_steps(branched, networks, train, validation, options, checkpoint=checkpoint)
+        distill_in_two_steps(branched, networks, train, validation, options, kinds=kinds, checkpoint=checkpoint)
     else:
         reestimate_batchnorm(branched, train)
     compared.append(judged("distilled", branched.eval()))
@@ -66,6 +67,7 @@ def distill_in_two_steps(
     validation: Source,
     options: RunOptions,
     *,
+    kinds: Mapping[str, Kind] | None = None,
     checkpoint: Path | None = None,
     name: str = "branched",
 ) -> None:
@@ -77,10 +79,11 @@ def distill_in_two_steps(
         train: images to train on.
         validation: other images.
         options: how it is trained.
+        kinds: the kinds of some tasks; teachers know those of theirs.
         checkpoint: a file to resume the second step from after an interruption; one next to it is for the first.
         name: what the progress bars say.
     """
-    phases: list[tuple[Scope, int, float | None]] = [
+    phases: list[tuple[Scope, int, float | Literal["auto"] | None]] = [
         ("stitches", options.stitch_steps if branched.stitches else 0, None),
         ("all", options.steps, options.learning_rate),
     ]
@@ -95,6 +98,7 @@ def distill_in_two_steps(
                 batch_size=options.batch_size,
                 learning_rate=rate,
                 scope=scope,
+                kinds=kinds,
                 validation=validation,
                 seed=options.seed,
                 checkpoint=file,

@@ -125,8 +125,7 @@ def train_shared(network: BranchedNetwork, data: Labelled, options: RunOptions) 
     if options.steps:
         fit(
             network,
-            data.images,
-            data.labels,
+            (data.images, data.labels),
             data.losses,
             steps=options.steps,
             batch_size=options.batch_size,
@@ -163,7 +162,7 @@ def measure_gradients(
         found,
         data.losses,
         method=METHODS[measure],
-        learning_rate=options.learning_rate,
+        learning_rate=1e-4 if options.learning_rate == "auto" else options.learning_rate,
         bootstrap=bootstrap,
         seed=seed,
     )

@@ -243,7 +243,9 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     def make(tree: Tree, name: str, unfinished: Path | None) -> BranchedNetwork:
         branched = build_stitched(problem, trees, tree)
         if options.steps and not teachers:
-            teachers.append(Teachers(problem.networks, problem.train, batch_size=options.batch_size))
+            teachers.append(
+                Teachers(problem.networks, problem.train, batch_size=options.batch_size, kinds=problem.kinds)
+            )
         if options.steps:
             distill_in_two_steps(
                 branched, teachers[0], problem.train, problem.validation, options, checkpoint=unfinished, name=name
@@ -330,9 +332,13 @@ def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
 def _further(problem: Problem, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
     """The further metrics by task, metric and network."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for task, metric in problem.further:
-        values = {name: _evaluate(problem, network, {task: metric})[task] for name, network in networks.items()}
-        found.setdefault(task, {})[metric.name] = values
+    left = list(problem.further)
+    while left:  # in each pass over the images one metric of every task
+        metrics = dict(reversed(left))
+        left = [(task, metric) for task, metric in left if metrics[task] is not metric]
+        for name, network in networks.items():
+            for task, value in _evaluate(problem, network, metrics).items():
+                found.setdefault(task, {}).setdefault(metrics[task].name, {})[name] = value
     return found
 
 

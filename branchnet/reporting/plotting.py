@@ -23,7 +23,7 @@ from branchnet.reporting.plots.measured_plot import draw_measured, measured_plot
 from branchnet.reporting.plots.sharing_plot import draw_sharing
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
 from branchnet.reporting.summary import Report
-from branchnet.training.loop import History
+from branchnet.training.optimization.history import History
 
 _KINDS = (
     "an Affinity, a Tree, SearchResults (as pareto_front returns them), MeasuredTrees (as RunResult.measured holds "

@@ -3,8 +3,10 @@ from .distillation import distill as distill
 from .judging.agreement import cohen_kappa as cohen_kappa
 from .judging.agreement import explained_divergence as explained_divergence
 from .judging.evaluation import evaluate as evaluate
-from .groups import node_groups as node_groups
-from .loop import History as History
+from .optimization.groups import node_groups as node_groups
+from .optimization.history import History as History
+from .optimization.history import Measurement as Measurement
+from .optimization.observers import Event as Event
 from .judging.metrics import Metric as Metric
 from .judging.metrics import accuracy as accuracy
 from .judging.metrics import explained_variance as explained_variance
@@ -21,7 +23,9 @@ from .supervised import fit as fit
 from .teachers import Teachers as Teachers
 
 __all__ = [
+    "Event",
     "History",
+    "Measurement",
     "Metric",
     "Teachers",
     "absolute_changes",

@@ -1,7 +1,7 @@
 """Distilling a branched network from single-task networks, on images without labels.
 
-Each task's loss is the squared difference between the branched network's output and its donor's, divided by the
-variance of the donor's output: 1 means no better than a constant, whatever the task's unit.
+Each task's loss is 0 for the outputs of its own network and about 1 for the best constant answer, whatever its unit;
+see `output_losses`.
 
 A node receives the sum of its tasks' gradients. Plain gradient descent would divide its learning rate by their number;
 AdamW's steps do not grow with the gradient, and dividing on top only slows shared nodes down: it is off by default.
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork
 from branchnet.data.collation import placed
@@ -26,16 +26,34 @@ from branchnet.errors import TrainingError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stages.transforms import described_transform, holds_transform
-from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
-from branchnet.training.best_state import BestState
-from branchnet.training.groups import Rate, node_groups, trained_tasks
-from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, History, optimize
+from branchnet.training.feature_matching import FeatureMatching
+from branchnet.training.held_out import HeldOutSamples, given_samples, set_aside
+from branchnet.training.optimization.batch_order import BatchOrder
+from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
+from branchnet.training.optimization.history import History
+from branchnet.training.optimization.loop import Judge, Objective, optimize
+from branchnet.training.optimization.observers import Callback, Logger
+from branchnet.training.optimization.schedules import Schedule
+from branchnet.training.optimization.settings import (
+    LARGEST_GRADIENT,
+    SECONDS_BETWEEN_CHECKPOINTS,
+    Keep,
+    OptimizerFactory,
+    Precision,
+    Settings,
+)
+from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope
 from branchnet.training.teachers import Teachers
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
+
+Match: TypeAlias = Literal["outputs", "features", "both"]
+
+EQUAL = 0.01
+"""A task's loss on held-out samples that is higher by this than it was counts as equal; a constant answer has 1."""
 
 
 def distill(
@@ -45,21 +63,40 @@ def distill(
     *,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: Rate | None = None,
+    learning_rate: Rate | Literal["auto"] | None = None,
     scope: Scope = "all",
+    match: Match = "outputs",
+    kinds: Mapping[str, MatchKind] | None = None,
+    temperature: float = 1.0,
     validation: Source | None = None,
-    every: int = 50,
+    every: int | None = None,
+    keep: Keep = "best",
+    patience: int | None = None,
     divide_rate: bool = False,
+    optimizer: OptimizerFactory | None = None,
+    schedule: Schedule = "cosine",
+    weights: Any = None,
+    precision: Precision = "32",
+    accumulate: int = 1,
+    clip: float | None = LARGEST_GRADIENT,
+    compile: bool = False,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] = (),
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
+    checkpoint_every: int | None = None,
     progress: bool = True,
     description: str = "distil",
 ) -> History:
     """Train `branched` in place to give the outputs of the single-task networks.
 
-    Before the first step the BatchNorm statistics of every node that is fed by another donor's features are estimated
-    again. Outputs may be tensors or nested dicts, tuples and dataclasses of them.
+    By default the state that is kept is the best one on held-out samples, that before the first step included: a tenth
+    of the samples, at most 256, is set aside where no `validation` is given. Where whole networks are trained, the
+    learning rate is the largest of a short range test after which no task is worse on them; networks that are trained
+    already forget at usual rates. Before the first step the BatchNorm statistics of nodes that are fed by another
+    donor's features are estimated again, where that helps. Outputs may be tensors or nested dicts, tuples and
+    dataclasses of them.
 
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode.
@@ -69,30 +106,51 @@ def distill(
         images: K samples, in whatever `branchnet.data.read_samples` takes; labels with them are not read. Tensors and
             data sets are drawn from at random; a DataLoader, which may shuffle and use workers and pinned memory, is
             read batch by batch, and brings its own batch size. Teachers and student see the same tensors.
-        steps: batches to train on.
-        batch_size: samples a batch.
-        learning_rate: peak rate, or a function from a node (`branchnet.builder.Node`) to its peak rate. By default
-            1e-4 where whole networks are trained (they forget at higher rates), 1e-3 for stitches or heads alone.
+        steps: updates of the weights.
+        batch_size: samples a batch, over all processes.
+        learning_rate: peak rate, a function from a node (`branchnet.builder.Node`) to its peak rate, or `"auto"`. By
+            default `"auto"` where whole networks are trained, 1e-3 for stitches, heads, branches or norms alone.
         scope: what is trained: `"all"`; `"stitches"`, the stitching layers alone, so that a task whose own network is
-            its only donor stays exactly as it is; or `"heads"`. What is not trained runs in eval mode.
-        validation: held-out samples. With them the best state is kept, that before the first step included: the one
-            with the smallest mean over the tasks' losses there.
-        every: steps between two measurements on them.
+            its only donor stays exactly as it is; `"heads"`; `"first-private-stage"`, of each task the first node that
+            it shares with no other; `"norms"`, the scales and shifts of normalisation layers. What is not trained runs
+            in eval mode.
+        match: `"outputs"`; `"features"` of the last node that each task shares, through linear adapters that are thrown
+            away afterwards; or `"both"`. Features need staged networks.
+        kinds: what the outputs of some tasks are, which decides the loss: `"classification"` (logits, dimension 1 being
+            the classes), `"direction"` (unit vectors along dimension 1), `"regression"` (all others).
+        temperature: that logits are divided by.
+        validation: held-out samples.
+        every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
+        keep: `"best"`: the state with the smallest mean loss on held-out samples; `"last"`.
+        patience: end where the best state is so many measurements ago.
         divide_rate: divide a node's rate by the number of tasks that it serves.
+        optimizer: from parameter groups to an optimiser; AdamW by default.
+        schedule: `"cosine"` (after a warm-up over 5% of the steps), `"constant"`, or a function of (step, steps) to
+            the share of the peak rate.
+        weights: of the tasks' losses; see `branchnet.training.weighting_of`.
+        precision: `"32"`, or `"bf16"` or `"fp16"` for forward passes under autocast, which need the extra `train`.
+        accumulate: batches for each update.
+        clip: largest norm of the gradient of all parameters; None for none.
+        compile: run the network through torch.compile.
+        callbacks: functions of an `Event`, told of every step, measurement and the end; True ends training.
+        logger: one or more objects with `log_metrics(numbers, step)`, as Lightning's loggers.
         seed: of the order of the samples and of what is drawn in training.
         checkpoint: a file to resume from after an interruption, by the same call with a network as it was before
             training. It stays at the end: remove it once the result is saved. Until then the same call gives the
             result at once, and one with more `steps` goes on from there, at the rates of the longer schedule.
         checkpoint_seconds: time between two savings; 0 saves after each step.
+        checkpoint_every: steps between two savings, in place of the time.
         progress: whether to draw a progress bar on stderr.
         description: what it is called.
 
     Returns:
-        each task's loss at every step: the squared error by the variance of the donor's output.
+        each task's loss at every step, in units of a constant answer's, and those on held-out samples before and
+        after; `.worse` names the tasks that ended worse than they began, or than a constant answer.
 
     Raises:
         TrainingError: tasks without a network, networks without the transforms that the branched network has, one that
-            cannot be trained or is frozen throughout, a constant output, a diverging loss.
+            cannot be trained or is frozen throughout, a constant output, a diverging loss, an extra that is needed and
+            not installed.
         CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
             written.
         DataError: samples that cannot be read, or only once.
@@ -106,61 +164,231 @@ def distill(
     >>> {task: len(losses) for task, losses in history.losses.items()}
     {'depth': 3, 'edges': 3}
     """
+    settings = Settings(
+        steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,
+        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, callbacks=callbacks,
+        logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, checkpoint_every=checkpoint_every,
+        progress=progress, description=description,
+    )  # fmt: skip
+    if match not in get_args(Match):
+        raise TrainingError(f"match={match!r}; expected one of {', '.join(get_args(Match))}")
     if branched.eval_only and scope != "stitches":
         raise TrainingError(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
     samples = read_samples(images, call_form(branched))
-    if isinstance(networks, Teachers) and networks.images is not images:
-        raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
-    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
+    teachers = _teachers(networks, images, samples, kinds, temperature, settings)
     _check_teachers(branched, teachers, samples)
-    device = next(branched.parameters()).device
-    scales = {task: teachers.variances(task) for task in teachers.tasks}
-
-    def task_losses(batch: Batch, judges: Teachers, tasks: Sequence[str]) -> dict[str, Tensor]:
-        wanted = judges.outputs(batch, tasks, device)
-        outputs = branched(placed(batch.inputs, device), tasks)
-        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in tasks}
-
+    held = _held_out(branched, samples, validation, settings)
     with training_scope(branched, scope):
         tasks = trained_tasks(branched)
-        identity = {}
-        if checkpoint is not None:
-            identity = {"weights": network_hash(branched, branched.frozen), "samples": samples_hash(samples)}
-            identity["teachers"] = teachers_hash({task: teachers.networks[task] for task in tasks})
-            identity |= {} if scope == "all" else {"scope": scope}
-            if validation is not None:
-                held_out = read_samples(validation, call_form(branched))
-                identity |= {"validation": samples_hash(held_out), "every": str(every)}
+        run = _Distillation(branched, teachers, tasks, settings, held, match)
+        rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
+        judge = None if held is None else run.judge(_judging_teachers(teachers, tasks, held, validation))
+        identity = run.identity(samples, scope, validation) if checkpoint is not None else {}
         # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
         if scope == "all" and (checkpoint is None or not Path(checkpoint).exists()):
-            reestimate_batchnorm(branched, samples)
-        best = None
-        if validation is not None:
-            judges = Teachers({task: teachers.networks[task] for task in tasks}, validation, progress=False)
-            best = BestState(
-                branched, partial(_held_out_losses, branched, judges, batch_size, tasks, task_losses), tasks
-            )
-        rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
-        return optimize(
-            branched,
-            partial(task_losses, judges=teachers, tasks=tasks),
-            node_groups(branched, rate, divided=divide_rate),
-            samples=samples.count,
-            draw=BatchOrder(samples, batch_size, seed),
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            description=description,
-            best=best,
-            every=every,
-            progress=progress,
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            identity=identity,
-            legacy_content=lambda: content_hash(branched, samples, branched.frozen),
+            _reestimate(branched, samples, judge)
+        return _optimized(run, samples, rate, judge, identity, divide_rate=divide_rate, weights=weights)
+
+
+def _optimized(
+    run: _Distillation,
+    samples: Samples,
+    rate: Rate | Literal["auto"],
+    judge: Judge | None,
+    identity: Mapping[str, str],
+    *,
+    divide_rate: bool,
+    weights: Any,
+) -> History:
+    settings, branched = run.settings, run.branched
+    numbers = None if run.held is None else run.held.numbers
+    groups = node_groups(branched, 1.0 if rate == "auto" else rate, divided=divide_rate)
+    beside: list[nn.Module] = []
+    if run.features is not None:
+        beside.append(run.features)
+        # An adapter begins as the identity or at random, and must not hold the network up.
+        groups.append(Group(list(run.features.adapters.parameters()), 1.0 if rate == "auto" else 1e-3))
+    weighting = None
+    if weights is not None:
+        from branchnet.training.weighting import weighting_of
+
+        weighting = weighting_of(weights, run.tasks, branched)
+        groups.append(Group(list(weighting.parameters()), 1.0 if rate == "auto" else 1e-3, weight_decay=0.0))
+    return optimize(
+        branched,
+        Objective(run.losses, lambda batch: dict.fromkeys(run.tasks, len(batch)), run.tasks),
+        groups,
+        settings,
+        draws=lambda: BatchOrder(samples, settings.batch_size, settings.seed, numbers),
+        rate="auto" if rate == "auto" else 1.0,
+        weighting=weighting,
+        beside=beside,
+        judge=judge,
+        identity=identity,
+        legacy_content=lambda: content_hash(branched, samples, branched.frozen),
+        samples=samples.count if numbers is None else len(numbers),
+    )
+
+
+@dataclass(frozen=True)
+class _Distillation:
+    """A student and its teachers."""
+
+    branched: BranchedNetwork
+    teachers: Teachers
+    tasks: tuple[str, ...]
+    settings: Settings
+    held: HeldOutSamples | None
+    match: Match
+    features: FeatureMatching | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        matching = None
+        if self.match != "outputs":
+            first = next(iter(self.teachers.samples.first(self.settings.batch_size, self.settings.batch_size, seed=0)))
+            inputs = placed(first.inputs, self.device)
+            matching = FeatureMatching(self.branched, self.teachers.networks, inputs, self.tasks)
+        object.__setattr__(self, "features", matching)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.branched.parameters()).device
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Each task's loss of a batch."""
+        with self._plain():
+            wanted = self.teachers.outputs(batch, self.tasks, self.device)
+        inputs = placed(batch.inputs, self.device)
+        network = torch.compile(self.branched) if self.settings.compile else self.branched
+        if self.features is None:
+            outputs = network(inputs, self.tasks)
+            return self._from_outputs(outputs, wanted)
+        with self.features.watching(self.branched, self.tasks) as seen:
+            outputs = network(inputs, self.tasks)
+        found = {task: self.features.loss(task, features, inputs) for task, features in seen.items()}
+        if self.match == "features":
+            return found
+        losses = self._from_outputs(outputs, wanted)
+        return {task: loss + found[task] if task in found else loss for task, loss in losses.items()}
+
+    def _from_outputs(self, outputs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {task: _named(task, self.teachers.losses[task], outputs[task], wanted[task]) for task in self.tasks}
+
+    def _plain(self) -> Any:
+        """Teachers are not run in the student's precision."""
+        return torch.autocast(self.device.type, enabled=False) if self.settings.precision != "32" else torch.no_grad()
+
+    def judge(self, judges: Teachers) -> Judge:
+        """The losses of outputs on held-out samples."""
+        return Judge(
+            self.tasks,
+            partial(self._measured, judges),
+            self._constants(judges),
+            self.held.judged_on if self.held is not None else "",
+            lambda task, before: EQUAL,
         )
+
+    def _measured(self, judges: Teachers) -> tuple[dict[str, float], dict[str, float]]:
+        def loss(task: str, batch: Batch, outputs: Mapping[str, Any], wanted: Any) -> Tensor:
+            return _named(task, self.teachers.losses[task], outputs[task], wanted)
+
+        with evaluation_mode(self.branched):
+            return self._mean(judges, loss, lambda inputs: self.branched(inputs, self.tasks)), {}
+
+    def _constants(self, judges: Teachers) -> dict[str, float]:
+        def loss(task: str, batch: Batch, outputs: Mapping[str, Any], wanted: Any) -> Tensor:
+            return self.teachers.losses[task].constant(wanted)
+
+        return self._mean(judges, loss, lambda inputs: {})
+
+    def _mean(
+        self, judges: Teachers, loss: Callable[..., Tensor], run: Callable[[Any], Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """The mean over held-out samples of each task's loss."""
+        totals, count = dict.fromkeys(self.tasks, 0.0), 0
+        assert self.held is not None
+        with torch.no_grad(), seeded(0, self.device):
+            for batch in self.held.batches():
+                wanted = judges.outputs(batch, self.tasks, self.device)
+                outputs = run(placed(batch.inputs, self.device))
+                for task in self.tasks:
+                    totals[task] += float(loss(task, batch, outputs, wanted[task])) * len(batch)
+                count += len(batch)
+        return {task: total / count for task, total in totals.items()}
+
+    def identity(self, samples: Samples, scope: Scope, validation: Source | None) -> dict[str, str]:
+        """What a checkpoint must be of."""
+        found = {"weights": network_hash(self.branched, self.branched.frozen), "samples": samples_hash(samples)}
+        found["teachers"] = teachers_hash({task: self.teachers.networks[task] for task in self.tasks})
+        found |= {} if scope == "all" else {"scope": scope}
+        found |= {} if self.match == "outputs" else {"match": self.match}
+        if self.teachers.kinds or self.teachers.temperature != 1.0:
+            found["kinds"] = f"{sorted(self.teachers.kinds.items())} {self.teachers.temperature}"
+        if validation is not None:
+            held_out = read_samples(validation, call_form(self.branched))
+            found |= {"validation": samples_hash(held_out), "every": str(self.settings.every)}
+        return found
+
+
+def _teachers(
+    networks: Mapping[str, nn.Module] | Teachers,
+    images: Source,
+    samples: Samples,
+    kinds: Mapping[str, MatchKind] | None,
+    temperature: float,
+    settings: Settings,
+) -> Teachers:
+    if not isinstance(networks, Teachers):
+        return Teachers(networks, samples, progress=settings.progress, kinds=kinds, temperature=temperature)
+    if networks.images is not images:
+        raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
+    if kinds is not None and dict(kinds) != networks.kinds:
+        raise TrainingError(
+            f"kinds are {dict(kinds)} and the teachers were made with {networks.kinds}; expected Teachers(..., kinds=)"
+        )
+    return networks
+
+
+def _held_out(
+    branched: BranchedNetwork, samples: Samples, validation: Source | None, settings: Settings
+) -> HeldOutSamples | None:
+    if validation is not None:
+        return given_samples(validation, call_form(branched), settings.batch_size, labels=False)
+    return set_aside(samples, settings.batch_size) if settings.keep == "best" else None
+
+
+def _judging_teachers(
+    teachers: Teachers, tasks: Sequence[str], held: HeldOutSamples, validation: Source | None
+) -> Teachers:
+    """Those whose outputs are compared with on held-out samples: the same, unless these are others."""
+    if validation is None:
+        return teachers
+    return Teachers({task: teachers.networks[task] for task in tasks}, validation, progress=False)
+
+
+def _reestimate(branched: BranchedNetwork, samples: Samples, judge: Judge | None) -> None:
+    """Estimate BatchNorm statistics again, and take them back where held-out samples say that they were better."""
+    if judge is None:
+        reestimate_batchnorm(branched, samples)
+        return
+    before = [buffer.clone() for buffer in branched.buffers()]
+    worse = judge.measure()[0]
+    reestimate_batchnorm(branched, samples)
+    if all(torch.equal(one, other) for one, other in zip(before, branched.buffers(), strict=True)):
+        return
+    better = judge.measure()[0]
+    if sum(better.values()) > sum(worse.values()):
+        for buffer, kept in zip(branched.buffers(), before, strict=True):
+            buffer.copy_(kept)
+
+
+def _named(task: str, loss: Callable[[Any, Any], Tensor], output: Any, wanted: Any) -> Tensor:
+    try:
+        return loss(output, wanted)
+    except TrainingError as error:
+        raise TrainingError(f"task {task!r}: {error}") from error
 
 
 def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samples) -> None:
@@ -176,23 +404,6 @@ def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samp
             f"the teachers read the samples as {teachers.samples.kind}, the branched network as {samples.kind}; "
             "expected Teachers of split networks, whose inputs are known"
         )
-
-
-def _held_out_losses(
-    branched: BranchedNetwork,
-    judges: Teachers,
-    batch_size: int,
-    tasks: Sequence[str],
-    task_losses: Callable[[Batch, Teachers, Sequence[str]], Mapping[str, Tensor]],
-) -> dict[str, float]:
-    """Each task's loss on the held-out samples of the judges, the mean over samples."""
-    totals, count = dict.fromkeys(tasks, 0.0), 0
-    with torch.no_grad(), evaluation_mode(branched), seeded(0, next(branched.parameters()).device):
-        for batch in judges.samples.batches(batch_size):
-            for task, loss in task_losses(batch, judges, tasks).items():
-                totals[task] += float(loss) * len(batch)
-            count += len(batch)
-    return {task: total / count for task, total in totals.items()}
 
 
 def _check_transforms(branched: BranchedNetwork, networks: Mapping[str, nn.Module]) -> None:
@@ -212,13 +423,3 @@ def _check_transforms(branched: BranchedNetwork, networks: Mapping[str, nn.Modul
             f"single-task networks of {plain} are given without; expected those that split_all(..., transforms=...) "
             "returned"
         )
-
-
-def _scaled_error(output: Any, wanted: Any, variances: Sequence[float]) -> Tensor:
-    found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    targets = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    errors = [
-        (one.float() - other.float()).square().mean() / variance
-        for one, other, variance in zip(found, targets, variances, strict=True)
-    ]
-    return torch.stack(errors).mean()

@@ -1,4 +1,4 @@
-"""Which part of a branched network is trained: all of it, its stitching layers, or its heads."""
+"""Which part of a branched network is trained: all of it, stitching layers, heads, first private stages, or norms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,24 @@ from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.stitching.stitch import unstitched
 
-Scope: TypeAlias = Literal["all", "stitches", "heads"]
+Scope: TypeAlias = Literal["all", "stitches", "heads", "first-private-stage", "norms"]
 
-DEFAULT_RATES: dict[Scope, float] = {"all": 1e-4, "stitches": 1e-3, "heads": 1e-3}
+DEFAULT_RATES: dict[Scope, float | Literal["auto"]] = {
+    "all": "auto",
+    "stitches": 1e-3,
+    "heads": 1e-3,
+    "first-private-stage": "auto",
+    "norms": 1e-3,
+}
 """Peak rates: whole trained networks forget within some twenty steps at 1e-3, maps fitted in closed form do not."""
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.RMSNorm,
+)
 
 
 @contextmanager
@@ -24,8 +38,8 @@ def training_scope(branched: BranchedNetwork, scope: Scope) -> Iterator[None]:
 
     Args:
         branched: the network; it is left in eval mode.
-        scope: what is trained; heads without the stitches before them. Outside of it everything is in eval mode, so
-            that no statistics change.
+        scope: what is trained; heads and private stages without the stitches before them. Outside of it everything is
+            in eval mode, so that no statistics change.
 
     Yields:
         Nothing.
@@ -60,6 +74,13 @@ def _modules(branched: BranchedNetwork, scope: Scope) -> list[nn.Module]:
     if scope == "heads":
         heads = [node for node in branched.members() if node.is_head and node.id not in branched.frozen]
         return [unstitched(node.module) for node in heads]
+    if scope == "first-private-stage":
+        return _first_private(branched)
+    if scope == "norms":
+        norms: list[nn.Module] = [module for module in branched.modules() if isinstance(module, _NORMS)]
+        if not norms:
+            raise TrainingError("the network has no normalisation layers; expected some for scope='norms'")
+        return norms
     stitches = list(branched.stitches.values())
     kept: list[nn.Module] = [stitch for stitch in stitches if not stitch.folded]
     if not kept:
@@ -69,3 +90,15 @@ def _modules(branched: BranchedNetwork, scope: Scope) -> list[nn.Module]:
             "and a probe on which donors change, not prepared for inference"
         )
     return kept
+
+
+def _first_private(branched: BranchedNetwork) -> list[nn.Module]:
+    """Of each task the first node, or the head, that it alone uses, after a node that it shares."""
+    found: dict[str, nn.Module] = {}
+    shared = {task for node in branched.members() if len(node.tasks) > 1 for task in node.tasks}
+    for node in branched.members():
+        if len(node.tasks) == 1 and node.tasks[0] in shared and node.id not in branched.frozen:
+            found.setdefault(node.tasks[0], unstitched(node.module))
+    if not found:
+        raise TrainingError("no task shares a node; expected a network that does for scope='first-private-stage'")
+    return list(found.values())

@@ -3,152 +3,401 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.data.collation import moved, placed
-from branchnet.data.samples import Batch, Source, read_samples
-from branchnet.errors import TrainingError
+from branchnet.data.samples import Batch, Source
+from branchnet.errors import DataError, TrainingError
 from branchnet.stages import call
-from branchnet.stages.interface import call_form
-from branchnet.training.batch_order import BatchOrder
-from branchnet.training.groups import Rate, node_groups, trained_tasks
-from branchnet.training.labels import labels_of
-from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Group, History, optimize
-from branchnet.training.loss_parameters import loss_modules, loss_parameters
-from branchnet.training.resuming.run_identity import content_hash, labels_hash, losses_hash, network_hash, samples_hash
+from branchnet.training.constant_answer import LARGEST, best_constant
+from branchnet.training.held_out import MOST, HeldOutSamples
+from branchnet.training.judging.metrics import Metric
+from branchnet.training.labelled_data import LabelledData, labelled_data
+from branchnet.training.labels import KnownLabels, known_labels
+from branchnet.training.optimization.batch_order import Mix
+from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
+from branchnet.training.optimization.history import History
+from branchnet.training.optimization.loop import Judge, Objective, optimize
+from branchnet.training.optimization.loss_parameters import loss_modules, loss_parameters
+from branchnet.training.optimization.observers import Callback, Logger
+from branchnet.training.optimization.schedules import Schedule
+from branchnet.training.optimization.settings import (
+    LARGEST_GRADIENT,
+    SECONDS_BETWEEN_CHECKPOINTS,
+    Keep,
+    OptimizerFactory,
+    Precision,
+    Settings,
+)
+from branchnet.training.resuming.code_hash import code_hash
+from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash
+from branchnet.utils.modes import evaluation_mode
+from branchnet.utils.random_state import seeded
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
+Losses = Loss | Mapping[str, Loss]
+
+EQUAL = 0.01
+"""A task's loss on held-out samples that is higher by this share of what it was counts as equal."""
 
 
 def fit(
     network: nn.Module,
-    images: Source,
-    labels: Tensor | Mapping[str, Tensor] | None,
-    losses: Loss | Mapping[str, Loss],
+    train: Source | Mapping[str, Source],
+    losses: Losses | Any,
+    deprecated_losses: Losses | None = None,
     *,
+    labels: Any = None,
+    validation: Source | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    every: int | None = None,
+    keep: Keep = "best",
+    patience: int | None = None,
     steps: int = 1000,
     batch_size: int = 64,
-    learning_rate: Rate = 1e-3,
+    learning_rate: Rate | Literal["auto"] = "auto",
     divide_rate: bool = False,
+    optimizer: OptimizerFactory | None = None,
+    schedule: Schedule = "cosine",
+    weights: Any = None,
+    mix: Mix = "max_size_cycle",
+    precision: Precision = "32",
+    accumulate: int = 1,
+    clip: float | None = LARGEST_GRADIENT,
+    compile: bool = False,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] = (),
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
+    checkpoint_every: int | None = None,
     progress: bool = True,
     description: str = "fit",
 ) -> History:
     """Train `network` in place on labels.
 
+    By default the learning rate is the largest of a short range test after which no task is worse on held-out samples,
+    and the state that is kept is the best one on them, that before the first step included: a tenth of the samples, at
+    most 256, is set aside where no `validation` is given. Started by torchrun, each process takes its share of every
+    batch, and all end with the same network.
+
     Args:
-        network: a `BranchedNetwork` with labels and losses by task, or any network with one tensor of labels and one
-            loss. It is trained on the device where it is, and left in eval mode.
-        images: K samples, in whatever `branchnet.data.read_samples` takes. Tensors and data sets are drawn from at
-            random; a DataLoader, which may shuffle and use workers and pinned memory, is read batch by batch, and
-            brings its own batch size.
-        labels: K labels, or `{task: K labels}`; tasks of which everything is frozen need none, and are not run. None
-            where the samples come with them: (inputs, label), or (inputs, {task: label}).
+        network: a `BranchedNetwork` with losses by task, or any network with one loss. It is trained on the device
+            where it is, and left in eval mode.
+        train: K samples with labels, in whatever `branchnet.data.read_samples` takes: (inputs, label) from each, or for
+            a branched network (inputs, {task: label}); in memory `(x, y)` or `(x, {task: y})`. A label that a sample
+            lacks is None, or left out of the mapping, or in floating-point labels NaN throughout: its task's loss is
+            the mean over the others, and a task without any in a batch is not run. Or `{task: samples}`, a data set of
+            its own for each task. Tensors and data sets are drawn from at random; a DataLoader, which may shuffle and
+            use workers and pinned memory, is read batch by batch, and brings its own batch size.
         losses: a function of (output, labels of a batch) to a scalar, or one for each task; their sum is minimised. The
             parameters of losses that are modules, as learned uncertainties, are trained, too, without weight decay.
-        steps: batches to train on.
-        batch_size: samples a batch.
-        learning_rate: peak rate; for a branched network also a function from a node (`branchnet.builder.Node`) to its
-            peak rate, and a loss's parameters get that of its task's head.
+            Tasks of which everything is frozen need none, and are not run.
+        deprecated_losses: of the call `fit(network, images, labels, losses)`, which ends with 0.3.
+        labels: of that call.
+        validation: held-out samples with labels, as `train`.
+        metrics: for each task a metric that is measured on them, too.
+        every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
+        keep: `"best"`: the state with the smallest mean loss on held-out samples; `"last"`.
+        patience: end where the best state is so many measurements ago.
+        steps: updates of the weights.
+        batch_size: samples a batch, over all processes.
+        learning_rate: peak rate, or `"auto"`; for a branched network also a function from a node
+            (`branchnet.builder.Node`) to its peak rate, and a loss's parameters get that of its task's head.
         divide_rate: in a branched network, divide a node's rate by the number of tasks that it serves.
+        optimizer: from parameter groups to an optimiser; AdamW by default.
+        schedule: `"cosine"` (after a warm-up over 5% of the steps), `"constant"`, or a function of (step, steps) to
+            the share of the peak rate.
+        weights: of the tasks' losses; see `branchnet.training.weighting_of`.
+        mix: for `{task: samples}`: `"max_size_cycle"`: each step takes a batch of every task; `"round_robin"`;
+            `"proportional"`: each step of a task drawn by the sizes of the data sets.
+        precision: `"32"`, or `"bf16"` or `"fp16"` for forward passes under autocast, which need the extra `train`.
+        accumulate: batches for each update.
+        clip: largest norm of the gradient of all parameters; None for none.
+        compile: run the network through torch.compile.
+        callbacks: functions of an `Event`, told of every step, measurement and the end; True ends training.
+        logger: one or more objects with `log_metrics(numbers, step)`, as Lightning's loggers.
         seed: of the order of the samples and of what is drawn in training.
         checkpoint: a file to resume from after an interruption, by the same call with a network and losses as they were
             before training. It stays at the end: remove it once the result is saved. Until then the same call gives the
             result at once, and one with more `steps` goes on from there, at the rates of the longer schedule.
         checkpoint_seconds: time between two savings; 0 saves after each step.
+        checkpoint_every: steps between two savings, in place of the time.
         progress: whether to draw a progress bar on stderr.
         description: what it is called.
 
     Returns:
-        the loss at every step, by task; of a single network under the name `loss`.
+        the loss at every step, by task (of a single network under the name `loss`), and the losses on held-out samples
+        before and after; `.worse` names the tasks that ended worse than they began, or than a constant answer.
 
     Raises:
         TrainingError: labels or losses missing or of the wrong length, a network that cannot be trained, a loss with
-            parameters that nothing would train, divergence.
+            parameters that nothing would train, divergence, an extra that is needed and not installed.
         CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
             written.
         DataError: samples that cannot be read, or cannot be matched with the labels.
 
     >>> import torch, branchnet
     >>> network = torch.nn.Linear(4, 1)
-    >>> x = torch.rand(32, 4)
-    >>> history = branchnet.fit(network, x, x.sum(1, keepdim=True), torch.nn.MSELoss(), steps=20, progress=False)
-    >>> len(history.losses["loss"])
-    20
-    >>> history.losses["loss"][-1] < history.losses["loss"][0]
+    >>> x = torch.rand(64, 4)
+    >>> loss = torch.nn.MSELoss()
+    >>> history = branchnet.fit(network, (x, x.sum(1, keepdim=True)), loss, steps=20, progress=False)
+    >>> len(history.losses["loss"]), history.judged_on
+    (20, 'held-out samples')
+    >>> history.after["loss"] < history.before["loss"]
     True
     """
-    samples = read_samples(images, call_form(network), labels=labels is None, lists="samples")
-    by_task = isinstance(network, BranchedNetwork)
-    if by_task != isinstance(losses, Mapping) or (labels is not None and by_task != isinstance(labels, Mapping)):
-        expected = "dictionaries by task, as the network is branched" if by_task else "one tensor and one function"
-        given = f"{type(labels).__name__} and {type(losses).__name__}"
-        raise TrainingError(f"labels and losses are {given}; expected {expected}")
-    tasks = trained_tasks(network) if isinstance(network, BranchedNetwork) else ("loss",)
-    targets = labels if isinstance(labels, Mapping) or labels is None else {"loss": labels}
-    functions = losses if isinstance(losses, Mapping) else {"loss": losses}
-    for task in tasks:
-        if task not in functions or (targets is not None and task not in targets):
-            raise TrainingError(f"task {task!r} lacks labels or a loss; expected both, or the task frozen throughout")
-        if targets is not None and samples.count not in (None, len(targets[task])):
-            of_task = f" of {task!r}" if by_task else ""
-            raise TrainingError(
-                f"{len(targets[task])} labels{of_task} were given; expected {samples.count}, one for each sample"
-            )
+    if deprecated_losses is not None or labels is not None:
+        labels, losses = (losses, deprecated_losses) if deprecated_losses is not None else (labels, losses)
+        warnings.warn(
+            "fit(network, images, labels, losses) ends with 0.3; expected fit(network, (images, labels), losses)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    settings = Settings(
+        steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,
+        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, callbacks=callbacks,
+        logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, checkpoint_every=checkpoint_every,
+        progress=progress, description=description,
+    )  # fmt: skip
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
-    device = next(network.parameters()).device
-
-    def task_losses(batch: Batch) -> dict[str, Tensor]:
-        wanted, inputs = labels_of(batch, targets, tasks), placed(batch.inputs, device)
-        outputs = network(inputs, tasks) if by_task else {"loss": call(network, inputs)}
-        return {task: functions[task](outputs[task], moved(wanted[task], device)) for task in tasks}
-
-    modules = loss_modules({task: functions[task] for task in tasks})
-    groups = _groups(network, learning_rate, divide_rate)
-    groups += _loss_groups(network, modules, learning_rate, groups)
-    frozen = network.frozen if isinstance(network, BranchedNetwork) else frozenset()
-    identity = {}
-    if checkpoint is not None:
-        identity = {"weights": network_hash(network, frozen), "samples": samples_hash(samples)}
-        identity["losses"] = losses_hash({task: functions[task] for task in tasks})
-        if targets is not None:
-            identity["labels"] = labels_hash({task: targets[task] for task in tasks})
+    functions = _by_task(network, losses)
+    data = labelled_data(network, train, labels, tuple(functions), validation, settings, mix)
+    training = _Training(network, functions, data, settings)
+    rate = learning_rate if learning_rate == "auto" else 1.0
+    weighting = _weighting(weights, training.tasks, network)
+    given: Rate = 1.0 if learning_rate == "auto" else learning_rate
+    groups = training.groups(given, divide_rate)
+    if weighting is not None:
+        own = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
+        groups.append(Group(own, 1.0 if callable(given) else given, weight_decay=0.0))
     network.train()
     try:
         return optimize(
             network,
-            task_losses,
+            Objective(training.losses, training.counts, training.tasks),
             groups,
-            samples=samples.count,
-            draw=BatchOrder(samples, batch_size, seed),
-            beside=[module for held in modules.values() for module in held],
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            description=description,
-            progress=progress,
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            identity=identity,
-            legacy_content=lambda: content_hash(network, samples, frozen),
+            settings,
+            draws=data.draws,
+            rate=rate,
+            weighting=weighting,
+            beside=[module for held in training.modules.values() for module in held],
+            judge=training.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
+            identity=training.identity(weights) if checkpoint is not None else {},
+            legacy_content=lambda: content_hash(network, data.samples, training.frozen),
+            samples=data.count,
         )
     finally:
         network.eval()
 
 
-def _groups(network: nn.Module, learning_rate: Rate, divided: bool) -> list[Group]:
-    if isinstance(network, BranchedNetwork):
-        return node_groups(network, learning_rate, divided=divided)
-    if callable(learning_rate):
-        raise TrainingError("learning_rate is a function of a node and the network is not branched; expected a number")
-    return [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
+@dataclass(frozen=True)
+class _Training:
+    """What of a network is trained, on which data."""
+
+    network: nn.Module
+    functions: Mapping[str, Loss]
+    data: LabelledData
+    settings: Settings
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.functions)
+
+    @property
+    def frozen(self) -> Collection[str]:
+        return self.network.frozen if isinstance(self.network, BranchedNetwork) else frozenset()
+
+    @property
+    def modules(self) -> dict[str, list[nn.Module]]:
+        return loss_modules(self.functions)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def groups(self, learning_rate: Rate, divided: bool) -> list[Group]:
+        """The parameters of the network by node, and those of the losses."""
+        if isinstance(self.network, BranchedNetwork):
+            groups = node_groups(self.network, learning_rate, divided=divided)
+        elif callable(learning_rate):
+            raise TrainingError(
+                "learning_rate is a function of a node and the network is not branched; expected a number"
+            )
+        else:
+            groups = [Group([p for p in self.network.parameters() if p.requires_grad], learning_rate)]
+        return groups + _loss_groups(self.network, self.modules, learning_rate, groups)
+
+    def known(self, batch: Batch | Mapping[str, Batch]) -> dict[str, KnownLabels]:
+        """The labels of a batch, or of a batch for each task."""
+        if isinstance(batch, Mapping):
+            return {task: label for task, one in batch.items() for task, label in self._of_task(task, one).items()}
+        return known_labels(batch, self.data.labels if batch.labels is None else None, self.tasks)
+
+    def _of_task(self, task: str, batch: Batch) -> dict[str, KnownLabels]:
+        return known_labels(batch, None, [task])
+
+    def counts(self, batch: Batch | Mapping[str, Batch]) -> dict[str, int]:
+        """How many samples have a label for each task."""
+        return {task: labels.count for task, labels in self.known(batch).items()}
+
+    def losses(self, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Each task's mean loss over the samples with a label."""
+        return {
+            task: _scalar(task, self.functions[task](output, labels))
+            for task, (output, labels, _) in self.judged(batch, self.tasks).items()
+        }
+
+    def judged(self, batch: Batch | Mapping[str, Batch], tasks: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
+        """Outputs, labels and their number, of the samples with a label."""
+        known = {task: labels for task, labels in self.known(batch).items() if task in tasks}
+        if not known:
+            return {}
+        outputs = self._outputs(batch, tuple(known))
+        return {
+            task: (labels.of(outputs[task]), moved(labels.values, self.device), labels.count)
+            for task, labels in known.items()
+        }
+
+    def _outputs(self, batch: Batch | Mapping[str, Batch], tasks: tuple[str, ...]) -> dict[str, Any]:
+        network = self._called()
+        if isinstance(batch, Mapping):
+            found = {}
+            for task in tasks:
+                found[task] = network(placed(batch[task].inputs, self.device), (task,))[task]
+            return found
+        inputs = placed(batch.inputs, self.device)
+        if isinstance(self.network, BranchedNetwork):
+            return dict(network(inputs, tasks))
+        return {"loss": call(network, inputs)}
+
+    def _called(self) -> nn.Module:
+        """The network, or what torch.compile makes of it; that keeps its code with the network."""
+        if not self.settings.compile or not self.network.training:
+            return self.network
+        compiled: nn.Module = torch.compile(self.network)  # type: ignore[assignment]
+        return compiled
+
+    def judge(self, metrics: Mapping[str, Metric] | None, *, needed: bool) -> Judge | None:
+        """Held-out samples, where something is decided or measured by them."""
+        held = self.data.held_out
+        if held is None or not (needed or metrics or held.judged_on == "validation samples"):
+            if metrics:
+                raise TrainingError("metrics are measured on held-out samples; expected validation=")
+            if not self.data.by_task and self.data.samples.by_number:
+                self._check_labelled(self.data.samples.first(MOST, self.settings.batch_size, seed=0), "first samples")
+            return None
+        self._check_labelled(held.batches(), held.judged_on)
+        tasks = self.tasks
+        _check_metrics(metrics or {}, tasks)
+        return Judge(
+            tasks,
+            partial(_measured, self, held, tasks, metrics or {}),
+            _constants(self, held, tasks),
+            held.judged_on,
+            lambda task, before: EQUAL * abs(before),
+        )
+
+    def _check_labelled(self, batches: Iterator[Batch], which: str) -> None:
+        """Refuse tasks that none of these samples has a label for."""
+        seen = {task for batch in batches for task in self.counts(batch)}
+        if missing := [task for task in self.tasks if task not in seen]:
+            raise DataError(
+                f"the {which} lack labels of {missing}; expected some for each task that is trained: freeze the "
+                "others, or pass validation= where labels are rare"
+            )
+
+    def identity(self, weights: Any) -> dict[str, str]:
+        """What a checkpoint must be of."""
+        found = {"weights": network_hash(self.network, self.frozen), "losses": losses_hash(self.functions)}
+        if self.data.held_out is not None:
+            found["every"] = str(self.settings.every)
+        if weights is not None:
+            found["weighting"] = str(weights) if isinstance(weights, str | Mapping) else code_hash(weights)
+        return found | self.data.identity()
+
+
+def _measured(
+    training: _Training, held: HeldOutSamples, tasks: Sequence[str], metrics: Mapping[str, Metric]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Each task's loss and metric on the held-out samples, over those with a label."""
+    totals, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
+    sums: dict[str, Tensor] = {}
+    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
+        for batch in held.batches():
+            for task, (output, labels, count) in training.judged(batch, tasks).items():
+                totals[task] += float(_scalar(task, training.functions[task](output, labels))) * count
+                counts[task] += count
+                if task in metrics:
+                    own = metrics[task].sums(output, labels)
+                    sums[task] = sums[task] + own if task in sums else own
+    measured = {task: metrics[task].result(total) for task, total in sums.items()}
+    return {task: totals[task] / counts[task] for task in tasks}, measured
+
+
+def _constants(training: _Training, held: HeldOutSamples, tasks: Sequence[str]) -> dict[str, float]:
+    """For each task the loss of the best constant answer, over the first held-out samples."""
+    kept: dict[str, list[Any]] = {task: [] for task in tasks}
+    sizes = dict.fromkeys(tasks, 0)
+    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
+        for batch in held.batches():
+            for task, (output, labels, count) in training.judged(batch, tasks).items():
+                if isinstance(output, Tensor) and output.is_floating_point() and sizes[task] < LARGEST:
+                    kept[task].append((partial(_checked, task, training.functions[task]), output, labels, count))
+                    sizes[task] += output.numel()
+    found = {task: best_constant(parts) for task, parts in kept.items() if parts}
+    return {task: loss for task, loss in found.items() if loss is not None}
+
+
+def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
+    for task, metric in metrics.items():
+        if task not in tasks:
+            raise TrainingError(f"metrics name {task!r}, which has no held-out labels; expected some of {list(tasks)}")
+        if not isinstance(metric, Metric):
+            raise TrainingError(
+                f"the metric of {task!r} is a {type(metric).__name__}; expected a branchnet.training.Metric"
+            )
+
+
+def _by_task(network: nn.Module, losses: Any) -> dict[str, Loss]:
+    if not isinstance(network, BranchedNetwork):
+        if isinstance(losses, Mapping) or not callable(losses):
+            raise TrainingError(
+                f"losses are a {type(losses).__name__}; expected one function of (output, labels), as the network is "
+                "not branched"
+            )
+        return {"loss": losses}
+    if not isinstance(losses, Mapping):
+        raise TrainingError(
+            f"losses are a {type(losses).__name__}; expected a dictionary of functions by task, as the network is "
+            "branched"
+        )
+    tasks = trained_tasks(network)
+    for task in tasks:
+        if task not in losses:
+            raise TrainingError(f"task {task!r} lacks a loss; expected one, or the task frozen throughout")
+        if not callable(losses[task]):
+            raise TrainingError(
+                f"the loss of {task!r} is a {type(losses[task]).__name__}; expected a function of (output, labels)"
+            )
+    return {task: losses[task] for task in tasks}
+
+
+def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module) -> Any:
+    if weights is None:
+        return None
+    from branchnet.training.weighting import weighting_of
+
+    return weighting_of(weights, tasks, network)
 
 
 def _loss_groups(
@@ -163,3 +412,14 @@ def _loss_groups(
     if isinstance(network, BranchedNetwork) and callable(learning_rate):
         rates = {node.tasks[0]: learning_rate(node) for node in network.members() if node.is_head}
     return [Group(parameters, rates[task], weight_decay=0.0) for task, parameters in own.items()]
+
+
+def _checked(task: str, loss: Loss, output: Any, labels: Any) -> Tensor:
+    return _scalar(task, loss(output, labels))
+
+
+def _scalar(task: str, loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TrainingError(f"the loss of {task!r} gave {found}; expected a scalar tensor, as reduction='mean' gives")
+    return loss.reshape(())

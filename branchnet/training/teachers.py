@@ -17,6 +17,7 @@ from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import channels_last_rows
+from branchnet.training.output_losses import MatchKind, OutputLoss, output_loss
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded
@@ -46,10 +47,14 @@ class Teachers:
         batch_size: samples run at once.
         recorded_bytes: memory that the outputs may take.
         progress: whether to draw a progress bar on stderr.
+        kinds: what the outputs of some tasks are: `"classification"` for logits (dimension 1 being the classes, of
+            dense outputs, too), `"direction"` for unit vectors, `"regression"` (the others).
+        temperature: that logits are divided by.
 
     Attributes:
         networks: the networks.
         images: the samples.
+        losses: for each task the loss of an output against the teacher's.
 
     Raises:
         TrainingError: no network, or an output that is constant or not finite.
@@ -69,7 +74,11 @@ class Teachers:
         batch_size: int = 64,
         recorded_bytes: int = RECORDED_BYTES,
         progress: bool = True,
+        kinds: Mapping[str, MatchKind] | None = None,
+        temperature: float = 1.0,
     ) -> None:
+        if unknown := sorted(set(kinds or {}) - set(networks)):
+            raise TrainingError(f"kinds name {unknown}, which have no network; expected some of {list(networks)}")
         if not networks:
             raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
@@ -79,6 +88,8 @@ class Teachers:
         self._recorded: dict[str, Any] = {}
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
+        self.kinds, self.temperature = dict(kinds or {}), temperature
+        self.losses: dict[str, OutputLoss] = {}
         with seeded(0):  # a network may draw random numbers
             self._read(batch_size, recorded_bytes, progress)
 
@@ -163,6 +174,11 @@ class Teachers:
                     "finite: a constant output teaches nothing"
                 )
             self._variances[task] = spreads
+            kind = self.kinds.get(task, "regression")
+            try:
+                self.losses[task] = output_loss(kind, [tuple(parts)], self.temperature)
+            except TrainingError as error:
+                raise TrainingError(f"task {task!r}: {error}") from error
 
     def _worth_recording(self, found: Outputs, seen: int, recorded_bytes: int) -> bool:
         if not self.samples.by_number or self.samples.count is None:

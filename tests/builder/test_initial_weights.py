@@ -116,7 +116,7 @@ def test_merging_trained_networks_keeps_far_more_than_averaging_them() -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made[task] = Small()
-        branchnet.fit(made[task], x[:1400], y[:1400], F.cross_entropy, steps=150, learning_rate=3e-3, progress=False)
+        branchnet.fit(made[task], (x[:1400], y[:1400]), F.cross_entropy, steps=150, learning_rate=3e-3, progress=False)
     cut = branchnet.split_all(made, x[:2], locations=["stem", "back", "last"])
     tree = Tree.shared(("a", "b"), 3)
     merged = branchnet.build(tree, cut, init="merge", probe=x[:256])

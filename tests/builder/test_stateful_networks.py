@@ -96,4 +96,4 @@ def test_training_a_network_that_can_only_be_evaluated_says_why() -> None:
     branched = separate(networks, ROWS)
     labels, losses = dict.fromkeys(networks, ROWS), dict.fromkeys(networks, F.mse_loss)
     with pytest.raises((SplitError, TrainingError), match="random numbers that its stages do not draw"):
-        branchnet.fit(branched, ROWS, labels, losses, steps=1, batch_size=5, progress=False)
+        branchnet.fit(branched, (ROWS, labels), losses, steps=1, batch_size=5, progress=False)

@@ -14,7 +14,7 @@ from branchnet import BranchedNetwork, Tree
 from branchnet.builder.network.module_structure import structure
 from branchnet.stitching import AffineMap, Stitch, StitchedStage
 from branchnet.training.batchnorm import foreign_modules, reestimate_batchnorm
-from branchnet.training.groups import node_groups
+from branchnet.training.optimization.groups import node_groups
 from tests.stitching.toys import KINDS, STITCHED, inputs, networks, stitched
 
 

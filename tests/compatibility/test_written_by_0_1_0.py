@@ -99,11 +99,12 @@ def test_interrupted_training_resumes_and_ends_where_it_ended(tmp_path: Path, on
     network.load_state_dict(_tensors_under(recorded, "initial"))
     history = branchnet.fit(
         network,
-        recorded["x"],
-        recorded["y"],
+        (recorded["x"], recorded["y"]),
         nn.functional.mse_loss,
         steps=20,
         batch_size=4,
+        learning_rate=1e-3,
+        keep="last",
         seed=5,
         checkpoint=checkpoint,
         progress=False,

@@ -28,7 +28,7 @@ def test_a_pinned_loader_trains_as_one_that_is_not_pinned(device: str) -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)).to(device)
         loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True, num_workers=1, pin_memory=pinned)
-        branchnet.fit(network, loader, None, nn.functional.mse_loss, steps=10, progress=False)
+        branchnet.fit(network, loader, nn.functional.mse_loss, steps=10, progress=False)
         trained.append(network)
     for one, other in zip(*(network.parameters() for network in trained), strict=True):
         torch.testing.assert_close(one, other)

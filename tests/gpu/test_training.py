@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import branchnet
-from branchnet.training import Teachers
-from branchnet.training.loop import Group, History, optimize
+from branchnet.training import History, Teachers
+from branchnet.training.optimization.batch_order import sample_indices
+from branchnet.training.optimization.groups import Group
+from branchnet.training.optimization.loop import Objective, optimize
+from branchnet.training.optimization.settings import Settings
 from tests.gpu.toys import TASKS, branched, images, networks
 
 X = images(64, seed=9)
@@ -59,15 +63,10 @@ def test_the_generator_of_the_device_is_saved_too(device: str, tmp_path: Path) -
 
         return optimize(
             network,
-            losses,
+            Objective(losses),
             [Group(list(network.parameters()), 1e-2)],
-            samples=24,
-            steps=12,
-            batch_size=8,
-            seed=3,
-            description="test",
-            progress=False,
-            checkpoint=checkpoint,
+            Settings(steps=12, batch_size=8, seed=3, progress=False, checkpoint=checkpoint),
+            draws=lambda: partial(sample_indices, samples=24, batch_size=8, seed=3),
         )
 
     expected = trained()
@@ -96,7 +95,7 @@ def test_training_on_a_loader_with_dropout_is_resumed_as_it_would_have_gone_on(
 
         network.register_forward_pre_hook(interrupt)
         loss, options = nn.functional.mse_loss, {"steps": 12, "seed": 3, "progress": False}
-        return branchnet.fit(network, loader, None, loss, checkpoint=checkpoint, **options), network
+        return branchnet.fit(network, loader, loss, checkpoint=checkpoint, **options), network
 
     expected, network = trained()
     with pytest.raises(KeyboardInterrupt):
@@ -111,5 +110,5 @@ def test_the_masks_of_dropout_differ_between_epochs(device: str) -> None:
     network = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 2)).to(device)
     loader = DataLoader(TensorDataset(torch.rand(8, 5), torch.rand(8, 2)), 8, shuffle=True)
     options = {"steps": 6, "learning_rate": 0.0, "progress": False}
-    history = branchnet.fit(network, loader, None, nn.functional.mse_loss, **options)
+    history = branchnet.fit(network, loader, nn.functional.mse_loss, **options)
     assert len({round(value, 6) for value in history.losses["loss"]}) == 6

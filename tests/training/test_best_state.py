@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.errors import CheckpointError, TrainingError
-from branchnet.training import History, loop
-from branchnet.training.best_state import BestState
+from branchnet.training import History
+from branchnet.training.optimization.best_state import BestState
+from branchnet.training.optimization.schedules import SCHEDULES, cosine
 
 TASKS = ("a", "b", "c")
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -61,15 +63,15 @@ def held_out_losses(net: BranchedNetwork) -> dict[str, float]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[dict[str, float], dict[str, Tensor]]]:
     """Losses and state at every step at which the network is measured."""
     recorded: dict[int, tuple[dict[str, float], dict[str, Tensor]]] = {}
-    real = BestState.measure
+    real = BestState.keep
 
-    def measure(self: BestState, step: int) -> None:
+    def keep(self: BestState, step: int, losses: Mapping[str, float]) -> None:
         net = self.network[0]
         assert isinstance(net, BranchedNetwork)
         recorded[step] = held_out_losses(net), state(net)
-        real(self, step)
+        real(self, step, losses)
 
-    monkeypatch.setattr(BestState, "measure", measure)
+    monkeypatch.setattr(BestState, "keep", keep)
     return recorded
 
 
@@ -99,7 +101,7 @@ def test_where_training_only_hurts_the_network_stays_bit_exact() -> None:
 def test_without_held_out_samples_the_last_state_is_kept() -> None:
     net = branched()
     before = state(net)
-    history = distill(net, learning_rate=10.0, validation=None)
+    history = distill(net, learning_rate=10.0, validation=None, keep="last")
     assert history.kept_step is None and not history.before and not history.after
     assert not equal(state(net), before)
 
@@ -111,15 +113,15 @@ def test_an_interrupted_run_keeps_the_state_that_an_uninterrupted_one_keeps(
 ) -> None:
     whole = branched()
     expected = distill(whole, learning_rate=rate)
-    real, file = loop.schedule, tmp_path / "run.pt"
+    file = tmp_path / "run.pt"
 
     def interrupting(step: int, steps: int) -> float:
         if step == interrupted_at:
             raise KeyboardInterrupt
-        return real(step, steps)
+        return cosine(step, steps)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "schedule", interrupting)
+        patch.setitem(SCHEDULES, "cosine", interrupting)
         distill(branched(), learning_rate=rate, checkpoint=file, checkpoint_seconds=0)
     resumed = branched()
     history = distill(resumed, learning_rate=rate, checkpoint=file, checkpoint_seconds=0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet.errors import BranchnetError, CheckpointError, TrainingError
 from branchnet.training import History
-from branchnet.training.loop import sample_indices
+from branchnet.training.optimization.batch_order import sample_indices
 from branchnet.training.resuming.checkpoint import digest
 
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
@@ -29,10 +29,12 @@ def network(seed: int = 7) -> nn.Module:
 
 
 def train(net: nn.Module, file: Path | None, *, steps: int = 6, **others: Any) -> History:
-    given: dict[str, Any] = {"images": X, "labels": Y, "losses": F.mse_loss} | others
+    given: dict[str, Any] = {"images": X, "labels": Y, "losses": F.mse_loss, "keep": "last"} | others
+    images, labels, losses = (given.pop(name) for name in ("images", "labels", "losses"))
     return branchnet.fit(
-        net, steps=steps, batch_size=8, learning_rate=1e-2, seed=3, checkpoint=file, progress=False, **given
-    )
+        net, (images, labels), losses,
+        steps=steps, batch_size=8, learning_rate=1e-2, seed=3, checkpoint=file, progress=False, **given,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,17 @@ def test_other_weights_and_settings_are_named(file: Path) -> None:
     with pytest.raises(CheckpointError, match="other weights;"):
         train(network(8), file)
     with pytest.raises(CheckpointError, match="other settings;"):
-        branchnet.fit(network(), X, Y, F.mse_loss, steps=6, batch_size=4, checkpoint=file, progress=False)
+        branchnet.fit(
+            network(),
+            (X, Y),
+            F.mse_loss,
+            steps=6,
+            batch_size=4,
+            keep="last",
+            learning_rate=1e-2,
+            checkpoint=file,
+            progress=False,
+        )
 
 
 def test_a_finished_run_gives_its_result_until_the_file_is_removed(file: Path) -> None:
@@ -178,7 +190,7 @@ def with_other_averages(optimizer: dict[str, Any]) -> dict[str, Any]:
         lambda content: content | {"digest": None},
         lambda content: content | {"step": 5},
         lambda content: {name: value for name, value in content.items() if name != "digest"},
-        lambda content: resealed(content | {"version": 3}),
+        lambda content: resealed(content | {"version": 4}),
         lambda content: resealed(content | {"version": "2"}),
         lambda content: resealed(content | {"run": None}),
         lambda content: resealed(content | {"run": {}}),
@@ -189,7 +201,7 @@ def with_other_averages(optimizer: dict[str, Any]) -> dict[str, Any]:
         lambda content: resealed(content | {"step": "6"}),
         lambda content: resealed(content | {"step": 7}),
         lambda content: resealed(content | {"losses": {"loss": [1.0]}}),
-        lambda content: resealed(content | {"losses": {"loss": [math.nan] * 6}}),
+        lambda content: resealed(content | {"losses": {"loss": [math.inf] * 6}}),
         lambda content: resealed(content | {"losses": []}),
         lambda content: resealed(content | {"module": {}}),
         lambda content: resealed(content | {"module": 3}),

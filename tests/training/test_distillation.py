@@ -14,7 +14,7 @@ from branchnet import BranchedNetwork, Tree
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training import Teachers, evaluate, explained_variance, reestimate_batchnorm
 from branchnet.training.batchnorm import foreign_modules
-from branchnet.training.groups import node_groups
+from branchnet.training.optimization.groups import node_groups
 
 LOCATIONS = ["0", "1", "4"]
 X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,9 @@ def test_the_first_loss_is_the_error_over_the_donors_variance() -> None:
         task: float((outputs[task] - reference[task]).square().mean() / reference[task].var(0, correction=0).mean())
         for task in TASKS
     }
-    history = branchnet.distill(branched(SHARED), donors, X, steps=1, batch_size=96, learning_rate=1e-9, progress=False)
+    history = branchnet.distill(
+        branched(SHARED), donors, X, steps=1, batch_size=96, learning_rate=1e-9, keep="last", progress=False
+    )
     assert {task: losses[0] for task, losses in history.losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
@@ -126,7 +128,7 @@ def test_statistics_are_the_mean_and_variance_of_the_features_that_arrive() -> N
 def test_statistics_are_estimated_before_the_first_step() -> None:
     """One step at rate 0 moves them a tenth of the way towards its batch, which here is where they are already."""
     net, images = branched(MIXED), X[:64]
-    branchnet.distill(net, DONORS, images, steps=1, batch_size=64, learning_rate=0.0, progress=False)
+    branchnet.distill(net, DONORS, images, steps=1, batch_size=64, learning_rate=0.0, keep="last", progress=False)
     arriving = DONORS["a"][0](images)  # type: ignore[index]
     norm = net.nodes[1][1].get_submodule("1")  # type: ignore[index, union-attr]
     torch.testing.assert_close(norm.running_mean, arriving.mean(0))
@@ -196,7 +198,7 @@ def test_frozen_donors_give_a_network_that_can_be_trained() -> None:
     frozen = {task: network(i).requires_grad_(False) for i, task in enumerate(TASKS)}
     net = branchnet.build(SHARED, branchnet.split_all(frozen, X[:2], locations=LOCATIONS), init="donor")
     before = {name: value.clone() for name, value in net.named_parameters()}
-    branchnet.distill(net, frozen, X, steps=3, batch_size=32, progress=False)
+    branchnet.distill(net, frozen, X, steps=3, batch_size=32, learning_rate=1e-3, keep="last", progress=False)
     assert all(not torch.equal(value, before[name]) for name, value in net.named_parameters())
     assert not any(parameter.requires_grad for donor in frozen.values() for parameter in donor.parameters())
 
@@ -231,24 +233,24 @@ def test_fit_learns_labels_of_a_branched_and_of_a_single_network() -> None:
     mse = nn.functional.mse_loss
     net = branched(MIXED)
     history = branchnet.fit(
-        net, X, labels, dict.fromkeys(TASKS, mse), steps=200, batch_size=32, learning_rate=1e-2, progress=False
+        net, (X, labels), dict.fromkeys(TASKS, mse), steps=200, batch_size=32, learning_rate=1e-2, progress=False
     )
     for losses in history.losses.values():
         assert math.fsum(losses[-10:]) < 0.3 * math.fsum(losses[:10])
     single = network(5)
-    history = branchnet.fit(single, X, labels["a"], mse, steps=200, batch_size=32, learning_rate=1e-2, progress=False)
+    history = branchnet.fit(single, (X, labels["a"]), mse, steps=200, batch_size=32, learning_rate=1e-2, progress=False)
     assert math.fsum(history.losses["loss"][-10:]) < 0.3 * math.fsum(history.losses["loss"][:10])
 
 
 def test_fit_refuses_what_does_not_fit_together() -> None:
     mse = nn.functional.mse_loss
     with pytest.raises(TrainingError, match="95 labels were given; expected 96"):
-        branchnet.fit(network(0), X, X[1:, :3], mse, steps=1, progress=False)
+        branchnet.fit(network(0), (X, X[1:, :3]), mse, steps=1, progress=False)
     with pytest.raises(TrainingError, match="by task"):
-        branchnet.fit(branched(MIXED), X, X[:, :3], mse, steps=1, progress=False)
+        branchnet.fit(branched(MIXED), (X, X[:, :3]), mse, steps=1, progress=False)
     with pytest.raises(TrainingError, match="'c' lacks labels"):
         branchnet.fit(
-            branched(MIXED), X, dict.fromkeys("ab", X[:, :3]), dict.fromkeys(TASKS, mse), steps=1, progress=False
+            branched(MIXED), (X, dict.fromkeys("ab", X[:, :3])), dict.fromkeys(TASKS, mse), steps=1, progress=False
         )
 
 

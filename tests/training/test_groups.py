@@ -13,7 +13,7 @@ import branchnet
 from branchnet import Tree
 from branchnet.errors import TrainingError
 from branchnet.training import node_groups
-from branchnet.training.groups import trained_tasks
+from branchnet.training.optimization.groups import trained_tasks
 from branchnet.training.resuming.run_identity import content_hash
 
 TASKS = ("a", "b")
@@ -40,7 +40,7 @@ def test_a_node_of_rate_zero_and_a_frozen_one_stay_as_they_are() -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     labels = dict.fromkeys(TASKS, X[:, :1])
     branchnet.fit(
-        net, X, labels, dict.fromkeys(TASKS, mse_loss), steps=3, batch_size=8, progress=False,
+        net, (X, labels), dict.fromkeys(TASKS, mse_loss), steps=3, batch_size=8, progress=False,
         learning_rate=lambda node: 0.0 if node.id == "nodes.0.0" else 1e-2,
     )  # fmt: skip
     changed = {
@@ -54,7 +54,7 @@ def test_tasks_that_are_frozen_throughout_need_no_labels_and_no_donor() -> None:
     net.freeze("a")
     before = net.eval()(X)["a"]
     assert trained_tasks(net) == ("b",)
-    branchnet.fit(net, X, {"b": X[:, :1]}, {"b": mse_loss}, steps=3, batch_size=8, progress=False)
+    branchnet.fit(net, (X, {"b": X[:, :1]}), {"b": mse_loss}, steps=3, batch_size=8, progress=False)
     donor = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
     history = branchnet.distill(net, {"b": donor}, X, steps=3, batch_size=8, progress=False)
     assert set(history.losses) == {"b"}
@@ -86,15 +86,15 @@ def test_a_rate_that_is_none_names_the_node(rate: float) -> None:
 
 def test_a_function_of_the_node_needs_a_branched_network() -> None:
     with pytest.raises(TrainingError, match="not branched"):
-        branchnet.fit(nn.Linear(3, 1), X, X[:, :1], mse_loss, steps=1, progress=False, learning_rate=lambda node: 1.0)
+        branchnet.fit(nn.Linear(3, 1), (X, X[:, :1]), mse_loss, steps=1, progress=False, learning_rate=lambda node: 1.0)
 
 
 def test_errors_of_one_network_name_no_task() -> None:
     with pytest.raises(TrainingError, match=r"^8 labels were given; expected 16, one for each sample$"):
-        branchnet.fit(nn.Linear(3, 1), X, X[:8, :1], mse_loss, steps=1, progress=False)
+        branchnet.fit(nn.Linear(3, 1), (X, X[:8, :1]), mse_loss, steps=1, progress=False)
 
     def infinite(output: Tensor, labels: Tensor) -> Tensor:
         return output.sum() * math.inf
 
     with pytest.raises(TrainingError, match=r"^the loss became (-?inf|nan) at step 0"):
-        branchnet.fit(nn.Linear(3, 1), X, X[:, :1], infinite, steps=1, progress=False)
+        branchnet.fit(nn.Linear(3, 1), (X, X[:, :1]), infinite, steps=1, learning_rate=1.0, keep="last", progress=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet.errors import CheckpointError, TrainingError
-from branchnet.training.loop import Group, History, optimize, sample_indices, schedule
+from branchnet.training import History
+from branchnet.training.optimization.batch_order import sample_indices
+from branchnet.training.optimization.groups import Group
+from branchnet.training.optimization.loop import Objective
+from branchnet.training.optimization.loop import optimize as optimize_objective
+from branchnet.training.optimization.schedules import cosine as schedule
+from branchnet.training.optimization.settings import Settings
 
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
@@ -27,6 +34,20 @@ def network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2))
+
+
+def optimize(
+    net: nn.Module,
+    losses: Callable[[Tensor], Mapping[str, Tensor]],
+    groups: list[Group],
+    *,
+    samples: int,
+    **settings: Any,
+) -> History:
+    """Train on random samples by their numbers."""
+    made = Settings(**settings)
+    draw = partial(sample_indices, samples=samples, batch_size=made.batch_size, seed=made.seed)
+    return optimize_objective(net, Objective(losses), groups, made, draws=lambda: draw, samples=samples)
 
 
 def run(net: nn.Module, *, interrupt_at: int | None = None, checkpoint: Path | None = None, steps: int = 12) -> History:
@@ -145,7 +166,7 @@ def test_checkpoints_are_written_every_thirty_seconds_or_as_asked(
     """Each step takes 12 seconds: after 36 and 72 and 108, and not in between; and at the end."""
     clock = itertools.count(step=12.0)
     now, file = [next(clock)], tmp_path / "run.pt"
-    monkeypatch.setattr("branchnet.training.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("branchnet.training.optimization.loop.time.monotonic", lambda: now[0])
     written: list[int] = []
     monkeypatch.setattr(
         "branchnet.training.resuming.checkpoint.torch.save", lambda content, _: written.append(content["step"])
@@ -178,7 +199,7 @@ def test_a_diverging_loss_names_task_and_step() -> None:
 
 
 def test_no_steps_are_refused() -> None:
-    with pytest.raises(TrainingError, match="expected 1 or more"):
+    with pytest.raises(TrainingError, match="steps=0; expected a whole number of 1 or more"):
         run(network(), steps=0)
 
 
@@ -250,7 +271,7 @@ def test_training_under_autocast_is_like_training_in_float32() -> None:
         net = network()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             history = branchnet.fit(
-                net, X, Y, nn.functional.mse_loss, steps=100, batch_size=8, learning_rate=2e-2, seed=1, progress=False
+                net, (X, Y), nn.functional.mse_loss, steps=100, batch_size=8, learning_rate=2e-2, seed=1, progress=False
             )
         losses.append(sum(history.losses["loss"][-10:]) / 10)
         assert all(parameter.dtype == torch.float32 for parameter in net.parameters())

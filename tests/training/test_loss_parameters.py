@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.errors import TrainingError
-from branchnet.training.loop import sample_indices
+from branchnet.training.optimization.batch_order import sample_indices
 
 X = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
 LABELS = {"a": X @ torch.ones(5, 1), "b": 10 * X[:, :2]}
@@ -70,7 +70,7 @@ def by_hand(network: BranchedNetwork, losses: dict[str, Uncertainty], steps: int
 def test_their_parameters_are_trained_as_a_plain_loop_trains_them() -> None:
     network, losses = branched(), {task: Uncertainty() for task in LABELS}
     other, other_losses = copy.deepcopy((network, losses))
-    branchnet.fit(network, X, LABELS, losses, steps=10, batch_size=8, learning_rate=1e-2, seed=3, progress=False)
+    branchnet.fit(network, (X, LABELS), losses, steps=10, batch_size=8, learning_rate=1e-2, seed=3, progress=False)
     by_hand(other, other_losses, 10, 1e-2)
     for task, loss in losses.items():
         assert abs(loss.log_variance.item()) > 0.01
@@ -84,14 +84,14 @@ def test_methods_and_partials_of_a_module_are_trained_alike(
     given: Callable[[Uncertainty], Callable[..., Tensor]],
 ) -> None:
     loss, network = Uncertainty(), linear(1, 0)
-    branchnet.fit(network, X, LABELS["a"], given(loss), steps=5, batch_size=8, progress=False)
+    branchnet.fit(network, (X, LABELS["a"]), given(loss), steps=5, batch_size=8, progress=False)
     assert loss.log_variance.item() != 0
 
 
 def test_a_rate_by_node_gives_a_loss_that_of_its_tasks_head() -> None:
     losses = {task: Uncertainty() for task in LABELS}
     branchnet.fit(
-        branched(), X, LABELS, losses, steps=3, batch_size=8, progress=False,
+        branched(), (X, LABELS), losses, steps=3, batch_size=8, progress=False,
         learning_rate=lambda node: 0.1 if node.is_head and node.tasks == ("b",) else 0.0,
     )  # fmt: skip
     assert losses["a"].log_variance.item() == 0 and abs(losses["b"].log_variance.item()) > 0.01
@@ -99,9 +99,9 @@ def test_a_rate_by_node_gives_a_loss_that_of_its_tasks_head() -> None:
 
 def test_one_loss_of_several_tasks_and_frozen_parameters() -> None:
     shared, frozen = Uncertainty(), Uncertainty().requires_grad_(False)
-    branchnet.fit(branched(), X, LABELS, dict.fromkeys(LABELS, shared), steps=2, batch_size=8, progress=False)
+    branchnet.fit(branched(), (X, LABELS), dict.fromkeys(LABELS, shared), steps=2, batch_size=8, progress=False)
     assert shared.log_variance.item() != 0
-    branchnet.fit(branched(), X, LABELS, dict.fromkeys(LABELS, frozen), steps=2, batch_size=8, progress=False)
+    branchnet.fit(branched(), (X, LABELS), dict.fromkeys(LABELS, frozen), steps=2, batch_size=8, progress=False)
     assert frozen.log_variance.item() == 0
 
 
@@ -112,15 +112,15 @@ def test_a_parameter_that_nothing_trains_is_refused() -> None:
         return F.mse_loss(output, target) + hidden.sum()
 
     with pytest.raises(TrainingError, match=r"loss of 'b' depends on a parameter of shape \(3, 1\) that would not"):
-        branchnet.fit(branched(), X, LABELS, {"a": F.mse_loss, "b": loss}, steps=1, batch_size=8, progress=False)
+        branchnet.fit(branched(), (X, LABELS), {"a": F.mse_loss, "b": loss}, steps=1, batch_size=8, progress=False)
     hidden.requires_grad_(False)
-    branchnet.fit(branched(), X, LABELS, {"a": F.mse_loss, "b": loss}, steps=1, batch_size=8, progress=False)
+    branchnet.fit(branched(), (X, LABELS), {"a": F.mse_loss, "b": loss}, steps=1, batch_size=8, progress=False)
 
 
 def test_parameters_of_a_loss_on_another_device_are_refused() -> None:
     loss = Uncertainty().to("meta")
     with pytest.raises(TrainingError, match="loss of 'loss' has parameters on meta; expected cpu"):
-        branchnet.fit(linear(1, 0), X, LABELS["a"], loss, steps=1, progress=False)
+        branchnet.fit(linear(1, 0), (X, LABELS["a"]), loss, steps=1, progress=False)
 
 
 class Stops(Uncertainty):
@@ -141,8 +141,8 @@ def test_an_interrupted_run_goes_on_with_the_losses_parameters(tmp_path: Path) -
     def train(loss: Stops, checkpoint: Path | None) -> nn.Module:
         network = linear(1, 0)
         branchnet.fit(
-            network, X, LABELS["a"], loss, steps=9, batch_size=8, learning_rate=0.1, seed=1, checkpoint=checkpoint,
-            progress=False,
+            network, (X, LABELS["a"]), loss, steps=9, batch_size=8, learning_rate=0.1, seed=1, checkpoint=checkpoint,
+            keep="last", progress=False,
         )  # fmt: skip
         return network
 

@@ -39,7 +39,7 @@ def stitched() -> BranchedNetwork:
 
 
 def distill(net: BranchedNetwork, **how: Any) -> None:
-    branchnet.distill(net, DONORS, X, steps=12, batch_size=32, progress=False, **how)
+    branchnet.distill(net, DONORS, X, steps=12, batch_size=32, progress=False, keep="last", **how)
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:

@@ -191,9 +191,12 @@ def test_reading_loaders_leaves_the_global_random_state_alone() -> None:
     branchnet.rsa(STAGED, DataLoader(TensorDataset(X), 8), bootstrap=0)
     net, loader = branched(), DataLoader(Counting(augmented), 8, shuffle=True)
     reestimate_batchnorm(net, loader)
-    branchnet.distill(net, DONORS, loader, steps=2, progress=False)
+    branchnet.distill(net, DONORS, loader, steps=2, progress=False, **LAST)
     assert torch.equal(torch.rand(2), expected)
 
+
+LAST: dict[str, Any] = {"learning_rate": 1e-3, "keep": "last"}
+"""Nothing is held out, and no rates are tried."""
 
 READINGS: dict[str, Callable[[Any], Any]] = {
     "rsa": lambda source: branchnet.rsa(STAGED, source, bootstrap=0),
@@ -202,7 +205,7 @@ READINGS: dict[str, Callable[[Any], Any]] = {
     "gradient_affinity": lambda source: branchnet.gradient_affinity(branched(), source, MSE, learning_rate=0.1),
     "reestimate_batchnorm": lambda source: reestimate_batchnorm(branched(), source),
     "Teachers": lambda source: Teachers(DONORS, source, progress=False),
-    "fit": lambda source: branchnet.fit(branched(), source, None, MSE, steps=7, progress=False),
+    "fit": lambda source: branchnet.fit(branched(), source, MSE, steps=7, progress=False),
     "as_example": as_example,
     "first": lambda source: list(read_samples(source).first(9, 4)),
 }
@@ -223,7 +226,7 @@ def test_reading_leaves_the_global_random_state_and_that_of_a_generator_as_they_
 
 def distilled(source: Any, **options: Any) -> BranchedNetwork:
     net = branched()
-    branchnet.distill(net, DONORS, source, **({"steps": 4, "batch_size": 8, "progress": False} | options))
+    branchnet.distill(net, DONORS, source, **({"steps": 4, "batch_size": 8, "progress": False} | LAST | options))
     return net
 
 
@@ -243,7 +246,7 @@ def test_samples_in_their_own_order_are_distilled_on_in_that_order(name: str) ->
     seen: list[Tensor] = []
     net = branched()
     net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()) if net.training else None)
-    branchnet.distill(net, DONORS, SOURCES[name](8), steps=6, batch_size=8, progress=False)
+    branchnet.distill(net, DONORS, SOURCES[name](8), steps=6, batch_size=8, progress=False, **LAST)
     assert torch.equal(torch.cat(seen), torch.cat([X, X[:8]]))
 
 
@@ -291,7 +294,7 @@ def test_a_resumed_run_reads_on_where_it_was_interrupted(name: str, shuffle: boo
 
     net, steps = branched(), iter(range(100))
     net.register_forward_pre_hook(interrupt)
-    options: dict[str, Any] = {"steps": 12, "batch_size": 8, "progress": False, "checkpoint": tmp_path / "run"}
+    options: dict[str, Any] = {"steps": 12, "batch_size": 8, "progress": False, **LAST, "checkpoint": tmp_path / "run"}
     with pytest.raises(KeyboardInterrupt):
         branchnet.distill(net, DONORS, source(), **options)
     resumed = branched()
@@ -345,11 +348,11 @@ def with_dropout() -> BranchedNetwork:
 
 
 def run_distill(net: BranchedNetwork, source: Any, **options: Any) -> Any:
-    return branchnet.distill(net, DONORS, source, steps=12, progress=False, **options)
+    return branchnet.distill(net, DONORS, source, steps=12, progress=False, **LAST | options)
 
 
 def run_fit(net: BranchedNetwork, source: Any, **options: Any) -> Any:
-    return branchnet.fit(net, source, None, MSE, steps=12, progress=False, **options)
+    return branchnet.fit(net, source, MSE, steps=12, progress=False, **LAST | options)
 
 
 @pytest.mark.parametrize("at", [2, 7])
@@ -381,7 +384,9 @@ def test_teachers_see_what_the_student_sees(make: Callable[[int], Tensor], loade
     source = DataLoader(source, 8, shuffle=True) if loader else source
     net = branched(shared=False)
     net.freeze(*[node.id for node in net.members() if node.id.startswith("nodes.")])
-    history = branchnet.distill(net, DONORS, source, steps=10, batch_size=8, learning_rate=0.0, seed=1, progress=False)
+    history = branchnet.distill(
+        net, DONORS, source, steps=10, batch_size=8, learning_rate=0.0, seed=1, keep="last", progress=False
+    )
     assert max(max(losses) for losses in history.losses.values()) < 1e-9
 
 
@@ -395,7 +400,7 @@ def test_outputs_are_recorded_with_one_reading_for_all_tasks() -> None:
     assert sum(runs) == 3 * 40
     assert [data.reads[number] for number in range(40)] == [2] * 8 + [1] * 32  # the first eight are compared
     data.reads.clear(), runs.clear()
-    branchnet.distill(branched(), teachers, data, steps=5, batch_size=8, progress=False)
+    branchnet.distill(branched(), teachers, data, steps=5, batch_size=8, progress=False, **LAST)
     assert runs == [] and sorted(data.reads.elements()) == list(range(40))
 
 
@@ -415,13 +420,14 @@ def test_samples_that_change_later_are_noticed(by_number: bool, caplog: pytest.L
 def test_distilling_holds_a_few_batches_of_a_large_data_set() -> None:
     data = Counting(lambda i: X[i % 40].clone(), count=400)
     teachers = Teachers(DONORS, data, batch_size=8, recorded_bytes=0, progress=False)
-    branchnet.distill(branched(), teachers, data, steps=5, batch_size=8, progress=False)
+    branchnet.distill(branched(), teachers, data, steps=5, batch_size=8, progress=False, **LAST)
     assert data.most <= 64 + 16  # statistics are estimated on batches of 64
 
 
 def fitted(source: Any, labels: Any, **options: Any) -> BranchedNetwork:
     net = branched()
-    branchnet.fit(net, source, labels, MSE, **({"steps": 4, "batch_size": 8, "progress": False} | options))
+    train = source if labels is None else (source, labels)
+    branchnet.fit(net, train, MSE, **({"steps": 4, "batch_size": 8, "progress": False} | LAST | options))
     return net
 
 
@@ -446,8 +452,8 @@ def test_a_loader_trains_on_its_own_labels_whatever_its_order_or_workers() -> No
 def test_a_single_network_takes_labels_of_its_own_samples() -> None:
     nets = [network(9, 2) for _ in range(2)]
     options: dict[str, Any] = {"steps": 3, "batch_size": 8, "progress": False}
-    branchnet.fit(nets[0], X, Y["a"], nn.functional.mse_loss, **options)
-    branchnet.fit(nets[1], TensorDataset(X, Y["a"]), None, nn.functional.mse_loss, **options)
+    branchnet.fit(nets[0], (X, Y["a"]), nn.functional.mse_loss, **options)
+    branchnet.fit(nets[1], TensorDataset(X, Y["a"]), nn.functional.mse_loss, **options)
     assert same_weights(*nets)
 
 
@@ -456,7 +462,7 @@ def test_a_single_network_takes_labels_of_its_own_samples() -> None:
     [
         (X, "the samples have no labels; expected"),
         (TensorDataset(X, Y["a"]), "labels without task names; expected"),
-        (Counting(lambda i: (X[i], {"a": Y["a"][i], "b": Y["b"][i]})), r"lack those of \['c'\]"),
+        (Counting(lambda i: (X[i], {"a": Y["a"][i], "b": Y["b"][i]})), r"lack labels of \['c'\]"),
         ((batch for batch in X.split(8)), "can be read once only"),
     ],
 )
@@ -518,4 +524,4 @@ def test_networks_of_keywords_take_their_entries_of_each_sample() -> None:
         np.testing.assert_allclose(branchnet.rsa(staged, probe, bootstrap=0).values, expected, atol=1e-6)
     net = branchnet.build(Tree.shared(("a", "b"), len(staged["a"].locations)), staged, init="donor")
     branchnet.distill(net, nets, rows, steps=2, batch_size=4, progress=False)
-    branchnet.fit(nets["a"], rows, None, nn.functional.cross_entropy, steps=2, batch_size=4, progress=False)
+    branchnet.fit(nets["a"], rows, nn.functional.cross_entropy, steps=2, batch_size=4, progress=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -35,7 +35,7 @@ class DistillOptions:
 
     steps: int | None = None
     batch_size: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | Literal["auto"] | None = None
     only: str | None = None
     out: Path = Path("distilled")
     seed: int | None = None

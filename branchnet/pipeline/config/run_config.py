@@ -89,7 +89,8 @@ class RunOptions(_Strict):
         steps: batches of distillation of whole networks; 0 leaves them as they are built, with stitches.
         stitch_steps: batches of distillation of the stitching layers alone, before that; not with `steps: 0`.
         batch_size: images in a batch.
-        learning_rate: peak learning rate of whole networks; trained networks forget at much higher ones.
+        learning_rate: peak learning rate of whole networks, which forget at high ones; `"auto"`: the largest that a
+            short range test finds harmless.
         baselines: what the chosen tree is compared with, trained in the same way.
         random_trees: how many random trees of about the chosen one's size, where they are among the baselines; fewer
             where the budget admits fewer.
@@ -106,7 +107,7 @@ class RunOptions(_Strict):
     steps: Annotated[int, Field(ge=0)] = 1000
     stitch_steps: Annotated[int, Field(ge=0)] = 200
     batch_size: Annotated[int, Field(ge=2)] = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     baselines: list[Literal["shared", "random"]] = ["shared", "random"]
     random_trees: Annotated[int, Field(ge=1, le=100)] = 3
     donor: str | None = None

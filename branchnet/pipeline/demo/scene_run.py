@@ -209,9 +209,9 @@ def train_single_tasks(
             network = new(name)
         fit(
             network,
-            train.images,
-            TASKS[name].target(train.labels[name]),
+            (train.images, TASKS[name].target(train.labels[name])),
             TASKS[name].loss,
+            keep="last",
             steps=steps,
             batch_size=BATCH,
             learning_rate=LEARNING_RATE,

@@ -1,4 +1,4 @@
-"""Losses over the steps of training: each step thin, and their running mean."""
+"""Losses over the steps of training: each step thin, their running mean, and those on held-out samples dashed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class HistoryPlot:
         window: that number of steps.
         resumed_at: the step at which training was resumed, or None.
         logarithmic: whether losses are drawn on a logarithmic scale: all of them are positive.
+        held_out: for each task the steps after which it was measured on held-out samples, and the losses there.
     """
 
     tasks: tuple[str, ...]
@@ -41,6 +42,7 @@ class HistoryPlot:
     window: int
     resumed_at: int | None
     logarithmic: bool
+    held_out: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
 
 
 def history_plot_data(history: History) -> HistoryPlot:
@@ -59,21 +61,32 @@ def history_plot_data(history: History) -> HistoryPlot:
     if not steps:
         raise BranchnetError("the history has no losses; expected at least one step of training")
     window = math.ceil(steps / _WINDOWS)
+    held_out = []
+    for task in history.losses:
+        points = [(one.step, one.losses[task]) for one in history.measurements if task in one.losses]
+        held_out.append((tuple(step for step, _ in points), tuple(loss for _, loss in points)))
+    drawn = [loss for losses in history.losses.values() for loss in losses if not math.isnan(loss)]
     return HistoryPlot(
         tasks=tuple(history.losses),
         losses=tuple(tuple(losses) for losses in history.losses.values()),
         smoothed=tuple(_running_mean(losses, window) for losses in history.losses.values()),
         window=window,
         resumed_at=history.resumed_at or None,
-        logarithmic=all(loss > 0 for losses in history.losses.values() for loss in losses),
+        logarithmic=all(loss > 0 for loss in [*drawn, *(loss for _, losses in held_out for loss in losses)]),
+        held_out=tuple(held_out),
     )
 
 
 def _running_mean(values: tuple[float, ...], window: int) -> tuple[float, ...]:
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    """Steps without a loss do not count."""
+    known = ~np.isnan(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
-    return tuple(((sums[ends] - sums[starts]) / (ends - starts)).tolist())
+    found = counts[ends] - counts[starts]
+    means = np.where(found > 0, (sums[ends] - sums[starts]) / np.maximum(found, 1), np.nan)
+    return tuple(means.tolist())
 
 
 @styled
@@ -90,6 +103,11 @@ def draw_history(plot: HistoryPlot) -> Figure:
     axes = figure.add_subplot()
     axes.grid(True)
     marks = task_marks(plot.tasks)
+    for task, (at, held_out) in zip(plot.tasks, plot.held_out, strict=False):
+        if at:
+            axes.plot(at, held_out, color=marks[task].colour, linewidth=1.2, linestyle="--")
+    if any(at for at, _ in plot.held_out):
+        axes.plot([], [], color=MUTED, linewidth=1.2, linestyle="--", label="held-out samples")
     for task, losses, smoothed in zip(plot.tasks, plot.losses, plot.smoothed, strict=True):
         steps = np.arange(1, len(losses) + 1)
         if plot.window > 1:

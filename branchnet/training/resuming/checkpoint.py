@@ -1,7 +1,7 @@
 """A run of training in a file, from which it goes on after an interruption; damage is found before anything is changed.
 
-Version 2 of the form: what the run was started from by parts (see `run_identity` in this folder), its state, and a
-digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and no digest.
+Version 3 of the form: what the run was started from by parts (see `run_identity` in this folder), its state with what
+held-out samples said, and a digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and no digest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -33,11 +33,17 @@ class State:
 
     Attributes:
         step: how many steps are done.
-        losses: for each task its loss at each of them.
+        losses: for each task its loss at each of them; NaN where it had no samples.
+        measurements: what held-out samples said: `step`, `losses` and `metrics` of each measurement.
+        rate: the learning rate that a range test has found; 0 where there was none.
+        ended: training ended before all steps were done, as somebody wanted.
     """
 
     step: int = 0
     losses: dict[str, list[float]] = field(default_factory=dict)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    rate: float = 0.0
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,19 @@ class Checkpoint:
         run: which run.
         seconds: time between two savings.
         beside: modules whose state is kept, too.
+        every: steps between two savings, in place of the time.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, run: Run, seconds: float, beside: Sequence[nn.Module] = ()
+        self,
+        path: str | os.PathLike[str] | None,
+        run: Run,
+        seconds: float,
+        beside: Sequence[nn.Module] = (),
+        every: int | None = None,
     ) -> None:
         self.path = Path(path) if path is not None else None
-        self.run, self.seconds, self.beside = run, seconds, beside
+        self.run, self.seconds, self.beside, self.every = run, seconds, beside, every
         self.last = time.monotonic()
         self._saved_step = -1
 
@@ -90,6 +102,10 @@ class Checkpoint:
             return State()
         stored = self._read()
         state = State(stored["step"], {task: list(values) for task, values in stored["losses"].items()})
+        if "version" in stored:
+            held_out = stored["held_out"]
+            state.measurements, state.rate = list(held_out["measurements"]), held_out["rate"]
+            state.ended = held_out["ended"] and stored["steps"] == self.run.steps
         modules = [module, *self.beside]
         before = [copy.deepcopy(one.state_dict()) for one in modules]
         try:
@@ -103,7 +119,8 @@ class Checkpoint:
 
     def save_when_due(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
         """Save where the last time is long enough ago; arguments as of `save`."""
-        if time.monotonic() - self.last >= self.seconds:
+        due = state.step % self.every == 0 if self.every else time.monotonic() - self.last >= self.seconds
+        if due:
             self.save(module, optimizer, state)
 
     def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
@@ -126,6 +143,7 @@ class Checkpoint:
             "steps": self.run.steps,
             "step": state.step,
             "losses": state.losses,
+            "held_out": {"measurements": state.measurements, "rate": state.rate, "ended": state.ended},
             "module": module.state_dict(),
             "beside": [one.state_dict() for one in self.beside],
             "optimizer": optimizer.state_dict(),
@@ -217,7 +235,28 @@ def _malformed(stored: Mapping[str, Any]) -> str:
         for task, values in losses.items()
     ):
         return f"its losses are not {step} numbers for each task"
-    return ""
+    return (
+        "" if stored.get("version") is None or _is_held_out(stored.get("held_out")) else "its measurements are no such"
+    )
+
+
+def _is_held_out(found: Any) -> bool:
+    """Whether this is what held-out samples said."""
+    return (
+        isinstance(found, Mapping)
+        and type(found.get("rate")) is float
+        and type(found.get("ended")) is bool
+        and isinstance(found.get("measurements"), list)
+        and all(
+            isinstance(one, Mapping)
+            and type(one.get("step")) is int
+            and all(
+                isinstance(one.get(name), Mapping) and all(type(value) is float for value in one[name].values())
+                for name in ("losses", "metrics")
+            )
+            for one in found["measurements"]
+        )
+    )
 
 
 def _load(stored: Mapping[str, Any], modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> None:
@@ -235,6 +274,8 @@ def _load(stored: Mapping[str, Any], modules: Sequence[nn.Module], optimizer: to
 def _check_averages(optimizer: torch.optim.Optimizer) -> None:
     """`load_state_dict` takes averages of any form."""
     for parameter, averages in optimizer.state.items():
+        if "exp_avg" not in averages:
+            continue
         if averages["step"].shape != () or not averages["step"] >= 0:
             raise ValueError(f"the optimizer's step is {averages['step']}")
         for name in ("exp_avg", "exp_avg_sq"):
@@ -244,7 +285,7 @@ def _check_averages(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    return isinstance(value, float) and not math.isinf(value)
 
 
 def _listed(names: list[str]) -> str:

@@ -6,15 +6,12 @@ It is a module, so that a checkpoint keeps it with the other modules of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
-
-Judge = Callable[[], Mapping[str, float]]
-"""From the network as it is to each task's loss on held-out samples."""
 
 
 class BestState(nn.Module):
@@ -22,8 +19,7 @@ class BestState(nn.Module):
 
     Args:
         network: what is trained; its parameters that need gradients and its buffers are kept.
-        judge: measures the network.
-        tasks: the tasks that it measures, in order.
+        tasks: the tasks that are measured, in order.
 
     Attributes:
         first: (N,) the losses before training; NaN before they are known.
@@ -35,10 +31,10 @@ class BestState(nn.Module):
     best: Tensor
     step: Tensor
 
-    def __init__(self, network: nn.Module, judge: Judge, tasks: tuple[str, ...]) -> None:
+    def __init__(self, network: nn.Module, tasks: tuple[str, ...]) -> None:
         super().__init__()
         self.network = [network]  # in a list, or its tensors would be a part of this module's state
-        self.judge, self.tasks = judge, tasks
+        self.tasks = tasks
         for name in ("first", "best"):
             self.register_buffer(name, torch.full((len(tasks),), math.nan, dtype=torch.float64))
         self.register_buffer("step", torch.tensor(-1))
@@ -50,18 +46,16 @@ class BestState(nn.Module):
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         return [*trained, *network.buffers()]
 
-    def measure(self, step: int) -> None:
-        """Measure the network, and keep it where it is better than before; once for each step.
+    def keep(self, step: int, losses: Mapping[str, float]) -> None:
+        """Keep the network where it is better than before.
 
         Args:
             step: how many steps have been taken.
+            losses: each task's loss on held-out samples now.
 
         Raises:
             TrainingError: a loss that is not finite before the first step.
         """
-        if step <= int(self.step):
-            return
-        losses = self.judge()
         values = torch.tensor([losses[task] for task in self.tasks], dtype=torch.float64)
         if step == 0 and not bool(values.isfinite().all()):
             raise TrainingError(

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
+
+from torch import nn
 
 from branchnet.builder import BranchedNetwork, Node
 from branchnet.errors import TrainingError
-from branchnet.training.loop import Group
+
+WEIGHT_DECAY = 1e-4
 
 Rate: TypeAlias = float | Callable[[Node], float]
 """One learning rate for all, or a function from a node or head (its id, tasks, donor, module) to its rate."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained with one learning rate, and drawn towards 0 by one weight decay."""
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+    weight_decay: float = WEIGHT_DECAY
 
 
 def trained_tasks(branched: BranchedNetwork) -> tuple[str, ...]:

@@ -1,0 +1,84 @@
+"""Samples that training does not see, by which rates are chosen and the best state is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from branchnet.data.call_forms import CallForm
+from branchnet.data.samples import Batch, Samples, Source, read_samples
+
+SHARE = 10
+"""One sample of so many is set aside; spread evenly, as data sets may be sorted."""
+MOST, FEWEST = 256, 4
+"""More say hardly anything new of a mean loss, and are measured again and again; fewer say too little."""
+
+
+@dataclass(frozen=True)
+class HeldOutSamples:
+    """Held-out samples, and what is left to train on.
+
+    Attributes:
+        batches: reads them, from the first again whenever it is called.
+        judged_on: which samples they are; see `History`.
+        numbers: of the samples that are left to train on; None: all.
+    """
+
+    batches: Callable[[], Iterator[Batch]]
+    judged_on: str
+    numbers: Tensor | None = None
+
+
+def given_samples(validation: Source, form: CallForm, batch_size: int, *, labels: bool) -> HeldOutSamples:
+    """What a user has set aside.
+
+    Args:
+        validation: the samples.
+        form: what the network takes.
+        batch_size: samples that are judged at once.
+        labels: whether they come with labels.
+
+    Returns:
+        all of them.
+    """
+    samples = read_samples(validation, form, labels=labels, lists="samples")
+    return HeldOutSamples(lambda: samples.batches(batch_size, seed=0), "validation samples")
+
+
+def set_aside(samples: Samples, batch_size: int) -> HeldOutSamples:
+    """Set some of the samples aside; where they are few or cannot be read by number, judge by samples of training.
+
+    Args:
+        samples: all of them.
+        batch_size: samples that are judged at once.
+
+    Returns:
+        a tenth of them, at most 256.
+    """
+    count = samples.count if samples.by_number else None
+    if count is not None and count >= SHARE * FEWEST:
+        held = min(MOST, count // SHARE)
+        rows = torch.linspace(0, count - 1, held).round().long().unique()
+        left = torch.ones(count, dtype=torch.bool)
+        left[rows] = False
+        part = samples.subset(rows.tolist())
+        numbered = _with_numbers(part, rows, batch_size)
+        return HeldOutSamples(numbered, "held-out samples", left.nonzero()[:, 0])
+    if count is not None:
+        return HeldOutSamples(lambda: samples.batches(batch_size, seed=0), "training samples")
+    first = list(samples.first(MOST, batch_size, seed=0))
+    return HeldOutSamples(lambda: iter(first), "training samples")
+
+
+def _with_numbers(part: Samples, rows: Tensor, batch_size: int) -> Callable[[], Iterator[Batch]]:
+    """The batches of a part, their samples numbered as in the whole, as labels that are given apart are."""
+
+    def read() -> Iterator[Batch]:
+        for batch in part.batches(batch_size, seed=0):
+            index = None if batch.index is None else rows[batch.index]
+            yield Batch(batch.inputs, batch.labels, index, batch.dropped)
+
+    return read

@@ -1,0 +1,83 @@
+"""The learning rate that a network can stand, found by a short range test on the network itself.
+
+After "Cyclical Learning Rates for Training Neural Networks" (Smith 2017, section 3.3), with another question: not the
+rate at which the loss falls fastest, but the largest one at which no task gets worse on held-out samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from branchnet.errors import TrainingError
+
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+"""AdamW's usual range; networks that are trained already forget within some twenty steps at the upper end."""
+LONGEST_TEST, SHORTEST_TEST = 20, 5
+"""Steps of one rate's test."""
+
+logger = logging.getLogger(__name__)
+
+
+def test_length(steps: int) -> int:
+    """How many steps each rate is tried for: a twentieth of the run, between 5 and 20.
+
+    Args:
+        steps: of the run.
+    """
+    return min(LONGEST_TEST, max(SHORTEST_TEST, steps // 20))
+
+
+def largest_safe_rate(
+    modules: Sequence[nn.Module],
+    train: Callable[[float], None],
+    judge: Callable[[], tuple[Mapping[str, float], Mapping[str, float]]],
+    tolerance: Callable[[str, float], float],
+    rates: Sequence[float] = RATES,
+) -> float:
+    """The largest rate after which no task is worse than before; the modules are as they were afterwards.
+
+    Rates are tried from small to large until one makes a task worse. Where already the smallest does, as when a network
+    has one task's weights only and the others have everything to gain, it is the rate with the smallest mean loss.
+
+    Args:
+        modules: whose tensors training changes.
+        train: trains for some steps at a rate.
+        judge: each task's loss on held-out samples, and metrics, which do not count.
+        tolerance: from a task and its loss before to how much more counts as equal.
+        rates: those that are tried, from small to large.
+
+    Returns:
+        one of them.
+    """
+    kept = [tensor.detach().clone() for tensor in _tensors(modules)]
+    before = judge()[0]
+    safe: list[float] = []
+    means: dict[float, float] = {}
+    for rate in rates:
+        try:
+            train(rate)
+            after = judge()[0]
+        except TrainingError as error:  # it diverged
+            logger.info("learning rate %g: %s", rate, error)
+            break
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(_tensors(modules), kept, strict=True):
+                    tensor.copy_(value)
+        logger.info("learning rate %g: losses %s, before %s", rate, after, before)
+        means[rate] = sum(after.values())
+        if all(loss <= before[task] + tolerance(task, before[task]) for task, loss in after.items()):
+            safe.append(rate)
+        elif safe:
+            break
+    if safe:
+        return safe[-1]
+    return min(means, key=lambda rate: means[rate]) if means else rates[0]
+
+
+def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]

@@ -20,6 +20,7 @@ from branchnet.data.collation import gather, leaves
 from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
 from branchnet.training.optimization.settings import Precision
+from branchnet.utils.torchvision_operators import define_torchvision_operators
 
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -148,6 +149,7 @@ class _Parameters(nn.Module):
 
 
 def _launched(precision: Precision, device: torch.device, count: int) -> Any:
+    define_torchvision_operators()  # Lightning imports torchvision where it is installed
     try:
         from lightning.fabric import Fabric
     except ImportError as error:

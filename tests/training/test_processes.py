@@ -1,0 +1,83 @@
+"""Several processes train as one does on the same batches: gradients are averaged, each takes its share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning.fabric")
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import sys, torch, branchnet
+from torch import nn
+import torch.nn.functional as F
+torch.set_num_threads(1)
+torch.manual_seed(0)
+single = lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+networks = {task: single() for task in "abc"}
+x = torch.randn(48, 5, dtype=torch.float64)
+labels = {task: torch.randn(48, 2, dtype=torch.float64) for task in "abc"}
+if "missing" in sys.argv[2]:
+    for number, values in enumerate(labels.values()):
+        values[torch.randperm(48)[: 12 + 8 * number]] = torch.nan
+tree = branchnet.Tree(list("abc"), [[list("abc")], [["a", "b"], ["c"]]])
+staged = branchnet.split_all(networks, x[:2], locations=["1", "3"])
+net = branchnet.build(tree, staged, init="donor")
+sgd = lambda groups: torch.optim.SGD(groups, momentum=0.9)
+settings = dict(steps=12, batch_size=12, learning_rate=0.05, optimizer=sgd, progress=False, every=4)
+if sys.argv[2] == "distil":
+    history = branchnet.distill(net, networks, x, checkpoint=sys.argv[3] if len(sys.argv) > 3 else None, **settings)
+else:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, *labels.values()), 12)
+    batches = [(a, dict(zip("abc", b))) for a, *b in loader]
+    train = batches if sys.argv[2] == "loader missing" else (x, labels)
+    history = branchnet.fit(net, train, dict.fromkeys("abc", F.mse_loss), keep="last", **settings)
+import os
+torch.save([dict(history.losses), history.after, net.state_dict()], sys.argv[1] + os.environ.get("RANK", ""))
+"""
+
+
+def run(folder: Path, name: str, kind: str, processes: int, *others: str) -> None:
+    script = folder / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*launch, str(script), str(folder / name), kind, *others], check=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("all", 2), ("missing", 3), ("loader missing", 2), ("distil", 2)])
+def test_several_processes_train_the_network_that_one_trains(tmp_path: Path, kind: str, processes: int) -> None:
+    run(tmp_path, "one", kind, 1)
+    run(tmp_path, "many", kind, processes)
+    losses, after, weights = torch.load(tmp_path / "one")
+    for rank in range(processes):
+        others, judged, found = torch.load(tmp_path / f"many{rank}")
+        for name, tensor in weights.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+        for task, values in losses.items():
+            torch.testing.assert_close(
+                torch.tensor(others[task]), torch.tensor(values), rtol=1e-5, atol=1e-6, equal_nan=True
+            )
+        assert judged == pytest.approx(after, rel=1e-5)
+
+
+def test_a_finished_checkpoint_gives_all_processes_the_result(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        run(tmp_path, name, "distil", 2, str(tmp_path / "run.pt"))
+    for rank in range(2):
+        one, other = (torch.load(tmp_path / f"{name}{rank}") for name in ("first", "again"))
+        assert one[0] == other[0]
+        assert all(torch.equal(tensor, other[2][name]) for name, tensor in one[2].items())

@@ -7,6 +7,14 @@ from .optimization.groups import node_groups as node_groups
 from .optimization.history import History as History
 from .optimization.history import Measurement as Measurement
 from .optimization.observers import Event as Event
+from .label_losses.masked_losses import absolute_loss as absolute_loss
+from .label_losses.masked_losses import binary_loss as binary_loss
+from .label_losses.masked_losses import class_loss as class_loss
+from .label_losses.masked_losses import cosine_loss as cosine_loss
+from .label_losses.masked_losses import direction_loss as direction_loss
+from .label_losses.masked_losses import squared_loss as squared_loss
+from .label_losses.standard_choices import standard_losses as standard_losses
+from .label_losses.standard_choices import standard_metrics as standard_metrics
 from .judging.metric import Metric as Metric
 from .judging.metrics import accuracy as accuracy
 from .judging.metrics import explained_variance as explained_variance
@@ -43,14 +51,19 @@ __all__ = [
     "Metric",
     "Teachers",
     "absolute_changes",
+    "absolute_loss",
     "absolute_relative_error",
     "accuracy",
     "area_under_roc",
     "average_precision",
+    "binary_loss",
+    "class_loss",
     "cohen_kappa",
     "constant_answers",
     "constant_scores",
+    "cosine_loss",
     "delta",
+    "direction_loss",
     "distill",
     "edge_f_score",
     "evaluate",
@@ -73,5 +86,8 @@ __all__ = [
     "rmse",
     "saliency_iou",
     "share_within_angle",
+    "squared_loss",
+    "standard_losses",
+    "standard_metrics",
     "top1_agreement",
 ]

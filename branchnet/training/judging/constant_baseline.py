@@ -6,7 +6,7 @@ It is fitted on labels to train on, or on other networks' outputs, and scored wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -122,10 +122,11 @@ def _label_batches(source: Labels, tasks: list[str], most: int | None) -> Iterat
         for start in range(0, longest, 64):
             yield {task: part for task in tasks if len(part := source[task][start : start + 64])}
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping | tuple):
-        step = 1 if most is None else max(1, -(-len(source) // most))
+        numbered = cast(Any, source)
+        step = 1 if most is None else max(1, -(-len(numbered) // most))
         read = getattr(source, "labels", None)
-        for number in range(0, len(source), step):
-            labels = read(number) if callable(read) else source[number][1]  # type: ignore[index]
+        for number in range(0, len(numbered), step):
+            labels = read(number) if callable(read) else numbered[number][1]
             yield {task: torch.as_tensor(label).unsqueeze(0) for task, label in _known(labels, tasks).items()}
     else:
         for batch in read_samples(source, labels=True).batches(64):

@@ -19,8 +19,8 @@ from .procedural.scene_dataset import scenes as scenes
 from .samples import Batch as Batch
 from .samples import Samples as Samples
 from .samples import read_samples as read_samples
-from .splitting import split_by_group as split_by_group
-from .splitting import split_by_time as split_by_time
+from .sample_splits import split_by_group as split_by_group
+from .sample_splits import split_by_time as split_by_time
 
 __all__ = [
     "Augmented",

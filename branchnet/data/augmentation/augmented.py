@@ -81,7 +81,14 @@ class Augmented(Dataset[tuple[Tensor, Labels]]):
         self._epoch.fill_(epoch)
 
     def labels(self, index: int) -> Labels:
-        """The labels of a sample before any change."""
+        """The labels of a sample before any change.
+
+        Args:
+            index: the number of the sample.
+
+        Returns:
+            labels by task; None where one is missing.
+        """
         read = getattr(self._source, "labels", None)
         return read(index) if callable(read) else self._source[index][1]  # type: ignore[no-any-return]
 

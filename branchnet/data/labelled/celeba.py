@@ -29,9 +29,8 @@ class CelebA(LabelledImages):
 
     SPLITS = ("train", "valid", "test")
 
-    def image_path(self, index: int) -> Path:
-        """Where the image of a sample is."""
-        return self._images / self.names[index]
+    def _image(self, name: str) -> Path:
+        return self._images / name
 
     def _forms(self) -> Mapping[str, LabelForm]:
         path = self._find("list_attr_celeba.txt", "Anno")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from branchnet.data.labelled.label_files import Array, existing_folder, read_pixels
 from branchnet.data.labelled.label_forms import LabelForm
-from branchnet.data.labelled.labelled_images import LabelledImages, Labels
+from branchnet.data.labelled.labelled_images import LabelledImages
 from branchnet.errors import DataError
 
 CLASSES = (
@@ -75,15 +75,8 @@ class Cityscapes(LabelledImages):
         "inverse_depth": LabelForm("map", unit="1/m"),
     }
 
-    def image_path(self, index: int) -> Path:
-        """Where the image of a sample is."""
-        return self._path("leftImg8bit", self.names[index], ".png")
-
-    def labels(self, index: int) -> Labels:
-        """The labels of one sample, without its image and at their own size."""
-        hidden = ("segmentation", "offsets") if self.split == "test" else ()
-        name = self.names[index]
-        return {task: None if task in hidden else self._label(task, name) for task in self.label_forms}
+    def _image(self, name: str) -> Path:
+        return self._path("leftImg8bit", name, ".png")
 
     def _names(self) -> Sequence[str]:
         folder = existing_folder(self.root / "leftImg8bit" / self.split)
@@ -94,6 +87,8 @@ class Cityscapes(LabelledImages):
         return self.root / kind / self.split / name.split("_")[0] / f"{name}_{kind}{end}"
 
     def _label(self, task: str, name: str) -> Tensor | None:
+        if self.split == "test" and task in ("segmentation", "offsets"):
+            return None
         if task == "segmentation":
             return _train_ids(self._path("gtFine", name, "_labelIds.png"))
         if task == "offsets":

@@ -78,7 +78,14 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         return image, sized
 
     def labels(self, index: int) -> Labels:
-        """The labels of one sample, without its input and at their own size."""
+        """The labels of one sample, without its input and at their own size.
+
+        Args:
+            index: the number of the sample.
+
+        Returns:
+            labels by task; None where one is missing.
+        """
         name = self.names[index]
         return {task: self._label(task, each, name) for task, each in self._description.tasks.items()}
 

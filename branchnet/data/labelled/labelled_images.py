@@ -59,23 +59,29 @@ class LabelledImages(Dataset[tuple[Tensor, Labels]], ABC):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Labels]:
-        image = read_rgb(self.image_path(index))
+        image = read_rgb(self._image(self.names[index]))
         return image, {task: self._sized(task, label, image) for task, label in self.labels(index).items()}
 
     def labels(self, index: int) -> Labels:
-        """The labels of one sample, without its image and at their own size."""
+        """The labels of one sample, without its image and at their own size.
+
+        Args:
+            index: the number of the sample.
+
+        Returns:
+            labels by task; None where one is missing.
+        """
         name = self.names[index]
         return {task: self._label(task, name) for task in self.label_forms}
-
-    @abstractmethod
-    def image_path(self, index: int) -> Path:
-        """Where the image of a sample is."""
 
     def _forms(self) -> Mapping[str, LabelForm]:
         return self.FORMS
 
     @abstractmethod
     def _names(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def _image(self, name: str) -> Path: ...
 
     @abstractmethod
     def _label(self, task: str, name: str) -> Tensor | None: ...

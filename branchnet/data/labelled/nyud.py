@@ -48,9 +48,8 @@ class NYUD(LabelledImages):
         "edges": LabelForm("edges"),
     }
 
-    def image_path(self, index: int) -> Path:
-        """Where the image of a sample is."""
-        return self.root / "images" / f"{self.names[index]}.jpg"
+    def _image(self, name: str) -> Path:
+        return self.root / "images" / f"{name}.jpg"
 
     def _names(self) -> Sequence[str]:
         return read_lines(self.root / "gt_sets" / f"{self.split}.txt")

@@ -80,9 +80,8 @@ class PascalContext(LabelledImages):
         "edges": LabelForm("edges"),
     }
 
-    def image_path(self, index: int) -> Path:
-        """Where the image of a sample is."""
-        return self.root / "JPEGImages" / f"{self.names[index]}.jpg"
+    def _image(self, name: str) -> Path:
+        return self.root / "JPEGImages" / f"{name}.jpg"
 
     def _names(self) -> Sequence[str]:
         return read_lines(self.root / "ImageSets" / "Context" / f"{self.split}.txt")

@@ -72,9 +72,8 @@ class Taskonomy(LabelledImages):
         self.partition = partition
         super().__init__(root, split, self.DEFAULT if tasks is None else tasks)
 
-    def image_path(self, index: int) -> Path:
-        """Where the image of a sample is."""
-        return self._file("rgb", self.names[index])
+    def _image(self, name: str) -> Path:
+        return self._file("rgb", name)
 
     def _names(self) -> Sequence[str]:
         """Building, point and view, as `building/3_7`, of every image; all labels of the tasks must be there."""

@@ -53,7 +53,11 @@ class Metric:
     constant: BestConstant | None = None
 
     def accumulation(self) -> Accumulation:
-        """Begin to compute it over batches."""
+        """Begin to compute it over batches.
+
+        Returns:
+            an object with `update(output, target)` and `result()`.
+        """
         return _Rows(self) if self.keeps_rows else _Sums(self)
 
 

@@ -45,13 +45,35 @@ def class_loss(*, ignore: int | None = None, weights: Tensor | None = None) -> L
 
 
 def absolute_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference, as for depth; NaN in the target is missing. Shapes are equal, or (B,) and (B, 1)."""
+    """Mean absolute difference, as for depth.
+
+    Args:
+        output: numbers of any shape; (B,) is taken as (B, 1).
+        target: numbers of the same shape; NaN is missing.
+
+    Returns:
+        the loss, a scalar.
+
+    Raises:
+        TrainingError: different shapes.
+    """
     output, target, known = _values(output, target)
     return (output - target).abs().mul(known).sum() / _at_least_one(known.sum())
 
 
 def squared_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference; NaN in the target is missing. Shapes are equal, or (B,) and (B, 1)."""
+    """Mean squared difference.
+
+    Args:
+        output: numbers of any shape; (B,) is taken as (B, 1).
+        target: numbers of the same shape; NaN is missing.
+
+    Returns:
+        the loss, a scalar.
+
+    Raises:
+        TrainingError: different shapes.
+    """
     output, target, known = _values(output, target)
     return (output - target).square().mul(known).sum() / _at_least_one(known.sum())
 
@@ -59,7 +81,15 @@ def squared_loss(output: Tensor, target: Tensor) -> Tensor:
 def direction_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of unit vectors (B, C, ...), as for normals in Maninis et al. (2019).
 
-    The output is scaled to length 1; targets of length 0 or with NaN are missing.
+    Args:
+        output: vectors of any length, which are scaled to length 1.
+        target: vectors; those of length 0 or with NaN are missing.
+
+    Returns:
+        the loss, a scalar.
+
+    Raises:
+        TrainingError: different shapes.
     """
     _check(output, target)
     known = (target.nan_to_num(0) != 0).any(1, keepdim=True) & ~target.isnan().any(1, keepdim=True)
@@ -68,7 +98,18 @@ def direction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 minus the cosine between vectors (B, C, ...); targets of length 0 or with NaN are missing."""
+    """Mean of 1 minus the cosine between vectors (B, C, ...).
+
+    Args:
+        output: vectors of any length.
+        target: vectors; those of length 0 or with NaN are missing.
+
+    Returns:
+        the loss, a scalar.
+
+    Raises:
+        TrainingError: different shapes.
+    """
     _check(output, target)
     known = (target.nan_to_num(0) != 0).any(1) & ~target.isnan().any(1)
     return (1 - F.cosine_similarity(output, target.nan_to_num(0), dim=1)).mul(known).sum() / _at_least_one(known.sum())

@@ -44,20 +44,19 @@ class JointTransform:
     def __init__(
         self, transform: Callable[..., Any], label_forms: Mapping[str, LabelForm], *, depth_scales: bool = False
     ) -> None:
-        self._tensors = _tv_tensors()
+        _tv_tensors()
         self.transform, self.label_forms, self.depth_scales = transform, dict(label_forms), depth_scales
 
     def __call__(self, image: Tensor, labels: Mapping[str, Tensor | None]) -> tuple[Tensor, Labels]:
         """Change an image (C, H, W) and its labels; the arguments stay as they are."""
+        tensors = _tv_tensors()
         height, width = image.shape[-2:]
         boxes = {
-            task: self._tensors.BoundingBoxes(label, format="XYXY", canvas_size=(height, width))
+            task: tensors.BoundingBoxes(label, format="XYXY", canvas_size=(height, width))
             for task, label in labels.items()
             if label is not None and self._form(task).kind == "boxes"
         }
-        changed, places, boxes = self.transform(
-            self._tensors.Image(image), self._tensors.Mask(coordinates(height, width)), boxes
-        )
+        changed, places, boxes = self.transform(tensors.Image(image), tensors.Mask(coordinates(height, width)), boxes)
         found = torch.as_tensor(changed).as_subclass(Tensor)
         if found.shape[-2:] != places.shape[-2:]:
             raise DataError(

@@ -36,7 +36,8 @@ class CelebA(LabelledImages):
         path = self._find("list_attr_celeba.txt", "Anno")
         lines = read_lines(path)
         self._attributes = lines[1].split() if len(lines) > 1 else []
-        self._answers: dict[str, list[bool]] = {}
+        answers: list[list[bool]] = []
+        self._rows: dict[str, int] = {}
         for number, line in enumerate(lines[2:], start=3):
             name, *values = line.split()
             if len(values) != len(self._attributes) or not set(values) <= {"-1", "1"}:
@@ -44,8 +45,10 @@ class CelebA(LabelledImages):
                     f"{path}, line {number}: {len(values)} values; expected {len(self._attributes)} of -1 and 1, one "
                     "for each attribute"
                 )
-            self._answers[name] = [value == "1" for value in values]
-        if not self._answers:
+            self._rows[name] = len(answers)
+            answers.append([value == "1" for value in values])
+        self._answers = torch.tensor(answers, dtype=torch.uint8)
+        if not answers:
             raise DataError(f"{path} holds no attributes; expected a number, a line of names, and a line for each file")
         return {name: LabelForm("classification", 2, names=("no", "yes")) for name in self._attributes}
 
@@ -59,13 +62,13 @@ class CelebA(LabelledImages):
                 raise DataError(f"{path}, line {number}: {line!r}; expected a file name and 0, 1 or 2")
             if fields[1] == wanted:
                 names.append(fields[0])
-        if missing := [name for name in names if name not in self._answers]:
+        if missing := [name for name in names if name not in self._rows]:
             raise DataError(f"{missing[0]} is in {path} and has no attributes in list_attr_celeba.txt; expected them")
         self._images = existing_folder(self._find("img_align_celeba", "Img"))
         return names
 
     def _label(self, task: str, name: str) -> Tensor | None:
-        return torch.tensor(int(self._answers[name][self._attributes.index(task)]))
+        return self._answers[self._rows[name], self._attributes.index(task)].long()
 
     def _find(self, name: str, folder: str) -> Path:
         inside = self.root / folder / name

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from branchnet.data.images import image_paths
 from branchnet.data.labelled.label_files import read_array, read_lines, read_pixels, read_rgb, read_text
-from branchnet.data.labelled.label_forms import LabelForm, resized_like
+from branchnet.data.labelled.label_forms import LabelForm, checked_classes, resized_like
 from branchnet.data.labelled.labelled_images import Labels
 from branchnet.data.labelled.table_description import TaskDescription, read_description
 from branchnet.errors import DataError
@@ -24,6 +24,8 @@ _YES_AND_NO = {"0": 0.0, "1": 1.0, "no": 0.0, "yes": 1.0, "false": 0.0, "true": 
 
 class LabelledTable(Dataset[tuple[Tensor, Labels]]):
     """Images of a folder, or rows of a table, with labels as a YAML file describes them: (input, {task: label}).
+
+    Such a file::
 
         images: photos                      # a folder, next to the YAML file; or `inputs: [height, weight]`, columns
         table: labels.csv                   # optional; its column `image` names the images
@@ -69,13 +71,7 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         if self._description.images is None:
             return self._numbers(self.names[index], self._description.inputs), labels
         image = read_rgb(self._folder / self._description.images / self.names[index])
-        sized = {
-            task: resized_like(label, *image.shape[-2:])
-            if label is not None and self.label_forms[task].pixelwise
-            else label
-            for task, label in labels.items()
-        }
-        return image, sized
+        return image, {task: self._sized(task, label, image, index) for task, label in labels.items()}
 
     def labels(self, index: int) -> Labels:
         """The labels of one sample, without its input and at their own size.
@@ -88,6 +84,11 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         """
         name = self.names[index]
         return {task: self._label(task, each, name) for task, each in self._description.tasks.items()}
+
+    def _sized(self, task: str, label: Tensor | None, image: Tensor, index: int) -> Tensor | None:
+        if label is None or not self.label_forms[task].pixelwise:
+            return label
+        return resized_like(label, image, f"{self.names[index]}: the label {task!r}")
 
     def _read_rows(self) -> dict[str, dict[str, str]]:
         """The rows of the table by the name of the image, or by their number; without a table, empty ones."""
@@ -181,7 +182,7 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         if form.kind == "segmentation":
             if stored.ndim != 2 or not np.issubdtype(stored.dtype, np.integer):
                 raise DataError(f"{path} is {stored.dtype} of shape {stored.shape}; expected whole numbers (H, W)")
-            return torch.from_numpy(stored.astype(np.int64))
+            return checked_classes(torch.from_numpy(stored.astype(np.int64)), form, str(path))
         values = torch.from_numpy(stored.astype(np.float32))
         values = values[None] if values.dim() == 2 else values.movedim(-1, 0)
         if values.dim() != 3 or len(values) != form.channels:

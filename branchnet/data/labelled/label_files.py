@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 def read_rgb(path: Path) -> Tensor:
-    """Read a picture as float32 (3, H, W) in [0, 1], at its own size.
+    """Read a picture as float32 (3, H, W) in [0, 1], at its own size, turned as its EXIF orientation says.
 
     Raises:
         DataError: the file is missing, damaged or not an image.
@@ -90,10 +90,10 @@ def existing_folder(path: Path) -> Path:
 
 
 def _pixels(path: Path, mode: str | None) -> Array:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with Image.open(path, formats=readable_formats()) as image:
-        return np.array(image if mode is None else image.convert(mode))
+        return np.array(image if mode is None else ImageOps.exif_transpose(image).convert(mode))
 
 
 def _read(path: Path, what: str, read: Callable[[], Result]) -> Result:

@@ -82,13 +82,42 @@ class LabelForm:
         return 0.0 if self.kind == "normals" else torch.nan
 
 
-def resized_like(label: Tensor, height: int, width: int) -> Tensor:
-    """A pixelwise label at another resolution, each pixel's label that of the nearest one.
+def resized_like(label: Tensor, image: Tensor, what: str) -> Tensor:
+    """A pixelwise label at an image's resolution, each pixel's label that of the nearest one.
 
     Args:
         label: (..., h, w).
-        height, width: what is wanted.
+        image: (C, H, W).
+        what: how errors name the label.
+
+    Raises:
+        DataError: the label has other proportions than the image.
     """
-    rows = (torch.arange(height) * label.shape[-2]) // height
-    columns = (torch.arange(width) * label.shape[-1]) // width
-    return label if label.shape[-2:] == (height, width) else label[..., rows[:, None], columns]
+    (h, w), (height, width) = label.shape[-2:], image.shape[-2:]
+    if (h, w) == (height, width):
+        return label
+    if abs(h * width - w * height) > max(h, w, height, width):  # more than rounding to whole pixels explains
+        raise DataError(f"{what} is {h} x {w} pixels and the image {height} x {width}; expected equal proportions")
+    rows, columns = (torch.arange(height) * h) // height, (torch.arange(width) * w) // width
+    return label[..., rows[:, None], columns]
+
+
+def checked_classes(label: Tensor, form: LabelForm, what: str) -> Tensor:
+    """`label`, if it holds no other classes than the form has.
+
+    Args:
+        label: int64.
+        form: of its task.
+        what: how errors name the label.
+
+    Raises:
+        DataError: it does.
+    """
+    outside = label[(label < 0) | (label >= form.channels)]
+    outside = outside[outside != form.ignore]
+    if len(outside):
+        raise DataError(
+            f"{what} holds the class {int(outside[0])}; expected 0 to {form.channels - 1}"
+            + ("" if form.ignore is None else f", or {form.ignore} where there is none")
+        )
+    return label

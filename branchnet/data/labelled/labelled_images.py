@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from branchnet.data.labelled.label_files import existing_folder, read_rgb
-from branchnet.data.labelled.label_forms import LabelForm, resized_like
+from branchnet.data.labelled.label_forms import LabelForm, checked_classes, resized_like
 from branchnet.errors import DataError
 
 Labels = dict[str, Tensor | None]
@@ -60,7 +60,7 @@ class LabelledImages(Dataset[tuple[Tensor, Labels]], ABC):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Labels]:
         image = read_rgb(self._image(self.names[index]))
-        return image, {task: self._sized(task, label, image) for task, label in self.labels(index).items()}
+        return image, {task: self._sized(task, label, image, index) for task, label in self.labels(index).items()}
 
     def labels(self, index: int) -> Labels:
         """The labels of one sample, without its image and at their own size.
@@ -72,7 +72,11 @@ class LabelledImages(Dataset[tuple[Tensor, Labels]], ABC):
             labels by task; None where one is missing.
         """
         name = self.names[index]
-        return {task: self._label(task, name) for task in self.label_forms}
+        found = {task: self._label(task, name) for task in self.label_forms}
+        for task, label in found.items():
+            if label is not None and self.label_forms[task].kind == "segmentation":
+                checked_classes(label, self.label_forms[task], f"{name}: the label {task!r}")
+        return found
 
     def _forms(self) -> Mapping[str, LabelForm]:
         return self.FORMS
@@ -86,7 +90,7 @@ class LabelledImages(Dataset[tuple[Tensor, Labels]], ABC):
     @abstractmethod
     def _label(self, task: str, name: str) -> Tensor | None: ...
 
-    def _sized(self, task: str, label: Tensor | None, image: Tensor) -> Any:
+    def _sized(self, task: str, label: Tensor | None, image: Tensor, index: int) -> Tensor | None:
         if label is None or not self.label_forms[task].pixelwise:
             return label
-        return resized_like(label, *image.shape[-2:])
+        return resized_like(label, image, f"{self.names[index]}: the label {task!r}")

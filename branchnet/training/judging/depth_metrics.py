@@ -25,7 +25,7 @@ LEAST = 1e-6
 
 
 def absolute_relative_error(*, ignore: float | None = None) -> Metric:
-    """Mean of |output - target| / target; in percent.
+    """Mean of `|output - target| / target`; in percent.
 
     Args:
         ignore: a further target that does not count.
@@ -43,7 +43,7 @@ def absolute_relative_error(*, ignore: float | None = None) -> Metric:
 
 
 def log10_error(*, ignore: float | None = None) -> Metric:
-    """Mean of |log10(output) - log10(target)|.
+    """Mean of `|log10(output) - log10(target)|`.
 
     Args:
         ignore: a further target that does not count.

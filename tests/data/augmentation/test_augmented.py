@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -86,3 +88,15 @@ def test_labels_are_read_without_change() -> None:
 def test_forms_are_needed() -> None:
     with pytest.raises(DataError, match="list has no label_forms"):
         Augmented([1, 2], TRANSFORM)
+
+
+def test_it_can_be_sent_to_another_process() -> None:
+    data = Augmented(Made(), TRANSFORM, seed=3)
+    copied = pickle.loads(pickle.dumps(data))
+    assert same(depths(copied, range(4)), depths(data, range(4)))
+
+
+def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(DataError, match=r"need torchvision: pip install 'branchnet\[vision\]'"):
+        Augmented(Made(), TRANSFORM)

@@ -168,3 +168,9 @@ def test_a_map_of_another_form_is_refused(described: Path) -> None:
     with pytest.raises(DataError, match="expected whole numbers"):
         LabelledTable(described, "train")[0]
     assert torch.is_tensor(LabelledTable(described, "test")[0][0])
+
+
+def test_a_class_beyond_the_described_ones_is_refused(described: Path) -> None:
+    pixels(described.parent / "parts" / "a_parts.png", np.full((4, 6), 3, np.uint8))
+    with pytest.raises(DataError, match=r"a_parts\.png holds the class 3; expected 0 to 2, or 255"):
+        LabelledTable(described, "train")[0]

@@ -247,3 +247,36 @@ def test_celeba_names_damaged_lines(tmp_path: Path) -> None:
     (tmp_path / "list_eval_partition.txt").write_text("000001.jpg\n")
     with pytest.raises(DataError, match=r"list_eval_partition\.txt, line 1: '000001\.jpg'; expected a file name"):
         CelebA(tmp_path, "train")
+
+
+def test_a_label_of_other_proportions_is_refused(tmp_path: Path) -> None:
+    made_layouts.nyud(tmp_path)
+    np.save(tmp_path / "depth" / "0003.npy", np.ones((WIDTH, HEIGHT)))
+    with pytest.raises(DataError, match=f"0003: the label 'depth' is {WIDTH} x {HEIGHT} pixels and the image {HEIGHT}"):
+        NYUD(tmp_path, "val", ["depth"])[0]
+    np.save(tmp_path / "depth" / "0003.npy", np.arange(1.0, 1 + HEIGHT * WIDTH / 4).reshape(HEIGHT // 2, WIDTH // 2))
+    depth = NYUD(tmp_path, "val", ["depth"])[0][1]["depth"]
+    assert depth is not None
+    assert depth[0, :2, :2].unique().tolist() == [1]
+
+
+def test_a_class_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    made_layouts.nyud(tmp_path)
+    made_layouts.pixels(tmp_path / "segmentation" / "0003.png", np.full((HEIGHT, WIDTH), 41, np.uint8))
+    with pytest.raises(DataError, match="0003: the label 'segmentation' holds the class 40; expected 0 to 39, or 255"):
+        NYUD(tmp_path, "val", ["segmentation"])[0]
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from branchnet.data.labelled.label_files import read_rgb
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    stored = np.zeros((4, 8, 3), np.uint8)
+    stored[:, :4] = 255
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    found = read_rgb(tmp_path / "a.png")
+    assert found.shape == (3, 8, 4)
+    assert bool((found[:, :4] == 1).all())

@@ -19,6 +19,8 @@ MARK = -12345.0
 NEAREST_ERROR = 1.5
 """Pixels that the nearest pixel can be from an affine map, with room for rounding."""
 _EXACT = 1e-6
+_FITTED = 64
+"""Rows and columns, about, that the affine map is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class PixelMap:
 
     def take(self, label: Tensor, missing: float) -> Tensor:
         """What a label (..., h, w) is in the changed image, (..., H, W), with `missing` where there is none."""
-        return label[..., self.rows, self.columns].masked_fill(self.filled, missing)
+        places = (self.rows * label.shape[-1] + self.columns).flatten()
+        found = label.flatten(-2).index_select(-1, places).unflatten(-1, self.filled.shape)
+        return found.masked_fill_(self.filled, missing) if bool(self.filled.any()) else found
 
     def linear(self, what: str) -> Tensor:
         """The linear part of the change, (2, 2) float64: what a step (x, y) in the original image becomes.
 
-        It is the least-squares fit to all pixels. Where hardly any pixel of the image is left, it is the identity.
+        It is the least-squares fit to a grid of pixels; the identity where hardly any pixel of the image is left.
 
         Args:
             what: what it is needed for, as errors name it.
@@ -49,22 +53,28 @@ class PixelMap:
         Raises:
             DataError: the change is not affine.
         """
-        places = (~self.filled).nonzero().double()
-        if len(places) < 3:
-            return torch.eye(2, dtype=torch.float64)
-        here = places.flip(1)  # x, y
-        there = torch.stack([self.columns[~self.filled], self.rows[~self.filled]], 1).double()
-        centred = here - here.mean(0)
-        if torch.linalg.matrix_rank(centred.T @ centred, tol=_EXACT) < 2:
-            return torch.eye(2, dtype=torch.float64)
-        back = torch.linalg.lstsq(centred, there - there.mean(0)).solution.T
-        error = (centred @ back.T - (there - there.mean(0))).abs().max()
-        if float(error) > NEAREST_ERROR or abs(float(torch.linalg.det(back))) < _EXACT:
-            raise DataError(
-                f"a transform is not affine: pixels are up to {float(error):.1f} away from where an affine one would "
-                f"put them; expected flips, rotations, crops, resizing, shears and the like, as {what} must follow it"
-            )
-        return _snapped(torch.linalg.inv(back))
+        height, width = self.filled.shape
+        coarse = slice(None, None, max(1, height // _FITTED)), slice(None, None, max(1, width // _FITTED))
+        for chosen in (coarse, (slice(None), slice(None))):  # all pixels where hardly any of the coarse ones is left
+            known = ~self.filled[chosen]
+            axes = torch.arange(height)[chosen[0]], torch.arange(width)[chosen[1]]
+            rows, columns = torch.meshgrid(*axes, indexing="ij")
+            here = torch.stack([columns[known], rows[known]], 1).double()
+            there = torch.stack([self.columns[chosen][known], self.rows[chosen][known]], 1).double()
+            if len(here) < 3:
+                continue
+            here, there = here - here.mean(0), there - there.mean(0)
+            if torch.linalg.matrix_rank(here.T @ here, tol=_EXACT) < 2:
+                continue
+            back = torch.linalg.solve(here.T @ here, here.T @ there).T
+            error = float((here @ back.T - there).abs().max())
+            if error > NEAREST_ERROR or abs(float(torch.linalg.det(back))) < _EXACT:
+                raise DataError(
+                    f"a transform is not affine: pixels are up to {error:.1f} away from where an affine one would put "
+                    f"them; expected flips, rotations, crops, resizing, shears and the like, as {what} must follow it"
+                )
+            return _snapped(torch.linalg.inv(back))
+        return torch.eye(2, dtype=torch.float64)
 
 
 def coordinates(height: int, width: int) -> Tensor:

@@ -24,6 +24,11 @@ MOST_SAMPLES = 2000
 MOST_ROWS = 20_000_000
 """Labels of a task that an answer is fitted on; of more, so many that are spread evenly."""
 
+_AT_ONCE = 16
+"""Samples of a data set whose labels are held at once."""
+_NUMBERS_AT_ONCE = 2**22
+"""Of labels in memory, so many are looked at together."""
+
 
 def constant_answers(train: Labels, metrics: Mapping[str, AnyMetric]) -> dict[str, Tensor]:
     """For each task the constant answer that is best under its metric, as far as that is known.
@@ -117,20 +122,35 @@ def _thinned(rows: Tensor, most: int) -> Tensor:
 
 def _label_batches(source: Labels, tasks: list[str], most: int | None) -> Iterator[dict[str, Tensor]]:
     """The labels that are there, in batches; of numbered samples no more than `most`."""
-    if isinstance(source, Mapping) and all(isinstance(source.get(task), Tensor) for task in tasks):
-        longest = max(len(source[task]) for task in tasks)
-        for start in range(0, longest, 64):
-            yield {task: part for task in tasks if len(part := source[task][start : start + 64])}
+    if isinstance(source, Mapping) and any(task in source for task in tasks):
+        if missing := [task for task in tasks if not isinstance(source.get(task), Tensor)]:
+            raise TrainingError(f"tasks {missing} have a metric and no tensor of labels; expected them, too")
+        for task in tasks:
+            size = max(1, _NUMBERS_AT_ONCE * len(source[task]) // max(1, source[task].numel()))
+            yield from ({task: part} for part in source[task].split(size) if len(part))
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping | tuple):
         numbered = cast(Any, source)
         step = 1 if most is None else max(1, -(-len(numbered) // most))
         read = getattr(source, "labels", None)
-        for number in range(0, len(numbered), step):
-            labels = read(number) if callable(read) else numbered[number][1]
-            yield {task: torch.as_tensor(label).unsqueeze(0) for task, label in _known(labels, tasks).items()}
+        chosen = range(0, len(numbered), step)
+        for start in range(0, len(chosen), _AT_ONCE):
+            numbers = chosen[start : start + _AT_ONCE]
+            samples = [read(number) if callable(read) else numbered[number][1] for number in numbers]
+            yield from _stacked([_known(labels, tasks) for labels in samples])
     else:
-        for batch in read_samples(source, labels=True).batches(64):
+        for batch in read_samples(source, labels=True).batches(_AT_ONCE):
             yield _known(batch.labels, tasks)
+
+
+def _stacked(samples: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+    """Labels of one shape as batches, one task after the other."""
+    of_shape: dict[tuple[str, torch.Size], list[Tensor]] = {}
+    for labels in samples:
+        for task, label in labels.items():
+            tensor = torch.as_tensor(label)
+            of_shape.setdefault((task, tensor.shape), []).append(tensor)
+    for (task, _), found in of_shape.items():
+        yield {task: torch.stack(found)}
 
 
 def _known(labels: Any, tasks: list[str]) -> dict[str, Any]:

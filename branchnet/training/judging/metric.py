@@ -82,7 +82,7 @@ class _Rows:
     rows: list[Tensor] = field(default_factory=list)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        self.rows.append(self.metric.sums(output, target))
+        self.rows.append(self.metric.sums(output, target).cpu())
 
     def result(self) -> float:
         if not self.rows:

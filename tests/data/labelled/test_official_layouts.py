@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
+import branchnet
 from branchnet.data import NYUD, CelebA, Cityscapes, LabelledImages, PascalContext, Taskonomy
 from branchnet.errors import DataError
-from branchnet.training import constant_scores, standard_losses, standard_metrics
+from branchnet.training import constant_answers, constant_scores, standard_losses, standard_metrics
 from tests.data.labelled import made_layouts
 from tests.data.labelled.made_layouts import HEIGHT, WIDTH
 
@@ -280,3 +282,27 @@ def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
     found = read_rgb(tmp_path / "a.png")
     assert found.shape == (3, 8, 4)
     assert bool((found[:, :4] == 1).all())
+
+
+class Constant(nn.Module):
+    """Answers alike everywhere: a class for segmentation, values for the rest."""
+
+    def __init__(self, answers: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.answers, self.unused = answers, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, tasks: list[str] | None = None) -> dict[str, torch.Tensor]:
+        spread = {
+            task: answer.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:]) for task, answer in self.answers.items()
+        }
+        classes = nn.functional.one_hot(spread["segmentation"][:, 0].long(), 40).movedim(-1, 1)
+        return spread | {"segmentation": classes.double()}
+
+
+def test_a_network_of_constant_answers_is_evaluated_as_the_constant_scores_say(tmp_path: Path) -> None:
+    made_layouts.nyud(tmp_path)
+    train, val = NYUD(tmp_path, "train"), NYUD(tmp_path, "val")
+    metrics = standard_metrics(train)
+    network = Constant(constant_answers(train, metrics))
+    found = branchnet.evaluate(network, val, None, metrics)
+    assert found == pytest.approx(constant_scores(train, val, metrics))

@@ -115,6 +115,8 @@ def test_labels_of_a_data_set_are_read_where_they_are() -> None:
 def test_a_task_without_labels_is_named() -> None:
     with pytest.raises(TrainingError, match="task 'edges': there is no label"):
         constant_answers(Partly(), {"edges": training.edge_f_score()})
+    with pytest.raises(TrainingError, match=r"tasks \['edges'\] have a metric and no tensor of labels"):
+        constant_answers({"t": torch.zeros(3, 1)}, {"t": training.rmse(), "edges": training.edge_f_score()})
     with pytest.raises(TrainingError, match="task 't': every label is missing"):
         constant_answers({"t": torch.full((3, 1), torch.nan)}, {"t": training.rmse()})
     own = Metric("own", True, lambda output, target: output.sum().view(1), float)

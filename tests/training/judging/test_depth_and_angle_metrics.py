@@ -33,7 +33,7 @@ def test_a_depth_below_zero_is_a_large_error_and_no_nan() -> None:
 
 @pytest.mark.parametrize("count", [10, 11])
 def test_angles_equal_those_of_scipys_rotations(count: int) -> None:
-    rotations = Rotation.random(count, rng=np.random.default_rng(count))
+    rotations = Rotation.random(count, np.random.default_rng(count))
     target = torch.tensor([[0.0, 0.0, 2.0]], dtype=torch.float64).expand(count, 3)
     output = torch.tensor(rotations.apply(target.numpy()))
     angles = np.degrees(np.arccos(np.clip(rotations.as_matrix()[:, 2, 2], -1, 1)))

@@ -39,7 +39,7 @@ class PixelMap:
     def take(self, label: Tensor, missing: float) -> Tensor:
         """What a label (..., h, w) is in the changed image, (..., H, W), with `missing` where there is none."""
         places = (self.rows * label.shape[-1] + self.columns).flatten()
-        found = label.flatten(-2).index_select(-1, places).unflatten(-1, self.filled.shape)
+        found: Tensor = label.flatten(-2).index_select(-1, places).unflatten(-1, self.filled.shape)
         return found.masked_fill_(self.filled, missing) if bool(self.filled.any()) else found
 
     def linear(self, what: str) -> Tensor:

@@ -153,7 +153,10 @@ def inverse_weighted_median(values: Tensor) -> Tensor:
 
 
 def same_score(logit: float) -> BestConstant:
-    """The same logit everywhere, as for rankings, under which all constants are equal.
+    """The same logit everywhere.
+
+    For rankings all constants are equal. Where thresholds are tried, 0 is "yes" at the lower half of them and "no" at
+    the upper one, so that the better of the two is found.
 
     Args:
         logit: what is answered.

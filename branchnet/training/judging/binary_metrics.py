@@ -14,7 +14,7 @@ from torch import Tensor
 
 from branchnet.errors import TrainingError
 from branchnet.stitching.output_distances import channels_last_rows
-from branchnet.training.judging.best_constants import CERTAIN, same_score
+from branchnet.training.judging.best_constants import same_score
 from branchnet.training.judging.known_targets import known_answers
 from branchnet.training.judging.metric import Metric, check_any
 
@@ -82,7 +82,7 @@ def edge_f_score(*, tolerance: int = 0) -> Metric:
         precision, recall = right / predicted.clamp_min(1), found / total[-1].clamp_min(1)
         return 100 * float((2 * precision * recall / (precision + recall).clamp_min(1e-12)).max())
 
-    return Metric("edge F %", True, sums, result, constant=same_score(CERTAIN))
+    return Metric("edge F %", True, sums, result, constant=same_score(0.0))
 
 
 def saliency_iou() -> Metric:
@@ -111,7 +111,7 @@ def saliency_iou() -> Metric:
         check_any(total[-1])
         return 100 * float((total[:-1] / total[-1]).max())
 
-    return Metric("saliency IoU %", True, sums, result, constant=same_score(CERTAIN))
+    return Metric("saliency IoU %", True, sums, result, constant=same_score(0.0))
 
 
 def _ranking(name: str, measure: Callable[[Tensor, Tensor], float]) -> Metric:

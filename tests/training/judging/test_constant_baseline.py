@@ -92,6 +92,15 @@ def test_everything_is_an_edge_where_nothing_is_known() -> None:
     assert score == pytest.approx(100 * 2 * 0.25 / 1.25)
 
 
+@pytest.mark.parametrize("empty", [1, 3])
+def test_nothing_is_salient_where_most_images_have_no_region(empty: int) -> None:
+    target = torch.zeros(4, 1, 2, 2)
+    target[empty:, :, 0] = 1
+    score = constant_scores({"t": target}, {"t": target}, {"t": training.saliency_iou()})["t"]
+    everywhere, nowhere = (4 - empty) / 4 * 0.5, empty / 4
+    assert score == pytest.approx(100 * max(everywhere, nowhere))
+
+
 class Partly:
     """Three samples of different size, of which only some have each label."""
 

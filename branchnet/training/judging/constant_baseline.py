@@ -15,6 +15,7 @@ from branchnet.data.samples import Source, read_samples
 from branchnet.errors import DataError, TrainingError
 from branchnet.training.judging.foreign_metrics import AnyMetric, ForeignMetric, read_metric
 from branchnet.training.judging.metric import Metric
+from branchnet.training.labels import known_labels
 
 Labels: TypeAlias = "Mapping[str, Tensor] | Source"
 """For each task K labels, or samples that come with them: (inputs, {task: label or None})."""
@@ -139,7 +140,7 @@ def _label_batches(source: Labels, tasks: list[str], most: int | None) -> Iterat
             yield from _stacked([_known(labels, tasks) for labels in samples])
     else:
         for batch in read_samples(source, labels=True).batches(_AT_ONCE):
-            yield _known(batch.labels, tasks)
+            yield {task: labels.values for task, labels in known_labels(batch, None, tasks).items()}
 
 
 def _stacked(samples: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:

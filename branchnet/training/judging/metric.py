@@ -72,7 +72,7 @@ class _Sums:
 
     def result(self) -> float:
         if self.total is None:
-            raise TrainingError("there is no batch to compute a metric of; expected at least one sample")
+            raise TrainingError("no sample has a target; expected some to compute the metric of")
         return self.metric.result(self.total)
 
 
@@ -86,7 +86,7 @@ class _Rows:
 
     def result(self) -> float:
         if not self.rows:
-            raise TrainingError("there is no batch to compute a metric of; expected at least one sample")
+            raise TrainingError("no sample has a target; expected some to compute the metric of")
         return self.metric.result(torch.cat(self.rows))
 
 

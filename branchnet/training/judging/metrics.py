@@ -16,7 +16,8 @@ from branchnet.training.judging.best_constants import (
     median,
 )
 from branchnet.training.judging.known_targets import known_classes, known_logits, known_values
-from branchnet.training.judging.metric import Metric, check_any, pair, ratio
+from branchnet.training.judging.metric import Metric as Metric
+from branchnet.training.judging.metric import check_any, pair, ratio
 
 _LOST = 1e-13
 """Share of a sum of squares below which a variance, their difference from another sum, is rounding error."""

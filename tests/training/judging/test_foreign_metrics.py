@@ -52,6 +52,17 @@ def test_an_object_with_three_methods_is_a_metric_and_stays_as_it_was() -> None:
     assert training.constant_scores({"t": x}, {"t": x}, {"t": metric}) == {"t": 4.5}
 
 
+def test_samples_without_a_label_do_not_count_in_its_metric() -> None:
+    x = torch.arange(6.0)[:, None]
+    labels = [{"t": x[i] + 1} if i % 2 else {"u": x[i] + 2, "t": None} for i in range(6)]
+    metrics: dict[str, Any] = {"t": training.rmse(), "u": training.mean_absolute_error()}
+    for size in (1, 4, 6):
+        found = branchnet.evaluate(Pass(), list(zip(x, labels, strict=True)), None, metrics, batch_size=size)
+        assert found == {"t": 1.0, "u": 2.0}
+    with pytest.raises(TrainingError, match="task 'v': no sample has a target"):
+        branchnet.evaluate(Pass(), list(zip(x, labels, strict=True)), None, {"v": training.rmse(), **metrics})
+
+
 def test_what_is_no_metric_is_refused() -> None:
     x = torch.zeros(3, 1)
     with pytest.raises(TrainingError, match="task 't': a metric is 'rmse'; expected a branchnet"):

@@ -35,8 +35,7 @@ class Taskonomy(LabelledImages):
 
     - `segment_semantic`: 17 classes, background first; 0 of the files is "uncertain", which is 255 here.
     - `depth_zbuffer`, `depth_euclidean`: in metres (stored in 1/512 m); NaN where there is no surface.
-    - `normal`: unit vectors from 127-centred bytes, in the axes of the files: that their y points down has not been
-      checked, and only matters where images are rotated or flipped upside down.
+    - `normal`: unit vectors; x to the right, y down, z towards the camera (github.com/EPFL-VILAB/omnidata/issues/13).
     - `edge_texture`, `edge_occlusion`, `keypoints2d`, `keypoints3d`, `reshading`: in [0, 1].
     - `principal_curvature`: two channels in [-1, 1], 127 of the files being 0.
 
@@ -132,7 +131,7 @@ def _depth(pixels: Array, form: LabelForm) -> Tensor:
 
 
 def _normals(pixels: Array, form: LabelForm) -> Tensor:
-    stored = torch.from_numpy(pixels[..., :3].astype(np.float32)).movedim(-1, 0) - 127
+    stored = torch.from_numpy(pixels[..., :3].astype(np.float32)).movedim(-1, 0) - 127.5
     unit = torch.nn.functional.normalize(stored, dim=0)
     return torch.where(stored.norm(dim=0) > 64, unit, 0.0)  # near the centre there is no normal
 

@@ -208,7 +208,7 @@ def test_taskonomy(tmp_path: Path, nested: bool) -> None:
     assert bool(depth[0, 0].isnan().all())
     assert bool((depth[0, 1:] == 2).all())
     assert normal[:, 0, 0].tolist() == [0, 0, 0]
-    assert normal[:, 5, 5].tolist() == [0, 0, 1]
+    assert normal[:, 5, 5].tolist() == pytest.approx([0, 0, 1], abs=0.005)
     assert [int(row[0]) for row in classes[:3]] == [255, 16, 0]
     assert edges.mean() == pytest.approx(0.5, abs=1e-4)
     assert curvature[:, 0, 0].tolist() == pytest.approx([0, 1], abs=1e-5)

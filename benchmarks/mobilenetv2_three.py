@@ -138,11 +138,7 @@ def as_markdown(results: dict[str, dict[str, object] | str], command: str) -> st
                 f"{further[f'{t}: agreement beyond chance %']:.1f}, {further[f'{t}: top-1 agreement %']:.1f}"
                 for t in CLASSES
             ]
-            lines.append(
-                f"| {name} | {size} | {times[0]} | {times[1]} | "
-                + " | ".join(kept)
-                + " |"
-            )
+            lines.append(f"| {name} | {size} | {times[0]} | {times[1]} | " + " | ".join(kept) + " |")
         lines += [
             "",
             f"ImageNet top-1 on the held-out photos: donor {accuracy['donor']:.1f}%, "

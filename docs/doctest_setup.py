@@ -8,6 +8,9 @@ from torch import nn  # noqa: F401
 
 import branchnet
 from branchnet.data import scenes
+from branchnet.utils.torchvision_operators import define_torchvision_operators
+
+define_torchvision_operators()
 
 warnings.filterwarnings("ignore")
 torch.manual_seed(0)

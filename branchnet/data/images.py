@@ -57,7 +57,7 @@ class ImageFolder(Sequence[Tensor]):
     """
 
     def __init__(self, folder: Source, *, size: int = 224, mean: Channels = _ZERO, std: Channels = _ONE) -> None:
-        self.paths = _image_paths(Path(folder))
+        self.paths = image_paths(Path(folder))
         self.size = _checked_size(size)
         self.mean, self.std = _checked_scale(mean, std)
 
@@ -133,12 +133,17 @@ def _load_folder(folder: ImageFolder) -> Tensor:
     return images
 
 
-def _image_paths(folder: Path) -> tuple[Path, ...]:
+def image_paths(folder: Path) -> tuple[Path, ...]:
+    """The images in a folder and its subfolders, in the order of their paths.
+
+    Raises:
+        DataError: no such folder, or no images in it.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder" if folder.exists() else f"{folder} does not exist")
     from PIL import Image  # here, as below, so that without files of images nothing needs Pillow
 
-    readable = _readable()
+    readable = readable_formats()
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable}
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     found = sorted(file for file in files if file.suffix.lower() in suffixes and not _hidden(file))
@@ -151,7 +156,7 @@ def _hidden(file: Path) -> bool:
     return any(name.startswith(".") for name in file.parts)
 
 
-def _readable() -> list[str]:
+def readable_formats() -> list[str]:
     """The formats that are read, of which an older Pillow, or one built without a library, lacks some."""
     from PIL import Image
 
@@ -164,7 +169,7 @@ def _read(path: Path, size: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path, formats=_readable()) as image:
+        with Image.open(path, formats=readable_formats()) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has {image.mode} pixels; expected 8 bits a channel")
             _check_sides(image.height, image.width, str(path))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from branchnet.affinity import Affinity, rsa
 from branchnet.builder import BranchedNetwork, SeparateNetworks, build, choose_donors
@@ -31,10 +31,9 @@ from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import Latency, compiler_problem, latency_table
-from branchnet.pipeline.constant_baseline import constant_predictor
 from branchnet.pipeline.distillation_steps import distill_in_two_steps
 from branchnet.pipeline.network_timing import Seconds, load_seconds, time_networks
-from branchnet.pipeline.problem import Problem
+from branchnet.pipeline.problem import Problem, donor_outputs
 from branchnet.pipeline.search_inputs import read_latency, replicates_of
 from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
 from branchnet.pipeline.tree_choice.proposals import Limits
@@ -43,7 +42,7 @@ from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_STITCHES
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching import stitch_costs
-from branchnet.training import Metric, Teachers, evaluate
+from branchnet.training import Metric, Teachers, constant_scores, evaluate
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
@@ -305,32 +304,36 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
     )
     references = _references(problem, trees)
     judged: dict[str, nn.Module] = {**everything, **references}
+    fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
+    constant = ComparedNetwork(CONSTANT, constant_scores(fitted_on, problem.targets, problem.metrics), reference=True)
     comparison = Comparison(
         tuple(_compared(problem, trees, name, network, seconds) for name, network in everything.items())
         + tuple(
             ComparedNetwork(name, _evaluate(problem, network, problem.metrics), reference=True)
             for name, network in references.items()
-        ),
+        )
+        + (constant,),
         {task: metric.name for task, metric in problem.metrics.items()},
         {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
-        _further(problem, judged),
+        _further(problem, judged, fitted_on),
     )
     return Results(comparison, _stability(problem, trees))
 
 
 def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
-    """What the branched network is without training, without stitches, and without any network at all."""
+    """What the branched network is without training, and without stitches."""
     options, tree = problem.options, trees.chosen.tree
     found: dict[str, nn.Module] = {}
     if options.steps:
         found[BEFORE_TRAINING] = build_stitched(problem, trees, tree)
     found[WITHOUT_STITCHES] = build(tree, trees.staged, donors=_donors(problem, trees, tree), init="donor").eval()
-    found[CONSTANT] = constant_predictor(problem.networks, problem.validation, problem.kinds, options.batch_size)
     return found
 
 
-def _further(problem: Problem, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
-    """The further metrics by task, metric and network."""
+def _further(
+    problem: Problem, networks: Mapping[str, nn.Module], fitted_on: Mapping[str, Tensor]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The further metrics by task, metric and network, the constant answer included."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     left = list(problem.further)
     while left:  # in each pass over the images one metric of every task
@@ -339,6 +342,8 @@ def _further(problem: Problem, networks: Mapping[str, nn.Module]) -> dict[str, d
         for name, network in networks.items():
             for task, value in _evaluate(problem, network, metrics).items():
                 found.setdefault(task, {}).setdefault(metrics[task].name, {})[name] = value
+        for task, value in constant_scores(fitted_on, problem.targets, metrics).items():
+            found.setdefault(task, {}).setdefault(metrics[task].name, {})[CONSTANT] = value
     return found
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from branchnet.errors import TrainingError
-from branchnet.training.judging.known_targets import known_logits
-from branchnet.training.judging.metrics import Metric
+from branchnet.training.judging.best_constants import by_type, mean_distribution
+from branchnet.training.judging.known_targets import known_classes, known_logits
+from branchnet.training.judging.metric import Metric
 
 
 def explained_divergence() -> Metric:
@@ -48,17 +49,20 @@ def explained_divergence() -> Metric:
             )
         return 100 * (1 - divergence / constant)
 
-    return Metric("explained KL %", True, sums, result)
+    return Metric("explained KL %", True, sums, result, constant=mean_distribution())
 
 
-def cohen_kappa() -> Metric:
-    """Agreement of two classifiers beyond chance, Cohen's kappa (Cohen 1960); in percent.
+def cohen_kappa(*, ignore: int | None = None) -> Metric:
+    """Agreement of two classifiers, or of one with labels, beyond chance: Cohen's kappa (Cohen 1960); in percent.
 
     Two classifiers that nearly always answer the same class agree often and say nothing: kappa is 0 for any constant
     answer and for answers that are independent, 100 for equal ones, and can be negative.
 
+    Args:
+        ignore: a label that does not count, as negative ones and NaN do not.
+
     Returns:
-        a metric of logits and logits (B, classes, ...); targets with NaN do not count.
+        a metric of logits (B, classes, ...) and as many logits, or labels (B, ...); targets with NaN do not count.
 
     >>> import torch, branchnet
     >>> metric = branchnet.training.cohen_kappa()
@@ -68,10 +72,13 @@ def cohen_kappa() -> Metric:
     """
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
-        found, wanted = known_logits(output, target)
-        one, other = found.argmax(1), wanted.argmax(1)
+        if output.shape == target.shape:
+            found, wanted = known_logits(output, target)
+            one, other = found.argmax(1), wanted.argmax(1)
+        else:
+            one, other = known_classes(output, target, ignore)
         agreed = torch.stack([(one == other).sum().double(), torch.tensor(float(len(one)), device=one.device).double()])
-        counts = [torch.bincount(answers, minlength=wanted.shape[1]).double() for answers in (one, other)]
+        counts = [torch.bincount(answers, minlength=output.shape[1]).double() for answers in (one, other)]
         return torch.cat([agreed, *counts])
 
     def result(total: Tensor) -> float:
@@ -83,4 +90,4 @@ def cohen_kappa() -> Metric:
         share = agreed / count
         return 100 * (share - chance) / (1 - chance) if chance < 1 else 0.0  # two equal constant answers say nothing
 
-    return Metric("agreement beyond chance %", True, sums, result)
+    return Metric("agreement beyond chance %", True, sums, result, constant=by_type())

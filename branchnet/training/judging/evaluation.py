@@ -13,8 +13,8 @@ from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
-from branchnet.training.judging.metrics import Metric
-from branchnet.training.labels import labels_of
+from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
+from branchnet.training.labels import known_labels
 from branchnet.utils.modes import evaluation_mode
 
 
@@ -22,7 +22,7 @@ def evaluate(
     network: nn.Module,
     inputs: Source,
     targets: Mapping[str, Tensor] | None,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, AnyMetric],
     *,
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -32,8 +32,9 @@ def evaluate(
         network: a `BranchedNetwork`, or `SeparateNetworks`.
         inputs: K samples, in whatever `branchnet.data.read_samples` takes; each is read once for all tasks.
         targets: for each task K targets: labels, or another network's outputs. None where the samples come with
-            labels: (inputs, {task: target}).
-        metrics: for each task its metric.
+            labels: (inputs, {task: target}). A sample without a label of a task (None, or not named) does not count in
+            that task's metric.
+        metrics: for each task its metric: one of ours, or an object of torchmetrics, which is not changed.
         batch_size: samples a batch, where they do not come in batches; it does not change the metrics, which are of
             the whole set.
 
@@ -60,18 +61,17 @@ def evaluate(
     samples = read_samples(inputs, call_form(network), labels=targets is None)
     _check_number(samples.count, targets, metrics)
     device = next(chain(network.parameters(), network.buffers())).device
-    totals: dict[str, Tensor] = {}
+    running = {task: _named(task, read_metric, metric).accumulation() for task, metric in metrics.items()}
     seen = 0
     with torch.no_grad(), evaluation_mode(network):
         for batch in samples.batches(batch_size):
-            wanted = labels_of(batch, targets, metrics)
-            outputs = network(placed(batch.inputs, device), tasks=list(metrics))
+            known = known_labels(batch, targets, metrics)
+            outputs = network(placed(batch.inputs, device), tasks=list(known)) if known else {}
             seen += len(batch)
-            for task, metric in metrics.items():
-                sums = _named(task, metric.sums, outputs[task], moved(wanted[task], device))
-                totals[task] = totals[task] + sums if task in totals else sums
+            for task, labels in known.items():
+                _named(task, running[task].update, labels.of(outputs[task]), moved(labels.values, device))
     _check_number(seen, targets, metrics)
-    return {task: _named(task, metric.result, totals[task]) for task, metric in metrics.items()}
+    return {task: _named(task, metric.result) for task, metric in running.items()}
 
 
 def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks: Iterable[str]) -> None:

@@ -96,6 +96,30 @@ def known_values(output: Tensor, target: Tensor, ignore: float | None) -> tuple[
     return output.double().where(known, 0.0), target.double().where(known, 0.0), known
 
 
+def known_answers(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits of yes as float64, whether the answer is yes, and where it is known; (B, 1, ...) or (B, C, ...).
+
+    Args:
+        output: logits of any shape that the target has ((B,) is (B, 1)), or (B, 2, ...) for targets (B, ...).
+        target: 0 and 1; NaN and negative numbers are missing.
+
+    Raises:
+        TrainingError: other shapes, other targets, or NaN in the output.
+    """
+    if output.dim() == target.dim() + 1 and output.shape[1:2] in ((1,), (2,)):
+        output = output[:, -1] - output[:, 0] if output.shape[1] == 2 else output[:, 0]
+        output, target = output.unsqueeze(1), target.unsqueeze(1)
+    output, target = (values.unsqueeze(1) if values.dim() == 1 else values for values in (output, target))
+    _check_shapes(output, target)
+    known = target >= 0  # false for NaN
+    if len(wrong := target[known & (target != 0) & (target != 1)]):
+        raise TrainingError(
+            f"targets hold {float(wrong[0]):g}; expected 0, 1, and NaN or a negative number for missing"
+        )
+    _check_numbers(output.isnan() & known)
+    return output.double().where(known, 0.0), (target == 1) & known, known
+
+
 def _known_rows(output: Tensor, target: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     _check_numbers(output.isnan().any(1) & known)
     return output.double().movedim(1, -1)[known], target.double().movedim(1, -1)[known]

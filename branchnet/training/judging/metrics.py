@@ -1,43 +1,26 @@
-"""Metrics as streams of sums: each batch adds to a vector, the vector gives the number at the end.
-
-So a metric over a whole data set is exact (a mean IoU is not the mean of batch IoUs) and needs no memory for outputs.
-
-Targets may be missing: NaN in what is measured, negative numbers in classes, the value `ignore` in both. They do not
-count; where nothing is left, there is no metric, but an error.
-"""
+"""Metrics of classes, numbers and distributions; `Metric` says what a metric is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from branchnet.errors import TrainingError
 from branchnet.stitching.output_distances import channels_last_rows
-from branchnet.training.judging.known_targets import known_classes, known_logits, known_values, known_vectors
+from branchnet.training.judging.best_constants import (
+    channel_constant,
+    majority_answer,
+    majority_class,
+    mean,
+    mean_distribution,
+    median,
+)
+from branchnet.training.judging.known_targets import known_classes, known_logits, known_values
+from branchnet.training.judging.metric import Metric as Metric
+from branchnet.training.judging.metric import check_any, pair, ratio
 
 _LOST = 1e-13
 """Share of a sum of squares below which a variance, their difference from another sum, is rounding error."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that says how good outputs are.
-
-    Attributes:
-        name: what tables call it, with its unit.
-        larger_is_better: its direction.
-        sums: from a batch's outputs and targets to a float64 vector that is added up over batches.
-        result: from the total vector to the metric.
-    """
-
-    name: str
-    larger_is_better: bool
-    sums: Callable[[Tensor, Tensor], Tensor]
-    result: Callable[[Tensor], float]
 
 
 def accuracy(*, ignore: int | None = None) -> Metric:
@@ -52,9 +35,9 @@ def accuracy(*, ignore: int | None = None) -> Metric:
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         predicted, labels = known_classes(output, target, ignore)
-        return _pair((predicted == labels).sum(), labels.numel())
+        return pair((predicted == labels).sum(), labels.numel())
 
-    return Metric("accuracy %", True, sums, lambda total: 100 * _ratio(total))
+    return Metric("accuracy %", True, sums, lambda total: 100 * ratio(total), constant=majority_class(ignore))
 
 
 def mean_iou(classes: int, *, ignore: int | None = None) -> Metric:
@@ -77,10 +60,10 @@ def mean_iou(classes: int, *, ignore: int | None = None) -> Metric:
         confusion = total.view(classes, classes)
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits
-        _check_any(union.sum())
+        check_any(union.sum())
         return 100 * float((hits[union > 0] / union[union > 0]).mean())
 
-    return Metric("mean IoU %", True, sums, result)
+    return Metric("mean IoU %", True, sums, result, constant=majority_class(ignore, classes))
 
 
 def rmse(unit: str = "", *, ignore: float | None = None) -> Metric:
@@ -96,9 +79,10 @@ def rmse(unit: str = "", *, ignore: float | None = None) -> Metric:
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         found, wanted, known = known_values(output, target, ignore)
-        return _pair((found - wanted).square().sum(), known.sum())
+        return pair((found - wanted).square().sum(), known.sum())
 
-    return Metric(f"RMSE {unit}".strip(), False, sums, lambda total: _ratio(total) ** 0.5)
+    name = f"RMSE {unit}".strip()
+    return Metric(name, False, sums, lambda total: ratio(total) ** 0.5, constant=channel_constant(mean, ignore))
 
 
 def mean_absolute_error(unit: str = "", *, ignore: float | None = None) -> Metric:
@@ -114,27 +98,9 @@ def mean_absolute_error(unit: str = "", *, ignore: float | None = None) -> Metri
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         found, wanted, known = known_values(output, target, ignore)
-        return _pair((found - wanted).abs().sum(), known.sum())
+        return pair((found - wanted).abs().sum(), known.sum())
 
-    return Metric(f"MAE {unit}".strip(), False, sums, _ratio)
-
-
-def mean_angle(*, ignore: float | None = None) -> Metric:
-    """Mean angle between vectors along dimension 1, such as surface normals; in degrees.
-
-    Args:
-        ignore: targets all of whose components are this do not count, as those of length 0 or with NaN do not.
-
-    Returns:
-        a metric of outputs and targets (B, C, ...).
-    """
-
-    def sums(output: Tensor, target: Tensor) -> Tensor:
-        found, wanted = known_vectors(output, target, ignore)
-        cosine = F.cosine_similarity(found, wanted, dim=1).clamp(-1, 1)
-        return _pair(torch.rad2deg(torch.acos(cosine)).sum(), cosine.numel())
-
-    return Metric("mean angle °", False, sums, _ratio)
+    return Metric(f"MAE {unit}".strip(), False, sums, ratio, constant=channel_constant(median, ignore))
 
 
 def explained_variance(*, ignore: float | None = None) -> Metric:
@@ -154,7 +120,7 @@ def explained_variance(*, ignore: float | None = None) -> Metric:
 
     def result(total: Tensor) -> float:
         count, first, second = total[1:].chunk(3)
-        _check_any(count.sum())
+        check_any(count.sum())
         spread = (second - first.square() / count.clamp_min(1)).sum()
         if spread <= _LOST * second.sum():
             raise TrainingError(
@@ -162,7 +128,39 @@ def explained_variance(*, ignore: float | None = None) -> Metric:
             )
         return 100 * float(1 - total[0] / spread)
 
-    return Metric("explained variance %", True, sums, result)
+    return Metric("explained variance %", True, sums, result, constant=channel_constant(mean, ignore))
+
+
+def r_squared(*, ignore: float | None = None) -> Metric:
+    """Coefficient of determination R², the mean over channels: 1 for equal outputs, 0 for each channel's mean.
+
+    `explained_variance` is the same in percent, with channels weighted by their variance. Channels whose targets do not
+    vary do not count.
+
+    Args:
+        ignore: a target that does not count, as NaN does not.
+
+    Returns:
+        a metric of outputs and targets (B, C, ...), or (B,), which is (B, 1).
+    """
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        found, wanted, known = map(channels_last_rows, known_values(output, target, ignore))
+        errors = (found - wanted).square().sum(0)
+        return torch.cat([errors, known.double().sum(0), wanted.sum(0), wanted.square().sum(0)])
+
+    def result(total: Tensor) -> float:
+        errors, count, first, second = total.chunk(4)
+        check_any(count.sum())
+        spread = second - first.square() / count.clamp_min(1)
+        varying = spread > _LOST * second
+        if not bool(varying.any()):
+            raise TrainingError(
+                f"the targets do not vary over {int(count.max())} samples; expected some variance to explain"
+            )
+        return float((1 - errors[varying] / spread[varying]).mean())
+
+    return Metric("R²", True, sums, result, constant=channel_constant(mean, ignore))
 
 
 def top1_agreement() -> Metric:
@@ -174,9 +172,9 @@ def top1_agreement() -> Metric:
 
     def sums(output: Tensor, target: Tensor) -> Tensor:
         found, wanted = known_logits(output, target)
-        return _pair((found.argmax(1) == wanted.argmax(1)).sum(), len(wanted))
+        return pair((found.argmax(1) == wanted.argmax(1)).sum(), len(wanted))
 
-    return Metric("top-1 agreement %", True, sums, lambda total: 100 * _ratio(total))
+    return Metric("top-1 agreement %", True, sums, lambda total: 100 * ratio(total), constant=majority_answer())
 
 
 def kl_divergence() -> Metric:
@@ -190,20 +188,6 @@ def kl_divergence() -> Metric:
         found, wanted = known_logits(output, target)
         shares = wanted.log_softmax(1)
         terms = shares.exp() * (shares - found.log_softmax(1))
-        return _pair(terms.masked_fill(shares == -torch.inf, 0).sum(), len(wanted))  # p log p is 0 where p is 0
+        return pair(terms.masked_fill(shares == -torch.inf, 0).sum(), len(wanted))  # p log p is 0 where p is 0
 
-    return Metric("KL nats", False, sums, _ratio)
-
-
-def _pair(total: Tensor, count: Tensor | int) -> Tensor:
-    return torch.stack([total.double(), torch.as_tensor(count, dtype=torch.float64, device=total.device)])
-
-
-def _ratio(total: Tensor) -> float:
-    _check_any(total[1])
-    return float(total[0] / total[1])
-
-
-def _check_any(count: Tensor) -> None:
-    if not count:
-        raise TrainingError("every target is missing; expected some that are known")
+    return Metric("KL nats", False, sums, ratio, constant=mean_distribution())

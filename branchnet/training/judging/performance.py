@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 
 from branchnet.errors import TrainingError
+from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 
 EXTREME_CHANGE = 1000.0
 """Per cent above which a change says that the single-task metric is close to 0, and little about the network."""
@@ -90,6 +91,29 @@ def multi_task_performance(
     2.5
     """
     return mean_change(relative_changes(single, other, lower_is_better))
+
+
+def delta(single: Mapping[str, float], other: Mapping[str, float], metrics: Mapping[str, AnyMetric]) -> float:
+    """`multi_task_performance` with each task's direction read from its metric.
+
+    Args:
+        single: each task's metric by its single-task network.
+        other: each task's metric by the network compared.
+        metrics: for each task its metric, as `evaluate` takes it.
+
+    Returns:
+        the mean of the relative changes, in percent; positive is better than the single-task networks.
+
+    Raises:
+        TrainingError: as `absolute_changes`, or a metric that does not say whether larger is better.
+
+    >>> import branchnet
+    >>> metrics = {"depth": branchnet.training.rmse("m"), "class": branchnet.training.accuracy()}
+    >>> round(branchnet.training.delta({"depth": 0.5, "class": 80.0}, {"depth": 0.45, "class": 76.0}, metrics), 6)
+    2.5
+    """
+    lower = {task: not read_metric(metric).larger_is_better for task, metric in metrics.items()}
+    return multi_task_performance(single, other, lower)
 
 
 def mean_change(changes: Mapping[str, float]) -> float:

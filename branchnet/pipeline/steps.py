@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from branchnet.affinity import Affinity, rsa
 from branchnet.builder import BranchedNetwork, SeparateNetworks, build, choose_donors
@@ -42,7 +42,8 @@ from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_STITCHES
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching import stitch_costs
-from branchnet.training import Metric, Teachers, constant_scores, evaluate
+from branchnet.training import Metric, Teachers, constant_scores
+from branchnet.training.judging.evaluation import evaluate_each
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
@@ -303,19 +304,24 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         load=load_seconds,
     )
     references = _references(problem, trees)
-    judged: dict[str, nn.Module] = {**everything, **references}
-    fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
-    constant = ComparedNetwork(CONSTANT, constant_scores(fitted_on, problem.targets, problem.metrics), reference=True)
+    judged = {name: _judged(problem, network) for name, network in {**everything, **references}.items()}
+    judged[CONSTANT] = _constant(problem)
     comparison = Comparison(
-        tuple(_compared(problem, trees, name, network, seconds) for name, network in everything.items())
-        + tuple(
-            ComparedNetwork(name, _evaluate(problem, network, problem.metrics), reference=True)
-            for name, network in references.items()
-        )
-        + (constant,),
+        tuple(_compared(trees, name, network, seconds, judged[name][0]) for name, network in everything.items())
+        + tuple(ComparedNetwork(name, judged[name][0], reference=True) for name in (*references, CONSTANT)),
         {task: metric.name for task, metric in problem.metrics.items()},
         {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
-        _further(problem, judged, fitted_on),
+        {
+            task: {
+                metric.name: {
+                    name: further[task][metric.name]
+                    for name, (_, further) in judged.items()
+                    if metric.name in further.get(task, {})
+                }
+                for metric in metrics
+            }
+            for task, metrics in _by_task(problem.further).items()
+        },
     )
     return Results(comparison, _stability(problem, trees))
 
@@ -330,29 +336,48 @@ def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
     return found
 
 
-def _further(
-    problem: Problem, networks: Mapping[str, nn.Module], fitted_on: Mapping[str, Tensor]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """The further metrics by task, metric and network, the constant answer included."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    left = list(problem.further)
-    while left:  # in each pass over the images one metric of every task
-        metrics = dict(reversed(left))
-        left = [(task, metric) for task, metric in left if metrics[task] is not metric]
-        for name, network in networks.items():
-            for task, value in _evaluate(problem, network, metrics).items():
-                found.setdefault(task, {}).setdefault(metrics[task].name, {})[name] = value
-        for task, value in constant_scores(fitted_on, problem.targets, metrics).items():
-            found.setdefault(task, {}).setdefault(metrics[task].name, {})[CONSTANT] = value
+def _judged(problem: Problem, network: nn.Module) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The metrics by task, and the further ones by task and name, from one pass over the images."""
+    asked = [*problem.metrics.items(), *problem.further]
+    batch_size = problem.options.batch_size
+    values = evaluate_each(network, problem.test, problem.targets, asked, batch_size=batch_size)
+    count = len(problem.metrics)
+    further: dict[str, dict[str, float]] = {}
+    for (task, metric), value in zip(problem.further, values[count:], strict=True):
+        further.setdefault(task, {})[metric.name] = value
+    return dict(zip(problem.metrics, values[:count], strict=True)), further
+
+
+def _constant(problem: Problem) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """What the best constant answer under each metric reaches, where one is known."""
+    fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
+    metrics: dict[str, float] = {}
+    further: dict[str, dict[str, float]] = {}
+    for task, metric in problem.metrics.items():
+        if metric.constant is not None:
+            metrics |= constant_scores(fitted_on, problem.targets, {task: metric})
+    for task, metric in problem.further:
+        if metric.constant is not None:
+            score = constant_scores(fitted_on, problem.targets, {task: metric})[task]
+            further.setdefault(task, {})[metric.name] = score
+    return metrics, further
+
+
+def _by_task(metrics: Sequence[tuple[str, Metric]]) -> dict[str, list[Metric]]:
+    found: dict[str, list[Metric]] = {}
+    for task, metric in metrics:
+        found.setdefault(task, []).append(metric)
     return found
 
 
-def _compared(problem: Problem, trees: Trees, name: str, network: nn.Module, seconds: Seconds) -> ComparedNetwork:
+def _compared(
+    trees: Trees, name: str, network: nn.Module, seconds: Seconds, metrics: Mapping[str, float]
+) -> ComparedNetwork:
     chosen = trees.chosen.tree
     tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth)
     return ComparedNetwork(
         name,
-        _evaluate(problem, network, problem.metrics),
+        metrics,
         params=sum(parameter.numel() for parameter in network.parameters()),
         flops=int(trees.size(tree, "flops")),
         latency={
@@ -361,10 +386,6 @@ def _compared(problem: Problem, trees: Trees, name: str, network: nn.Module, sec
             if name in seconds.get(how, {})
         },
     )
-
-
-def _evaluate(problem: Problem, network: nn.Module, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    return evaluate(network, problem.test, problem.targets, metrics, batch_size=problem.options.batch_size)
 
 
 def _stability(problem: Problem, trees: Trees) -> Stability:

@@ -28,14 +28,13 @@ from branchnet.stages.interface import call_form
 from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.feature_matching import FeatureMatching
-from branchnet.training.held_out import HeldOutSamples, given_samples, set_aside
+from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.optimization.batch_order import BatchOrder
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
 from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loop import Judge, Objective, optimize
 from branchnet.training.optimization.observers import Callback, Logger
-from branchnet.training.optimization.schedules import Schedule
-from branchnet.training.optimization.settings import (
+from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
     SECONDS_BETWEEN_CHECKPOINTS,
     Keep,
@@ -43,6 +42,7 @@ from branchnet.training.optimization.settings import (
     Precision,
     Settings,
 )
+from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope

@@ -13,10 +13,10 @@ from branchnet.data.call_forms import CallForm
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
-from branchnet.training.held_out import HeldOutSamples, given_samples, set_aside
+from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.labels import rows_of
 from branchnet.training.optimization.batch_order import BatchOrder, Mix, MixedOrder
-from branchnet.training.optimization.settings import Settings
+from branchnet.training.optimization.run_settings import Settings
 from branchnet.training.resuming.run_identity import labels_hash, samples_hash
 
 

@@ -18,8 +18,8 @@ from branchnet.data.samples import Batch, Source
 from branchnet.errors import DataError, TrainingError
 from branchnet.stages import call
 from branchnet.training.constant_answer import LARGEST, best_constant
-from branchnet.training.held_out import MOST, HeldOutSamples
-from branchnet.training.judging.metrics import Metric
+from branchnet.training.held_out_samples import MOST, HeldOutSamples
+from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labelled_data import LabelledData, labelled_data
 from branchnet.training.labels import KnownLabels, known_labels
 from branchnet.training.optimization.batch_order import Mix
@@ -28,8 +28,7 @@ from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loop import Judge, Objective, optimize
 from branchnet.training.optimization.loss_parameters import loss_modules, loss_parameters
 from branchnet.training.optimization.observers import Callback, Logger
-from branchnet.training.optimization.schedules import Schedule
-from branchnet.training.optimization.settings import (
+from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
     SECONDS_BETWEEN_CHECKPOINTS,
     Keep,
@@ -37,6 +36,7 @@ from branchnet.training.optimization.settings import (
     Precision,
     Settings,
 )
+from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash
 from branchnet.utils.modes import evaluation_mode
@@ -57,7 +57,7 @@ def fit(
     *,
     labels: Any = None,
     validation: Source | None = None,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, AnyMetric] | None = None,
     every: int | None = None,
     keep: Keep = "best",
     patience: int | None = None,
@@ -287,7 +287,7 @@ class _Training:
         compiled: nn.Module = torch.compile(self.network)  # type: ignore[assignment]
         return compiled
 
-    def judge(self, metrics: Mapping[str, Metric] | None, *, needed: bool) -> Judge | None:
+    def judge(self, metrics: Mapping[str, AnyMetric] | None, *, needed: bool) -> Judge | None:
         """Held-out samples, where something is decided or measured by them."""
         held = self.data.held_out
         if held is None or not (needed or metrics or held.judged_on == "validation samples"):
@@ -327,20 +327,19 @@ class _Training:
 
 
 def _measured(
-    training: _Training, held: HeldOutSamples, tasks: Sequence[str], metrics: Mapping[str, Metric]
+    training: _Training, held: HeldOutSamples, tasks: Sequence[str], metrics: Mapping[str, AnyMetric]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Each task's loss and metric on the held-out samples, over those with a label."""
     totals, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
-    sums: dict[str, Tensor] = {}
+    running = {task: read_metric(metric).accumulation() for task, metric in metrics.items()}
     with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
         for batch in held.batches():
             for task, (output, labels, count) in training.judged(batch, tasks).items():
                 totals[task] += float(_scalar(task, training.functions[task](output, labels))) * count
                 counts[task] += count
-                if task in metrics:
-                    own = metrics[task].sums(output, labels)
-                    sums[task] = sums[task] + own if task in sums else own
-    measured = {task: metrics[task].result(total) for task, total in sums.items()}
+                if task in running:
+                    running[task].update(output, labels)
+    measured = {task: metric.result() for task, metric in running.items()}
     return {task: totals[task] / counts[task] for task in tasks}, measured
 
 
@@ -362,10 +361,7 @@ def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
     for task, metric in metrics.items():
         if task not in tasks:
             raise TrainingError(f"metrics name {task!r}, which has no held-out labels; expected some of {list(tasks)}")
-        if not isinstance(metric, Metric):
-            raise TrainingError(
-                f"the metric of {task!r} is a {type(metric).__name__}; expected a branchnet.training.Metric"
-            )
+        read_metric(metric)
 
 
 def _by_task(network: nn.Module, losses: Any) -> dict[str, Loss]:

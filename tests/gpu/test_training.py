@@ -18,7 +18,7 @@ from branchnet.training import History, Teachers
 from branchnet.training.optimization.batch_order import sample_indices
 from branchnet.training.optimization.groups import Group
 from branchnet.training.optimization.loop import Objective, optimize
-from branchnet.training.optimization.settings import Settings
+from branchnet.training.optimization.run_settings import Settings
 from tests.gpu.toys import TASKS, branched, images, networks
 
 X = images(64, seed=9)

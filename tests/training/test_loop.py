@@ -23,8 +23,8 @@ from branchnet.training.optimization.batch_order import sample_indices
 from branchnet.training.optimization.groups import Group
 from branchnet.training.optimization.loop import Objective
 from branchnet.training.optimization.loop import optimize as optimize_objective
+from branchnet.training.optimization.run_settings import Settings
 from branchnet.training.optimization.schedules import cosine as schedule
-from branchnet.training.optimization.settings import Settings
 
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.randn(5, 2, generator=torch.Generator().manual_seed(1))

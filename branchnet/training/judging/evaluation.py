@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -54,24 +54,57 @@ def evaluate(
     >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
     ['class', 'size']
     """
-    if targets is not None and (missing := sorted(set(metrics) - set(targets))):
+    values = evaluate_each(network, inputs, targets, list(metrics.items()), batch_size=batch_size)
+    return dict(zip(metrics, values, strict=True))
+
+
+def evaluate_each(
+    network: nn.Module,
+    inputs: Source,
+    targets: Mapping[str, Any] | None,
+    metrics: Sequence[tuple[str, Any]],
+    *,
+    batch_size: int = 64,
+) -> list[float]:
+    """Compute several metrics of some tasks in one pass over the samples.
+
+    Args:
+        network: as `evaluate` takes it, and so are the other arguments.
+        inputs: K samples.
+        targets: by task, or None.
+        metrics: each with its task.
+        batch_size: samples a batch.
+
+    Returns:
+        the metrics, in their order.
+
+    Raises:
+        TrainingError: as `evaluate`.
+        DataError: as `evaluate`.
+    """
+    tasks = list(dict.fromkeys(task for task, _ in metrics))
+    if targets is not None and (missing := sorted(set(tasks) - set(targets))):
         raise TrainingError(
             f"tasks {missing} have a metric and no targets; expected them, too; found {sorted(targets)}"
         )
     samples = read_samples(inputs, call_form(network), labels=targets is None)
-    _check_number(samples.count, targets, metrics)
+    _check_number(samples.count, targets, tasks)
     device = next(chain(network.parameters(), network.buffers())).device
-    running = {task: _named(task, read_metric, metric).accumulation() for task, metric in metrics.items()}
+    running = [(task, _named(task, read_metric, metric).accumulation()) for task, metric in metrics]
     seen = 0
     with torch.no_grad(), evaluation_mode(network):
         for batch in samples.batches(batch_size):
-            known = known_labels(batch, targets, metrics)
+            known = known_labels(batch, targets, tasks)
             outputs = network(placed(batch.inputs, device), tasks=list(known)) if known else {}
             seen += len(batch)
-            for task, labels in known.items():
-                _named(task, running[task].update, labels.of(outputs[task]), moved(labels.values, device))
-    _check_number(seen, targets, metrics)
-    return {task: _named(task, metric.result) for task, metric in running.items()}
+            of_tasks = {
+                task: (labels.of(outputs[task]), moved(labels.values, device)) for task, labels in known.items()
+            }
+            for task, metric in running:
+                if task in of_tasks:
+                    _named(task, metric.update, *of_tasks[task])
+    _check_number(seen, targets, tasks)
+    return [_named(task, metric.result) for task, metric in running]
 
 
 def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks: Iterable[str]) -> None:

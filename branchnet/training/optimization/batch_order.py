@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from branchnet.data.samples import Batch, Samples
+from branchnet.data.samples import Batch, Samples, set_epoch
 from branchnet.errors import DataError, TrainingError
 
 Mix: TypeAlias = Literal["max_size_cycle", "round_robin", "proportional"]
@@ -55,6 +55,7 @@ class BatchOrder:
         if self.samples.by_number:
             count = self.samples.known_count if self.numbers is None else len(self.numbers)
             index = sample_indices(step, count, self.batch_size, self.seed)
+            set_epoch(self.samples.source, step // max(1, count // min(self.batch_size, count)))
             return self.samples.take(index if self.numbers is None else self.numbers[index])
         while self._step < step:
             next(self._batches)
@@ -116,6 +117,7 @@ _OTHER_MIX = "expected data sets that are read by number, or another mix"
 def _epochs(samples: Samples, batch_size: int, seed: int) -> Iterator[Batch]:
     """Read the samples without end; a last batch that was cut short here is left out, as it may be a single sample."""
     for epoch in count():
+        set_epoch(samples.source, epoch)
         batches: Any = samples.batches(batch_size, (seed * 1_000_003 + epoch) % 2**63)
         if (first := next(batches, None)) is None:
             raise DataError(f"no batch was read in epoch {epoch}; expected an iterable that starts again each time")

@@ -26,8 +26,8 @@ from branchnet.training.optimization.learning_rates import largest_safe_rate, te
 from branchnet.training.optimization.loss_parameters import check_all_trained
 from branchnet.training.optimization.observers import Event, Observers
 from branchnet.training.optimization.processes import Processes
+from branchnet.training.optimization.run_settings import Settings
 from branchnet.training.optimization.schedules import share_of
-from branchnet.training.optimization.settings import Settings
 from branchnet.training.resuming.checkpoint import Checkpoint, Run, State
 from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.interrupt import deferred_interrupt

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from branchnet.data.collation import gather, leaves
 from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
-from branchnet.training.optimization.settings import Precision
+from branchnet.training.optimization.run_settings import Precision
 from branchnet.utils.torchvision_operators import define_torchvision_operators
 
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from branchnet.data.call_forms import CallForm
-from branchnet.data.samples import Batch, Samples, Source, read_samples
+from branchnet.data.samples import Batch, Samples, Source, read_samples, set_epoch
 
 SHARE = 10
 """One sample of so many is set aside; spread evenly, as data sets may be sorted."""
@@ -77,6 +77,7 @@ def _with_numbers(part: Samples, rows: Tensor, batch_size: int) -> Callable[[], 
     """The batches of a part, their samples numbered as in the whole, as labels that are given apart are."""
 
     def read() -> Iterator[Batch]:
+        set_epoch(part.source, 0)
         for batch in part.batches(batch_size, seed=0):
             index = None if batch.index is None else rows[batch.index]
             yield Batch(batch.inputs, batch.labels, index, batch.dropped)

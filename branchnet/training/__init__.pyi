@@ -19,13 +19,21 @@ from .judging.performance import multi_task_performance as multi_task_performanc
 from .judging.performance import relative_changes as relative_changes
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers
+from .weighting.gradient_weightings import Aggregate as Aggregate
+from .weighting.named_weightings import weighting_of as weighting_of
+from .weighting.nash import nash_mtl as nash_mtl
+from .weighting.per_node import backward_per_node as backward_per_node
+from .weighting.weighting_base import Weighting as Weighting
 
 __all__ = [
+    "Aggregate",
     "History",
     "Metric",
     "Teachers",
+    "Weighting",
     "absolute_changes",
     "accuracy",
+    "backward_per_node",
     "cohen_kappa",
     "distill",
     "evaluate",
@@ -37,9 +45,11 @@ __all__ = [
     "mean_angle",
     "mean_iou",
     "multi_task_performance",
+    "nash_mtl",
     "node_groups",
     "reestimate_batchnorm",
     "relative_changes",
     "rmse",
     "top1_agreement",
+    "weighting_of",
 ]

@@ -83,6 +83,6 @@ class FamoWeighting(ScalarWeighting):
         if bool((values < 0).any()):
             i = int(values.argmin())
             raise TrainingError(
-                f"the loss of {self.tasks[where[i]]!r} is {float(values[i]):g}; famo takes logarithms and expects "
+                f"the loss of {self.tasks[where[i]]!r} is {values[i].item():g}; famo takes logarithms and expects "
                 "losses of 0 or more: add a constant to this one"
             )

@@ -68,6 +68,7 @@ class NodeAggregators:
             made = _made_for(self._given, len(matrix))
             if not callable(made):
                 raise _failure(self._given, block, matrix, error) from error
+            self._made[block.node, block.tasks] = made
             return made
 
     def _of(self, block: Block) -> Aggregator:

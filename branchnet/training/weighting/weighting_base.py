@@ -59,7 +59,7 @@ class Weighting(nn.Module, ABC):
         """
 
     def weights(self) -> dict[str, float]:
-        """Return what each task's loss was multiplied by in the last step, for the log.
+        """Return what each task's loss is multiplied by at present, for the log.
 
         Returns:
             a number for each task; nothing from methods that aggregate gradients.
@@ -83,7 +83,7 @@ class LossWeighting(Weighting):
         self.register_buffer("current", torch.full((len(self.tasks),), start))
 
     def weights(self) -> dict[str, float]:
-        """Return what each task's loss was multiplied by in the last step; of a task left out, the time before.
+        """Return what each task's loss is multiplied by, as of the last step that it took part in.
 
         Returns:
             a number for each task.

@@ -8,7 +8,7 @@ from torch import Tensor
 STEPS = 100
 """Of Newton's method; some ten are needed."""
 RIDGE = 1e-8
-"""Relative: gradients that are linearly dependent have no finite solution."""
+"""Opposite gradients have no finite solution."""
 LARGEST_NORM = 1.0
 """Of the result, as in the authors' code; the solution's own is the square root of the number of rows."""
 
@@ -32,12 +32,9 @@ def nash_mtl(matrix: Tensor) -> Tensor:
     >>> nash_mtl(torch.tensor([[0.1, 0.0], [0.0, 10.0]]))  # both tasks gain, whatever the scales of their losses
     tensor([0.7071, 0.7071])
     """
-    products = matrix.double() @ matrix.double().T
-    size = products.norm()
-    if size == 0:
-        return torch.zeros_like(matrix[0])
-    coefficients = bargaining_coefficients(products / size) / size.sqrt()
-    vector = coefficients.to(matrix) @ matrix
+    lengths = matrix.norm(dim=1, keepdim=True)
+    units = matrix / torch.where(lengths > 0, lengths, 1)  # the solution does not depend on the lengths
+    vector = bargaining_coefficients(units.double() @ units.double().T).to(matrix) @ units
     return vector * (LARGEST_NORM / vector.norm().clamp(min=LARGEST_NORM))
 
 

@@ -16,23 +16,21 @@ def rows(seed: int, count: int, numbers: int) -> torch.Tensor:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 8), st.floats(-3, 3))
-def test_the_coefficients_solve_the_papers_equation(seed: int, count: int, exponent: float) -> None:
-    matrix = rows(seed, count, 12) * torch.logspace(0, exponent, count, dtype=torch.float64)[:, None]
+@given(st.integers(0, 10**6), st.integers(1, 8))
+def test_the_coefficients_solve_the_papers_equation(seed: int, count: int) -> None:
+    matrix = rows(seed, count, 12)
     products = matrix @ matrix.T
-    products = products / products.norm()
     found = bargaining_coefficients(products)
     assert (found > 0).all()
-    # The ridge is seen only where tasks differ by orders of magnitude.
-    torch.testing.assert_close(found * (products @ found), torch.ones(count).double(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(found * (products @ found), torch.ones(count).double(), rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 5), st.lists(st.floats(0.1, 10), min_size=5, max_size=5))
+@given(st.integers(0, 10**6), st.integers(2, 5), st.lists(st.floats(1e-6, 1e6), min_size=5, max_size=5))
 def test_the_result_does_not_depend_on_the_scales_of_the_losses(seed: int, count: int, scales: list[float]) -> None:
     matrix = rows(seed, count, 12)
     scaled = matrix * torch.tensor(scales[:count], dtype=torch.float64)[:, None]
-    torch.testing.assert_close(nash_mtl(scaled), nash_mtl(matrix), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(nash_mtl(scaled), nash_mtl(matrix))
 
 
 def test_every_task_gains_and_the_norm_is_one() -> None:

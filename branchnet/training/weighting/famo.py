@@ -70,9 +70,7 @@ class FamoWeighting(ScalarWeighting):
             losses = losses_again()
             if missing := [self.tasks[i] for i in where if self.tasks[i] not in losses]:
                 raise TrainingError(f"the losses after the step lack {missing}; expected those of the same batch")
-            if not where:
-                return
-            after = torch.stack([losses[self.tasks[i]] for i in where]).to(self.losses_before)
+            after = self.losses_before.new_tensor([float(losses[self.tasks[i]]) for i in where])
             self._check_positive(after, where)
             fell = (self.losses_before[where] + SMALLEST).log() - (after + SMALLEST).log()
             falls, seen = self.spread(fell, where)

@@ -34,8 +34,9 @@ def nash_mtl(matrix: Tensor) -> Tensor:
     """
     lengths = matrix.norm(dim=1, keepdim=True)
     units = matrix / torch.where(lengths > 0, lengths, 1)  # the solution does not depend on the lengths
-    vector = bargaining_coefficients(units.double() @ units.double().T).to(matrix) @ units
-    return vector * (LARGEST_NORM / vector.norm().clamp(min=LARGEST_NORM))
+    coefficients = bargaining_coefficients(units.double() @ units.double().T)
+    vector = coefficients.to(matrix) @ units
+    return torch.renorm(vector[None], p=2, dim=0, maxnorm=LARGEST_NORM)[0]
 
 
 def bargaining_coefficients(products: Tensor) -> Tensor:

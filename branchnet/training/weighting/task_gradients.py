@@ -175,7 +175,7 @@ def backward_through(
         inputs: tensors that require gradients.
         backward: `Tensor.backward`, or what stands for it.
     """
-    backward(_Deferred.apply(compute, value, *inputs))
+    backward(_Deferred.apply(compute, value, *inputs))  # type: ignore[no-untyped-call]
 
 
 class _Deferred(torch.autograd.Function):
@@ -187,7 +187,7 @@ class _Deferred(torch.autograd.Function):
         return value.detach().clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, *ctx.compute(scale))
 

@@ -33,6 +33,9 @@ class Weighting(nn.Module, ABC):
 
     needs_losses_again: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @abstractmethod
     def backward(
         self,

@@ -32,10 +32,12 @@ def nash_mtl(matrix: Tensor) -> Tensor:
     >>> nash_mtl(torch.tensor([[0.1, 0.0], [0.0, 10.0]]))  # both tasks gain, whatever the scales of their losses
     tensor([0.7071, 0.7071])
     """
-    lengths = matrix.norm(dim=1, keepdim=True)
-    units = matrix / torch.where(lengths > 0, lengths, 1)  # the solution does not depend on the lengths
-    coefficients = bargaining_coefficients(units.double() @ units.double().T)
-    vector = coefficients.to(matrix) @ units
+    products = (matrix @ matrix.T).double()
+    lengths = products.diagonal().sqrt()
+    lengths = torch.where(lengths > 0, lengths, 1)
+    # The solution does not depend on the lengths of the rows; divided by them, the numbers are of one order.
+    coefficients = bargaining_coefficients(products / torch.outer(lengths, lengths)) / lengths
+    vector = coefficients.to(matrix) @ matrix
     return torch.renorm(vector[None], p=2, dim=0, maxnorm=LARGEST_NORM)[0]
 
 

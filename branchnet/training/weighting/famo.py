@@ -20,7 +20,7 @@ class FamoWeighting(ScalarWeighting):
     """The sum of c z log L: z is the softmax of learned numbers w, and c makes the losses' weights, c z / L, sum to 1.
 
     After each step w goes down where the logarithm of a loss fell most ("FAMO: Fast Adaptive Multitask Optimization",
-    Liu et al. 2023, algorithm 1). It needs one more forward pass in place of a backward pass for each task.
+    Liu et al. 2023). It needs one more forward pass in place of a backward pass for each task.
 
     Args:
         tasks: their names.

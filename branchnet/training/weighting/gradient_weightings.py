@@ -61,7 +61,7 @@ class Aggregate(Weighting):
 class ImpartialWeighting(Weighting):
     """IMTL: learned scales bring the losses to 1 (IMTL-L), and where tasks meet, the gradients of the scaled losses are
     aggregated so that the result's projections on all of them are equal (IMTL-G); "Towards Impartial Multi-task
-    Learning", Liu et al. 2021, algorithm 1. The paper's alternative of parameters in place of features is taken.
+    Learning", Liu et al. 2021. The paper's alternative of parameters in place of features is taken.
 
     Args:
         tasks: their names.

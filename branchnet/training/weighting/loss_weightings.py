@@ -53,7 +53,7 @@ class GivenWeighting(ScalarWeighting):
 
 class UncertaintyWeighting(ScalarWeighting):
     """Learned log-variances s: the sum of (exp(-s) L + s) / 2 ("Multi-Task Learning Using Uncertainty to Weigh Losses
-    for Scene Geometry and Semantics", Kendall et al. 2018, equation 7 and section 3.2). Losses should be positive: one
+    for Scene Geometry and Semantics", Kendall et al. 2018, equation 7, with s = log sigma^2). Losses should be positive: one
     that falls below 0 is weighed ever more.
 
     Args:
@@ -78,7 +78,7 @@ class UncertaintyWeighting(ScalarWeighting):
 
 class ImpartialLossWeighting(ScalarWeighting):
     """IMTL-L, learned scales s that bring all losses to 1: the sum of exp(s) L - s ("Towards Impartial Multi-task
-    Learning", Liu et al. 2021, section 3.2). Losses should be positive.
+    Learning", Liu et al. 2021). Losses should be positive.
 
     Args:
         tasks: their names.
@@ -109,7 +109,7 @@ class ImpartialLossWeighting(ScalarWeighting):
 
 class RandomWeighting(ScalarWeighting):
     """RLW, weights drawn at every step: the softmax of normal numbers ("Reasonable Effectiveness of Random Weighting",
-    Lin et al. 2022, algorithm 1). They come from the global random state, and are the same on all processes.
+    Lin et al. 2022). They come from the global random state, and are the same on all processes.
 
     Args:
         tasks: their names.

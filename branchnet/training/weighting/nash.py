@@ -16,7 +16,7 @@ LARGEST_NORM = 1.0
 def nash_mtl(matrix: Tensor) -> Tensor:
     """Aggregate gradients as a bargain between tasks ("Multi-Task Learning as a Bargaining Game", Navon et al. 2022).
 
-    The coefficients a > 0 solve K a = 1 / a (claim 3.2) for the Gram matrix K of the rows. They are the minimum of
+    The coefficients a > 0 solve K a = 1 / a for the Gram matrix K of the rows. They are the minimum of
     a' K a / 2 - sum log a, found here by damped Newton steps, so that the result depends on the matrix alone; the
     paper's sequence of convex programmes, which TorchJD's `NashMTL` has, starts from the previous step's coefficients,
     which no checkpoint keeps.

@@ -53,7 +53,7 @@ class GivenWeighting(ScalarWeighting):
 
 class UncertaintyWeighting(ScalarWeighting):
     """Learned log-variances s: the sum of (exp(-s) L + s) / 2 ("Multi-Task Learning Using Uncertainty to Weigh Losses
-    for Scene Geometry and Semantics", Kendall et al. 2018, equation 7, with s = log sigma^2). Losses should be positive: one
+    for Scene Geometry and Semantics", Kendall et al. 2018, equation 7; s = log sigma^2). Losses should be positive: one
     that falls below 0 is weighed ever more.
 
     Args:

@@ -43,13 +43,20 @@ from .judging.performance import multi_task_performance as multi_task_performanc
 from .judging.performance import relative_changes as relative_changes
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers
+from .weighting.gradient_weightings import Aggregate as Aggregate
+from .weighting.named_weightings import weighting_of as weighting_of
+from .weighting.nash import nash_mtl as nash_mtl
+from .weighting.per_node import backward_per_node as backward_per_node
+from .weighting.weighting_base import Weighting as Weighting
 
 __all__ = [
     "Event",
+    "Aggregate",
     "History",
     "Measurement",
     "Metric",
     "Teachers",
+    "Weighting",
     "absolute_changes",
     "absolute_loss",
     "absolute_relative_error",
@@ -58,6 +65,7 @@ __all__ = [
     "average_precision",
     "binary_loss",
     "class_loss",
+    "backward_per_node",
     "cohen_kappa",
     "constant_answers",
     "constant_scores",
@@ -78,6 +86,7 @@ __all__ = [
     "mean_iou",
     "median_angle",
     "multi_task_performance",
+    "nash_mtl",
     "node_groups",
     "r_squared",
     "read_metric",
@@ -90,4 +99,5 @@ __all__ = [
     "standard_losses",
     "standard_metrics",
     "top1_agreement",
+    "weighting_of",
 ]

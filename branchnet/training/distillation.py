@@ -212,7 +212,7 @@ def _optimized(
         groups.append(Group(list(run.features.adapters.parameters()), 1.0 if rate == "auto" else 1e-3))
     weighting = None
     if weights is not None:
-        from branchnet.training.weighting import weighting_of
+        from branchnet.training.weighting.named_weightings import weighting_of
 
         weighting = weighting_of(weights, run.tasks, branched)
         groups.append(Group(list(weighting.parameters()), 1.0 if rate == "auto" else 1e-3, weight_decay=0.0))

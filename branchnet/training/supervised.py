@@ -391,7 +391,7 @@ def _by_task(network: nn.Module, losses: Any) -> dict[str, Loss]:
 def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module) -> Any:
     if weights is None:
         return None
-    from branchnet.training.weighting import weighting_of
+    from branchnet.training.weighting.named_weightings import weighting_of
 
     return weighting_of(weights, tasks, network)
 

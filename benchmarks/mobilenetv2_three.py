@@ -170,7 +170,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=150, help="of whole networks; 0 ends before any training")
     parser.add_argument("--stitch-steps", type=int, default=100, help="of the stitching layers alone, before that")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=lambda text: text if text == "auto" else float(text), default="auto")
     arguments = parser.parse_args()
 
     networks = load_networks(arguments.data)

@@ -102,7 +102,8 @@ def _held_out(
     inputs, labels = _apart(validation, form, by_task=isinstance(network, BranchedNetwork))
     given = _checked_labels(network, labels, tasks)
     if given is None:
-        return given_samples(validation, form, settings.batch_size, labels=True)
+        held = given_samples(validation, form, settings.batch_size, labels=True)
+        return replace(held, batches=lambda: (replace(batch, index=None) for batch in held.batches()))
     return _labelled(inputs, given, form, settings, network)
 
 
@@ -116,7 +117,8 @@ def _labelled(
     def read() -> Iterator[Batch]:
         for batch in samples.batches(settings.batch_size, seed=0):
             assert batch.index is not None
-            yield replace(batch, labels={task: rows_of(values, batch.index) for task, values in labels.items()})
+            own = {task: rows_of(values, batch.index) for task, values in labels.items()}
+            yield replace(batch, labels=own, index=None)  # the numbers are not those of the samples to train on
 
     return HeldOutSamples(read, "validation samples")
 

@@ -37,8 +37,10 @@ from branchnet.training.optimization.run_settings import (
     Settings,
 )
 from branchnet.training.optimization.schedules import Schedule
+from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.code_hash import code_hash
-from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash
+from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash, teachers_hash
+from branchnet.training.teachers import Teachers
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
@@ -56,6 +58,8 @@ def fit(
     deprecated_losses: Losses | None = None,
     *,
     labels: Any = None,
+    teachers: Mapping[str, nn.Module] | None = None,
+    kinds: Mapping[str, MatchKind] | None = None,
     validation: Source | None = None,
     metrics: Mapping[str, AnyMetric] | None = None,
     every: int | None = None,
@@ -103,6 +107,9 @@ def fit(
             Tasks of which everything is frozen need none, and are not run.
         deprecated_losses: of the call `fit(network, images, labels, losses)`, which ends with 0.3.
         labels: of that call.
+        teachers: single-task networks of tasks of a branched network that have no labels, which learn their outputs as
+            `distill` does; they need no loss.
+        kinds: what the outputs of some of these are; see `distill`.
         validation: held-out samples with labels, as `train`.
         metrics: for each task a metric that is measured on them, too.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
@@ -170,9 +177,15 @@ def fit(
     )  # fmt: skip
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
-    functions = _by_task(network, losses)
+    functions = _by_task(network, losses, teachers or {})
     data = labelled_data(network, train, labels, tuple(functions), validation, settings, mix)
-    training = _Training(network, functions, data, settings)
+    judges = None
+    if teachers:
+        if data.by_task:
+            raise TrainingError("teachers and data by task are given; expected samples that all tasks have in common")
+        judges = Teachers(teachers, data.samples, progress=progress, kinds=kinds)
+        functions |= judges.losses
+    training = _Training(network, functions, data, settings, judges)
     rate = learning_rate if learning_rate == "auto" else 1.0
     weighting = _weighting(weights, training.tasks, network)
     given: Rate = 1.0 if learning_rate == "auto" else learning_rate
@@ -208,6 +221,12 @@ class _Training:
     functions: Mapping[str, Loss]
     data: LabelledData
     settings: Settings
+    teachers: Teachers | None = None
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """The tasks that learn from a network."""
+        return () if self.teachers is None else self.teachers.tasks
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -241,14 +260,18 @@ class _Training:
         """The labels of a batch, or of a batch for each task."""
         if isinstance(batch, Mapping):
             return {task: label for task, one in batch.items() for task, label in self._of_task(task, one).items()}
-        return known_labels(batch, self.data.labels if batch.labels is None else None, self.tasks)
+        labelled = [task for task in self.tasks if task not in self.taught]
+        if not labelled:
+            return {}
+        return known_labels(batch, self.data.labels if batch.labels is None else None, labelled)
 
     def _of_task(self, task: str, batch: Batch) -> dict[str, KnownLabels]:
         return known_labels(batch, None, [task])
 
     def counts(self, batch: Batch | Mapping[str, Batch]) -> dict[str, int]:
         """How many samples have a label for each task."""
-        return {task: labels.count for task, labels in self.known(batch).items()}
+        counts = {task: labels.count for task, labels in self.known(batch).items()}
+        return counts | dict.fromkeys(self.taught, len(batch))
 
     def losses(self, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
         """Each task's mean loss over the samples with a label."""
@@ -260,6 +283,10 @@ class _Training:
     def judged(self, batch: Batch | Mapping[str, Batch], tasks: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
         """Outputs, labels and their number, of the samples with a label."""
         known = {task: labels for task, labels in self.known(batch).items() if task in tasks}
+        if self.teachers is not None and isinstance(batch, Batch):
+            with torch.no_grad():
+                taught = self.teachers.outputs(batch, self.taught, self.device)
+            known |= {task: KnownLabels(output, None, len(batch)) for task, output in taught.items() if task in tasks}
         if not known:
             return {}
         outputs = self._outputs(batch, tuple(known))
@@ -319,6 +346,8 @@ class _Training:
     def identity(self, weights: Any) -> dict[str, str]:
         """What a checkpoint must be of."""
         found = {"weights": network_hash(self.network, self.frozen), "losses": losses_hash(self.functions)}
+        if self.teachers is not None:
+            found["teachers"] = teachers_hash(self.teachers.networks)
         if self.data.held_out is not None:
             found["every"] = str(self.settings.every)
         if weights is not None:
@@ -364,7 +393,9 @@ def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
         read_metric(metric)
 
 
-def _by_task(network: nn.Module, losses: Any) -> dict[str, Loss]:
+def _by_task(network: nn.Module, losses: Any, teachers: Mapping[str, nn.Module]) -> dict[str, Loss]:
+    if teachers and not isinstance(network, BranchedNetwork):
+        raise TrainingError("teachers are given and the network is not branched; expected none")
     if not isinstance(network, BranchedNetwork):
         if isinstance(losses, Mapping) or not callable(losses):
             raise TrainingError(
@@ -378,6 +409,11 @@ def _by_task(network: nn.Module, losses: Any) -> dict[str, Loss]:
             "branched"
         )
     tasks = trained_tasks(network)
+    if unknown := sorted(set(teachers) - set(tasks)):
+        raise TrainingError(f"teachers name {unknown}, which are not trained; expected some of {list(tasks)}")
+    if both := sorted(set(teachers) & set(losses)):
+        raise TrainingError(f"tasks {both} have a teacher and a loss for labels; expected one of both")
+    tasks = tuple(task for task in tasks if task not in teachers)
     for task in tasks:
         if task not in losses:
             raise TrainingError(f"task {task!r} lacks a loss; expected one, or the task frozen throughout")

@@ -172,3 +172,29 @@ def test_the_old_call_works_and_says_when_it_ends() -> None:
         branchnet.fit(old, X, Y, LOSSES, steps=2, batch_size=8, **PLAIN)
     branchnet.fit(new, (X, Y), LOSSES, steps=2, batch_size=8, **PLAIN)
     assert_same(old, new, atol=0)
+
+
+def test_tasks_without_labels_may_learn_from_their_networks() -> None:
+    teacher = single(2, 7)
+    network, expected = branched(), branched().train()
+    history = branchnet.fit(
+        network, (X, {"a": Y["a"]}), {"a": F.mse_loss}, teachers={"b": teacher}, steps=5, batch_size=8, **PLAIN
+    )
+    assert set(history.losses) == {"a", "b"}
+    with torch.no_grad():
+        wanted = teacher(X)
+    spread = wanted.var(0, correction=0).mean()
+    optimizer = torch.optim.AdamW(expected.parameters(), weight_decay=1e-4)
+    for step in range(5):
+        index = sample_indices(step, len(X), 8, 0)
+        optimizer.param_groups[0]["lr"] = 1e-2 * cosine(step, 5)
+        optimizer.zero_grad()
+        outputs = expected(X[index])
+        (F.mse_loss(outputs["a"], Y["a"][index]) + (outputs["b"] - wanted[index]).square().mean() / spread).backward()
+        optimizer.step()
+    assert_same(network, expected)
+    given: dict[str, Any] = {"steps": 1, **PLAIN}
+    with pytest.raises(TrainingError, match=r"\['b'\] have a teacher and a loss"):
+        branchnet.fit(branched(), (X, Y), LOSSES, teachers={"b": teacher}, **given)
+    with pytest.raises(TrainingError, match=r"teachers name \['c'\]"):
+        branchnet.fit(branched(), (X, Y), LOSSES, teachers={"c": teacher}, **given)

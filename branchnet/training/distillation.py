@@ -243,8 +243,10 @@ class _Distillation:
     held: HeldOutSamples | None
     match: Match
     features: FeatureMatching | None = field(init=False)
+    compiled: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compiled", torch.compile(self.branched) if self.settings.compile else None)
         matching = None
         if self.match != "outputs":
             first = next(iter(self.teachers.samples.first(self.settings.batch_size, self.settings.batch_size, seed=0)))
@@ -261,7 +263,7 @@ class _Distillation:
         with self._plain():
             wanted = self.teachers.outputs(batch, self.tasks, self.device)
         inputs = placed(batch.inputs, self.device)
-        network = torch.compile(self.branched) if self.settings.compile else self.branched
+        network = self.branched if self.compiled is None else self.compiled
         if self.features is None:
             outputs = network(inputs, self.tasks)
             return self._from_outputs(outputs, wanted)

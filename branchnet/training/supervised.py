@@ -185,7 +185,7 @@ def fit(
             raise TrainingError("teachers and data by task are given; expected samples that all tasks have in common")
         judges = Teachers(teachers, data.samples, progress=progress, kinds=kinds)
         functions |= judges.losses
-    training = _Training(network, functions, data, settings, judges)
+    training = _Training(network, functions, data, settings, judges, torch.compile(network) if compile else None)
     rate = learning_rate if learning_rate == "auto" else 1.0
     weighting = _weighting(weights, training.tasks, network)
     given: Rate = 1.0 if learning_rate == "auto" else learning_rate
@@ -222,6 +222,7 @@ class _Training:
     data: LabelledData
     settings: Settings
     teachers: Teachers | None = None
+    compiled: Any = None
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -307,12 +308,9 @@ class _Training:
             return dict(network(inputs, tasks))
         return {"loss": call(network, inputs)}
 
-    def _called(self) -> nn.Module:
-        """The network, or what torch.compile makes of it; that keeps its code with the network."""
-        if not self.settings.compile or not self.network.training:
-            return self.network
-        compiled: nn.Module = torch.compile(self.network)  # type: ignore[assignment]
-        return compiled
+    def _called(self) -> Any:
+        """The network, or in training what torch.compile makes of it."""
+        return self.compiled if self.compiled is not None and self.network.training else self.network
 
     def judge(self, metrics: Mapping[str, AnyMetric] | None, *, needed: bool) -> Judge | None:
         """Held-out samples, where something is decided or measured by them."""

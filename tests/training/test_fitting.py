@@ -283,6 +283,20 @@ def test_without_fabric_the_error_says_what_to_install(monkeypatch: pytest.Monke
         branchnet.fit(single(0), (X, X[:, :3]), nn.MSELoss(), precision="bf16", **QUICK)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one_does() -> None:
+    found = []
+    for compiled in (False, True):
+        net = branched()
+        settings = {"learning_rate": 1e-1, "keep": "last", "optimizer": torch.optim.SGD, **QUICK, "steps": 4}
+        branchnet.distill(net, NETWORKS, X, compile=compiled, **settings)
+        labels = dict.fromkeys(TASKS, X[:, :3])
+        branchnet.fit(net, (X, labels), dict.fromkeys(TASKS, F.mse_loss), compile=compiled, **settings)
+        found.append(state(net))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
 # What is matched
 
 

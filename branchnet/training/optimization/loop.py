@@ -210,7 +210,8 @@ class _Run:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * self.share(state.step, steps)
                 losses = self._step(draw, state.step, self.stepper, check=state.step == first)
-                advance(f"loss {_record(state, losses, self.parameters):.3f}")
+                loss = _record(state, losses, self.parameters)
+                advance(f"loss {loss:.3f}{_held_out_text(state)}")
                 ended = observers.tell(
                     Event("step", state.step, self.module, losses, {}, self.optimizer.param_groups[0]["lr"])
                 )
@@ -395,6 +396,10 @@ def _record(state: State, losses: Mapping[str, float], parameters: Sequence[nn.P
         values.append(losses.get(task, math.nan))
     state.step += 1
     return sum(losses.values())
+
+
+def _held_out_text(state: State) -> str:
+    return f", held-out {sum(state.measurements[-1]['losses'].values()):.3f}" if state.measurements else ""
 
 
 def _values(losses: Mapping[str, Tensor]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from branchnet.errors import BranchnetError, CheckpointError, TrainingError
 from branchnet.training import History
 from branchnet.training.optimization.batch_order import sample_indices
 from branchnet.training.resuming.checkpoint import digest
+from branchnet.training.resuming.checkpoint_file import read_nested
 
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
@@ -123,7 +124,7 @@ def damaged(file: Path) -> None:
 
 
 def test_a_flipped_bit_in_any_stored_tensor_is_found(file: Path) -> None:
-    content = torch.load(file, weights_only=True)
+    content = read_nested(file)
     tensors: list[Tensor] = []
 
     def collect(value: Any) -> None:
@@ -213,7 +214,7 @@ def with_other_averages(optimizer: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_crafted_content_is_refused(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    torch.save(change(torch.load(file, weights_only=True)), file)
+    torch.save(change(read_nested(file)), file)
     with pytest.raises(CheckpointError):
         train(network(), file)
 
@@ -225,7 +226,7 @@ def test_a_folder_and_a_file_that_cannot_be_written_are_named(tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("branchnet.training.resuming.checkpoint.torch.save", full)
+    monkeypatch.setattr("branchnet.training.resuming.checkpoint.write_nested", full)
     with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
         train(network(), tmp_path / "run.pt")
     assert not list(tmp_path.iterdir())

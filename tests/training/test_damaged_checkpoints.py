@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import CheckpointError, TrainingError
+from branchnet.training.resuming.checkpoint_file import read_nested
 from tests.damage import damaged
 from tests.training.test_checkpoint import network, resealed, train
 
@@ -32,9 +34,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
+def content_of(file: bytes) -> Any:
+    """What a checkpoint holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "run").write_bytes(file)
+        return read_nested(Path(folder) / "run")
+
+
 def with_damaged_member(content: bytes, count: int) -> Iterator[bytes]:
-    """The archive's pickle damaged and packed again, so that its checksum fits."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    """The pickle of an archive, as 0.1.0 wrote them, damaged and packed again, so that its checksum fits."""
+    saved = io.BytesIO()
+    torch.save(content_of(content), saved)
+    with zipfile.ZipFile(saved) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     pickle = next(name for name in members if name.endswith("data.pkl"))
     for other in damaged(members[pickle], count):
@@ -49,7 +60,7 @@ def with_other_values(content: bytes, count: int) -> Iterator[bytes]:
     """Some values replaced by junk, under a digest that fits."""
     chance = random.Random(1)
     for _ in range(count):
-        stored = torch.load(io.BytesIO(content), weights_only=True)
+        stored = content_of(content)
         for _ in range(chance.choice((1, 1, 2))):
             holder: Any = stored
             while True:
@@ -60,12 +71,20 @@ def with_other_values(content: bytes, count: int) -> Iterator[bytes]:
                 holder = holder[key]
             holder[key] = chance.choice(JUNK)
         packed = io.BytesIO()
-        torch.save(resealed(stored), packed)
+        torch.save(resealed(stored), packed)  # which takes any junk
         yield packed.getvalue()
+
+
+def with_damaged_header(content: bytes, count: int) -> Iterator[bytes]:
+    """The JSON text that says where each tensor belongs damaged, and its length mended."""
+    size = int.from_bytes(content[:8], "little")
+    for other in damaged(content[8 : 8 + size], count):
+        yield len(other).to_bytes(8, "little") + other + content[8 + size :]
 
 
 KINDS: dict[str, Callable[[bytes, int], Iterator[bytes]]] = {
     "bytes": damaged,
+    "header": with_damaged_header,
     "pickle": with_damaged_member,
     "values": with_other_values,
 }

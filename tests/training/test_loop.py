@@ -169,7 +169,7 @@ def test_checkpoints_are_written_every_thirty_seconds_or_as_asked(
     monkeypatch.setattr("branchnet.training.optimization.loop.time.monotonic", lambda: now[0])
     written: list[int] = []
     monkeypatch.setattr(
-        "branchnet.training.resuming.checkpoint.torch.save", lambda content, _: written.append(content["step"])
+        "branchnet.training.resuming.checkpoint.write_nested", lambda content, _: written.append(content["step"])
     )
     net = network()
 

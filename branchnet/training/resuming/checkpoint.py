@@ -1,7 +1,8 @@
 """A run of training in a file, from which it goes on after an interruption; damage is found before anything is changed.
 
 Version 3 of the form: what the run was started from by parts (see `run_identity` in this folder), its state with what
-held-out samples said, and a digest of both. Version 1, of branchnet 0.1.0, has one hash of the settings and no digest.
+held-out samples said, and a digest of both, in a safetensors file. Version 1, of branchnet 0.1.0, is a file of
+torch.save, and has one hash of the settings and no digest.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from branchnet.errors import BranchnetError, CheckpointError
+from branchnet.training.resuming.checkpoint_file import read_nested, write_nested
 from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum
@@ -152,18 +155,23 @@ class Checkpoint:
         if _device(module).type == "cuda":
             content["random_cuda"] = torch.cuda.get_rng_state(_device(module))
         try:
-            with atomic_write(self.path) as temporary, temporary.open("wb") as file:
-                torch.save(content | {"digest": digest(content)}, file)
-        except (OSError, RuntimeError) as error:  # of a full disk torch says something of its own
+            with atomic_write(self.path) as temporary:
+                write_nested(content | {"digest": digest(content)}, temporary)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # a full disk is told in many ways
             raise CheckpointError(f"{self.path} cannot be written: {error}") from error
         self._saved_step = state.step
 
     def _read(self) -> dict[str, Any]:
         try:
-            return self._checked(torch.load(self.path, map_location="cpu", weights_only=True))  # type: ignore[arg-type]
+            assert self.path is not None
+            return self._checked(read_nested(self.path))
         except BranchnetError:
             raise
-        except Exception as error:  # torch raises many kinds for damaged or hostile files
+        except Exception as error:  # safetensors and torch raise many kinds for damaged or hostile files
             raise CheckpointError(f"{self.path} cannot be read: {error}; delete it to start again") from error
 
     def _checked(self, stored: Any) -> dict[str, Any]:

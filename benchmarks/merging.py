@@ -65,7 +65,15 @@ def digits(width: int, seed: int) -> dict[str, float]:
     for number, task in enumerate("ab"):
         torch.manual_seed(2 * seed + number)
         made[task] = Digits(width)
-        branchnet.fit(made[task], (x[:1400], y[:1400]), F.cross_entropy, steps=200, learning_rate=3e-3, progress=False)
+        branchnet.fit(
+            made[task],
+            (x[:1400], y[:1400]),
+            F.cross_entropy,
+            steps=200,
+            learning_rate=3e-3,
+            keep="last",
+            progress=False,
+        )
     cut = branchnet.split_all(made, x[:2], locations=["stem", "back", "last"])
     networks = three_ways(cut, Tree.shared(("a", "b"), 3), x[:512])
     with torch.no_grad():

@@ -173,6 +173,7 @@ def single_network(task: str, seed: int, train: Split, folder: Path, steps: int)
             steps=steps,
             batch_size=BATCH,
             learning_rate=RATE,
+            keep="last",
             seed=number,
             description=f"seed {seed}: {task}",
         )
@@ -220,6 +221,7 @@ def trained(
         steps=steps,
         batch_size=BATCH,
         learning_rate=options.rate,
+        keep="last",
         divide_rate=options.divide_rate,
         seed=seed,
         description=f"seed {seed}: {name}",

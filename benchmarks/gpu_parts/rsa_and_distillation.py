@@ -93,7 +93,9 @@ def measure_steps(
         return float(np.median(np.diff(starts[-STEPS - 1 :])[2:]))
 
     def distilled() -> None:
-        branchnet.distill(branched, teachers, images, steps=STEPS, batch_size=batch, progress=False)
+        branchnet.distill(
+            branched, teachers, images, steps=STEPS, batch_size=batch, learning_rate=1e-3, keep="last", progress=False
+        )
 
     def bare() -> None:
         bare_loop(branched, teachers, images, batch)

@@ -28,7 +28,9 @@ def distilled(device: str, teachers_on: str, *, recorded_bytes: int = 2**31) -> 
     donors = {task: network.to(teachers_on) for task, network in networks().items()}
     network = branched(branchnet.Tree.shared(TASKS, 3)).to(device)
     teachers = Teachers(donors, X, recorded_bytes=recorded_bytes, progress=False)
-    history = branchnet.distill(network, teachers, X, steps=30, batch_size=16, learning_rate=1e-2, progress=False)
+    history = branchnet.distill(
+        network, teachers, X, steps=30, batch_size=16, learning_rate=1e-2, keep="last", progress=False
+    )
     assert {parameter.device.type for parameter in network.parameters()} == {device}
     assert {parameter.device.type for donor in donors.values() for parameter in donor.parameters()} == {teachers_on}
     return history

@@ -60,6 +60,29 @@ class MomentSums:
             product = centred[i].T @ centred[j]
             self._second[i, j] = self._second[i, j] + product if (i, j) in self._second else product
 
+    def merge(self, other: MomentSums) -> None:
+        """Add what other sums of the same sources and pairs hold, over other positions.
+
+        Args:
+            other: the other sums.
+        """
+        if not other.count:
+            return
+        if not self.count:
+            self._shift, self._first, self._second = list(other._shift), list(other._first), dict(other._second)
+            self.count = other.count
+            return
+        place = self._shift[0].device
+        moved = [theirs.to(place) - own for theirs, own in zip(other._shift, self._shift, strict=True)]
+        firsts = [first.to(place) for first in other._first]
+        for (i, j), second in other._second.items():
+            about_own = second.to(place) + torch.outer(firsts[i], moved[j]) + torch.outer(moved[i], firsts[j])
+            self._second[i, j] = self._second[i, j] + about_own + other.count * torch.outer(moved[i], moved[j])
+        self._first = [
+            own + first + other.count * shift for own, first, shift in zip(self._first, firsts, moved, strict=True)
+        ]
+        self.count += other.count
+
     def moments(self, i: int, j: int) -> Moments:
         """Return the moments of x from source i and y from source j.
 

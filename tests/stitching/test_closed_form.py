@@ -37,6 +37,29 @@ def test_ridge_is_numpys_least_squares_with_rows_for_the_ridge(seed, sources, ta
 
 
 @settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 3))
+def test_moments_that_are_merged_are_those_of_all_positions(seed, empty):
+    random = np.random.default_rng(seed)
+    x, y = random.normal(50, 2, (60, 4)), random.normal(size=(60, 3))
+    parts = [np.arange(60)[k::4] for k in range(4)]
+    parts[empty] = parts[empty][:0]
+    merged = MomentSums()
+    for part in parts:
+        sums = MomentSums()
+        if len(part):
+            sums.add([torch.tensor(x[part]), torch.tensor(y[part])], [(0, 0), (0, 1), (1, 1)])
+        merged.merge(sums)
+    kept = np.concatenate(parts)
+    found, wanted = merged.moments(0, 1), np.cov(x[kept], y[kept], rowvar=False, bias=True)
+    assert found.count == len(kept)
+    np.testing.assert_allclose(found.mean_x, x[kept].mean(0))
+    np.testing.assert_allclose(found.mean_y, y[kept].mean(0), atol=1e-12)
+    np.testing.assert_allclose(found.cov_x, wanted[:4, :4], atol=1e-11)
+    np.testing.assert_allclose(found.cov_xy, wanted[:4, 4:], atol=1e-11)
+    np.testing.assert_allclose(found.cov_y, wanted[4:, 4:], atol=1e-11)
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
 def test_variance_matched_maps_give_the_targets_deviations(seed):
     random = np.random.default_rng(seed)

@@ -1,13 +1,12 @@
 """Stitches fitted from the top down: each on the features that really arrive, those above it being in place already.
 
-Every level of a tree at which donors change takes a pass over the inputs of the fit and one over those that judge;
-nothing but moments is kept between batches.
+At every level of a tree at which donors change, the inputs of the fit and those that judge go on from where they were.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,14 @@ from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
 from branchnet.builder.stitches.corrections import below_stitches, correct_below_stitches
+from branchnet.builder.stitches.probe_features import ArrivingFeatures, OwnFeatures, run
 from branchnet.data.collation import gather, length
 from branchnet.errors import AffinityError, BuildError
 from branchnet.stages import StagedNetwork, call
 from branchnet.stitching.channels import copied
 from branchnet.stitching.fitting import LocationMoments, feature_dimensions, inputs_needed
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
-from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs, divide_probe, warn_of_noise
+from branchnet.stitching.probe_division import divide_probe, warn_of_noise
 from branchnet.stitching.stitch import Stitch, StitchedStage
 
 
@@ -69,6 +69,7 @@ def stitch_donors(
     kinds: Mapping[str, OutputKind] | None = None,
     *,
     corrected: bool = True,
+    own: OwnFeatures | None = None,
 ) -> dict[str, str]:
     """Put a stitch on every edge where the donor changes, unless there is one already.
 
@@ -81,6 +82,8 @@ def stitch_donors(
         probe: inputs of all networks.
         kinds: how the outputs of some tasks are compared; `regression` for the others.
         corrected: whether to correct channel statistics and linear heads below the stitches, too.
+        own: what the donors make of the probe, for several trees of the same donors; by default it is computed, on as
+            many inputs as the stitches need.
 
     Returns:
         for each stitched node or head in words where its weights come from.
@@ -94,14 +97,16 @@ def stitch_donors(
         return {}
     warn_of_noise(probe.example)
     notes: dict[str, str] = {}
-    division: ProbeDivision | None = None
     with ExitStack() as inside:
         for network in (branched, *{id(net): net for net in networks.values()}.values()):
             inside.enter_context(untouched(network))
+        dimensions, needed = _channels(edges, networks, probe)
+        if own is None:
+            own = OwnFeatures(networks, probe, divide_probe(probe.inputs, needed), _device(branched))
+        arriving = ArrivingFeatures(branched, own)
         for stage in sorted({edge.stage for edge in edges}):
             level = [edge for edge in edges if edge.stage == stage]
-            division, stitches = _stitches(branched, level, networks, probe, kinds or {})
-            for edge, stitch in zip(level, stitches, strict=True):
+            for edge, stitch in zip(level, _stitches(arriving, level, dimensions, kinds or {}), strict=True):
                 if stitch is not None:
                     branched.replace(edge.child, StitchedStage(stitch, edge.child.module))
                     notes[edge.child.id] = (
@@ -111,8 +116,8 @@ def stitch_donors(
     for node in branched.members():
         if node.id in notes:
             _take_mode(node.module)
-    if corrected and notes and division is not None:
-        for correction in correct_below_stitches(branched, networks, probe, division, kinds or {}):
+    if corrected and notes:
+        for correction in correct_below_stitches(branched, own, kinds or {}):
             for node in below_stitches(branched):
                 start = notes.get(node.id, f"{node.donor}'s network")
                 notes[node.id] = f"{start}, {correction} corrected"
@@ -126,39 +131,40 @@ def _take_mode(stitched: nn.Module) -> None:
         stitched.stitch.train(stitched.training)
 
 
+def _device(branched: BranchedNetwork) -> torch.device:
+    return next((p.device for p in branched.parameters()), torch.device("cpu"))
+
+
 def _stitches(
-    branched: BranchedNetwork,
+    arriving: ArrivingFeatures,
     level: Sequence[Edge],
-    networks: Mapping[str, StagedNetwork],
-    probe: Probe,
+    dimensions: Mapping[str, dict[int, int]],
     kinds: Mapping[str, OutputKind],
-) -> tuple[ProbeDivision, list[Stitch | None]]:
+) -> list[Stitch | None]:
     """The stitches of the edges into one stage; None where the features that arrive are the donor's own."""
-    level_cuts = _LevelCuts(branched, level, networks)
-    division, moments = _prepared(level_cuts, probe)
-    for batch in chosen_inputs(probe.batches("stitching"), division.fitted):
-        arriving, own = level_cuts.of(batch)
+    own = arriving.own
+    fitted = len(own.division.fitted)
+    moments = [LocationMoments(dimensions[edge.child.id], [(0, 1)], fitted) for edge in level]
+    for batch in own.batches("fitted"):
         for sums, edge in zip(moments, level, strict=True):
-            _add(sums, edge, [arriving[edge.parent.id], own[edge.child.donor]], length(batch))
-    dtype = next((p.dtype for p in branched.parameters() if p.is_floating_point()), torch.float32)
+            cuts = [arriving.after(batch, edge.parent.id), own.cut(batch, edge.child.donor, edge.stage)]
+            _add(sums, edge, cuts, len(batch))
+    dtype = next((p.dtype for p in arriving.branched.parameters() if p.is_floating_point()), torch.float32)
     candidates = [
-        [stitch.to(level_cuts.device) for stitch in sums.stitches(0, 1, edge.parent.donor, edge.child.donor, dtype)]
+        [stitch.to(own.device) for stitch in sums.stitches(0, 1, edge.parent.donor, edge.child.donor, dtype)]
         for sums, edge in zip(moments, level, strict=True)
     ]
     distances = [
         [OutputDistance(kinds.get(edge.child.donor, "regression")) for _ in found]
         for edge, found in zip(level, candidates, strict=True)
     ]
-    for batch in chosen_inputs(probe.batches("judging stitches"), division.judged):
-        arriving, own = level_cuts.of(batch)
+    for batch in own.batches("judged"):
         for edge, found, judged in zip(level, candidates, distances, strict=True):
-            rest = level_cuts.rest(edge.child.donor)
-            wanted = run(rest, copied(own[edge.child.donor])) if found else None
+            rest = own.rest(edge.child.donor, edge.stage)
             for stitch, distance in zip(found, judged, strict=True):
-                distance.add(run(rest, stitch(*copied(arriving[edge.parent.id]))), wanted)
-    return division, [
-        _best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)
-    ]
+                mapped = stitch(*copied(arriving.after(batch, edge.parent.id)))
+                distance.add(run(rest, mapped), own.output(batch, edge.child.donor))
+    return [_best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)]
 
 
 def _best(edge: Edge, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
@@ -186,59 +192,27 @@ def _add(sums: LocationMoments, edge: Edge, cuts: list[tuple[Any, ...]], inputs:
         raise BuildError(f"{edge.parent.id} cannot be stitched to {edge.child.id}: {error}") from error
 
 
-def _prepared(level_cuts: _LevelCuts, probe: Probe) -> tuple[ProbeDivision, list[LocationMoments]]:
-    _, own = level_cuts.of(probe.example)
-    _, of_one = level_cuts.of(gather(probe.example, slice(0, 1)))
-    inputs = length(probe.example)
-    needed, dimensions = 1, []
-    for edge in level_cuts.level:
-        cut = own[edge.child.donor]
-        single, maker = of_one[edge.child.donor], level_cuts.networks[edge.child.donor].stages[edge.stage - 1]
-        dimensions.append(feature_dimensions(cut, single, maker, edge.child.module))
-        needed = max(needed, inputs_needed(cut, inputs, dimensions[-1]))
-    division = divide_probe(probe.inputs, needed)
-    return division, [LocationMoments(found, [(0, 1)], len(division.fitted)) for found in dimensions]
+def _channels(
+    edges: Sequence[Edge], networks: Mapping[str, StagedNetwork], probe: Probe
+) -> tuple[dict[str, dict[int, int]], int]:
+    """For the child of each edge the dimensions of the channels, and how many inputs all stitches need."""
+    inputs, needed, dimensions = length(probe.example), 1, {}
+    for donor in dict.fromkeys(edge.child.donor for edge in edges):
+        mine = [edge for edge in edges if edge.child.donor == donor]
+        stages = networks[donor].stages[: max(edge.stage for edge in mine)]
+        cuts = [_cuts(stages, gather(probe.example, slice(0, count))) for count in (inputs, 1)]
+        for edge in mine:
+            cut, of_one = (found[edge.stage - 1] for found in cuts)
+            dimensions[edge.child.id] = feature_dimensions(cut, of_one, stages[edge.stage - 1], edge.child.module)
+            needed = max(needed, inputs_needed(cut, inputs, dimensions[edge.child.id]))
+    return dimensions, needed
 
 
-class _LevelCuts:
-    """The cuts before one stage: what arrives at the edges into it, and what their donors would make there."""
-
-    def __init__(self, branched: BranchedNetwork, level: Sequence[Edge], networks: Mapping[str, StagedNetwork]) -> None:
-        self.branched, self.level, self.networks = branched, level, networks
-        self.stage = level[0].stage
-        self.device = next((p.device for p in branched.parameters()), torch.device("cpu"))
-
-    def of(self, batch: Any) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
-        """The cuts that arrive, by the id of the node that makes them, and the donors' own, by task."""
-        arriving = {}
-        for edge in self.level:
-            if edge.parent.id not in arriving:
-                arriving[edge.parent.id] = self._before(self.branched.path(edge.child.tasks[0]), batch)
-        own = {edge.child.donor: self._before(self.networks[edge.child.donor], batch) for edge in self.level}
-        return arriving, own
-
-    def _before(self, network: Any, batch: Any) -> tuple[Any, ...]:
-        cut: tuple[Any, ...] = run(network.stages[: self.stage], on_device(batch, self.device), first=True)
-        return cut
-
-    def rest(self, donor: str) -> list[nn.Module]:
-        """The donor's stages from the level's on, and its head."""
-        network = self.networks[donor]
-        return [*network.stages[self.stage :], network.head]
-
-
-def run(modules: Sequence[nn.Module] | Iterator[nn.Module], value: Any, *, first: bool = False) -> Any:
-    """Run stages one after another.
-
-    Args:
-        modules: stages, or stages and a head.
-        value: the cut before them, or the inputs of the network.
-        first: whether `value` is the inputs of the network.
-
-    Returns:
-        the cut after them, or the head's output.
-    """
-    for module in modules:
-        value = call(module, value) if first else module(*value)
-        first = False
-    return value
+def _cuts(stages: Sequence[nn.Module] | nn.ModuleList, inputs: Any) -> list[tuple[Any, ...]]:
+    """The cut after each stage."""
+    device = next((p.device for stage in stages for p in stage.parameters()), torch.device("cpu"))
+    value, found = on_device(inputs, device), []
+    for number, stage in enumerate(stages):
+        value = stage(*copied(value)) if number else call(stage, value)
+        found.append(value)
+    return found

@@ -73,7 +73,7 @@ class LocationMoments:
 
     Args:
         dimensions: see `feature_dimensions`.
-        pairs: pairs (i, j) of sources; i may be mapped to j. Moments of the sources themselves are kept, too.
+        pairs: pairs (i, j) of sources; i may be mapped to j.
         inputs: how many inputs will be added in all.
         seed: of the positions.
     """
@@ -83,7 +83,7 @@ class LocationMoments:
     ) -> None:
         self.dimensions = dict(dimensions)
         self.inputs = inputs
-        self._pairs = sorted({(min(p), max(p)) for p in pairs} | {(k, k) for pair in pairs for k in pair})
+        self._pairs = sorted({(min(p), max(p)) for p in pairs} | {(i, i) for i, _ in pairs})
         self._sums = {index: MomentSums() for index in dimensions}
         self._equal = {(index, *pair): True for index in dimensions for pair in self._pairs}
         self._told = False
@@ -115,7 +115,7 @@ class LocationMoments:
             self._sums[index].add(picked, self._pairs)
             for i, j in self._pairs:
                 key = (index, i, j)
-                self._equal[key] = self._equal[key] and torch.equal(picked[i], picked[j])
+                self._equal[key] = self._equal[key] and (i == j or torch.equal(picked[i], picked[j]))
         self._batches += 1
 
     def merge(self, other: LocationMoments) -> None:

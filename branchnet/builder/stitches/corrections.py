@@ -37,7 +37,7 @@ from branchnet.utils.random_state import seeded
 
 RIDGES = (0.1, 1.0)
 """Of a head's refit, relative to the features' mean variance: strong, as there are fewer inputs than features."""
-STATISTICS_INPUTS = 96
+STATISTICS_INPUTS = 64
 """About so many inputs give the means and deviations of channels, each from all its positions."""
 
 
@@ -173,7 +173,7 @@ class _Below:
                 for task, layer in heads.items():
                     missing = self.own.output(batch, task) - outputs[task]
                     rows = [seen[layer].flatten(0, -2), missing.flatten(0, -2)]
-                    sums[task].add(rows, [(0, 0), (0, 1), (1, 1)])
+                    sums[task].add(rows, [(0, 0), (0, 1)])
         moments = {task: of_task.moments(0, 1) for task, of_task in sums.items()}
         return [partial(_refit, heads, moments, ridge) for ridge in RIDGES]
 

@@ -49,15 +49,11 @@ class Batch:
 
 
 class Kept:
-    """Values by key, as many as fit into memory.
+    """Values by key, as many as fit into memory."""
 
-    Args:
-        limit: bytes.
-    """
-
-    def __init__(self, limit: int = KEPT_BYTES) -> None:
+    def __init__(self) -> None:
         self._values: dict[Any, Any] = {}
-        self._free = limit
+        self._free = KEPT_BYTES
 
     def get(self, key: Any) -> Any:
         """The value of a key; None where it is not kept."""

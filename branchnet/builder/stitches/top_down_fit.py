@@ -143,17 +143,7 @@ def _stitches(
 ) -> list[Stitch | None]:
     """The stitches of the edges into one stage; None where the features that arrive are the donor's own."""
     own = arriving.own
-    fitted = len(own.division.fitted)
-    moments = [LocationMoments(dimensions[edge.child.id], [(0, 1)], fitted) for edge in level]
-    for batch in own.batches("fitted"):
-        for sums, edge in zip(moments, level, strict=True):
-            cuts = [arriving.after(batch, edge.parent.id), own.cut(batch, edge.child.donor, edge.stage)]
-            _add(sums, edge, cuts, len(batch))
-    dtype = next((p.dtype for p in arriving.branched.parameters() if p.is_floating_point()), torch.float32)
-    candidates = [
-        [stitch.to(own.device) for stitch in sums.stitches(0, 1, edge.parent.donor, edge.child.donor, dtype)]
-        for sums, edge in zip(moments, level, strict=True)
-    ]
+    candidates = _candidates(arriving, level, dimensions)
     distances = [
         [OutputDistance(kinds.get(edge.child.donor, "regression")) for _ in found]
         for edge, found in zip(level, candidates, strict=True)
@@ -165,6 +155,33 @@ def _stitches(
                 mapped = stitch(*copied(arriving.after(batch, edge.parent.id)))
                 distance.add(run(rest, mapped), own.output(batch, edge.child.donor))
     return [_best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)]
+
+
+def _candidates(
+    arriving: ArrivingFeatures, level: Sequence[Edge], dimensions: Mapping[str, dict[int, int]]
+) -> list[list[Stitch]]:
+    """For each edge a stitch by every method; edges from the same node share that node's moments."""
+    own = arriving.own
+    groups: dict[tuple[str, str], list[Edge]] = {}
+    for edge in level:
+        groups.setdefault((edge.parent.id, str(dimensions[edge.child.id])), []).append(edge)
+    moments = {
+        key: LocationMoments(
+            dimensions[edges[0].child.id], [(0, 1 + k) for k in range(len(edges))], len(own.division.fitted)
+        )
+        for key, edges in groups.items()
+    }
+    for batch in own.batches("fitted"):
+        for key, edges in groups.items():
+            cuts = [own.cut(batch, edge.child.donor, edge.stage) for edge in edges]
+            _add(moments[key], edges, [arriving.after(batch, key[0]), *cuts], len(batch))
+    dtype = next((p.dtype for p in arriving.branched.parameters() if p.is_floating_point()), torch.float32)
+    found = {
+        edge.child.id: moments[key].stitches(0, 1 + k, edge.parent.donor, edge.child.donor, dtype)
+        for key, edges in groups.items()
+        for k, edge in enumerate(edges)
+    }
+    return [[stitch.to(own.device) for stitch in found[edge.child.id]] for edge in level]
 
 
 def _best(edge: Edge, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
@@ -185,11 +202,12 @@ def _best(edge: Edge, found: Sequence[Stitch], judged: Sequence[OutputDistance])
     return found[values.index(min(values))]
 
 
-def _add(sums: LocationMoments, edge: Edge, cuts: list[tuple[Any, ...]], inputs: int) -> None:
+def _add(sums: LocationMoments, edges: Sequence[Edge], cuts: list[tuple[Any, ...]], inputs: int) -> None:
     try:
         sums.add(cuts, inputs)
     except AffinityError as error:
-        raise BuildError(f"{edge.parent.id} cannot be stitched to {edge.child.id}: {error}") from error
+        children = ", ".join(edge.child.id for edge in edges)
+        raise BuildError(f"{edges[0].parent.id} cannot be stitched to {children}: {error}") from error
 
 
 def _channels(

@@ -11,6 +11,7 @@ import torch
 from branchnet.affinity import Affinity
 from branchnet.affinity.probes import read_probe
 from branchnet.builder import BranchedNetwork, build, choose_donors
+from branchnet.builder.stitches.probe_features import OwnFeatures
 from branchnet.builder.stitches.top_down_fit import stitch_donors
 from branchnet.clustering import Tree
 from branchnet.data.samples import Source, read_samples
@@ -18,6 +19,7 @@ from branchnet.pipeline.tree_choice.held_out import HeldOut
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
+from branchnet.stitching.probe_division import divide_probe
 from branchnet.utils.progress import progress_bar
 
 
@@ -51,14 +53,19 @@ def measure_trees(
     form = call_form(next(iter(staged.values())))
     read = read_probe(probe, batch_size, form)
     held_out = HeldOut(read_samples(inputs, form), staged, batch_size)
+    own = OwnFeatures(staged, read, divide_probe(read.inputs, read.inputs), _device(staged))
     with progress_bar("measure trees", len(trees)) as advance:
         for name, tree in trees.items():
             donors = choose_donors(tree, affinity, preferred=preferred)
             branched = build(tree, staged, init="donor", donors=donors).eval()
-            stitch_donors(branched, staged, read, kinds, corrected=False)
+            stitch_donors(branched, staged, read, kinds, corrected=False, own=own)
             measured[name] = distances(branched, held_out, kinds)
             advance(f"{fmean(measured[name].values()):.3f}")
     return measured
+
+
+def _device(staged: Mapping[str, StagedNetwork]) -> torch.device:
+    return next((p.device for network in staged.values() for p in network.parameters()), torch.device("cpu"))
 
 
 def distances(branched: BranchedNetwork, held_out: HeldOut, kinds: Mapping[str, OutputKind]) -> dict[str, float]:

@@ -56,8 +56,7 @@ def plan_run(problem: Problem) -> Plan:
     staged = split_all(problem.networks, problem.example, locations=options.locations)
     first = next(iter(staged.values()))
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
-        heads = {task: network.head_cost for task, network in staged.items()}
-        check_budget(problem, first.locations, limits_of(problem, staged, first.costs, heads))
+        check_budget(problem, first.locations, limits_of(problem, staged))
     difference = first.first_difference
     notes = (str(difference),) if difference is not None and difference.limits else ()
     plan = plan_comparison(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -89,8 +89,9 @@ def stitch_donors(
         for each stitched node or head in words where its weights come from.
 
     Raises:
-        BuildError: features that cannot be mapped, with the edge.
+        BuildError: features that cannot be mapped, with the edge; unknown tasks or kinds.
     """
+    _check_kinds(branched, kinds or {})
     edges = [edge for edge in foreign_edges(branched) if not isinstance(edge.child.module, StitchedStage)]
     edges = [edge for edge in edges if edge.child.donor in networks]
     if not edges:
@@ -124,6 +125,14 @@ def stitch_donors(
     return notes
 
 
+def _check_kinds(branched: BranchedNetwork, kinds: Mapping[str, OutputKind]) -> None:
+    for task, kind in kinds.items():
+        if task not in branched.tasks:
+            raise BuildError(f"kinds names the unknown task {task!r}; expected some of {list(branched.tasks)}")
+        if kind not in get_args(OutputKind):
+            raise BuildError(f"the kind of {task!r} is {kind!r}; expected one of {list(get_args(OutputKind))}")
+
+
 def _take_mode(stitched: nn.Module) -> None:
     """New modules are in training mode; they take that of the stage that they belong to."""
     if isinstance(stitched, StitchedStage):
@@ -148,13 +157,27 @@ def _stitches(
         [OutputDistance(kinds.get(edge.child.donor, "regression")) for _ in found]
         for edge, found in zip(level, candidates, strict=True)
     ]
+    unexplained = [OutputDistance() for _ in level]
     for batch in own.batches("judged"):
-        for edge, found, judged in zip(level, candidates, distances, strict=True):
+        for edge, found, judged, missing in zip(level, candidates, distances, unexplained, strict=True):
             rest = own.rest(edge.child.donor, edge.stage)
             for stitch, distance in zip(found, judged, strict=True):
                 mapped = stitch(*copied(arriving.after(batch, edge.parent.id)))
+                if stitch is found[0]:  # by least squares
+                    wanted = own.cut(batch, edge.child.donor, edge.stage)
+                    missing.add(*(_mapped_tensors(stitch, cut) for cut in (mapped, wanted)))
                 distance.add(run(rest, mapped), own.output(batch, edge.child.donor))
-    return [_best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)]
+    best = [_best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)]
+    for chosen, missing in zip(best, unexplained, strict=True):
+        if chosen is not None:
+            chosen.r2 = 1 - missing.value()
+    return best
+
+
+def _mapped_tensors(stitch: Stitch, cut: tuple[Any, ...]) -> list[torch.Tensor]:
+    """What a stitch maps of a cut, each tensor as (B, channels, positions)."""
+    tensors = {index: cut[index].movedim(affine.dimension, 1) for index, affine in stitch.affine_maps.items()}
+    return [tensor.reshape(*tensor.shape[:2], -1) for tensor in tensors.values()]
 
 
 def _candidates(

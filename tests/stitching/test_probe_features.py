@@ -33,7 +33,7 @@ def test_networks_do_not_depend_on_what_is_kept(kind: str, monkeypatch: pytest.M
 def test_each_network_runs_once_on_each_input_for_all_trees() -> None:
     staged = networks("images")
     probe = read_probe(inputs("images", 64), 16)
-    own = OwnFeatures(staged, probe, divide_probe(64, 64), CPU)
+    own = OwnFeatures(staged, probe, CPU, divide_probe(64, 64))
     seen = dict.fromkeys(TASKS, 0)
 
     def count(task: str):
@@ -55,7 +55,7 @@ def test_each_network_runs_once_on_each_input_for_all_trees() -> None:
 
 def test_the_two_parts_are_the_inputs_of_the_division_in_order() -> None:
     x = inputs("vectors", 40)
-    own = OwnFeatures(networks("vectors"), read_probe(x, 7), ProbeDivision((0, 5, 6, 20, 39), (3, 4, 30)), CPU)
+    own = OwnFeatures(networks("vectors"), read_probe(x, 7), CPU, ProbeDivision((0, 5, 6, 20, 39), (3, 4, 30)))
     for part, numbers in (("fitted", [0, 5, 6, 20, 39]), ("judged", [3, 4, 30])):
         with torch.no_grad():
             batches = list(own.batches(part))  # type: ignore[arg-type]

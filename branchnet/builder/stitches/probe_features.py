@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
-from branchnet.data.collation import length
+from branchnet.data.collation import gather, length
 from branchnet.stages import StagedNetwork, call
 from branchnet.stitching.channels import copied
+from branchnet.stitching.fitting import feature_dimensions, inputs_needed
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
 
 Part: TypeAlias = Literal["fitted", "judged"]
@@ -74,15 +75,53 @@ class OwnFeatures:
     Args:
         networks: the donors by task.
         probe: inputs of all networks.
-        division: which inputs to fit on, and which to judge on.
         device: where the networks are.
+        division: which inputs to fit on, and which to judge on; it may be set later.
     """
 
     def __init__(
-        self, networks: Mapping[str, StagedNetwork], probe: Probe, division: ProbeDivision, device: torch.device
+        self,
+        networks: Mapping[str, StagedNetwork],
+        probe: Probe,
+        device: torch.device,
+        division: ProbeDivision | None = None,
     ) -> None:
-        self.networks, self.probe, self.division, self.device = networks, probe, division, device
+        self.networks, self.probe, self.device = networks, probe, device
+        self.division = ProbeDivision((), ()) if division is None else division
         self._kept = Kept()
+        self._looked: dict[str, tuple[list[Cut], list[Cut]]] = {}
+
+    def dimensions(self, donor: str, stage: int) -> dict[int, int]:
+        """Where the cut before a stage of a donor's network, or before its head, has its channels.
+
+        Args:
+            donor: the donor.
+            stage: the number of the stage; of the head that of all stages.
+
+        Returns:
+            for the number of each tensor of features the dimension.
+        """
+        cuts, of_one = self._look(donor)
+        stages = self.networks[donor].stages
+        return feature_dimensions(cuts[stage - 1], of_one[stage - 1], stages[stage - 1], self.rest(donor, stage)[0])
+
+    def inputs_needed(self, donor: str, stage: int) -> int:
+        """How many inputs a map to that cut needs."""
+        cuts, _ = self._look(donor)
+        return inputs_needed(cuts[stage - 1], length(self.probe.example), self.dimensions(donor, stage))
+
+    def _look(self, donor: str) -> tuple[list[Cut], list[Cut]]:
+        """The cuts after all stages, of the probe's example and of one input."""
+        if donor not in self._looked:
+            found = []
+            for inputs in (self.probe.example, gather(self.probe.example, slice(0, 1))):
+                value, cuts = on_device(inputs, self.device), []
+                for number, stage in enumerate(self.networks[donor].stages):
+                    value = stage(*copied(value)) if number else call(stage, value)
+                    cuts.append(value)
+                found.append(cuts)
+            self._looked[donor] = (found[0], found[1])
+        return self._looked[donor]
 
     def batches(self, part: Part, most: int | None = None) -> Iterator[Batch]:
         """Go through the inputs.

@@ -5,27 +5,24 @@ At every level of a tree at which donors change, the inputs of the fit and those
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
 from branchnet.affinity.features.isolation import untouched
-from branchnet.affinity.probes import Probe, on_device
+from branchnet.affinity.probes import Probe
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
 from branchnet.builder.stitches.corrections import below_stitches, correct_below_stitches
-from branchnet.builder.stitches.probe_features import ArrivingFeatures, OwnFeatures, run
-from branchnet.data.collation import gather, length
-from branchnet.errors import AffinityError, BuildError
-from branchnet.stages import StagedNetwork, call
-from branchnet.stitching.channels import copied
-from branchnet.stitching.fitting import LocationMoments, feature_dimensions, inputs_needed
-from branchnet.stitching.output_distances import OutputDistance, OutputKind
+from branchnet.builder.stitches.probe_features import ArrivingFeatures, OwnFeatures
+from branchnet.builder.stitches.stitch_fit import fit_stitches
+from branchnet.errors import BuildError
+from branchnet.stages import StagedNetwork
+from branchnet.stitching.output_distances import OutputKind
 from branchnet.stitching.probe_division import divide_probe, warn_of_noise
 from branchnet.stitching.stitch import Stitch, StitchedStage
 
@@ -101,13 +98,13 @@ def stitch_donors(
     with ExitStack() as inside:
         for network in (branched, *{id(net): net for net in networks.values()}.values()):
             inside.enter_context(untouched(network))
-        dimensions, needed = _channels(edges, networks, probe)
         if own is None:
-            own = OwnFeatures(networks, probe, divide_probe(probe.inputs, needed), _device(branched))
+            own = OwnFeatures(networks, probe, _device(branched))
+            needed = max(own.inputs_needed(edge.child.donor, edge.stage) for edge in edges)
+            own.division = divide_probe(probe.inputs, needed)
         arriving = ArrivingFeatures(branched, own)
-        for stage in sorted({edge.stage for edge in edges}):
-            level = [edge for edge in edges if edge.stage == stage]
-            for edge, stitch in zip(level, _stitches(arriving, level, dimensions, kinds or {}), strict=True):
+        for junction in _junctions(edges):
+            for edge, stitch in zip(junction, _stitches(arriving, junction, kinds or {}), strict=True):
                 if stitch is not None:
                     branched.replace(edge.child, StitchedStage(stitch, edge.child.module))
                     notes[edge.child.id] = (
@@ -144,116 +141,27 @@ def _device(branched: BranchedNetwork) -> torch.device:
     return next((p.device for p in branched.parameters()), torch.device("cpu"))
 
 
+def _junctions(edges: Sequence[Edge]) -> list[list[Edge]]:
+    """The edges from each node, nodes from input to output: they share what is summed of the node's features."""
+    found: dict[str, list[Edge]] = {}
+    for edge in sorted(edges, key=lambda edge: edge.stage):
+        found.setdefault(edge.parent.id, []).append(edge)
+    return list(found.values())
+
+
 def _stitches(
-    arriving: ArrivingFeatures,
-    level: Sequence[Edge],
-    dimensions: Mapping[str, dict[int, int]],
-    kinds: Mapping[str, OutputKind],
+    arriving: ArrivingFeatures, junction: Sequence[Edge], kinds: Mapping[str, OutputKind]
 ) -> list[Stitch | None]:
-    """The stitches of the edges into one stage; None where the features that arrive are the donor's own."""
-    own = arriving.own
-    candidates = _candidates(arriving, level, dimensions)
-    distances = [
-        [OutputDistance(kinds.get(edge.child.donor, "regression")) for _ in found]
-        for edge, found in zip(level, candidates, strict=True)
-    ]
-    unexplained = [OutputDistance() for _ in level]
-    for batch in own.batches("judged"):
-        for edge, found, judged, missing in zip(level, candidates, distances, unexplained, strict=True):
-            rest = own.rest(edge.child.donor, edge.stage)
-            for stitch, distance in zip(found, judged, strict=True):
-                mapped = stitch(*copied(arriving.after(batch, edge.parent.id)))
-                if stitch is found[0]:  # by least squares
-                    wanted = own.cut(batch, edge.child.donor, edge.stage)
-                    missing.add(*(_mapped_tensors(stitch, cut) for cut in (mapped, wanted)))
-                distance.add(run(rest, mapped), own.output(batch, edge.child.donor))
-    best = [_best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)]
-    for chosen, missing in zip(best, unexplained, strict=True):
-        if chosen is not None:
-            chosen.r2 = 1 - missing.value()
-    return best
-
-
-def _mapped_tensors(stitch: Stitch, cut: tuple[Any, ...]) -> list[torch.Tensor]:
-    """What a stitch maps of a cut, each tensor as (B, channels, positions)."""
-    tensors = {index: cut[index].movedim(affine.dimension, 1) for index, affine in stitch.affine_maps.items()}
-    return [tensor.reshape(*tensor.shape[:2], -1) for tensor in tensors.values()]
-
-
-def _candidates(
-    arriving: ArrivingFeatures, level: Sequence[Edge], dimensions: Mapping[str, dict[int, int]]
-) -> list[list[Stitch]]:
-    """For each edge a stitch by every method; edges from the same node share that node's moments."""
-    own = arriving.own
-    groups: dict[tuple[str, str], list[Edge]] = {}
-    for edge in level:
-        groups.setdefault((edge.parent.id, str(dimensions[edge.child.id])), []).append(edge)
-    moments = {
-        key: LocationMoments(
-            dimensions[edges[0].child.id], [(0, 1 + k) for k in range(len(edges))], len(own.division.fitted)
-        )
-        for key, edges in groups.items()
-    }
-    for batch in own.batches("fitted"):
-        for key, edges in groups.items():
-            cuts = [own.cut(batch, edge.child.donor, edge.stage) for edge in edges]
-            _add(moments[key], edges, [arriving.after(batch, key[0]), *cuts], len(batch))
-    dtype = next((p.dtype for p in arriving.branched.parameters() if p.is_floating_point()), torch.float32)
-    found = {
-        edge.child.id: moments[key].stitches(0, 1 + k, edge.parent.donor, edge.child.donor, dtype)
-        for key, edges in groups.items()
-        for k, edge in enumerate(edges)
-    }
-    return [[stitch.to(own.device) for stitch in found[edge.child.id]] for edge in level]
-
-
-def _best(edge: Edge, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
-    """The stitch whose outputs are nearest to the own ones; None where the features were equal.
-
-    Raises:
-        BuildError: outputs that are not finite, whatever the stitch.
-    """
-    if not found:
-        return None
-    values = [distance.value() for distance in judged]
-    if min(values) == math.inf:
-        raise BuildError(
-            f"{edge.child.donor}'s network gives NaN or infinity on the stitched features of {edge.parent.id} "
-            f"({edge.parent.donor}'s) that arrive at {edge.child.id}; expected finite outputs: branch elsewhere, or "
-            "take init='donor' and train"
-        )
-    return found[values.index(min(values))]
-
-
-def _add(sums: LocationMoments, edges: Sequence[Edge], cuts: list[tuple[Any, ...]], inputs: int) -> None:
+    parent, stage = junction[0].parent, junction[0].stage
     try:
-        sums.add(cuts, inputs)
-    except AffinityError as error:
-        children = ", ".join(edge.child.id for edge in edges)
-        raise BuildError(f"{edges[0].parent.id} cannot be stitched to {children}: {error}") from error
-
-
-def _channels(
-    edges: Sequence[Edge], networks: Mapping[str, StagedNetwork], probe: Probe
-) -> tuple[dict[str, dict[int, int]], int]:
-    """For the child of each edge the dimensions of the channels, and how many inputs all stitches need."""
-    inputs, needed, dimensions = length(probe.example), 1, {}
-    for donor in dict.fromkeys(edge.child.donor for edge in edges):
-        mine = [edge for edge in edges if edge.child.donor == donor]
-        stages = networks[donor].stages[: max(edge.stage for edge in mine)]
-        cuts = [_cuts(stages, gather(probe.example, slice(0, count))) for count in (inputs, 1)]
-        for edge in mine:
-            cut, of_one = (found[edge.stage - 1] for found in cuts)
-            dimensions[edge.child.id] = feature_dimensions(cut, of_one, stages[edge.stage - 1], edge.child.module)
-            needed = max(needed, inputs_needed(cut, inputs, dimensions[edge.child.id]))
-    return dimensions, needed
-
-
-def _cuts(stages: Sequence[nn.Module] | nn.ModuleList, inputs: Any) -> list[tuple[Any, ...]]:
-    """The cut after each stage."""
-    device = next((p.device for stage in stages for p in stage.parameters()), torch.device("cpu"))
-    value, found = on_device(inputs, device), []
-    for number, stage in enumerate(stages):
-        value = stage(*copied(value)) if number else call(stage, value)
-        found.append(value)
-    return found
+        return fit_stitches(
+            arriving.own,
+            lambda batch: arriving.after(batch, parent.id),
+            parent.donor,
+            [edge.child.donor for edge in junction],
+            stage,
+            kinds,
+        )
+    except BuildError as error:
+        children = ", ".join(edge.child.id for edge in junction)
+        raise BuildError(f"{parent.id} cannot be stitched to {children}: {error}") from error

@@ -24,7 +24,7 @@ class StitchCost:
         place: stage and number of the node after it; of a head the number of stages and that of its task.
         source, target: the tasks between whose features it maps.
         rank: the largest of its maps.
-        r2: share of the expected features' variance that least squares explains.
+        r2: share of the expected features' variance that least squares explains, see `Stitch`.
         method: how it was fitted.
         folded: whether the layers next to it have taken it in.
         params: parameters.

@@ -84,12 +84,16 @@ def prepare(
 
 def _fold_stitches(branched: BranchedNetwork, example: Input | None, precision: torch.dtype | None) -> None:
     shapes = stitch_shapes(branched, _random_inputs(branched) if example is None else example)
-    members = {node.id: node for node in branched.members()}
-    children = Counter(branched.parent_of(node) for node in members.values())
+    children = Counter(branched.parent_of(node) for node in branched.members())
     for (parent, child), stitch in branched.stitches.items():
-        fold_into_stage(typing.cast("StitchedStage", members[child].module), shapes[parent, child], precision)
+        fold_into_stage(typing.cast("StitchedStage", branched.member(child).module), shapes[parent, child], precision)
         if not stitch.folded and children[parent] == 1:
-            fold_into_result(stitch, unstitched(members[parent].module), shapes[parent, child])
+            before = branched.member(parent)
+            made = fold_into_result(stitch, unstitched(before.module), shapes[parent, child])
+            if isinstance(before.module, StitchedStage):
+                before.module.stage = made
+            else:
+                branched.replace(before, made)
 
 
 def _random_inputs(branched: BranchedNetwork) -> Input:

@@ -1,16 +1,15 @@
 """How long every stage takes on this device at every number of copies: the cost table that makes milliseconds a budget.
 
 `branchnet.search(affinity, table.costs, Budget.parse("4 ms"), head_costs=table.head_costs)` then finds the best tree
-that is predicted to run within 4 ms. The prediction adds the times of stages and heads that were measured alone.
+that is predicted to run within 4 ms; `stitch_sizes=table.stitch_sizes` counts its stitches. The prediction adds the
+times of stages, heads and stitches that were measured alone.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,16 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from branchnet.builder.network.module_structure import structure
 from branchnet.clustering.budgets import tree_size
 from branchnet.data.samples import Source, as_example
 from branchnet.errors import BuildError
-from branchnet.inference.fusion import FusedNodes, groups_of
-from branchnet.inference.fusion_choice import all_fused
-from branchnet.inference.latency import Latency, compare_latency, measure_latency
-from branchnet.inference.torch_compile import compiled_apart, compiler_problem, device_of, first_line, map_input
-from branchnet.stages import StagedNetwork, call, flat_example, split_all
-from branchnet.utils.progress import progress_bar
+from branchnet.inference.latency import Latency
+from branchnet.inference.measuring.stage_runs import measure_runs, stage_runs
+from branchnet.inference.torch_compile import compiled_apart, compiler_problem, device_of, map_input
+from branchnet.stages import StagedNetwork, flat_example, split_all
 from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
 
 _EVERY_WIDTH = 8
 """Every width is measured up to here, then each half as large again: 14 in all for 64 tasks."""
-_SAMPLE_SECONDS = 0.002
-"""A sample on an accelerator lasts so long at least: waiting for it takes some microseconds, below 1% of that."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,8 @@ class LatencyTable:
         fused: the same copies run as one batched computation; None where that was not measured or cannot be.
         heads: the head of each task.
         setting: how and on what it was measured, in words.
+        stitches: one stitch at each location, as large as it may be there and unfolded; none where they were not
+            measured.
 
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
@@ -72,6 +68,7 @@ class LatencyTable:
     fused: tuple[tuple[Latency | None, ...], ...]
     heads: Mapping[str, Latency]
     setting: str
+    stitches: tuple[Latency, ...] = ()
 
     @property
     def costs(self) -> tuple[tuple[float, ...], ...]:
@@ -88,16 +85,31 @@ class LatencyTable:
         """Milliseconds of each head: head costs for `search`."""
         return {task: 1e3 * latency.median for task, latency in self.heads.items()}
 
-    def predict(self, tree: Tree) -> float:
-        """Predict how long the branched network of `tree` takes for all tasks; stitches are left out.
+    @property
+    def stitch_sizes(self) -> tuple[float, ...] | None:
+        """Milliseconds of one stitch at each location: stitch sizes for `search`; None where they were not measured."""
+        return tuple(1e3 * latency.median for latency in self.stitches) or None
+
+    def predict(self, tree: Tree, *, stitched: bool = False) -> float:
+        """Predict how long the branched network of `tree` takes for all tasks.
 
         Args:
             tree: a tree over these tasks and stages.
+            stitched: whether it has stitches, wherever the donor changes.
 
         Returns:
             milliseconds, heads included.
+
+        Raises:
+            BuildError: stitches that were not measured.
         """
-        return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency")
+        sizes = [1e3 * latency.median for latency in self._measured_stitches()] if stitched else None
+        return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency", stitch_sizes=sizes)
+
+    def _measured_stitches(self) -> tuple[Latency, ...]:
+        if not self.stitches:
+            raise BuildError("the latency table holds no times of stitches; expected one that this version measured")
+        return self.stitches
 
     def __str__(self) -> str:
         rows = [["stage", *map(str, self.widths)]]
@@ -105,6 +117,10 @@ class LatencyTable:
             rows.append([visible(name), *map(_spread, apart)])
             if any(together):
                 rows.append(["  fused", *map(_spread, together)])
+        rows += [
+            [f"stitch at {visible(name)}", _spread(latency)]
+            for name, latency in zip(self.locations, self.stitches, strict=False)
+        ]
         rows += [[f"head of {visible(task)}", _spread(latency)] for task, latency in self.heads.items()]
         return "\n".join([f"milliseconds by copies of a stage ({self.setting})", *_aligned(rows)])
 
@@ -122,6 +138,7 @@ class LatencyTable:
             "fused": [[None if latency is None else list(latency.samples) for latency in row] for row in self.fused],
             "heads": {task: list(latency.samples) for task, latency in self.heads.items()},
             "setting": self.setting,
+            "stitches": [list(latency.samples) for latency in self.stitches],
         }
 
     @classmethod
@@ -148,6 +165,7 @@ class LatencyTable:
                 ),
                 {task: _latency(samples) for task, samples in plain["heads"].items()},
                 plain["setting"],
+                tuple(_latency(samples) for samples in plain.get("stitches", ())),  # files of 0.1 have none
             )
             whole = _is_whole(table)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -178,6 +196,7 @@ def _is_whole(table: LatencyTable) -> bool:
         and len(table.unfused) == len(table.fused) == len(table.locations)
         and all(len(row) == len(table.widths) for row in rows)
         and set(table.heads) == set(table.tasks)
+        and len(table.stitches) in (0, len(table.locations))
     )
 
 
@@ -194,10 +213,10 @@ def latency_table(
     repeats: int = 15,
     progress: bool = False,
 ) -> LatencyTable:
-    """Measure every stage at widths 1..N and every head, in turns, after a warm-up, with the device synchronised.
+    """Measure stages at widths 1..N, heads, and a stitch at each location, in turns, after a warm-up, synchronised.
 
-    Stages and heads of one structure share one compiled graph, so this takes a compilation for each stage and kind of
-    head, and with `fused` one more for each stage and width, and not one for each tree.
+    Stages and heads of one structure share one compiled graph, so this takes a compilation for each stage, stitch and
+    kind of head, and with `fused` one more for each stage and width, and not one for each tree.
 
     Args:
         networks: the result of `split_all`, or plain networks, which are split first. They are not changed.
@@ -275,9 +294,9 @@ def table_and_others(
     as_graph = functools.partial(compiled_apart, mode=mode, dynamic=False, module_guards=False)
     prepare: Callable[[Callable[..., Any]], Callable[..., Any]] = as_graph if compiled else lambda f: f
     with torch.no_grad():
-        runs = _stage_runs(staged, x, wanted, place, prepare, fused)
+        runs = stage_runs(staged, x, wanted, place, prepare, fused)
         runs |= {("other", name): functools.partial(other, x) for name, other in others.items()}
-        times = _measure(runs, x, repeats, progress, compiled)
+        times = measure_runs(runs, x, repeats, progress, compiled)
     rows = range(len(first.stages))
     table = LatencyTable(
         tasks=tuple(staged),
@@ -287,16 +306,18 @@ def table_and_others(
         fused=tuple(tuple(times.get(("fused", number, width)) for width in wanted) for number in rows),
         heads={task: times["head", task] for task in staged},
         setting=_setting(x, place, compiled, mode),
+        stitches=tuple(times.get(("stitch", number), Latency((0.0,) * repeats)) for number in rows),
     )
     return table, {name: times["other", name] for name in others}
 
 
-def predicted_rounds(table: LatencyTable, tree: Tree) -> Latency:
+def predicted_rounds(table: LatencyTable, tree: Tree, *, stitched: bool = False) -> Latency:
     """Add up the unfused entries of each round for `tree`.
 
     Args:
         table: measured with its entries in turns.
         tree: a tree over its tasks and stages.
+        stitched: whether the donor changes through stitches.
 
     Returns:
         seconds, one sample for each round.
@@ -311,39 +332,11 @@ def predicted_rounds(table: LatencyTable, tree: Tree) -> Latency:
         )
     entries = [row[table.widths.index(width)] for row, width in zip(table.unfused, tree.widths, strict=True)]
     entries += [table.heads[task] for task in tree.tasks]
+    if stitched:
+        widths = [*tree.widths, len(tree.tasks)]
+        for latency, width, following in zip(table._measured_stitches(), widths, widths[1:], strict=False):
+            entries += [latency] * (following - width)
     return Latency(tuple(sum(samples) for samples in zip(*(entry.samples for entry in entries), strict=True)))
-
-
-def _stage_runs(
-    staged: Mapping[str, StagedNetwork],
-    x: Any,
-    widths: Sequence[int],
-    place: torch.device,
-    prepare: Callable[[Callable[..., Any]], Callable[..., Any]],
-    fused: bool,
-) -> dict[Any, Callable[[], Any]]:
-    """What runs each stage at each width, and each head; modules of one structure share what was prepared once."""
-    first = next(iter(staged.values()))
-    runs: dict[Any, Callable[[], Any]] = {}
-    cut: Any = x
-    for number, original in enumerate(first.stages):
-        stage = copy.deepcopy(original).eval().to(place)
-        copies = [stage, *(copy.deepcopy(stage) for _ in range(widths[-1] - 1))]
-        one = prepare(_run)
-        fusible = fused and len(copies) > 1 and _can_be_fused(copies[:2], cut)
-        for width in widths:
-            runs["apart", number, width] = _one_by_one(one, copies[:width], cut)
-            if fusible and width > 1:
-                runs["fused", number, width] = _together(prepare(_run_fused), FusedNodes(copies[:width]), cut)
-        cut = call(stage, cut)
-    prepared: dict[Any, Callable[..., Any]] = {}
-    for task, network in staged.items():
-        head = copy.deepcopy(network.head).eval().to(place)
-        form = structure(head)
-        if form not in prepared:
-            prepared[form] = prepare(_run)
-        runs["head", task] = _one_by_one(prepared[form], [head], cut)
-    return runs
 
 
 def _checked_widths(widths: Sequence[int] | None, n_tasks: int) -> tuple[int, ...]:
@@ -363,63 +356,6 @@ def _staged(
 ) -> Mapping[str, StagedNetwork]:
     staged = {task: network for task, network in networks.items() if isinstance(network, StagedNetwork)}
     return staged if len(staged) == len(networks) else split_all(networks, example, locations=locations)
-
-
-def _can_be_fused(modules: Sequence[nn.Module], cut: Any) -> bool:
-    if len(groups_of(modules)) > 1:
-        return False
-    try:
-        all_fused(FusedNodes(modules), [cut])
-    except Exception as error:  # vmap has no rule for every operator, and its errors have no class of their own
-        warnings.warn(f"{modules[0]} cannot be fused ({type(error).__name__}: {first_line(error)})", stacklevel=3)
-        return False
-    return True
-
-
-def _run(module: nn.Module, cut: Any) -> Any:
-    return call(module, cut)
-
-
-def _run_fused(nodes: FusedNodes, cut: Any) -> Any:
-    return all_fused(nodes, [cut])
-
-
-def _one_by_one(run: Callable[..., Any], modules: Sequence[nn.Module], cut: Any) -> Callable[[], None]:
-    def run_all() -> None:
-        for module in modules:  # results are let go: CUDA graphs are recorded again for those that somebody still holds
-            run(module, cut)
-
-    return run_all
-
-
-def _together(run: Callable[..., Any], nodes: FusedNodes, cut: Any) -> Callable[[], Any]:
-    return lambda: run(nodes, cut)
-
-
-def _measure(
-    runs: Mapping[Any, Callable[[], Any]], x: Any, repeats: int, progress: bool, compiled: bool
-) -> dict[Any, Latency]:
-    """Latency of every run. An accelerator gets several calls in a row, so that waiting for it does not count."""
-
-    def repeated(run: Callable[[], Any], count: int) -> Callable[..., None]:
-        def run_all(*_: Any, **__: Any) -> None:
-            for _number in range(count):
-                run()
-
-        return run_all
-
-    calls = dict.fromkeys(runs, 1)
-    with progress_bar("compile and warm up" if compiled else "warm up", len(runs), shown=progress) as advance:
-        for key, run in runs.items():
-            run()
-            if any(tensor.device.type != "cpu" for tensor in flat_example(x)):
-                once = measure_latency(repeated(run, 1), x, repeats=3, warmup=2).median
-                calls[key] = max(1, math.ceil(_SAMPLE_SECONDS / once))
-            advance()
-
-    functions = {str(key): repeated(run, calls[key]) for key, run in runs.items()}
-    times = compare_latency(functions, x, repeats=repeats, warmup=1)
-    return {key: Latency(tuple(s / calls[key] for s in times[str(key)].samples)) for key in runs}
 
 
 def _setting(x: Any, place: torch.device, compiled: bool, mode: str | None) -> str:

@@ -89,24 +89,31 @@ def searched_with(found: Affinity, objective: str) -> Affinity:
     return found if objective in ("medoid", STITCH) else found.symmetric()
 
 
-def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str) -> tuple[int, ...] | None:
+def stitch_sizes_for(
+    found: Affinity, spec: Architecture, unit: str, latency: Path | None = None
+) -> Sequence[float] | None:
     """The size of one stitch at each location, which trees found by stitching losses will have.
 
     Args:
         found: the affinities.
         spec: the specification; its networks are made again to count.
         unit: of the budget.
+        latency: the file of measured stages, or None.
 
     Returns:
-        D sizes; None with other affinities, for milliseconds, and where the specification does not say how all
-        networks are made.
+        D sizes; None with other affinities, for milliseconds that were not measured, and where the specification does
+        not say how all networks are made.
     """
+    if not found.measure.startswith("stitch"):
+        return None
+    if unit == "latency":
+        return None if latency is None else read_latency(latency).stitch_sizes
     from branchnet.specification.realisation import interface_of, make_all
     from branchnet.stages import split_all
     from branchnet.stitching import stitch_costs
 
     known = spec.input is not None and all(constructor is not None for constructor in spec.constructors.values())
-    if not found.measure.startswith("stitch") or unit == "latency" or not known:
+    if not known:
         return None
     staged = split_all(make_all(spec, {}), interface_of(spec).random(), locations=list(spec.locations))
     return stitch_costs(staged[spec.tasks[0]])[unit]

@@ -27,7 +27,6 @@ from branchnet.clustering import (
     stability,
     tree_size,
 )
-from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import Latency, compiler_problem, latency_table
@@ -59,8 +58,7 @@ class Trees:
         front: the Pareto front over parameters.
         chosen: the best tree within the budget.
         compared: the trees that are built: the chosen one first.
-        costs: of every stage in the budget's unit.
-        head_costs: of every head in that unit.
+        limits: sizes of stages, stitches and heads in the budget's unit, and the budget.
         proposed: the best tree by the affinity alone.
         choice: how the chosen tree was chosen among those proposed.
     """
@@ -70,8 +68,7 @@ class Trees:
     front: list[SearchResult]
     chosen: SearchResult
     compared: Mapping[str, Tree]
-    costs: Costs
-    head_costs: HeadCosts
+    limits: Limits
     proposed: SearchResult
     choice: Choice
 
@@ -118,8 +115,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     options = problem.options
     staged = split_all(problem.networks, problem.example, locations=options.locations)
     first = next(iter(staged.values()))
-    costs, heads = _costs(problem, staged, workspace)
-    limits = limits_of(problem, staged, costs, heads)
+    limits = _limits(problem, staged, workspace)
     check_budget(problem, first.locations, limits)
     settings = [problem.identity, list(first.locations), count_samples(problem.probe)]
     affinity = workspace.step(
@@ -143,14 +139,14 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in options.baselines:
         compared |= _random_trees_of_same_size(chosen, limits, problem)
-    return Trees(staged, affinity, front, chosen, compared, costs, heads, proposed, choice)
+    return Trees(staged, affinity, front, chosen, compared, limits, proposed, choice)
 
 
-def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Workspace) -> tuple[Costs, HeadCosts]:
-    """What stages and heads cost in the budget's unit; milliseconds are measured here and now."""
-    first = next(iter(staged.values()))
+def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Workspace) -> Limits:
+    """What stages, stitches and heads cost in the budget's unit; milliseconds are measured here and now."""
     if problem.budget.unit != "latency":
-        return first.costs, {task: network.head_cost for task, network in staged.items()}
+        return limits_of(problem, staged)
+    first = next(iter(staged.values()))
     compiled = problem.compiled and not compiler_problem(problem.device.type)
     table = workspace.step(
         "latency_table.json",
@@ -160,23 +156,22 @@ def _costs(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wor
         load=read_latency,
     )
     workspace.console.print(str(table), markup=False, highlight=False)
-    return table.costs, table.head_costs
+    return Limits(table.costs, table.head_costs, problem.budget, table.stitch_sizes)
 
 
-def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork], costs: Costs, heads: HeadCosts) -> Limits:
-    """What decides how large a tree is; sizes of stitches are known in parameters and multiply-adds.
+def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork]) -> Limits:
+    """What decides how large a tree is, for a budget of parameters or multiply-adds.
 
     Args:
         problem: what is asked.
         staged: the single-task networks.
-        costs: of the stages in the budget's unit.
-        heads: of the heads.
 
     Returns:
         The limits.
     """
     first = next(iter(staged.values()))
-    return Limits(costs, heads, problem.budget, stitch_costs(first).get(problem.budget.unit))
+    heads = {task: network.head_cost for task, network in staged.items()}
+    return Limits(first.costs, heads, problem.budget, stitch_costs(first)[problem.budget.unit])
 
 
 def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> None:
@@ -391,7 +386,7 @@ def _compared(
 def _stability(problem: Problem, trees: Trees) -> Stability:
     """Search by RSA again on bootstrap replicates of the probe."""
     replicates = replicates_of(trees.affinity)
-    limits = limits_of(problem, trees.staged, trees.costs, trees.head_costs)
+    limits = trees.limits
     with deferred_interrupt() as interrupted:
         found = stability(
             trees.proposed,

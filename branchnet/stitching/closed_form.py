@@ -69,7 +69,7 @@ def fit_maps(moments: Moments, *, ridge: float = RIDGE) -> Iterator[Fit]:
         weight = factors[0] @ factors[1]
     r2 = explained(weight, moments)
     spread = (weight * (moments.cov_x @ weight)).sum(0).clamp_min(0).sqrt()
-    wanted = moments.cov_y.diagonal().clamp_min(0).sqrt()
+    wanted = moments.var_y.clamp_min(0).sqrt()
     factor = torch.where(spread > 0, wanted / spread.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
     factor = factor.clamp_max(LARGEST_SCALE)
     for method, power in METHODS.items():
@@ -114,7 +114,7 @@ def explained(weight: Tensor, moments: Moments) -> float:
     Returns:
         R squared, at most 1; 0 where the target is constant.
     """
-    total = float(moments.cov_y.diagonal().sum())
+    total = float(moments.var_y.sum())
     if total <= 0:
         return 0.0
     gained = 2 * (weight * moments.cov_xy).sum() - (weight * (moments.cov_x @ weight)).sum()

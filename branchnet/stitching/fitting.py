@@ -73,7 +73,7 @@ class LocationMoments:
 
     Args:
         dimensions: see `feature_dimensions`.
-        pairs: pairs (i, j) of sources; i may be mapped to j. Moments of the sources themselves are kept, too.
+        pairs: pairs (i, j) of sources; i may be mapped to j.
         inputs: how many inputs will be added in all.
         seed: of the positions.
     """
@@ -83,18 +83,20 @@ class LocationMoments:
     ) -> None:
         self.dimensions = dict(dimensions)
         self.inputs = inputs
-        self._pairs = sorted({(min(p), max(p)) for p in pairs} | {(k, k) for pair in pairs for k in pair})
+        self._pairs = sorted({(min(p), max(p)) for p in pairs} | {(i, i) for i, _ in pairs})
         self._sums = {index: MomentSums() for index in dimensions}
         self._equal = {(index, *pair): True for index in dimensions for pair in self._pairs}
         self._told = False
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._batches = 0
 
-    def add(self, cuts: Sequence[Sequence[Any]], inputs: int) -> None:
+    def add(self, cuts: Sequence[Sequence[Any]], inputs: int, number: int | None = None) -> None:
         """Add a batch.
 
         Args:
             cuts: for each source the values alive at the location, for the same inputs.
             inputs: how many inputs these are.
+            number: of the batch, which decides the positions that are drawn; by default they are counted.
 
         Raises:
             AffinityError: features that are not finite, or sources with different numbers of positions.
@@ -106,14 +108,25 @@ class LocationMoments:
                 raise AffinityError(
                     f"features have {[tuple(cut[index].shape) for cut in cuts]}; expected the same positions"
                 )
-            chosen = self._drawn(rows[0], inputs)
+            chosen = self._drawn(rows[0], inputs, self._batches if number is None else number)
             picked = [source if chosen is None else source[chosen.to(source.device)] for source in rows]
             if not all(bool(source.isfinite().all()) for source in picked):
                 raise AffinityError("features hold NaN or infinity; expected finite numbers")
             self._sums[index].add(picked, self._pairs)
             for i, j in self._pairs:
                 key = (index, i, j)
-                self._equal[key] = self._equal[key] and torch.equal(picked[i], picked[j])
+                self._equal[key] = self._equal[key] and (i == j or torch.equal(picked[i], picked[j]))
+        self._batches += 1
+
+    def merge(self, other: LocationMoments) -> None:
+        """Add what was accumulated elsewhere from other batches of the same inputs.
+
+        Args:
+            other: moments of the same sources and pairs.
+        """
+        for index, sums in self._sums.items():
+            sums.merge(other._sums[index])
+        self._equal = {key: equal and other._equal[key] for key, equal in self._equal.items()}
 
     def _warn_of_others(self, cuts: Sequence[Sequence[Any]]) -> None:
         """Say which tensors differ between the sources and are no features of the inputs, so that nothing maps them."""
@@ -131,11 +144,12 @@ class LocationMoments:
                 stacklevel=2,
             )
 
-    def _drawn(self, rows: Tensor, inputs: int) -> Tensor | None:
+    def _drawn(self, rows: Tensor, inputs: int, number: int) -> Tensor | None:
         wanted = math.ceil(positions_wanted(rows.shape[1]) * inputs / self.inputs)
         if wanted >= len(rows):
             return None
-        return torch.randperm(len(rows), generator=self._generator)[:wanted]
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        return torch.randperm(len(rows), generator=generator)[:wanted]
 
     def stitches(self, i: int, j: int, source: str, target: str, dtype: torch.dtype) -> list[Stitch]:
         """Fit the stitch from source i to source j by every method.

@@ -3,8 +3,9 @@
 A layer that reads the mapped tensor alone, `K (W x + c) + b`, becomes `(K W) x + (b + K c)`. A convolution that pads
 with zeros adds `K c` nowhere near an edge only; there the map is written as `W (x - p)` with `W p + c = 0`, so that
 padding `x - p` with zeros is padding the mapped tensor with zeros. Where no such p is found the map stays. A layer that
-makes the tensor, `K x + b`, becomes `(W K) x + (W b + c)`. Convolutions of classes that are not torch's own are
-compared on random numbers before they are replaced.
+makes the tensor, `K x + b`, becomes `(W K) x + (W b + c)`. Transposed convolutions spread `K c` unevenly over
+positions: they, too, read `x - p`. Functional operators whose weights nothing else reads become layers. Convolutions of
+classes that are not torch's own are compared on random numbers before they are replaced.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from branchnet.stitching.functional_layers import with_layers
 from branchnet.stitching.stage_operators import Layer, Operator, sole_reader, sole_writer
 from branchnet.stitching.stitch import AffineMap, Stitch, StitchedStage
 
@@ -63,34 +65,41 @@ def fold_into_stage(stitched: StitchedStage, shapes: Shapes, precision: torch.dt
         precision: the type that the weights will have; by default that of the layers.
     """
 
-    stitch, stage = stitched.stitch, stitched.stage
+    stitch, stage = stitched.stitch, with_layers(stitched.stage)
     for index, affine in stitch.affine_maps.items():
         if operator := sole_reader(stage, index, len(shapes[index])):
             for made in _after_map(operator, affine, len(shapes[index]), precision):
                 if operator.plain or _agree([affine, operator.module], [made], shapes[index]):
                     _replace(stitch, index, stage, operator, made)
+                    stitched.stage = stage
                     break
     stitch.folded = stitch.folded or not stitch.maps
 
 
-def fold_into_result(stitch: Stitch, before: nn.Module, shapes: Shapes) -> None:
+def fold_into_result(stitch: Stitch, before: nn.Module, shapes: Shapes) -> nn.Module:
     """Take the maps of a stitch into the layers that make the mapped tensors; nothing else may read their results.
 
     Args:
         stitch: the stitch, changed in place.
-        before: the stage before it, changed in place.
+        before: the stage before it, changed in place or replaced.
         shapes: of the mapped tensors as they arrive, by their numbers.
-    """
 
+    Returns:
+        the stage before it, to be put in the place of `before`.
+    """
+    stage = with_layers(before)
+    found = before
     for index, affine in stitch.affine_maps.items():
-        operator = sole_writer(before, index)
+        operator = sole_writer(stage, index)
         made = None if operator is None else _before_map(operator, affine, len(shapes[index]))
         if operator is None or made is None:
             continue
-        read = (shapes[index][0], made.weight.shape[1], *shapes[index][2:])
+        read = (shapes[index][0], _kernel(made).shape[1], *shapes[index][2:])
         if operator.plain or _agree([operator.module, affine], [made], read):
-            _replace(stitch, index, before, operator, made)
+            _replace(stitch, index, stage, operator, made)
+            found = stage
     stitch.folded = stitch.folded or not stitch.maps
+    return found
 
 
 def _replace(stitch: Stitch, index: int, stage: nn.Module, operator: Operator, made: nn.Module) -> None:
@@ -122,7 +131,7 @@ def _after_map(operator: Operator, affine: AffineMap, dims: int, precision: torc
         return
     if layer.groups > 1 or affine.dimension != 1 or operator.flattened:
         return
-    kernel = layer.weight.double()
+    kernel = _kernel(layer)
     if not _pads_zeros(layer):
         yield _with_weights(layer, _mixed(kernel, weight), _plus(layer, kernel.flatten(2).sum(2) @ constant))
     shift = _padding_value(weight, constant, layer.weight.dtype if precision is None else precision)
@@ -138,7 +147,7 @@ def _before_map(operator: Operator, affine: AffineMap, dims: int) -> Layer | Non
     if grouped or affine.dimension != (dims - 1 if isinstance(layer, nn.Linear) else 1):
         return None
     bias = constant if layer.bias is None else weight @ layer.bias.double() + constant
-    return _with_weights(layer, torch.einsum("dk,k...->d...", weight, layer.weight.double()), bias)
+    return _with_weights(layer, torch.einsum("dk,k...->d...", weight, _kernel(layer)), bias)
 
 
 def _matrix(affine: AffineMap) -> tuple[Tensor, Tensor]:
@@ -153,7 +162,15 @@ def _mixed(kernel: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("ok...,kc->oc...", kernel, weight)
 
 
+def _kernel(layer: Layer) -> Tensor:
+    """The weight with the outputs in dimension 0 and the inputs in dimension 1, float64."""
+    weight = layer.weight.detach().double()
+    return weight.transpose(0, 1) if getattr(layer, "transposed", False) else weight
+
+
 def _pads_zeros(layer: _ConvNd) -> bool:
+    if layer.transposed:
+        return True  # a position gets some of the kernel's entries alone, so that a constant does not stay one
     if layer.padding_mode != "zeros" or layer.padding == "valid":
         return False  # other padding repeats values that are there, which the map may as well be applied to afterwards
     sizes = layer.kernel_size if layer.padding == "same" else [1 + int(pad) for pad in layer.padding]
@@ -175,9 +192,10 @@ def _plus(layer: Layer, added: Tensor) -> Tensor:
 
 
 def _with_weights(layer: Layer, kernel: Tensor, bias: Tensor | None) -> Layer:
-    """A copy of a convolution or linear layer with another kernel and bias."""
+    """A copy of a convolution or linear layer with another kernel, outputs first, and bias."""
     made, trained = copy.deepcopy(layer), layer.weight.requires_grad
-    made.weight = nn.Parameter(kernel.detach().to(layer.weight), trained)
+    stored = kernel.detach().transpose(0, 1).contiguous() if getattr(layer, "transposed", False) else kernel.detach()
+    made.weight = nn.Parameter(stored.to(layer.weight), trained)
     if bias is not None:
         made.bias = nn.Parameter(bias.detach().to(layer.weight), trained)
     outputs, inputs = kernel.shape[:2]

@@ -19,9 +19,16 @@ from torch.utils._pytree import tree_leaves
 from branchnet.stages import Stage
 
 Layer: TypeAlias = nn.Linear | _ConvNd
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_ATEN = torch.ops.aten
 _POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_POOL_FUNCTIONS = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+_POOL_FUNCTIONS = (
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(_ATEN.adaptive_avg_pool1d.default, _ATEN.adaptive_avg_pool2d.default, _ATEN.adaptive_avg_pool3d.default),
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,8 @@ def _calls(node: fx.Node, source: fx.Node, *functions: Any) -> bool:
 def _is_identity(stage: Stage, node: fx.Node, source: fx.Node) -> bool:
     if _calls(node, source, F.dropout):
         return node.kwargs.get("training", True) is False
+    if _calls(node, source, _ATEN.dropout.default):
+        return node.args[2:] == (False,)
     return isinstance(_called(stage, node, source), nn.Identity | _DropoutNd)
 
 
@@ -145,7 +154,7 @@ def _pools(stage: Stage, node: fx.Node, source: fx.Node) -> bool:
 def _flattens(stage: Stage, node: fx.Node, source: fx.Node) -> bool:
     if node.op == "call_method" and node.target == "flatten":
         return node.args == (source, 1) and not node.kwargs
-    if _calls(node, source, torch.flatten):
+    if _calls(node, source, torch.flatten, _ATEN.flatten.using_ints):
         return node.args == (source, 1) and not node.kwargs
     module = _called(stage, node, source)
     return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
@@ -153,7 +162,7 @@ def _flattens(stage: Stage, node: fx.Node, source: fx.Node) -> bool:
 
 def _averages(node: fx.Node, source: fx.Node, dims: int) -> bool:
     """Whether a node takes the mean over all positions, so that one vector for each input is left."""
-    if (node.op, node.target) != ("call_method", "mean") and not _calls(node, source, torch.mean):
+    if (node.op, node.target) != ("call_method", "mean") and not _calls(node, source, torch.mean, _ATEN.mean.dim):
         return False
     if len(node.args) != 2 or node.args[0] is not source or node.kwargs or dims < 3:
         return False

@@ -98,7 +98,8 @@ class Stitch(nn.Module):
         target: the task whose network's features the module after it expects.
         maps: for each number of a tensor in the cut its map.
         method: how the maps were fitted: `ridge`, `half-way` or `variance-matched`; several where they differ.
-        r2: share of the expected features' variance that least squares explains, the mean over the maps.
+        r2: share of the expected features' variance that least squares explains, the mean over the maps; where `build`
+            fitted them, on inputs of the probe that they were not fitted on.
 
     Attributes:
         source, target, method, r2: as given.

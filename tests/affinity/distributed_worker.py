@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from branchnet.affinity import cka, pwcca, rsa
+from branchnet.affinity import cka, pwcca, rsa, stitch_affinity
 from branchnet.errors import AffinityError
 from tests.affinity.toys import Block, Staged, given, images, rows, small_cnn
 
@@ -20,6 +20,7 @@ MEASURES = {
     "minibatch": partial(cka, estimator="minibatch"),
     "pwcca": partial(pwcca, variance=0.5),
     "rounds": partial(rsa, memory_limit=8 * 200),
+    "stitch": stitch_affinity,
 }
 
 

@@ -1,6 +1,8 @@
 """Stitching losses against a computation in numpy, and properties that hold for all networks."""
 
 import copy
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import branchnet
+from branchnet.affinity.probes import read_probe
 from branchnet.affinity.stitched.stitching_loss import CHOOSING
+from branchnet.builder.stitches.top_down_fit import stitch_donors
 from branchnet.stitching.probe_division import divide_probe
 
 TASKS = ("a", "b", "c")
@@ -112,9 +116,89 @@ def test_wrong_calls_are_refused():
         branchnet.stitch_affinity(networks, probe, kinds={"a": "depth"}, locations=["1"])
     with pytest.raises(branchnet.AffinityError, match="task 'a' has several networks; expected one"):
         branchnet.stitch_affinity({"a": [made(0), made(2)], "b": made(1)}, probe, locations=["1"])
-    with pytest.raises(branchnet.AffinityError, match=r"does not take \['cache'\]; expected locations"):
-        branchnet.stitch_affinity(networks, probe, locations=["1"], cache="somewhere")
+    with pytest.raises(branchnet.AffinityError, match=r"does not take \['tensors'\]; expected locations"):
+        branchnet.stitch_affinity(networks, probe, locations=["1"], tensors="mean")
     with torch.no_grad():
         networks["a"][0].weight.fill_(float("nan"))
     with pytest.raises(branchnet.AffinityError, match="features hold NaN or infinity; expected finite numbers"):
         branchnet.stitch_affinity(networks, probe, locations=["1"])
+
+
+def half_square(output, labels):
+    return (output - labels).square().mean() / 2
+
+
+def labelled(seed=0):
+    networks = {task: made(seed + number) for number, task in enumerate(TASKS)}
+    torch.manual_seed(seed + 9)
+    probe = torch.randn(120, 4).double()
+    with torch.no_grad():
+        labels = {task: networks[task](probe) + 0.1 * torch.randn(120, 3) for task in ("a", "b")}
+    return networks, probe, labels
+
+
+def test_losses_of_the_user_are_those_of_the_built_network():
+    """Of a network with one stitch: its loss, less the own network's, by what a constant answer has more."""
+    networks, probe, labels = labelled()
+    losses = dict.fromkeys(labels, half_square)
+    found = branchnet.stitch_affinity(networks, probe, losses=losses, labels=labels, locations=["1"], bootstrap=20)
+    plain = branchnet.stitch_affinity(networks, probe, locations=["1"], bootstrap=20)
+    np.testing.assert_array_equal(found.values[0, :2, 2], plain.values[0, :2, 2])
+    staged = branchnet.split_all(networks, probe[:2], locations=["1"])
+    tree = branchnet.Tree(TASKS, [[list(TASKS)]])
+    judged = list(divide_probe(120, 120).judged)
+    measuring = [number for place, number in enumerate(judged) if place % CHOOSING]
+    shared = branchnet.build(tree, staged, init="donor", donors=[["a"]])
+    stitch_donors(shared, staged, read_probe(probe, 32), corrected=False)
+    with torch.no_grad():
+        output, own = shared.eval()(probe)["b"], networks["b"](probe)
+    constant = own[judged].mean(0).expand(120, 3)
+    loss, best = (float(half_square(one[measuring], labels["b"][measuring])) for one in (output, own))
+    scale = float(half_square(constant[judged], labels["b"][judged]) - half_square(own[judged], labels["b"][judged]))
+    assert found.values[0, 0, 1] == pytest.approx(1 - max(0, loss - best) / scale, abs=0.02)
+    assert found.standard_errors[0, 0, 1] > 0
+
+
+def test_losses_and_labels_that_do_not_fit_are_refused():
+    networks, probe, labels = labelled()
+    measure = partial(branchnet.stitch_affinity, networks, probe, locations=["1"])
+    with pytest.raises(branchnet.AffinityError, match=r"tasks \['a'\] have a loss or labels alone"):
+        measure(losses=dict.fromkeys("ab", half_square), labels={"b": labels["b"]})
+    with pytest.raises(branchnet.AffinityError, match=r"losses names the unknown task 'x'; expected some of \['a'"):
+        measure(losses={"x": half_square}, labels={"x": labels["b"]})
+    with pytest.raises(branchnet.AffinityError, match="task 'b' has 7 labels; expected 120, one for each input"):
+        measure(losses={"b": half_square}, labels={"b": labels["b"][:7]})
+    with pytest.raises(branchnet.AffinityError, match=r"for a constant answer .*expected a lower one for the own"):
+        measure(losses={"b": lambda output, labels: -half_square(output, labels)}, labels={"b": labels["b"]})
+    with pytest.raises(branchnet.AffinityError, match=r"the loss of task 'b' is of shape \(1, 3\); expected a scalar"):
+        measure(losses={"b": lambda output, labels: output - labels}, labels={"b": labels["b"]})
+
+
+def test_the_cache_runs_only_pairs_with_new_networks(tmp_path, caplog):
+    networks, probe, labels = labelled()
+    losses = dict.fromkeys(labels, half_square)
+
+    def rests(tasks, **options):
+        chosen = {task: networks[task] for task in tasks}
+        with caplog.at_level("INFO"):
+            caplog.clear()
+            found = branchnet.stitch_affinity(chosen, probe, locations=["1", "3"], cache=tmp_path, **options)
+        assert np.array_equal(
+            found.values, branchnet.stitch_affinity(chosen, probe, locations=["1", "3"], **options).values
+        )
+        (text,) = re.findall(r"and (\d+) rests", caplog.records[0].message)
+        return int(text)
+
+    assert rests("ab") == 4
+    assert rests("ab") == 0
+    assert rests("abc") == 8
+    assert rests("abc", kinds={"c": "classification"}) == 4
+    assert rests("abc", bootstrap=7) == 12
+    given = {"losses": losses, "labels": labels}
+    assert rests("abc", **given) == 8
+    assert rests("abc", losses={"a": losses["a"]}, labels={"a": labels["a"] + 1e-9}) == 4
+    with torch.no_grad():
+        networks["a"][-1].bias.add_(1)  # the features of a's network are as before
+    assert rests("abc") == 4
+    with pytest.raises(branchnet.AffinityError, match="with a cache, expected a plain function"):
+        rests("abc", losses={"a": nn.MSELoss()}, labels={"a": labels["a"]})

@@ -25,6 +25,7 @@ class Staged(nn.Module):
     def __init__(self, *stages: nn.Module, locations: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.head = nn.Identity()
         self.locations = locations or tuple(f"layer{d}" for d in range(len(stages)))
 
 

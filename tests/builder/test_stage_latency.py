@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -112,7 +113,7 @@ def test_the_progress_bar_says_what_is_done(
         shown.append(text)
         yield lambda: None
 
-    monkeypatch.setattr("branchnet.inference.latency_tables.progress_bar", bar)
+    monkeypatch.setattr("branchnet.inference.measuring.stage_runs.progress_bar", bar)
     monkeypatch.setattr("branchnet.inference.latency_tables.compiler_problem", lambda device: "")
     monkeypatch.setattr("branchnet.inference.latency_tables.compiled_apart", lambda function, **_: function)
     branchnet.latency_table(networks(), torch.ones(2, 4), repeats=1, progress=True, **options)
@@ -166,6 +167,44 @@ def test_a_prediction_and_what_it_predicts_are_measured_in_the_same_rounds() -> 
         predicted_rounds(branchnet.latency_table(made, torch.ones(2, 4), compiled=False, widths=[1], repeats=1), tree)
 
 
+def test_stitches_are_measured_and_counted() -> None:
+    """Matrices of 362 x 362 at 4,096 positions next to stages that do nearly nothing."""
+    made = {
+        task: nn.Sequential(nn.Tanh(), nn.Linear(362, 362), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 362, n + 1)).eval()
+        for n, task in enumerate(TASKS)
+    }
+    x = torch.randn(40, 8, 362)
+    staged = branchnet.split_all(made, x, locations=["1", "2"])
+    tree = Tree(TASKS, [[TASKS], [("a", "b"), ("c",)]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few positions for so many channels
+        stitched = branchnet.build(tree, staged, init="stitch", probe=x).eval()
+        alone = branchnet.build(tree, staged, init="donor").eval()
+    table, others = table_and_others(staged, x, {"stitched": stitched, "alone": alone}, compiled=False, repeats=9)
+    (before, after), sizes = table.stitches, table.stitch_sizes
+    assert sizes == (1e3 * before.median, 1e3 * after.median)
+    assert table.predict(tree, stitched=True) == pytest.approx(table.predict(tree) + sum(sizes))
+    predicted = predicted_rounds(table, tree, stitched=True)
+    plain = predicted_rounds(table, tree)
+    for with_them, without, *each in zip(predicted.samples, plain.samples, before.samples, after.samples, strict=True):
+        assert with_them == pytest.approx(without + sum(each))
+    rounds = zip(*(one.samples for one in (others["stitched"], others["alone"], before, after)), strict=True)
+    added = np.median([(stitched - alone) / (first + second) for stitched, alone, first, second in rounds])
+    assert 0.3 < added < 3  # the machine's doing
+    affinity = Affinity(TASKS, table.locations, np.full((2, 3, 3), 0.5) + 0.5 * np.eye(3))
+    budget = Budget.parse(f"{1.0001 * table.predict(tree, stitched=True)} ms")
+    result = branchnet.search(
+        affinity, table.costs, budget, head_costs=table.head_costs, stitch_sizes=table.stitch_sizes
+    )
+    assert result.size == pytest.approx(table.predict(result.tree, stitched=True))
+    plainly = table.to_dict()
+    del plainly["stitches"]  # as files of 0.1 are
+    with pytest.raises(BuildError, match="holds no times of stitches; expected one that this version measured"):
+        LatencyTable.from_dict(plainly).predict(tree, stitched=True)
+    with pytest.raises(BuildError, match="do not fit each other"):
+        LatencyTable.from_dict(table.to_dict() | {"stitches": [[1.0]]})
+
+
 @pytest.mark.parametrize("widths", [[], [0, 1], [4]])
 def test_impossible_widths_are_refused(widths: list[int]) -> None:
     with pytest.raises(BuildError, match="expected numbers from 1 to 3"):
@@ -188,7 +227,9 @@ def test_one_compilation_serves_every_width(monkeypatch: pytest.MonkeyPatch) -> 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     branchnet.latency_table(made, torch.ones(2, 8), locations=["0", "1"], repeats=1)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + 1  # stages, and one head of all tasks
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 + 2 + 1
+    )  # stages, stitches, and one head of all tasks
 
 
 def test_networks_of_several_inputs_are_measured_as_they_are_called() -> None:

@@ -27,6 +27,7 @@ from branchnet.inference.schedule import INPUTS, Schedule
 from branchnet.inference.streams import check_streams, run_schedule
 from branchnet.stages import call
 from tests.builder.toys import KINDS, Unruly, images, linear_tree, split_networks
+from tests.stitching import toys as stitching
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,18 @@ def test_the_outputs_are_the_networks_to_the_bit(seed: int) -> None:
             assert all(torch.equal(found[task], expected[task]) for task in expected)
 
 
+@pytest.mark.parametrize("kind", stitching.KINDS)
+def test_stitched_networks_give_their_outputs(kind: str) -> None:
+    network, x = stitching.stitched(kind), stitching.inputs(kind, 5)
+    functions = {node.id: lambda cut, module=node.module: call(module, cut) for node in network.members()}
+    with torch.no_grad():
+        for tasks in (None, ["b"], ["a", "c"]):
+            found = run_schedule(make_schedule(network.tree, tasks), functions, x, OneQueue())
+            expected = network(x, tasks)
+            assert list(found) == list(expected)
+            assert all(torch.equal(found[task], expected[task]) for task in expected)
+
+
 @pytest.fixture
 def one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (streams_module, compilation):
@@ -204,6 +217,20 @@ def test_equal_nodes_share_one_full_graph_for_all_batch_sizes(graphs: list[int],
     assert len(graphs) == 3  # one for each stage, one for all heads
     compiled(torch.rand(1, 6))
     assert len(graphs) == 6
+
+
+@pytest.mark.parametrize("options", [{}, {"fold": None}])
+def test_compiled_stitched_networks_give_their_outputs(
+    options: dict[str, Any], graphs: list[int], one_queue: None
+) -> None:
+    network, x = stitching.stitched("images"), stitching.inputs("images", 5)
+    compiled = branchnet.compile(network, x, streams=True, **options)
+    with torch.no_grad():
+        for tasks in (None, ["b"], ["a", "c"]):
+            found, expected = compiled(x, tasks), network(x, tasks)
+            assert list(found) == list(expected) and graphs
+            for task, output in expected.items():
+                torch.testing.assert_close(found[task], output, rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_that_cannot_be_compiled_is_named_and_runs_eagerly(graphs: list[int], one_queue: None) -> None:

@@ -262,11 +262,11 @@ def test_a_budget_in_milliseconds_is_measured_on_this_machine(example: Path) -> 
     done = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
     assert done.returncode == 3 and "smallest" in done.stderr
     table = LatencyTable.from_dict(json.loads((example / "result" / ".steps" / "latency_table.json").read_text()))
-    change(example, budget=f"{1.01 * table.predict(Tree.shared(table.tasks, len(table.locations)))} ms")
+    change(example, budget=f"{1.01 * table.predict(Tree.shared(table.tasks, len(table.locations)), stitched=True)} ms")
     done = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
     assert done.returncode == 0, done.stderr
     assert "reused latency_table.json" in done.stderr
     chosen = json.loads((example / "result" / "metrics.json").read_text())
     tree = Tree(table.tasks, chosen["trees"]["branched"])
-    assert table.predict(tree) == pytest.approx(chosen["chosen"]["size"])
+    assert table.predict(tree, stitched=True) == pytest.approx(chosen["chosen"]["size"])
     assert chosen["budget"].endswith("ms")

@@ -54,6 +54,18 @@ WRITINGS: dict[str, list[Callable[[], Layer]]] = {
     "norm, relu": [lambda: fused_norm(nn.ReLU), lambda: separate_norm(nn.ReLU)],
     "norm, silu": [lambda: fused_norm(nn.SiLU), lambda: separate_norm(nn.SiLU)],
     "norm": [lambda: fused_norm(None), lambda: separate_norm(None)],
+    "pool": [
+        *(lambda: nn.AdaptiveAvgPool2d(1), lambda: nn.AdaptiveAvgPool2d((1, 1))),
+        lambda: lambda x: F.adaptive_avg_pool2d(x, 1),
+        lambda: lambda x: F.adaptive_avg_pool2d(x, output_size=[1, 1]),
+        lambda: lambda x: x.mean((2, 3), keepdim=True),
+        lambda: lambda x: x.mean(dim=[-1, -2], keepdim=True),
+        lambda: lambda x: torch.mean(x, (2, 3), True),
+    ],
+    "pool to two": [
+        *(lambda: nn.AdaptiveAvgPool2d(2), lambda: nn.AdaptiveAvgPool2d((2, 2))),
+        lambda: lambda x: F.adaptive_avg_pool2d(x, (2, 2)),
+    ],
     "nothing": [
         *(nn.Identity, lambda: nn.Dropout(0.0), lambda: nn.Dropout2d(0.3), lambda: drop_path(0.2)),
         lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.1)),
@@ -66,7 +78,7 @@ SUMS: list[Callable[[Tensor, Tensor], Tensor]] = [
     torch.add,
     lambda x, y: y.add(x),
 ]
-STEP = st.sampled_from(sorted(WRITINGS)).flatmap(
+STEP = st.sampled_from(sorted(set(WRITINGS) - {"pool", "pool to two"})).flatmap(
     lambda kind: st.tuples(st.just(kind), *2 * [st.integers(0, len(WRITINGS[kind]) - 1)])
 )
 SUM = st.tuples(st.just("sum"), *2 * [st.integers(0, len(SUMS) - 1)])
@@ -135,6 +147,58 @@ def assert_shared_whole(steps: list[tuple[Any, ...]]) -> None:
 def test_every_way_of_writing_a_layer_is_shared(kind: str) -> None:
     for number in range(1, len(WRITINGS[kind])):
         assert_shared_whole([("conv", 0, 1), (kind, 0, number), ("conv", 0, 0)])
+
+
+class Pooled(nn.Module):
+    """A classifier of the mean over positions."""
+
+    def __init__(self, pool: Callable[[], Layer]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(CHANNELS, 5, 3), nn.ReLU())
+        self.pool = pool()
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(self.stem(x)))
+
+
+POOLINGS: list[Callable[[], Layer]] = [
+    lambda: lambda x: x.mean((2, 3)),
+    lambda: lambda x: torch.mean(x, dim=[-2, -1]),
+    lambda: lambda x: x.mean([3, 2], keepdim=True).flatten(1),
+    lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    lambda: lambda x: torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1),
+]
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (0, 2), (0, 3), (3, 0), (1, 4), (3, 4), (2, 3)])
+def test_means_over_positions_are_shared_whichever_way_they_drop_them(pair: tuple[int, int]) -> None:
+    networks = {str(number): Pooled(POOLINGS[number]).eval() for number in pair}
+    first, second = networks.values()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(IMAGE), second(IMAGE))
+    staged = split_all(networks, IMAGE)
+    assert all(one.first_difference is None for one in staged.values())
+    branched = shared_whole(staged)(IMAGE)
+    for task, network in networks.items():
+        assert torch.equal(staged[task](IMAGE), network(IMAGE))
+        assert torch.equal(branched[task], network(IMAGE))
+        assert_trains_alike(network, staged[task], IMAGE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda x: x.mean((1, 2)), lambda x: x.amax((2, 3)), lambda x: x.mean(2).amax(2), lambda x: x.mean((2, 3)) + 0],
+)
+def test_other_reductions_are_no_means_over_positions(other: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(2, CHANNELS, 7, 7)  # 5 x 5 positions behind the stem, as many as it has channels
+    networks = {"one": Pooled(POOLINGS[3]).eval(), "other": Pooled(lambda: other).eval()}
+    staged = split_all(networks, image)
+    assert staged["one"].first_difference is not None
+    for task, network in networks.items():
+        assert torch.equal(staged[task](image), network(image))
 
 
 @settings(

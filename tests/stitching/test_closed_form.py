@@ -14,7 +14,7 @@ from branchnet.stitching.closed_form import LARGEST_SIZE
 def fits(x, y, **options):
     sums = MomentSums()
     for one, other in zip(torch.tensor(x).split(17), torch.tensor(y).split(17), strict=True):
-        sums.add([one, other], [(0, 0), (0, 1), (1, 1)])
+        sums.add([one, other], [(0, 0), (0, 1)])
     return {fit.method: fit for fit in fit_maps(sums.moments(0, 1), **options)}
 
 
@@ -34,6 +34,29 @@ def test_ridge_is_numpys_least_squares_with_rows_for_the_ridge(seed, sources, ta
     np.testing.assert_allclose(fit.bias, y.mean(0) - x.mean(0) @ wanted, rtol=1e-8, atol=1e-8)
     residual = y - x @ wanted - fit.bias.numpy()
     assert fit.r2 == pytest.approx(1 - residual.var(0).sum() / y.var(0).sum(), abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 3))
+def test_moments_that_are_merged_are_those_of_all_positions(seed, empty):
+    random = np.random.default_rng(seed)
+    x, y = random.normal(50, 2, (60, 4)), random.normal(size=(60, 3))
+    parts = [np.arange(60)[k::4] for k in range(4)]
+    parts[empty] = parts[empty][:0]
+    merged = MomentSums()
+    for part in parts:
+        sums = MomentSums()
+        if len(part):
+            sums.add([torch.tensor(x[part]), torch.tensor(y[part])], [(0, 0), (0, 1)])
+        merged.merge(sums)
+    kept = np.concatenate(parts)
+    found, wanted = merged.moments(0, 1), np.cov(x[kept], y[kept], rowvar=False, bias=True)
+    assert found.count == len(kept)
+    np.testing.assert_allclose(found.mean_x, x[kept].mean(0))
+    np.testing.assert_allclose(found.mean_y, y[kept].mean(0), atol=1e-12)
+    np.testing.assert_allclose(found.cov_x, wanted[:4, :4], atol=1e-11)
+    np.testing.assert_allclose(found.cov_xy, wanted[:4, 4:], atol=1e-11)
+    np.testing.assert_allclose(found.var_y, wanted[4:, 4:].diagonal(), atol=1e-11)
 
 
 @settings(max_examples=20, deadline=None)

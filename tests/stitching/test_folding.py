@@ -52,7 +52,7 @@ def chain(before: nn.Module, after: nn.Module, affine: AffineMap, example: Tenso
     for name, module in {**modules, "head": Scale()}.items():
         network.add_module(name, module)
     network = network.double().eval()
-    staged = branchnet.split_all({"a": network}, example, locations=["one", "two"])
+    staged = branchnet.split_all({"a": network}, example, locations=["before", "after"])
     branched = branchnet.build(Tree(["a"], [[["a"]]] * 2), staged, init="donor").eval()
     node = branched.member("nodes.1.0")
     branched.replace(node, StitchedStage(Stitch("a", "a", {0: affine}), node.module))
@@ -93,6 +93,30 @@ class Standardised(nn.Conv2d):
         return nn.functional.conv2d(x, self.weight / self.weight.std(), self.bias)
 
 
+class Tied(nn.Module):
+    """Two operators read one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS))
+        self.entered = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(x, self.weight).relu(), self.weight)
+
+
+class Generated(nn.Module):
+    """The weights are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS))
+        self.entered = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.tanh())
+
+
 class Averaged(nn.Module):
     """A classifier of the mean over positions."""
 
@@ -104,7 +128,52 @@ class Averaged(nn.Module):
         return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Functional(nn.Module):
+    """Operators on parameters of its own, read in another order than they are made in."""
+
+    def __init__(self, operator: str, weight: tuple[int, ...], bias: int | None, **options: object) -> None:
+        super().__init__()
+        self.offset = None if bias is None else nn.Parameter(torch.randn(bias))
+        self.matrix = nn.Parameter(torch.randn(weight))
+        self.operator, self.options = getattr(nn.functional, operator), options
+        self.entered = nn.Identity()  # modules without children are kept whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(x, self.matrix, self.offset, **self.options)  # type: ignore[no-any-return]
+
+
+class Exported(nn.Module):
+    """Code that torch.fx cannot trace, so that torch.export does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def transposed(**options: object) -> nn.Module:
+    return nn.ConvTranspose2d(CHANNELS, 3, 3, **options)  # type: ignore[arg-type]
+
+
 READERS = {
+    "transposed": lambda: (transposed(stride=2, padding=1, output_padding=1), IMAGES, 1),
+    "transposed without bias": lambda: (transposed(bias=False, dilation=2), IMAGES, 1),
+    "transposed 1d": lambda: (nn.ConvTranspose1d(CHANNELS, CHANNELS, 4, stride=4), SEQUENCES, 1),
+    "functional": lambda: (Functional("conv2d", (3, CHANNELS, 3, 3), 3, padding=1, stride=2), IMAGES, 1),
+    "functional, same": lambda: (Functional("conv2d", (3, CHANNELS, 3, 3), None, padding="same"), IMAGES, 1),
+    "functional, linear": lambda: (Functional("linear", (3, CHANNELS), None), TOKENS, 2),
+    "functional, transposed": lambda: (Functional("conv_transpose2d", (CHANNELS, 3, 3, 3), 3, stride=2), IMAGES, 1),
+    "exported": lambda: (Exported(nn.Conv2d(CHANNELS, 3, 3, padding=1)), IMAGES, 1),
+    "exported, pooled": lambda: (Exported(nn.Sequential(
+        nn.Dropout(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(CHANNELS * 4, 3))), IMAGES, 1,
+    ),
+    "exported, mean": lambda: (Exported(Averaged()), IMAGES, 1),
+    "exported, transposed": lambda: (Exported(transposed(stride=2, bias=False)), IMAGES, 1),
+    "exported, 1d": lambda: (Exported(nn.Conv1d(CHANNELS, 3, 3, bias=False)), SEQUENCES, 1),
     "1x1": lambda: (nn.Conv2d(CHANNELS, 3, 1), IMAGES, 1),
     "no padding": lambda: (nn.Conv2d(CHANNELS, 3, 3, stride=2, bias=False), IMAGES, 1),
     "zero padding": lambda: (nn.Conv2d(CHANNELS, 3, 3, padding=1, stride=2), IMAGES, 1),
@@ -164,6 +233,11 @@ class Transposed(nn.Module):
 
 
 UNFOLDABLE = {
+    "tied weights": lambda: (Tied(), TOKENS, 2),
+    "computed weights": lambda: (Generated(), TOKENS, 2),
+    "exported residual": lambda: (Exported(InvertedResidual()), IMAGES, 1),
+    "functional groups": lambda: (Functional("conv2d", (CHANNELS, 1, 3, 3), None, groups=CHANNELS), IMAGES, 1),
+    "transposed groups": lambda: (nn.ConvTranspose2d(CHANNELS, CHANNELS, 3, groups=2), IMAGES, 1),
     "residual": lambda: (InvertedResidual(), IMAGES, 1),
     "batch norm": lambda: (nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.Conv2d(CHANNELS, 3, 1)), IMAGES, 1),
     "layer norm": lambda: (nn.Sequential(nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, 3)), TOKENS, 2),
@@ -182,12 +256,30 @@ def test_maps_stay_where_other_code_reads_the_tensor(reader: str) -> None:
     check(nn.ReLU(), after, random_map(dimension), shape, folds=False)
 
 
+def test_what_torch_export_traced_is_folded_with_its_names_kept() -> None:
+    torch.manual_seed(0)
+    after = Exported(nn.Conv2d(CHANNELS, 3, 3, padding=1))
+    branched = chain(nn.ReLU(), after, random_map(1), torch.randn(IMAGES).double())
+    stage = branched.member("nodes.1.0").module.stage
+    assert isinstance(stage, Stage) and "aten" in str(stage.graph)
+    state = set(branched.state_dict())
+    folded = prepare(branched)
+    assert set(branched.state_dict()) == state and "after.inner.weight" in " ".join(state)
+    assert "aten.conv2d" not in str(folded.member("nodes.1.0").module.stage.graph)
+    with pytest.raises(branchnet.SplitError, match="made layers, to fold stitches"):
+        folded.train()
+
+
 def test_a_constant_that_no_padding_value_stands_for_keeps_the_map() -> None:
     torch.manual_seed(0)
     check(nn.ReLU(), nn.Conv2d(CHANNELS, 3, 3, padding=1), random_map(1, rank=2), IMAGES, folds=False)
 
 
 WRITERS = {
+    "transposed": lambda: (nn.ConvTranspose2d(CHANNELS, CHANNELS, 3, stride=2, output_padding=1), IMAGES, 1),
+    "functional": lambda: (Functional("conv2d", (CHANNELS, CHANNELS, 1, 1), CHANNELS), IMAGES, 1),
+    "exported": lambda: (Exported(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)), IMAGES, 1),
+    "exported, linear": lambda: (Exported(nn.Linear(CHANNELS, CHANNELS)), TOKENS, 2),
     "convolution": lambda: (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), IMAGES, 1),
     "without bias": lambda: (nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1, bias=False), nn.Identity()), IMAGES, 1),
     "padded by itself": lambda: (PaddedAsTensorFlow(CHANNELS, CHANNELS, 3), IMAGES, 1),

@@ -1,7 +1,9 @@
 """Branched networks with stitches: exact where the networks are reparametrisations of each other, sane elsewhere."""
 
 import copy
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch import nn
 
 import branchnet
 from branchnet.builder import add_task
+from branchnet.stitching.probe_division import divide_probe
 
 
 def affine_twin(network, linear, following):
@@ -185,6 +188,45 @@ def test_a_task_is_added_through_one_stitch_and_the_others_stay_bit_exact():
     assert error[0] < 0.5 * error[1]
     with pytest.raises(branchnet.BuildError, match=r"stitch=True .* expected probe="):
         add_task(branched, "c", new, beside="a", until="2", stitch=True)
+
+
+def test_kinds_are_those_of_the_tasks_also_when_one_is_added():
+    networks = {task: small(2, seed) for seed, task in enumerate("ab")}
+    probe = smooth(60)
+    staged = branchnet.split_all(networks, probe[:2], locations=["2", "5"])
+    tree = branchnet.Tree.shared(["a", "b"], 2)
+    for kinds, message in (
+        ({"x": "regression"}, r"kinds names the unknown task 'x'; expected some of \['a', 'b'\]"),
+        ({"a": "depth"}, "the kind of 'a' is 'depth'; expected one of"),
+    ):
+        with pytest.raises(branchnet.BuildError, match=message):
+            branchnet.build(tree, staged, init="stitch", probe=probe, kinds=kinds)
+    branched = branchnet.build(tree, staged, init="stitch", probe=probe).eval()
+    add = partial(add_task, branched, "c", small(1, seed=7), beside="a", until="2", stitch=True, probe=probe)
+    assert add(kinds={"c": "regression"}).stitches
+    with pytest.raises(branchnet.AffinityError, match="with two classes or more"):
+        add(kinds={"c": "classification"})
+
+
+def test_the_share_explained_is_that_on_inputs_that_were_not_fitted_on():
+    torch.manual_seed(0)
+    networks = {task: vectors(12).double().eval() for task in "ab"}
+    probe = torch.randn(48, 6).double()
+    staged = branchnet.split_all(networks, probe[:2], locations=["1", "4"])
+    tree = branchnet.Tree(["a", "b"], [[["a", "b"]], [["a"], ["b"]]])
+    stitch = branchnet.build(tree, staged, init="stitch", probe=probe).stitches["nodes.0.0", "nodes.1.1"]
+    division = divide_probe(48, 48)
+    with torch.no_grad():
+        x, y = (networks[task][:2](probe).numpy() for task in "ab")
+    fitted, judged = list(division.fitted), list(division.judged)
+    centred, wanted = x[fitted] - x[fitted].mean(0), y[fitted] - y[fitted].mean(0)
+    ridge = np.sqrt(1e-3 * centred.var(0).mean() * len(fitted)) * np.eye(12)
+    weight, *_ = np.linalg.lstsq(np.vstack([centred, ridge]), np.vstack([wanted, np.zeros((12, 12))]), rcond=None)
+    mapped = (x[judged] - x[fitted].mean(0)) @ weight + y[fitted].mean(0)
+    missing = np.square(mapped - y[judged]).sum() / np.square(y[judged] - y[judged].mean(0)).sum()
+    assert stitch.r2 == pytest.approx(1 - missing, abs=1e-6)
+    inside = 1 - np.square(centred @ weight - wanted).sum() / np.square(wanted).sum()
+    assert inside > stitch.r2 + 0.05
 
 
 class SequenceFirst(nn.Module):

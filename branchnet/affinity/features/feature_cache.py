@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _CHECKSUM_BYTES = 32
+_PLAIN = (type(None), bool, int, float, str)
 _ORPHANED_AFTER = 24 * 3600.0
 """Seconds: other runs may be writing into the folder, but none for so long at one entry."""
 
@@ -79,17 +80,29 @@ def open_cache(folder: Path, member: Member, settings: Sequence[Any], transform:
         AffinityError: a `features` function that its code does not tell apart from others.
     """
     remove_orphans(folder, older_than=_ORPHANED_AFTER)
+    return Cache(folder, running_keys(member.stages, (*settings, _code_of(transform))))
+
+
+def running_keys(modules: Iterable[nn.Module], settings: Sequence[Any]) -> tuple[str, ...]:
+    """Hashes of weights and code: each depends on the settings and all modules up to its own, and on none after.
+
+    Args:
+        modules: what is run, in order.
+        settings: what results depend on besides; told apart by their `repr`.
+
+    Returns:
+        a hash for each module.
+    """
     running = hashlib.blake2b(digest_size=20)
-    running.update(repr((_FORMAT, __version__, tuple(settings), _code_of(transform))).encode())
-    # A running hash: the entry of a location depends on all stages before it and on none after.
+    running.update(repr((_FORMAT, __version__, tuple(settings))).encode())
     keys = []
-    for stage in member.stages:
-        running.update(_structure(stage).encode())
-        for name, tensor in sorted(stage.state_dict(keep_vars=True).items()):
+    for module in modules:
+        running.update(_structure(module).encode())
+        for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
             running.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         keys.append(running.hexdigest())
-    return Cache(folder, tuple(keys))
+    return tuple(keys)
 
 
 def _structure(stage: nn.Module) -> str:
@@ -102,15 +115,37 @@ def _structure(stage: nn.Module) -> str:
 
 
 def _code_of(transform: Transform | None) -> Any:
-    if transform is None:
-        return None
-    if not isinstance(transform, FunctionType) or transform.__closure__ or transform.__defaults__:
+    return None if transform is None else code_of(transform, "features")
+
+
+def code_of(function: Any, option: str) -> Any:
+    """What tells a user's function apart from others: its code, and defaults that are plain values.
+
+    Args:
+        function: the function.
+        option: what it was given as, for the message.
+
+    Returns:
+        values whose `repr` differs where the code does.
+
+    Raises:
+        AffinityError: what has no code, or depends on objects.
+    """
+    if (
+        not isinstance(function, FunctionType)
+        or function.__closure__
+        or not all(isinstance(value, _PLAIN) for value in _defaults(function))
+    ):
         raise AffinityError(
-            f"features is {transform!r}; with a cache, expected a plain function without closure or defaults, "
-            "which its code tells apart from others: write one, or drop cache="
+            f"{option} is {function!r}; with a cache, expected a plain function without closure, and with plain values "
+            "as defaults, which its code tells apart from others: write one, or drop cache="
         )
-    code = transform.__code__
-    return transform.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names
+    code = function.__code__
+    return function.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names, repr(_defaults(function))
+
+
+def _defaults(function: FunctionType) -> list[Any]:
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def _floats(content: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.floating] | None:

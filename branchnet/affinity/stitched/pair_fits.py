@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import permutations
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
+from branchnet.affinity.features.distributed import gathered, world
 from branchnet.affinity.networks import Family
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.data.collation import gather, length
@@ -17,8 +17,10 @@ from branchnet.stitching.probe_division import MOST_JUDGED, ProbeDivision, chose
 from branchnet.stitching.stitch import Stitch
 
 Cut: TypeAlias = tuple[Any, ...]
-Candidates: TypeAlias = dict[tuple[int, int, int], list[Stitch]]
-"""By (location, number of the source network, number of the target network): a stitch by every method."""
+Key: TypeAlias = tuple[int, int, int]
+"""Location, number of the source network, number of the target network."""
+Candidates: TypeAlias = dict[Key, list[Stitch]]
+"""A stitch by every method."""
 
 FEWEST_JUDGED = 16
 MOMENT_BYTES = 2**30
@@ -26,29 +28,32 @@ MOMENT_BYTES = 2**30
 Advance: TypeAlias = Callable[[], None]
 
 
-def cuts_of(family: Family, batch: Any, device: torch.device, depth: int) -> Iterator[list[Cut]]:
-    """Run all networks side by side.
+def cuts_of(
+    family: Family, batch: Any, device: torch.device, depth: int, members: Collection[int] | None = None
+) -> Iterator[dict[int, Cut]]:
+    """Run networks side by side.
 
     Args:
         family: the networks.
         batch: inputs.
         device: where the networks are.
         depth: how many stages to run.
+        members: numbers of the networks to run, all by default.
 
     Yields:
-        for each location the cut of every network.
+        for each location the cut of every network by its number.
     """
-    cuts: list[Cut] = []
+    numbers = range(len(family.members)) if members is None else sorted(members)
+    cuts: dict[int, Cut] = {}
     for stage in range(depth):
-        if stage:
-            cuts = [member.stages[stage](*cut) for member, cut in zip(family.members, cuts, strict=True)]
-        else:
-            cuts = [call(member.stages[0], on_device(batch, device)) for member in family.members]
-        yield cuts
+        for number in numbers:
+            module = family.members[number].stages[stage]
+            cuts[number] = module(*cuts[number]) if stage else call(module, on_device(batch, device))
+        yield dict(cuts)
 
 
 def prepare_fits(family: Family, probe: Probe, device: torch.device) -> tuple[ProbeDivision, list[dict[int, int]]]:
-    """Look at a few inputs: where every location has its channels, and how many inputs a fit needs.
+    """Look at a few inputs in the first network: where every location has its channels, and how many inputs are needed.
 
     Args:
         family: the networks.
@@ -61,8 +66,8 @@ def prepare_fits(family: Family, probe: Probe, device: torch.device) -> tuple[Pr
     inputs, needed, dimensions = length(probe.example), 1, []
     first = family.members[0]
     stages, depth = first.stages, len(first.stages)
-    single = list(cuts_of(family, gather(probe.example, slice(0, 1)), device, depth))
-    for d, (cuts, of_one) in enumerate(zip(cuts_of(family, probe.example, device, depth), single, strict=True)):
+    single = list(cuts_of(family, gather(probe.example, slice(0, 1)), device, depth, [0]))
+    for d, (cuts, of_one) in enumerate(zip(cuts_of(family, probe.example, device, depth, [0]), single, strict=True)):
         after = stages[d + 1] if d + 1 < depth else first.network.head
         dimensions.append(feature_dimensions(cuts[0], of_one[0], stages[d], after))
         needed = max(needed, inputs_needed(cuts[0], inputs, dimensions[-1]))
@@ -80,38 +85,67 @@ def fit_pairs(
     probe: Probe,
     fitted: Sequence[int],
     dimensions: Sequence[dict[int, int]],
+    wanted: Collection[Key],
     device: torch.device,
     advance: Advance,
 ) -> Candidates:
-    """Fit the stitch of every ordered pair at every location, by every method.
+    """Fit the stitches of ordered pairs of networks, by every method.
+
+    Under `torch.distributed` each process runs its share of the batches, and all return the same stitches.
 
     Args:
         family: the networks.
         probe: the inputs.
         fitted: numbers of the inputs to fit on.
         dimensions: for each location the dimensions of the channels of its tensors.
+        wanted: the pairs at their locations.
         device: where the networks are.
         advance: called after each batch.
 
     Returns:
         the stitches; none where the features of two networks are equal.
     """
-    pairs = list(permutations(range(len(family.members)), 2))
-    tasks = family.tasks
+    members = sorted({number for _, i, j in wanted for number in (i, j)})
     candidates: Candidates = {}
-    for locations in _passes(family, probe, dimensions, device):
-        sums = {d: LocationMoments(dimensions[d], pairs, len(fitted), seed=d) for d in locations}
-        for batch in chosen_inputs(probe.batches("stitching"), fitted):
-            for d, cuts in enumerate(cuts_of(family, batch, device, max(locations) + 1)):
-                if d in sums:
-                    sums[d].add(cuts, length(batch))
-            advance()
+    for locations in _passes(family, probe, dimensions, wanted, device):
+        pairs = {d: [(i, j) for at, i, j in wanted if at == d] for d in locations}
+        sources = {d: [(members.index(i), members.index(j)) for i, j in found] for d, found in pairs.items()}
+        sums = _moments(family, probe, fitted, dimensions, members, sources, device, advance)
         for d, moments in sums.items():
-            for i, j in pairs:
-                candidates[d, i, j] = [
-                    stitch.to(device) for stitch in moments.stitches(i, j, tasks[i], tasks[j], _dtype(family))
-                ]
+            for (i, j), (source, target) in zip(pairs[d], sources[d], strict=True):
+                stitches = moments.stitches(source, target, family.tasks[i], family.tasks[j], _dtype(family))
+                candidates[d, i, j] = [stitch.to(device) for stitch in stitches]
     return candidates
+
+
+def _moments(
+    family: Family,
+    probe: Probe,
+    fitted: Sequence[int],
+    dimensions: Sequence[dict[int, int]],
+    members: Sequence[int],
+    pairs: Mapping[int, list[tuple[int, int]]],
+    device: torch.device,
+    advance: Advance,
+) -> dict[int, LocationMoments]:
+    """The moments at some locations, from one reading of the inputs; pairs are of places in `members`."""
+    rank, size = world()
+
+    def read() -> dict[int, LocationMoments]:
+        sums = {d: LocationMoments(dimensions[d], found, len(fitted), seed=d) for d, found in pairs.items()}
+        for number, batch in enumerate(chosen_inputs(probe.batches("stitching"), fitted)):
+            if number % size == rank:
+                for d, cuts in enumerate(cuts_of(family, batch, device, max(pairs) + 1, members)):
+                    if d in sums:
+                        sums[d].add([cuts[member] for member in members], length(batch), number)
+            advance()
+        return sums
+
+    first, *others = gathered(read)
+    for other in others:
+        for d, moments in first.items():
+            moments.merge(other[d])
+    return first
 
 
 def _dtype(family: Family) -> torch.dtype:
@@ -120,19 +154,22 @@ def _dtype(family: Family) -> torch.dtype:
 
 
 def _passes(
-    family: Family, probe: Probe, dimensions: Sequence[dict[int, int]], device: torch.device
+    family: Family, probe: Probe, dimensions: Sequence[dict[int, int]], wanted: Collection[Key], device: torch.device
 ) -> list[list[int]]:
     """Locations whose moments fit into memory together."""
     passes: list[list[int]] = [[]]
     held = 0
-    for d, cuts in enumerate(cuts_of(family, probe.example, device, len(dimensions))):
-        size = sum(_bytes(cuts, index, dimension) for index, dimension in dimensions[d].items())
+    members = {number for _, i, j in wanted for number in (i, j)}
+    for d, cuts in enumerate(cuts_of(family, probe.example, device, len(dimensions), members)):
+        if not any(at == d for at, _, _ in wanted):
+            continue
+        size = sum(_bytes(list(cuts.values()), index, dimension) for index, dimension in dimensions[d].items())
         if passes[-1] and held + size > MOMENT_BYTES:
             passes.append([])
             held = 0
         passes[-1].append(d)
         held += size
-    return passes
+    return [locations for locations in passes if locations]
 
 
 def _bytes(cuts: Sequence[Cut], index: int, dimension: int) -> int:

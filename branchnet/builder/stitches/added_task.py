@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from branchnet.builder.network.surgery import add_branch
 from branchnet.builder.stitches.top_down_fit import stitch_donors
 from branchnet.errors import BuildError
 from branchnet.stages.interface import call_form
+from branchnet.stitching.output_distances import OutputKind
 
 PROBE_BATCH = 64
 
@@ -25,6 +27,7 @@ def add_task(
     until: str | None,
     stitch: bool = False,
     probe: Any = None,
+    kinds: Mapping[str, OutputKind] | None = None,
 ) -> BranchedNetwork:
     """Grow a branch for a new task that shares the nodes of the task `beside` until the end of a location.
 
@@ -41,6 +44,7 @@ def add_task(
         until: the last location that is shared; None to share nothing.
         stitch: put a stitching layer, fitted on the probe, where the branch begins.
         probe: for that, K inputs as `branchnet.rsa` takes them.
+        kinds: for that, how the outputs of the new task are compared, as `build` takes it.
 
     Returns:
         a new network with the task.
@@ -54,5 +58,6 @@ def add_task(
         raise BuildError("stitch=True fits a map to the sibling's features; expected probe=, inputs of all tasks")
     grown, staged = add_branch(branched, name, network, beside=beside, until=until)
     if stitch:
-        stitch_donors(grown, {name: staged}, read_probe(probe, PROBE_BATCH, call_form(staged)), corrected=False)
+        read = read_probe(probe, PROBE_BATCH, call_form(staged))
+        stitch_donors(grown, {name: staged}, read, kinds, corrected=False)
     return grown

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
+from branchnet.builder.stitches.probe_features import ArrivingFeatures, Batch, BelowStitches, Chain, OwnFeatures
 from branchnet.builder.weights.normalisation import estimate_batchnorm
 from branchnet.builder.weights.variance_correction import (
     UnitStatistics,
@@ -27,36 +27,26 @@ from branchnet.builder.weights.variance_correction import (
     layer_statistics,
     rescalable,
 )
-from branchnet.data.collation import length
-from branchnet.stages import Stage, StagedNetwork, call
+from branchnet.stages import Stage
 from branchnet.stitching.closed_form import least_squares
 from branchnet.stitching.moments import Moments, MomentSums
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
-from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
 from branchnet.stitching.stitch import unstitched
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
 RIDGES = (0.1, 1.0)
 """Of a head's refit, relative to the features' mean variance: strong, as there are fewer inputs than features."""
+STATISTICS_INPUTS = 64
+"""About so many inputs give the means and deviations of channels, each from all its positions."""
 
-Inputs = Callable[[], Iterator[Any]]
 
-
-def correct_below_stitches(
-    branched: BranchedNetwork,
-    networks: Mapping[str, StagedNetwork],
-    probe: Probe,
-    division: ProbeDivision,
-    kinds: Mapping[str, OutputKind],
-) -> list[str]:
+def correct_below_stitches(branched: BranchedNetwork, own: OwnFeatures, kinds: Mapping[str, OutputKind]) -> list[str]:
     """Try each correction, and keep those with which the outputs are nearer to the own ones on other inputs.
 
     Args:
         branched: a network with stitches, changed in place.
-        networks: the donors by task.
-        probe: inputs of all networks.
-        division: which inputs to fit on, and which to judge on.
+        own: what the donors make of the probe.
         kinds: how the outputs of some tasks are compared.
 
     Returns:
@@ -65,54 +55,9 @@ def correct_below_stitches(
     with ExitStack() as inside:
         inside.enter_context(torch.no_grad())
         inside.enter_context(seeded(0))
-        for network in (branched, *{id(network): network for network in networks.values()}.values()):
+        for network in (branched, *{id(network): network for network in own.networks.values()}.values()):
             inside.enter_context(evaluation_mode(network))
-        return _kept_corrections(branched, networks, probe, division, kinds)
-
-
-def _kept_corrections(
-    branched: BranchedNetwork,
-    networks: Mapping[str, StagedNetwork],
-    probe: Probe,
-    division: ProbeDivision,
-    kinds: Mapping[str, OutputKind],
-) -> list[str]:
-    device = next((p.device for p in branched.parameters()), torch.device("cpu"))
-
-    def inputs(numbers: Sequence[int]) -> Iterator[Any]:
-        return (on_device(batch, device) for batch in chosen_inputs(probe.batches("correcting"), numbers))
-
-    nodes = below_stitches(branched)
-    tasks = tuple(dict.fromkeys(task for node in nodes if node.is_head for task in node.tasks))
-
-    own = [[call(networks[task], batch) for task in tasks] for batch in inputs(division.judged)]
-
-    def loss() -> float:
-        judged = [OutputDistance(kinds.get(task, "regression")) for task in tasks]
-        for batch, wanted in zip(inputs(division.judged), own, strict=True):
-            found = branched(batch, tasks)
-            for task, distance, output in zip(tasks, judged, wanted, strict=True):
-                distance.add(found[task], output)
-        return sum(distance.value() for distance in judged) / len(judged)
-
-    def fitted() -> Iterator[Any]:
-        return inputs(division.fitted)
-
-    best, kept = loss(), []
-    for name, corrections in (
-        ("channel statistics", lambda: [partial(_statistics, branched, networks, nodes, fitted)]),
-        ("linear heads", lambda: _head_corrections(branched, networks, nodes, fitted)),
-    ):
-        for correct in corrections():
-            before = [{key: value.clone() for key, value in node.module.state_dict().items()} for node in nodes]
-            correct()
-            if (now := loss()) < best:
-                best = now
-                kept.append(name)
-                break
-            for node, state in zip(nodes, before, strict=True):
-                node.module.load_state_dict(state)
-    return kept
+        return _Below(branched, own, kinds).kept_corrections()
 
 
 def below_stitches(branched: BranchedNetwork) -> list[Node]:
@@ -132,52 +77,105 @@ def below_stitches(branched: BranchedNetwork) -> list[Node]:
     return list(found.values())
 
 
-def _statistics(
-    branched: BranchedNetwork, networks: Mapping[str, StagedNetwork], nodes: Sequence[Node], inputs: Inputs
-) -> None:
-    modules = [unstitched(node.module) for node in nodes]
-    if any(isinstance(layer, _BatchNorm) for module in modules for layer in module.modules()):
-        several = [batch for batch in inputs() if length(batch) > 1]  # one sample has no variance
-        if several:
-            estimate_batchnorm(branched, modules, several)
-        return
-    wanted: dict[nn.Module, UnitStatistics] = {}
-    for donor in dict.fromkeys(node.donor for node in nodes):
-        mine = [node for node in nodes if node.donor == donor and not node.is_head]
+class _Below:
+    """What is below stitches, run from the cuts before it, which corrections do not change."""
+
+    def __init__(self, branched: BranchedNetwork, own: OwnFeatures, kinds: Mapping[str, OutputKind]) -> None:
+        self.own, self.kinds = own, kinds
+        self.nodes = below_stitches(branched)
+        self.network = BelowStitches(branched, self.nodes)
+        self.arriving = ArrivingFeatures(branched, own)
+        self.tasks = [node.tasks[0] for node in self.nodes if node.is_head]
+
+    def cuts(self, batch: Batch) -> dict[str, Any]:
+        return {name: self.arriving.after(batch, name) for name in self.network.before}
+
+    def loss(self) -> float:
+        """The mean over the tasks of the distance from the own outputs on inputs that nothing was fitted on."""
+        judged = {task: OutputDistance(self.kinds.get(task, "regression")) for task in self.tasks}
+        for batch in self.own.batches("judged"):
+            found = self.network(self.cuts(batch))
+            for task, distance in judged.items():
+                distance.add(found[task], self.own.output(batch, task))
+        return sum(distance.value() for distance in judged.values()) / len(judged)
+
+    def kept_corrections(self) -> list[str]:
+        """Try all corrections, and keep those that help; in words what was kept."""
+        best, kept = self.loss(), []
+        attempts: dict[str, Callable[[], list[Callable[[], None]]]] = {
+            "channel statistics": lambda: [self.correct_statistics],
+            "linear heads": self.head_corrections,
+        }
+        for name, corrections in attempts.items():
+            for correct in corrections():
+                before = [
+                    {key: value.clone() for key, value in node.module.state_dict().items()} for node in self.nodes
+                ]
+                correct()
+                if (now := self.loss()) < best:
+                    best = now
+                    kept.append(name)
+                    break
+                for node, state in zip(self.nodes, before, strict=True):
+                    node.module.load_state_dict(state)
+        return kept
+
+    def correct_statistics(self) -> None:
+        """Estimate BatchNorm again; without any, give layers the means and deviations of their own networks."""
+        modules = [unstitched(node.module) for node in self.nodes]
+        if any(isinstance(layer, _BatchNorm) for module in modules for layer in module.modules()):
+            several = [self.cuts(batch) for batch in self._some() if len(batch) > 1]  # one sample has no variance
+            if several:
+                estimate_batchnorm(self.network, modules, several)
+            return
+        wanted: dict[nn.Module, UnitStatistics] = {}
+        for donor in dict.fromkeys(node.donor for node in self.nodes if not node.is_head):
+            wanted |= self._own_statistics(donor)
+        correct_layers(self.network, wanted, lambda: (self.cuts(batch) for batch in self._some()))
+
+    def _own_statistics(self, donor: str) -> dict[nn.Module, UnitStatistics]:
+        """What a donor's layers below stitches have in its own network."""
+        mine = [node for node in self.nodes if node.donor == donor and not node.is_head]
+        network, first = self.own.networks[donor], min(node.stage for node in mine)
         own = {
             f"{node.id}.{name}": layer
             for node in mine
-            for name, layer in networks[donor].stages[node.stage].named_modules()
+            for name, layer in network.stages[node.stage].named_modules()
             if rescalable(layer) and getattr(layer, "bias", None) is not None
         }
-        for name, statistics in layer_statistics(networks[donor], own, inputs).items():
-            node = next(node for node in mine if name.startswith(f"{node.id}."))
-            wanted[unstitched(node.module).get_submodule(name.removeprefix(f"{node.id}."))] = statistics
-    correct_layers(branched, wanted, inputs)
+        chain = Chain(network.stages[first : max(node.stage for node in mine) + 1])
+        found = layer_statistics(chain, own, lambda: (self.own.cut(batch, donor, first) for batch in self._some()))
+        return {self._layer(mine, name): statistics for name, statistics in found.items()}
 
+    @staticmethod
+    def _layer(nodes: Sequence[Node], name: str) -> nn.Module:
+        node = next(node for node in nodes if name.startswith(f"{node.id}."))
+        return unstitched(node.module).get_submodule(name.removeprefix(f"{node.id}."))
 
-def _head_corrections(
-    branched: BranchedNetwork, networks: Mapping[str, StagedNetwork], nodes: Sequence[Node], inputs: Inputs
-) -> list[Callable[[], None]]:
-    """Refits of the linear heads, each with another ridge, from one pass over the inputs; none without such heads."""
-    heads = {node.tasks[0]: layer for node in nodes if node.is_head and (layer := _last_linear(node.module))}
-    if not heads:
-        return []
-    sums = {task: MomentSums() for task in heads}
-    seen: dict[nn.Module, Tensor] = {}
+    def _some(self) -> Iterator[Batch]:
+        return self.own.batches("fitted", STATISTICS_INPUTS)
 
-    def remember(layer: nn.Module, given: Any, _: Tensor) -> None:
-        seen[layer] = given[0]
+    def head_corrections(self) -> list[Callable[[], None]]:
+        """Refits of the linear heads, each with another ridge, from one pass over the inputs; none without heads."""
+        found = {node.tasks[0]: _last_linear(node.module) for node in self.nodes if node.is_head}
+        heads = {task: layer for task, layer in found.items() if layer is not None}
+        if not heads:
+            return []
+        sums = {task: MomentSums() for task in heads}
+        seen: dict[nn.Module, Tensor] = {}
 
-    with hooked(dict.fromkeys(heads.values(), remember)):
-        for batch in inputs():
-            found = branched(batch, list(heads))
-            for task, layer in heads.items():
-                missing = cast(Tensor, call(networks[task], batch)) - found[task]
-                rows = [seen[layer].flatten(0, -2), missing.flatten(0, -2)]
-                sums[task].add(rows, [(0, 0), (0, 1), (1, 1)])
-    moments = {task: found.moments(0, 1) for task, found in sums.items()}
-    return [partial(_refit, heads, moments, ridge) for ridge in RIDGES]
+        def remember(layer: nn.Module, given: Any, _: Tensor) -> None:
+            seen[layer] = given[0]
+
+        with hooked(dict.fromkeys(heads.values(), remember)):
+            for batch in self.own.batches("fitted"):
+                outputs = self.network(self.cuts(batch))
+                for task, layer in heads.items():
+                    missing = self.own.output(batch, task) - outputs[task]
+                    rows = [seen[layer].flatten(0, -2), missing.flatten(0, -2)]
+                    sums[task].add(rows, [(0, 0), (0, 1)])
+        moments = {task: of_task.moments(0, 1) for task, of_task in sums.items()}
+        return [partial(_refit, heads, moments, ridge) for ridge in RIDGES]
 
 
 def _refit(heads: Mapping[str, nn.Linear], moments: Mapping[str, Moments], ridge: float) -> None:

@@ -1,32 +1,29 @@
 """Stitches fitted from the top down: each on the features that really arrive, those above it being in place already.
 
-Every level of a tree at which donors change takes a pass over the inputs of the fit and one over those that judge;
-nothing but moments is kept between batches.
+At every level of a tree at which donors change, the inputs of the fit and those that judge go on from where they were.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import get_args
 
 import torch
 from torch import nn
 
 from branchnet.affinity.features.isolation import untouched
-from branchnet.affinity.probes import Probe, on_device
+from branchnet.affinity.probes import Probe
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
 from branchnet.builder.stitches.corrections import below_stitches, correct_below_stitches
-from branchnet.data.collation import gather, length
-from branchnet.errors import AffinityError, BuildError
-from branchnet.stages import StagedNetwork, call
-from branchnet.stitching.channels import copied
-from branchnet.stitching.fitting import LocationMoments, feature_dimensions, inputs_needed
-from branchnet.stitching.output_distances import OutputDistance, OutputKind
-from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs, divide_probe, warn_of_noise
+from branchnet.builder.stitches.probe_features import ArrivingFeatures, OwnFeatures
+from branchnet.builder.stitches.stitch_fit import fit_stitches
+from branchnet.errors import BuildError
+from branchnet.stages import StagedNetwork
+from branchnet.stitching.output_distances import OutputKind
+from branchnet.stitching.probe_division import divide_probe, warn_of_noise
 from branchnet.stitching.stitch import Stitch, StitchedStage
 
 
@@ -69,6 +66,7 @@ def stitch_donors(
     kinds: Mapping[str, OutputKind] | None = None,
     *,
     corrected: bool = True,
+    own: OwnFeatures | None = None,
 ) -> dict[str, str]:
     """Put a stitch on every edge where the donor changes, unless there is one already.
 
@@ -81,27 +79,32 @@ def stitch_donors(
         probe: inputs of all networks.
         kinds: how the outputs of some tasks are compared; `regression` for the others.
         corrected: whether to correct channel statistics and linear heads below the stitches, too.
+        own: what the donors make of the probe, for several trees of the same donors; by default it is computed, on as
+            many inputs as the stitches need.
 
     Returns:
         for each stitched node or head in words where its weights come from.
 
     Raises:
-        BuildError: features that cannot be mapped, with the edge.
+        BuildError: features that cannot be mapped, with the edge; unknown tasks or kinds.
     """
+    _check_kinds(branched, kinds or {})
     edges = [edge for edge in foreign_edges(branched) if not isinstance(edge.child.module, StitchedStage)]
     edges = [edge for edge in edges if edge.child.donor in networks]
     if not edges:
         return {}
     warn_of_noise(probe.example)
     notes: dict[str, str] = {}
-    division: ProbeDivision | None = None
     with ExitStack() as inside:
         for network in (branched, *{id(net): net for net in networks.values()}.values()):
             inside.enter_context(untouched(network))
-        for stage in sorted({edge.stage for edge in edges}):
-            level = [edge for edge in edges if edge.stage == stage]
-            division, stitches = _stitches(branched, level, networks, probe, kinds or {})
-            for edge, stitch in zip(level, stitches, strict=True):
+        if own is None:
+            own = OwnFeatures(networks, probe, _device(branched))
+            needed = max(own.inputs_needed(edge.child.donor, edge.stage) for edge in edges)
+            own.division = divide_probe(probe.inputs, needed)
+        arriving = ArrivingFeatures(branched, own)
+        for junction in _junctions(edges):
+            for edge, stitch in zip(junction, _stitches(arriving, junction, kinds or {}), strict=True):
                 if stitch is not None:
                     branched.replace(edge.child, StitchedStage(stitch, edge.child.module))
                     notes[edge.child.id] = (
@@ -111,12 +114,20 @@ def stitch_donors(
     for node in branched.members():
         if node.id in notes:
             _take_mode(node.module)
-    if corrected and notes and division is not None:
-        for correction in correct_below_stitches(branched, networks, probe, division, kinds or {}):
+    if corrected and notes:
+        for correction in correct_below_stitches(branched, own, kinds or {}):
             for node in below_stitches(branched):
                 start = notes.get(node.id, f"{node.donor}'s network")
                 notes[node.id] = f"{start}, {correction} corrected"
     return notes
+
+
+def _check_kinds(branched: BranchedNetwork, kinds: Mapping[str, OutputKind]) -> None:
+    for task, kind in kinds.items():
+        if task not in branched.tasks:
+            raise BuildError(f"kinds names the unknown task {task!r}; expected some of {list(branched.tasks)}")
+        if kind not in get_args(OutputKind):
+            raise BuildError(f"the kind of {task!r} is {kind!r}; expected one of {list(get_args(OutputKind))}")
 
 
 def _take_mode(stitched: nn.Module) -> None:
@@ -126,119 +137,31 @@ def _take_mode(stitched: nn.Module) -> None:
         stitched.stitch.train(stitched.training)
 
 
+def _device(branched: BranchedNetwork) -> torch.device:
+    return next((p.device for p in branched.parameters()), torch.device("cpu"))
+
+
+def _junctions(edges: Sequence[Edge]) -> list[list[Edge]]:
+    """The edges from each node, nodes from input to output: they share what is summed of the node's features."""
+    found: dict[str, list[Edge]] = {}
+    for edge in sorted(edges, key=lambda edge: edge.stage):
+        found.setdefault(edge.parent.id, []).append(edge)
+    return list(found.values())
+
+
 def _stitches(
-    branched: BranchedNetwork,
-    level: Sequence[Edge],
-    networks: Mapping[str, StagedNetwork],
-    probe: Probe,
-    kinds: Mapping[str, OutputKind],
-) -> tuple[ProbeDivision, list[Stitch | None]]:
-    """The stitches of the edges into one stage; None where the features that arrive are the donor's own."""
-    level_cuts = _LevelCuts(branched, level, networks)
-    division, moments = _prepared(level_cuts, probe)
-    for batch in chosen_inputs(probe.batches("stitching"), division.fitted):
-        arriving, own = level_cuts.of(batch)
-        for sums, edge in zip(moments, level, strict=True):
-            _add(sums, edge, [arriving[edge.parent.id], own[edge.child.donor]], length(batch))
-    dtype = next((p.dtype for p in branched.parameters() if p.is_floating_point()), torch.float32)
-    candidates = [
-        [stitch.to(level_cuts.device) for stitch in sums.stitches(0, 1, edge.parent.donor, edge.child.donor, dtype)]
-        for sums, edge in zip(moments, level, strict=True)
-    ]
-    distances = [
-        [OutputDistance(kinds.get(edge.child.donor, "regression")) for _ in found]
-        for edge, found in zip(level, candidates, strict=True)
-    ]
-    for batch in chosen_inputs(probe.batches("judging stitches"), division.judged):
-        arriving, own = level_cuts.of(batch)
-        for edge, found, judged in zip(level, candidates, distances, strict=True):
-            rest = level_cuts.rest(edge.child.donor)
-            wanted = run(rest, copied(own[edge.child.donor])) if found else None
-            for stitch, distance in zip(found, judged, strict=True):
-                distance.add(run(rest, stitch(*copied(arriving[edge.parent.id]))), wanted)
-    return division, [
-        _best(edge, found, judged) for edge, found, judged in zip(level, candidates, distances, strict=True)
-    ]
-
-
-def _best(edge: Edge, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
-    """The stitch whose outputs are nearest to the own ones; None where the features were equal.
-
-    Raises:
-        BuildError: outputs that are not finite, whatever the stitch.
-    """
-    if not found:
-        return None
-    values = [distance.value() for distance in judged]
-    if min(values) == math.inf:
-        raise BuildError(
-            f"{edge.child.donor}'s network gives NaN or infinity on the stitched features of {edge.parent.id} "
-            f"({edge.parent.donor}'s) that arrive at {edge.child.id}; expected finite outputs: branch elsewhere, or "
-            "take init='donor' and train"
-        )
-    return found[values.index(min(values))]
-
-
-def _add(sums: LocationMoments, edge: Edge, cuts: list[tuple[Any, ...]], inputs: int) -> None:
+    arriving: ArrivingFeatures, junction: Sequence[Edge], kinds: Mapping[str, OutputKind]
+) -> list[Stitch | None]:
+    parent, stage = junction[0].parent, junction[0].stage
     try:
-        sums.add(cuts, inputs)
-    except AffinityError as error:
-        raise BuildError(f"{edge.parent.id} cannot be stitched to {edge.child.id}: {error}") from error
-
-
-def _prepared(level_cuts: _LevelCuts, probe: Probe) -> tuple[ProbeDivision, list[LocationMoments]]:
-    _, own = level_cuts.of(probe.example)
-    _, of_one = level_cuts.of(gather(probe.example, slice(0, 1)))
-    inputs = length(probe.example)
-    needed, dimensions = 1, []
-    for edge in level_cuts.level:
-        cut = own[edge.child.donor]
-        single, maker = of_one[edge.child.donor], level_cuts.networks[edge.child.donor].stages[edge.stage - 1]
-        dimensions.append(feature_dimensions(cut, single, maker, edge.child.module))
-        needed = max(needed, inputs_needed(cut, inputs, dimensions[-1]))
-    division = divide_probe(probe.inputs, needed)
-    return division, [LocationMoments(found, [(0, 1)], len(division.fitted)) for found in dimensions]
-
-
-class _LevelCuts:
-    """The cuts before one stage: what arrives at the edges into it, and what their donors would make there."""
-
-    def __init__(self, branched: BranchedNetwork, level: Sequence[Edge], networks: Mapping[str, StagedNetwork]) -> None:
-        self.branched, self.level, self.networks = branched, level, networks
-        self.stage = level[0].stage
-        self.device = next((p.device for p in branched.parameters()), torch.device("cpu"))
-
-    def of(self, batch: Any) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
-        """The cuts that arrive, by the id of the node that makes them, and the donors' own, by task."""
-        arriving = {}
-        for edge in self.level:
-            if edge.parent.id not in arriving:
-                arriving[edge.parent.id] = self._before(self.branched.path(edge.child.tasks[0]), batch)
-        own = {edge.child.donor: self._before(self.networks[edge.child.donor], batch) for edge in self.level}
-        return arriving, own
-
-    def _before(self, network: Any, batch: Any) -> tuple[Any, ...]:
-        cut: tuple[Any, ...] = run(network.stages[: self.stage], on_device(batch, self.device), first=True)
-        return cut
-
-    def rest(self, donor: str) -> list[nn.Module]:
-        """The donor's stages from the level's on, and its head."""
-        network = self.networks[donor]
-        return [*network.stages[self.stage :], network.head]
-
-
-def run(modules: Sequence[nn.Module] | Iterator[nn.Module], value: Any, *, first: bool = False) -> Any:
-    """Run stages one after another.
-
-    Args:
-        modules: stages, or stages and a head.
-        value: the cut before them, or the inputs of the network.
-        first: whether `value` is the inputs of the network.
-
-    Returns:
-        the cut after them, or the head's output.
-    """
-    for module in modules:
-        value = call(module, value) if first else module(*value)
-        first = False
-    return value
+        return fit_stitches(
+            arriving.own,
+            lambda batch: arriving.after(batch, parent.id),
+            parent.donor,
+            [edge.child.donor for edge in junction],
+            stage,
+            kinds,
+        )
+    except BuildError as error:
+        children = ", ".join(edge.child.id for edge in junction)
+        raise BuildError(f"{parent.id} cannot be stitched to {children}: {error}") from error

@@ -5,23 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.errors import BuildError
 from branchnet.utils.modes import mode_of
 
 
-def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], inputs: Iterable[Input]) -> int:
+def estimate_batchnorm(network: nn.Module, modules: Sequence[nn.Module], inputs: Iterable[Any]) -> int:
     """Replace the running statistics inside `modules` by the mean over batches of inputs, each of at least two samples.
 
     BatchNorm that tracing turned into operators of a stage's graph cannot be estimated; a warning counts those layers.
 
     Args:
-        branched: the network that is run; its modes are restored.
+        network: the network that is run; its modes are restored.
         modules: what to estimate in: nodes and heads of it.
         inputs: batches; each is read once.
 
@@ -46,14 +46,14 @@ def estimate_batchnorm(branched: BranchedNetwork, modules: Sequence[nn.Module], 
             "there are no inputs to estimate BatchNorm statistics on; expected batches of two samples or more"
         )
     momenta = [layer.momentum for layer in layers]
-    with torch.no_grad(), mode_of(branched, training=False):
+    with torch.no_grad(), mode_of(network, training=False):
         try:
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None  # PyTorch's word for a cumulative mean: all batches weigh the same
                 layer.train()  # the BatchNorm layers alone: Dropout and the like stay in eval mode
             for batch in chain([first], batches):
-                branched(batch)
+                network(batch)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

@@ -116,7 +116,9 @@ def _donor_statistics(
     }
 
 
-def layer_statistics(network: nn.Module, layers: Mapping[str, nn.Module], inputs: Inputs) -> dict[str, UnitStatistics]:
+def layer_statistics(
+    network: nn.Module, layers: Mapping[str, nn.Module], inputs: Callable[[], Iterable[Any]]
+) -> dict[str, UnitStatistics]:
     """Mean and deviation of each unit of layers' outputs.
 
     Args:
@@ -134,12 +136,20 @@ def layer_statistics(network: nn.Module, layers: Mapping[str, nn.Module], inputs
 
     with hooked({layer: add_to(name) for name, layer in layers.items()}), mode_of(network, training=False):
         for batch in inputs():
-            call(network, cast(Any, batch))
+            call(network, batch)
     return {name: moment.statistics() for name, moment in moments.items() if moment.count}
 
 
-def correct_layers(branched: BranchedNetwork, wanted: Mapping[nn.Module, UnitStatistics], inputs: Inputs) -> None:
-    """Scale and shift every layer's units to the wanted statistics."""
+def correct_layers(
+    network: nn.Module, wanted: Mapping[nn.Module, UnitStatistics], inputs: Callable[[], Iterable[Any]]
+) -> None:
+    """Scale and shift every layer's units to the wanted statistics.
+
+    Args:
+        network: the network that holds the layers, called with each batch.
+        wanted: by layer.
+        inputs: gives the inputs, in batches.
+    """
     moments = {layer: _Moments() for layer in wanted}
 
     def corrected(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
@@ -152,9 +162,9 @@ def correct_layers(branched: BranchedNetwork, wanted: Mapping[nn.Module, UnitSta
         moved = y.movedim(axis, -1)
         return ((moved - rows.mean(0)) * scale + mean).movedim(-1, axis)
 
-    with hooked(dict.fromkeys(wanted, corrected)), mode_of(branched, training=False):
+    with hooked(dict.fromkeys(wanted, corrected)), mode_of(network, training=False):
         for batch in inputs():
-            branched(batch)
+            network(batch)
     with torch.no_grad():
         for layer, statistics in wanted.items():
             if moments[layer].count:

@@ -87,7 +87,8 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
         plan = plan_search(judged, costs, wanted, **how)
         print_plan(plan, [] if options.front else [options.out], as_json=options.as_json)
         return
-    sizes: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitch_sizes_for(found, spec, wanted.unit)}
+    stitches = stitch_sizes_for(found, spec, wanted.unit, options.latency)
+    sizes: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitches}
     how |= sizes | {"seed": options.seed}
     if options.front:
         results = pareto_front(judged, costs, unit=wanted.unit, **how)

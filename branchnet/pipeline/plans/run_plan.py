@@ -20,8 +20,7 @@ from branchnet.pipeline.plans.dry_run import (
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.search_inputs import COMPARED_PER_SECOND, REPLICATES
 from branchnet.pipeline.steps import check_budget, limits_of, nothing_known
-from branchnet.pipeline.tree_choice.choosing import FITTED, LOSS_OBJECTIVES
-from branchnet.pipeline.tree_choice.proposals import most_proposals
+from branchnet.pipeline.tree_choice.work import FEWEST_TREES, FITTED, MOST_TREES, work_of
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching.probe_division import LEAST_FITTED, MOST_JUDGED
 
@@ -56,8 +55,7 @@ def plan_run(problem: Problem) -> Plan:
     staged = split_all(problem.networks, problem.example, locations=options.locations)
     first = next(iter(staged.values()))
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
-        heads = {task: network.head_cost for task, network in staged.items()}
-        check_budget(problem, first.locations, limits_of(problem, staged, first.costs, heads))
+        check_budget(problem, first.locations, limits_of(problem, staged))
     difference = first.first_difference
     notes = (str(difference),) if difference is not None and difference.limits else ()
     plan = plan_comparison(
@@ -87,11 +85,11 @@ def plan_after_comparison(plan: Plan, problem: Problem, staged: Mapping[str, Sta
     compared = 1 + ("shared" in options.baselines) + ("random" in options.baselines) * options.random_trees
     if options.measure == "auto":
         plan = plan_stitching_losses(plan, staged, pace.each)
-        tried, held_out = most_proposals(1 + len(LOSS_OBJECTIVES)), count_samples(problem.validation)
-        inputs = 2 * (FITTED + held_out)
+        held_out = count_samples(problem.validation)
+        work = work_of(staged, count_samples(problem.probe), held_out)
         plan = plan.step(
-            f"build at most {tried} proposed trees with stitches, and measure each on {held_out} held-out inputs",
-            seconds=tried * inputs * pace.each,
+            f"measure {FEWEST_TREES} to {MOST_TREES} proposed trees with stitches on {held_out} held-out inputs",
+            seconds=(FITTED + held_out + work.affinities / max(1.0, work.separate)) * pace.each,
             memory=2 * memory_of(problem.networks),
         )
     inputs = 2 * min(count_samples(problem.probe), LEAST_FITTED + MOST_JUDGED)

@@ -9,10 +9,11 @@ import torch
 
 from branchnet.affinity import Affinity, stitch_affinity
 from branchnet.clustering import SearchResult, clustering_cost
-from branchnet.data.samples import read_samples
+from branchnet.data.samples import count_samples, read_samples
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.tree_choice.measuring import measure_trees
 from branchnet.pipeline.tree_choice.proposals import Limits, Proposal, propose_trees
+from branchnet.pipeline.tree_choice.work import FITTED, work_of
 from branchnet.pipeline.workspace import Workspace, load_json, save_json
 from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork
@@ -20,8 +21,6 @@ from branchnet.stages.interface import call_form
 
 LOSS_OBJECTIVES = ("medoid", "stitch")
 """How trees are searched with stitching losses: for networks that will be trained, and for those that will not."""
-FITTED = 160
-"""Inputs of the probe that the stitches of a tree that is only tried are fitted and chosen on."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def choose_tree(
         load=Affinity.load,
     )
     affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, LOSS_OBJECTIVES)}
-    proposals = propose_trees(affinities, limits, options.seed)
     probe = read_samples(problem.probe, call_form(next(iter(staged.values()))))
     count = probe.known_count
+    work = work_of(staged, count, count_samples(problem.validation))
+    proposals = propose_trees(affinities, limits, options.seed, work)
     rows = torch.arange(min(FITTED, count)) * count // min(FITTED, count)
     trees = {str(one.tree): one.tree for one in proposals}
     found = workspace.step(

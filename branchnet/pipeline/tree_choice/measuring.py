@@ -1,23 +1,28 @@
-"""What proposed trees do without any training: each is built with stitches and measured on other inputs."""
+"""What proposed trees do without any training: each is measured with stitches, on other inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from branchnet.affinity import Affinity
+from branchnet.affinity.features.isolation import untouched
 from branchnet.affinity.probes import read_probe
-from branchnet.builder import BranchedNetwork, build, choose_donors
-from branchnet.builder.stitches.top_down_fit import stitch_donors
+from branchnet.builder import BranchedNetwork, choose_donors
+from branchnet.builder.stitches.probe_features import OwnFeatures
+from branchnet.builder.weights.donors import Donors
 from branchnet.clustering import Tree
-from branchnet.data.samples import Source, read_samples
+from branchnet.data.samples import Source
+from branchnet.pipeline.tree_choice.donor_paths import DonorPath, PathLosses
 from branchnet.pipeline.tree_choice.held_out import HeldOut
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
+from branchnet.stitching.probe_division import ProbeDivision, divide_probe, warn_of_noise
 from branchnet.utils.progress import progress_bar
 
 
@@ -32,7 +37,7 @@ def measure_trees(
     preferred: str | None = None,
     batch_size: int = 32,
 ) -> dict[str, dict[str, float]]:
-    """Build every tree with stitches and measure it.
+    """Measure every tree with stitches, as if it were built; what trees have in common runs once.
 
     Args:
         trees: the trees, by any names.
@@ -47,18 +52,27 @@ def measure_trees(
     Returns:
         for each tree the distance of each task's outputs from its own network's, see `distances`.
     """
-    measured = {}
     form = call_form(next(iter(staged.values())))
-    read = read_probe(probe, batch_size, form)
-    held_out = HeldOut(read_samples(inputs, form), staged, batch_size)
-    with progress_bar("measure trees", len(trees)) as advance:
+    fitted, held_out = (read_probe(source, batch_size, form) for source in (probe, inputs))
+    warn_of_noise(fitted.example)
+    device = next((p.device for network in staged.values() for p in network.parameters()), torch.device("cpu"))
+    own = OwnFeatures(staged, fitted, device, divide_probe(fitted.inputs, fitted.inputs))
+    judged = ProbeDivision((), tuple(range(held_out.inputs)))
+    losses = PathLosses(own, OwnFeatures(staged, held_out, device, judged), kinds)
+    measured = {}
+    with ExitStack() as inside, progress_bar("measure trees", len(trees)) as advance:
+        for network in {id(network): network for network in staged.values()}.values():
+            inside.enter_context(untouched(network))
         for name, tree in trees.items():
             donors = choose_donors(tree, affinity, preferred=preferred)
-            branched = build(tree, staged, init="donor", donors=donors).eval()
-            stitch_donors(branched, staged, read, kinds, corrected=False)
-            measured[name] = distances(branched, held_out, kinds)
+            measured[name] = {task: losses.loss(_path(tree, donors, task)) for task in tree.tasks}
             advance(f"{fmean(measured[name].values()):.3f}")
     return measured
+
+
+def _path(tree: Tree, donors: Donors, task: str) -> DonorPath:
+    """The donors of a task's nodes from input to output, and of its head."""
+    return (*(row[tree.cluster_of(task, stage)] for stage, row in enumerate(donors)), task)
 
 
 def distances(branched: BranchedNetwork, held_out: HeldOut, kinds: Mapping[str, OutputKind]) -> dict[str, float]:

@@ -6,15 +6,21 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice, zip_longest
+from typing import TypeAlias
 
 from branchnet.affinity import Affinity
 from branchnet.clustering import Budget, SearchResult, Tree, clustering_cost, random_tree, search, tree_size
 from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.errors import BudgetError
+from branchnet.pipeline.tree_choice.work import FEWEST_TREES, MOST_TREES, Work
 
 RANDOM_PROPOSALS = 2
+"""Random trees among the first proposals; more of them come at the end."""
 SMALLER = 0.95
 """Share of a proposed tree's size below which each affinity proposes another one, often as good."""
+SMALLEST = 6
+"""How often each affinity goes on to a smaller tree."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +74,18 @@ class Limits:
         )
 
 
-def most_proposals(searches: int) -> int:
-    """How many trees are proposed at most by so many searches."""
-    return 2 * searches + 1 + RANDOM_PROPOSALS
-
-
 def propose_trees(
-    affinities: Mapping[str, tuple[Affinity, Sequence[str]]], limits: Limits, seed: int
+    affinities: Mapping[str, tuple[Affinity, Sequence[str]]], limits: Limits, seed: int, work: Work
 ) -> tuple[Proposal, ...]:
-    """Search with every affinity and objective, near the budget, and add the shared tree and random ones.
+    """Search with every affinity and objective, near the budget, and add the shared tree, groups and random ones.
 
     Args:
         affinities: by what they are called, each with the objectives to search with. The stitching losses, where they
             are among them, are directed.
         limits: sizes, and the budget.
         seed: of the random trees.
+        work: what it takes to measure them: as many are proposed as take about as long as the affinities, 9 to 36 where
+            there are so many within the budget.
 
     Returns:
         different trees, each with its first proposer; that of the first affinity comes first.
@@ -92,33 +95,57 @@ def propose_trees(
     """
     losses = next((affinity for affinity, _ in affinities.values() if affinity.directed), None)
     found: dict[Tree, Proposal] = {}
+    done = 0.0
     for tree, by, result in _proposals(affinities, limits, seed):
-        if tree not in found:
-            predicted = None if losses is None else clustering_cost(tree, losses, objective="stitch") / len(tree.tasks)
-            found[tree] = Proposal(tree, by, predicted, result)
+        if tree in found:
+            continue
+        done += work.of(tree)
+        if len(found) >= FEWEST_TREES and done > work.affinities:
+            break
+        predicted = None if losses is None else clustering_cost(tree, losses, objective="stitch") / len(tree.tasks)
+        found[tree] = Proposal(tree, by, predicted, result)
+        if len(found) == MOST_TREES:
+            break
     return tuple(found.values())
+
+
+_Proposed: TypeAlias = tuple[Tree, str, SearchResult | None]
 
 
 def _proposals(
     affinities: Mapping[str, tuple[Affinity, Sequence[str]]], limits: Limits, seed: int
-) -> Iterator[tuple[Tree, str, SearchResult | None]]:
-    first = None
-    for name, (affinity, objectives) in affinities.items():
-        for objective in objectives:
-            result = limits.search(affinity, objective, seed)
-            first = first or result
-            yield result.tree, f"{name} ({objective})", result
-            try:
-                smaller = limits.search(affinity, objective, seed, Budget(SMALLER * result.size, limits.budget.unit))
-            except BudgetError:  # it is among the smallest trees that there are
-                continue
-            yield smaller.tree, f"{name} ({objective}, smaller)", smaller
+) -> Iterator[_Proposed]:
+    """Trees within the budget, the most promising first, some of them more than once; none is made before its turn."""
+    searches = [
+        _shrinking(name, affinity, objective, limits, seed)
+        for name, (affinity, objectives) in affinities.items()
+        for objective in objectives
+    ]
+    first: SearchResult | None = None
+    for search_on in searches:  # of each its best tree and a smaller one
+        for proposed in islice(search_on, 2):
+            first = first or proposed[2]
+            yield proposed
     if first is None:
         return
     tasks, depth = first.tree.tasks, first.tree.depth
-    generator = random.Random(seed)
-    draw = partial(random_tree, tasks, depth, seed=generator, costs=limits.costs, head_costs=limits.heads)
-    drawn = [draw(budget=limits.budget) for _ in range(RANDOM_PROPOSALS)]
-    for tree, by in [(Tree.shared(tasks, depth), "sharing everything"), *((tree, "chance") for tree in drawn)]:
-        if limits.size(tree) <= first.limit:  # they were drawn without their stitches
-            yield tree, by, None
+    draw = partial(random_tree, tasks, depth, seed=random.Random(seed), costs=limits.costs, head_costs=limits.heads)
+    drawn = ((draw(budget=limits.budget), "chance", None) for _ in range(MOST_TREES))
+    shared = (Tree.shared(tasks, depth), "sharing everything", None)
+    grouped = ((Tree(tasks, [clusters] * depth), "whole groups", None) for clusters in first.tree.partitions)
+    smaller = (proposed for proposals in zip_longest(*searches) for proposed in proposals if proposed is not None)
+    for proposed in chain([shared], islice(drawn, RANDOM_PROPOSALS), smaller, grouped, drawn):
+        if limits.size(proposed[0]) <= first.limit:  # some were made without their stitches
+            yield proposed
+
+
+def _shrinking(name: str, affinity: Affinity, objective: str, limits: Limits, seed: int) -> Iterator[_Proposed]:
+    """The best tree by an affinity, and ever smaller ones."""
+    result = limits.search(affinity, objective, seed)
+    yield result.tree, f"{name} ({objective})", result
+    for _ in range(SMALLEST):
+        try:
+            result = limits.search(affinity, objective, seed, Budget(SMALLER * result.size, limits.budget.unit))
+        except BudgetError:  # it is among the smallest trees that there are
+            return
+        yield result.tree, f"{name} ({objective}, smaller)", result

@@ -17,6 +17,7 @@ from torch import fx
 from branchnet.stages.graph.dataflow import Dataflow
 from branchnet.stages.graph.node_keys import node_keys
 from branchnet.stages.graph.passing_layers import even_out
+from branchnet.stages.graph.position_means import even_out_means
 from branchnet.stages.graph.propagation import NodeFacts
 from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
 
@@ -40,7 +41,10 @@ class Alignment:
 
 def align(flows: Sequence[Dataflow]) -> Alignment:
     """Find the largest common structure; the graphs get operations that change nothing, where others have them."""
-    alignment = _align(_again(flows) if len(flows) > 1 and even_out(flows) else flows)
+    for change in (even_out_means, even_out) if len(flows) > 1 else ():
+        if change(flows):
+            flows = _again(flows)
+    alignment = _align(flows)
     return _align(_again(flows)) if _share_queries(alignment) else alignment
 
 

@@ -1,6 +1,7 @@
 """What a node does, whichever way it is written.
 
-Equal operations are an activation as a module, a function or a method, in place or not; a sum in either order; and
+Equal operations are an activation or adaptive pooling as a module, a function or a method, in place or not; a sum in
+either order; pooling of images to one position and the mean over their positions, which torch computes alike; and
 layers that return their argument in evaluation mode, whatever they drop in training. torch.fx itself says what a
 module without tensors of its own does: one whose forward is one call is that call.
 """
@@ -40,6 +41,8 @@ _ACTIVATIONS: Mapping[str, Mapping[str, Any]] = {
     "log_softmax": {"dim": None},
     "flatten": {"start_dim": 0, "end_dim": -1},
 }
+_POOLS = {"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3}
+"""Functions of an output size, with the number of its entries."""
 _NO_SETTINGS = frozenset({"inplace", "_stacklevel"})
 _COMMUTATIVE = {"add": "add", "iadd": "add", "mul": "mul", "imul": "mul"}
 _DROPPING = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
@@ -70,6 +73,8 @@ def operation(flow: Dataflow, node: fx.Node) -> Operation:
         return Operation(("transform",), everything)
     if passes(flow, node):
         return Operation(PASSING, node.args[0])
+    if (keeps := position_mean(flow, node)) is not None:
+        return Operation(("function", "mean of positions", keeps), node.args[0])
     if node.op == "call_module":
         return _of_module(flow.trace.root.get_submodule(str(node.target)), node)
     name = _torch_name(node)
@@ -95,6 +100,40 @@ def passes(flow: Dataflow, node: fx.Node) -> bool:
         plain = len(node.args) == 1 and not node.kwargs and not has_hooks(module)
         return plain and (type(module) is nn.Identity or is_dropping(type(module)))
     return node.target is torch.positive or _torch_name(node) in _DROPPING
+
+
+def position_mean(flow: Dataflow, node: fx.Node) -> bool | None:
+    """Whether a node takes the mean over the positions of images: True where it keeps their dimensions, with length 1.
+
+    None where it does something else. torch computes average pooling of (B, C, H, W) to size 1 as the mean over
+    dimensions 2 and 3, so both are equal to the bit.
+    """
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or source in flow.free:
+        return None
+    form = flow.facts[source].form
+    if not isinstance(form, TensorForm) or len(form.shape) != 4:
+        return None
+    call: fx.Node | None = node
+    if node.op == "call_module":
+        plain = len(node.args) == 1 and not node.kwargs
+        call = _only_call(flow.trace.root.get_submodule(str(node.target))) if plain else None
+    if call is None:
+        return None
+    name = _torch_name(call)
+    if name == "adaptive_avg_pool2d":
+        return True if _settings(name, call.args[1:], call.kwargs) == (name, 1, 1) else None
+    return _keeps_dimensions(call.args[1:], call.kwargs) if name == "mean" else None
+
+
+def _keeps_dimensions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool | None:
+    """Whether a mean over dimensions 2 and 3 of four keeps them; None for other means."""
+    given = {**dict(zip(("dim", "keepdim"), args, strict=False)), **kwargs}
+    dims, keeps = given.pop("dim", None), given.pop("keepdim", False)
+    known = isinstance(dims, tuple | list) and all(type(number) is int for number in dims)
+    if len(args) > 2 or not known or {number % 4 for number in dims} != {2, 3} or len(dims) != 2:
+        return None
+    return keeps if isinstance(keeps, bool) and all(value is None for value in given.values()) else None
 
 
 def _of_module(module: nn.Module, node: fx.Node) -> Operation:
@@ -137,6 +176,8 @@ def _torch_name(node: fx.Node) -> str:
 
 def _settings(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """The values of an activation's settings after its own name; None for other functions and unknown arguments."""
+    if name in _POOLS:
+        return _pool_settings(name, args, kwargs)
     known = _ACTIVATIONS.get(name)
     if known is None:
         return None
@@ -152,3 +193,14 @@ def _settings(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
     if name == "relu6":
         return ("hardtanh", 0.0, 6.0)
     return (name, *(float(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in values))
+
+
+def _pool_settings(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The name of an adaptive pooling and its output size; None where that is not constant."""
+    values = [*args, *kwargs.values()]
+    if len(values) != 1 or not set(kwargs) <= {"output_size"}:
+        return None
+    (size,) = values
+    sizes = (size,) * _POOLS[name] if isinstance(size, int) else size
+    known = isinstance(sizes, tuple | list) and all(value is None or type(value) is int for value in sizes)
+    return (name, *sizes) if known and len(sizes) == _POOLS[name] else None

@@ -1,0 +1,1 @@
+"""How the entries of a latency table are run and timed; the table itself, and what it predicts, is not here."""

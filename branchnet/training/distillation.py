@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from branchnet.builder import BranchedNetwork
+from branchnet.builder import BranchedNetwork, GroupedNetworks
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
@@ -29,6 +29,7 @@ from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.best_state import BestState
+from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, History, optimize
 from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
@@ -38,8 +39,9 @@ from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
 
+@trains_each_network
 def distill(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     networks: Mapping[str, nn.Module] | Teachers,
     images: Source,
     *,
@@ -62,7 +64,8 @@ def distill(
     again. Outputs may be tensors or nested dicts, tuples and dataclasses of them.
 
     Args:
-        branched: the network to train, on the device where it shall be trained. It is left in eval mode.
+        branched: the network to train, on the device where it shall be trained. It is left in eval mode. Of
+            `GroupedNetworks` each is trained by itself with all of its tasks, see `branchnet.fit`.
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
             several runs. Where `split_all` was given transforms, what it returned. Tasks of which everything is frozen
             need none, and are not run.
@@ -106,6 +109,8 @@ def distill(
     >>> {task: len(losses) for task, losses in history.losses.items()}
     {'depth': 3, 'edges': 3}
     """
+    if not isinstance(branched, BranchedNetwork):
+        raise TrainingError(f"the network to train is a {type(branched).__name__}; expected a BranchedNetwork")
     if branched.eval_only and scope != "stitches":
         raise TrainingError(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"

@@ -15,6 +15,7 @@ from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training.batch_order import BatchOrder
+from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.groups import Rate, node_groups, trained_tasks
 from branchnet.training.labels import labels_of
 from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Group, History, optimize
@@ -24,6 +25,7 @@ from branchnet.training.resuming.run_identity import content_hash, labels_hash, 
 Loss = Callable[[Any, Tensor], Tensor]
 
 
+@trains_each_network
 def fit(
     network: nn.Module,
     images: Source,
@@ -44,7 +46,9 @@ def fit(
 
     Args:
         network: a `BranchedNetwork` with labels and losses by task, or any network with one tensor of labels and one
-            loss. It is trained on the device where it is, and left in eval mode.
+            loss. It is trained on the device where it is, and left in eval mode. Of `GroupedNetworks` each is trained
+            by itself with all of its tasks, as they share nothing: one after the other, by the same seed, with a
+            checkpoint of its own; an auxiliary task's losses stand under `<task> in network <k>`.
         images: K samples, in whatever `branchnet.data.read_samples` takes. Tensors and data sets are drawn from at
             random; a DataLoader, which may shuffle and use workers and pinned memory, is read batch by batch, and
             brings its own batch size.

@@ -3,6 +3,7 @@ from .distillation import distill as distill
 from .judging.agreement import cohen_kappa as cohen_kappa
 from .judging.agreement import explained_divergence as explained_divergence
 from .judging.evaluation import evaluate as evaluate
+from .grouped_training import GroupedHistory as GroupedHistory
 from .groups import node_groups as node_groups
 from .loop import History as History
 from .judging.metrics import Metric as Metric
@@ -21,6 +22,7 @@ from .supervised import fit as fit
 from .teachers import Teachers as Teachers
 
 __all__ = [
+    "GroupedHistory",
     "History",
     "Metric",
     "Teachers",

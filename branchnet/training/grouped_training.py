@@ -73,8 +73,8 @@ def _check_all(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> None:
     tasks = dict.fromkeys(task for network in grouped.branched_networks for task in trained_tasks(network))
     for name, what in (("labels", "labels"), ("losses", "a loss"), ("networks", "a single-task network")):
         given = arguments.get(name)
-        known = given.tasks if isinstance(given, Teachers) else given
-        if isinstance(given, Mapping | Teachers) and (missing := [task for task in tasks if task not in known]):
+        known = given.networks if isinstance(given, Teachers) else given
+        if isinstance(known, Mapping) and (missing := [task for task in tasks if task not in known]):
             raise TrainingError(f"tasks {missing} have not got {what}; expected one for each of {list(tasks)}")
 
 

@@ -14,8 +14,7 @@ import branchnet
 from branchnet.builder import GroupedNetworks
 from branchnet.clustering import Grouping
 from branchnet.errors import TrainingError
-from branchnet.training import Teachers, evaluate, rmse
-from branchnet.training.grouped_training import GroupedHistory
+from branchnet.training import GroupedHistory, Teachers, evaluate, rmse
 
 X = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 LABELS = {task: X[:, [i]] * (i + 1) for i, task in enumerate("abc")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from branchnet.deploy.weight_files import (
     save_weights,
     stored_tensors,
 )
-from branchnet.errors import CheckpointError
+from branchnet.errors import CheckpointError, SpecError
 from branchnet.specification.architecture import Architecture
 from branchnet.specification.grouped.grouped_architecture import GroupedArchitecture, is_grouped
 from branchnet.utils.files import atomic_write
@@ -36,7 +37,8 @@ def save(
     *,
     architecture: Architecture | GroupedArchitecture | None = None,
 ) -> None:
-    """Write `branched` into `directory`, made where it is missing; files of these names are replaced.
+    """Write `branched` into `directory`, made where it is missing; files of these names are replaced, with a
+    warning where they are of other tasks or of another tree.
 
     Which nodes are frozen, which stages are recomputed, where `build` took the initial weights from, and a checksum of
     the tensors, is kept in the metadata of the weights' file.
@@ -66,6 +68,7 @@ def save(
             "branchnet.deploy.save_weights(network, path) writes the weights of any module"
         )
     described = _described(branched, architecture)
+    _warn_of_another(Path(directory) / ARCHITECTURE, described)
     sha256 = checksum(sorted(stored_tensors(branched).items()))
     records = [write_record(network, sha256=sha256) for network in _networks_of(branched)]
     metadata = {RECORD: records[0] if isinstance(branched, BranchedNetwork) else joined_records(records)}
@@ -76,6 +79,32 @@ def save(
             save_weights(branched, Path(directory) / WEIGHTS, metadata=metadata)
     except OSError as error:
         raise CheckpointError(f"{Path(directory) / ARCHITECTURE} cannot be written: {error}") from error
+
+
+def _warn_of_another(file: Path, described: Architecture | GroupedArchitecture) -> None:
+    """Warn where the folder holds a network of other tasks or of another tree, or what cannot be read."""
+    if not file.exists():
+        return
+    try:
+        before = [one.tree for one in _each(_read(file))]
+    except SpecError as error:
+        warnings.warn(f"{file} is replaced; it could not be read: {str(error).splitlines()[0]}", stacklevel=3)
+        return
+    if before != (trees := [one.tree for one in _each(described)]):
+        held, new = (" and ".join(", ".join(tree.tasks) for tree in each) for each in (before, trees))
+        what = f"of {held}" if held != new else "with another tree"
+        warnings.warn(
+            f"{file.parent} held a network {what}, which is replaced; give each network a folder of its own",
+            stacklevel=3,
+        )
+
+
+def _read(file: Path) -> Architecture | GroupedArchitecture:
+    return GroupedArchitecture.load(file) if is_grouped(file) else Architecture.load(file)
+
+
+def _each(described: Architecture | GroupedArchitecture) -> list[Architecture]:
+    return [described] if isinstance(described, Architecture) else [group.architecture for group in described.groups]
 
 
 def _networks_of(network: BranchedNetwork | GroupedNetworks) -> tuple[BranchedNetwork, ...]:
@@ -148,8 +177,7 @@ def load(
     if not (Path(directory) / ARCHITECTURE).exists():
         raise CheckpointError(f"{Path(directory)} has no {ARCHITECTURE}; expected a folder that branchnet.save wrote")
     file = Path(directory) / ARCHITECTURE
-    described = GroupedArchitecture.load(file) if is_grouped(file) else Architecture.load(file)
-    branched = described.build(networks)
+    branched = _read(file).build(networks)
     branched.eval()
     weights = Path(directory) / WEIGHTS
     stored = read_metadata(weights).get(RECORD)

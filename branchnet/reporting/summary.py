@@ -18,6 +18,7 @@ from torch import nn
 from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.separate_networks import SeparateNetworks
 from branchnet.clustering.trees.text_drawing import tree_text
+from branchnet.data.arguments import check_by_task
 from branchnet.errors import BranchnetError, BuildError
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
@@ -248,6 +249,8 @@ def report(
     (58, 98)
     """
     branched = as_one_network(branched)
+    if networks is not None:
+        check_by_task(networks, BuildError)
     if networks is not None and set(networks) != set(branched.tasks):
         raise BuildError(
             f"networks has the tasks {', '.join(map(repr, networks)) or 'none'}; expected one network for each of "

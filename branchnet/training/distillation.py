@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks
+from branchnet.data.arguments import check_by_task, check_whole
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
@@ -110,7 +111,14 @@ def distill(
     {'depth': 3, 'edges': 3}
     """
     if not isinstance(branched, BranchedNetwork):
-        raise TrainingError(f"the network to train is a {type(branched).__name__}; expected a BranchedNetwork")
+        raise TrainingError(
+            f"the network to train is a {type(branched).__name__}; expected distill(branched, networks, images) with a "
+            "BranchedNetwork and its single-task networks"
+        )
+    if not isinstance(networks, Teachers):
+        check_by_task(networks, TrainingError)
+    check_whole(TrainingError, steps=steps, batch_size=batch_size)
+    check_whole(TrainingError, None, seed=seed)
     if branched.eval_only and scope != "stitches":
         raise TrainingError(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
@@ -118,7 +126,11 @@ def distill(
     samples = read_samples(images, call_form(branched))
     if isinstance(networks, Teachers) and networks.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
-    teachers = networks if isinstance(networks, Teachers) else Teachers(networks, samples, progress=progress)
+    teachers = (
+        networks
+        if isinstance(networks, Teachers)
+        else Teachers(networks, samples, progress=progress, interface=branched.interface)
+    )
     _check_teachers(branched, teachers, samples)
     device = next(branched.parameters()).device
     scales = {task: teachers.variances(task) for task in teachers.tasks}
@@ -126,7 +138,7 @@ def distill(
     def task_losses(batch: Batch, judges: Teachers, tasks: Sequence[str]) -> dict[str, Tensor]:
         wanted = judges.outputs(batch, tasks, device)
         outputs = branched(placed(batch.inputs, device), tasks)
-        return {task: _scaled_error(outputs[task], wanted[task], scales[task]) for task in tasks}
+        return {task: _scaled_error(task, outputs[task], wanted[task], scales[task]) for task in tasks}
 
     with training_scope(branched, scope):
         tasks = trained_tasks(branched)
@@ -219,9 +231,12 @@ def _check_transforms(branched: BranchedNetwork, networks: Mapping[str, nn.Modul
         )
 
 
-def _scaled_error(output: Any, wanted: Any, variances: Sequence[float]) -> Tensor:
+def _scaled_error(task: str, output: Any, wanted: Any, variances: Sequence[float]) -> Tensor:
     found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     targets = [leaf for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    shapes, expected = ([tuple(tensor.shape) for tensor in tensors] for tensors in (found, targets))
+    if shapes != expected:  # otherwise they might broadcast
+        raise TrainingError(f"the outputs of {task!r} have shapes {shapes}; expected its network's, {expected}")
     errors = [
         (one.float() - other.float()).square().mean() / variance
         for one, other, variance in zip(found, targets, variances, strict=True)

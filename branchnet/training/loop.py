@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from branchnet.data.finite_inputs import not_finite_in
+from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
 from branchnet.training.best_state import BestState
 from branchnet.training.loss_parameters import check_all_trained
@@ -161,7 +163,7 @@ def optimize(
                     best.measure(step)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * schedule(step, steps)
-                losses = task_losses(draw(step))
+                losses = task_losses(batch := draw(step))
                 if step == resumed_at:
                     check_all_trained(losses, parameters)
                 optimizer.zero_grad(set_to_none=True)
@@ -169,7 +171,7 @@ def optimize(
                 nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
                 optimizer.step()
                 torch.clear_autocast_cache()
-                advance(f"loss {_record(state, losses, parameters):.3f}")
+                advance(f"loss {_record(state, losses, parameters, batch):.3f}")
                 saved.save_when_due(module, optimizer, state)
                 if interrupted():
                     saved.save(module, optimizer, state)
@@ -212,12 +214,13 @@ def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tenso
     return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
 
 
-def _record(state: State, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> float:
+def _record(state: State, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], batch: Any) -> float:
     values: list[float] = torch.stack(list(losses.values())).tolist()
     for task, value in zip(losses, values, strict=True):
         if not math.isfinite(value):
             which = f"the loss of {task!r}" if len(losses) > 1 else "the loss"
-            raise TrainingError(f"{which} became {value} at step {state.step}; {_remedy(parameters)}")
+            cause = not_finite_in(batch) if isinstance(batch, Batch) else ""
+            raise TrainingError(f"{which} became {value} at step {state.step}; {cause or _remedy(parameters)}")
         state.losses.setdefault(task, []).append(value)
     state.step += 1
     return sum(values)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
+from branchnet.data.arguments import check_whole
 from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Batch, Source, read_samples
 from branchnet.errors import TrainingError
@@ -16,10 +17,10 @@ from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training.batch_order import BatchOrder
 from branchnet.training.grouped_training import trains_each_network
-from branchnet.training.groups import Rate, node_groups, trained_tasks
+from branchnet.training.groups import Rate, check_rate, node_groups, trained_tasks
 from branchnet.training.labels import labels_of
 from branchnet.training.loop import SECONDS_BETWEEN_CHECKPOINTS, Group, History, optimize
-from branchnet.training.loss_parameters import loss_modules, loss_parameters
+from branchnet.training.loss_parameters import check_losses, loss_modules, loss_parameters
 from branchnet.training.resuming.run_identity import content_hash, labels_hash, losses_hash, network_hash, samples_hash
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -88,6 +89,8 @@ def fit(
     >>> history.losses["loss"][-1] < history.losses["loss"][0]
     True
     """
+    check_whole(TrainingError, steps=steps, batch_size=batch_size)
+    check_whole(TrainingError, None, seed=seed)
     samples = read_samples(images, call_form(network), labels=labels is None, lists="samples")
     by_task = isinstance(network, BranchedNetwork)
     if by_task != isinstance(losses, Mapping) or (labels is not None and by_task != isinstance(labels, Mapping)):
@@ -97,6 +100,7 @@ def fit(
     tasks = trained_tasks(network) if isinstance(network, BranchedNetwork) else ("loss",)
     targets = labels if isinstance(labels, Mapping) or labels is None else {"loss": labels}
     functions = losses if isinstance(losses, Mapping) else {"loss": losses}
+    check_losses(functions)
     for task in tasks:
         if task not in functions or (targets is not None and task not in targets):
             raise TrainingError(f"task {task!r} lacks labels or a loss; expected both, or the task frozen throughout")
@@ -152,6 +156,7 @@ def _groups(network: nn.Module, learning_rate: Rate, divided: bool) -> list[Grou
         return node_groups(network, learning_rate, divided=divided)
     if callable(learning_rate):
         raise TrainingError("learning_rate is a function of a node and the network is not branched; expected a number")
+    check_rate(learning_rate)
     return [Group([p for p in network.parameters() if p.requires_grad], learning_rate)]
 
 

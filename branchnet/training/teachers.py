@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from branchnet.data.arguments import check_by_task
 from branchnet.data.collation import leaves, placed
+from branchnet.data.finite_inputs import first_not_finite
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
-from branchnet.stages.interface import call_form
+from branchnet.stages.interface import Interface, call_form, explaining
 from branchnet.stitching.output_distances import channels_last_rows
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
@@ -46,13 +48,16 @@ class Teachers:
         batch_size: samples run at once.
         recorded_bytes: memory that the outputs may take.
         progress: whether to draw a progress bar on stderr.
+        interface: of the example that the networks were split with, for error messages; by default that of a staged
+            one.
 
     Attributes:
         networks: the networks.
         images: the samples.
 
     Raises:
-        TrainingError: no network, or an output that is constant or not finite.
+        TrainingError: no network, networks that are not given by task, an output that is constant or not finite, or
+            samples that the networks cannot be run on.
         DataError: samples that cannot be read.
 
     >>> import torch, branchnet
@@ -69,13 +74,16 @@ class Teachers:
         batch_size: int = 64,
         recorded_bytes: int = RECORDED_BYTES,
         progress: bool = True,
+        interface: Interface | None = None,
     ) -> None:
+        check_by_task(networks, TrainingError)
         if not networks:
             raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
         self.images = images
         form = None if isinstance(images, Samples) else call_form(next(iter(networks.values())))
         self.samples = read_samples(images, form)
+        self.interface = interface or _interface_of(self.networks)
         self._recorded: dict[str, Any] = {}
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
@@ -120,8 +128,10 @@ class Teachers:
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
         network = self.networks[task]
         own = next(network.parameters()).device
-        with torch.no_grad(), evaluation_mode(network):
-            output = call(network, placed(batch.inputs, own))
+        inputs = placed(batch.inputs, own)
+        explained = explaining(inputs, self.interface, TrainingError, f"the network of {task!r}")
+        with torch.no_grad(), evaluation_mode(network), explained:
+            output = call(network, inputs)
         return _moved(output, device)
 
     def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:
@@ -158,6 +168,8 @@ class Teachers:
             parts = [torch.cat(parts)[:count] for parts in leaves_of_all]
             spreads = tuple(float(channels_last_rows(part.double()).var(0, correction=0).mean()) for part in parts)
             if not spreads or not all(0 < spread < float("inf") for spread in spreads):
+                if cause := first_not_finite(self.samples):
+                    raise TrainingError(f"{cause}, so that the output of {task!r} has variance {spreads}")
                 raise TrainingError(
                     f"the output of {task!r} has variance {spreads} over {count} samples; expected one above 0 and "
                     "finite: a constant output teaches nothing"
@@ -186,6 +198,11 @@ class Teachers:
                 "the data set gives other samples when it is read again, as with random augmentation: the single-task "
                 "networks run on each batch instead of having their outputs recorded"
             )
+
+
+def _interface_of(networks: Mapping[str, nn.Module]) -> Interface | None:
+    found = (getattr(network, "interface", None) for network in networks.values())
+    return next((interface for interface in found if isinstance(interface, Interface)), None)
 
 
 def _checksums(batch: Batch) -> list[int]:

@@ -165,6 +165,8 @@ def test_group_writes_the_networks_with_their_auxiliary_tasks(walker: Walker) ->
     told = json.loads(walker.out)
     assert {tree.tasks for tree in trees_in("groups.yaml")} == {(first, second), (second, third)}
     assert told["served_by"][third] == sorted((second, third)) and told["served_by"][second] == sorted((first, second))
+    assert walker("build groups.yaml --config run.yaml --out groups --quiet") == 0, walker.err
+    assert {network.tasks for network in branchnet.load("groups").networks} == {(first, second), (second, third)}
     assert walker("group effects.npz split.yaml --groups 1 --json --out whole.yaml") == 0, walker.err
     assert json.loads(walker.out)["files"] == ["whole.yaml"]
     assert Architecture.load("whole.yaml").tree == branchnet.Tree.shared(tuple(TASKS), 3)
@@ -176,6 +178,7 @@ def trees_in(file: str) -> list[branchnet.Tree]:
     return [Architecture.load(file).tree]
 
 
+@pytest.mark.slow
 def test_networks_of_groups_go_all_the_way(walker: Walker) -> None:
     first, second, third = TASKS
     found = Affinity.load("affinity.npz")

@@ -14,6 +14,7 @@ from branchnet.affinity.features.isolation import device_of, untouched
 from branchnet.affinity.measure_options import Options, ProbeArguments
 from branchnet.affinity.measurement import prepare
 from branchnet.affinity.networks import Family, Networks
+from branchnet.affinity.probes import blaming_inputs
 from branchnet.affinity.stitched.pair_fits import fit_pairs, prepare_fits
 from branchnet.affinity.stitched.rest_losses import Distances, best_stitches, judge_stitches
 from branchnet.affinity.tensor import Affinity
@@ -84,6 +85,7 @@ def stitch_affinity(
     with ExitStack() as inside:
         for network in {id(member.network): member.network for member in family.members}.values():
             inside.enter_context(untouched(network, settings.place))
+        inside.enter_context(blaming_inputs(fixed, family.members[0].network))
         device = settings.place or device_of(family.members[0].network)
         inputs, distances = _losses(family, fixed, kinds or {}, device)
     shape = (len(family.locations), len(family.tasks), len(family.tasks))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError, model_validator
 
 from branchnet.builder.network.grouped_networks import GroupedNetworks
+from branchnet.data.arguments import check_by_task
 from branchnet.errors import SpecError
 from branchnet.specification.architecture import MAX_NAMES, SCHEMA_VERSION, Architecture
 from branchnet.specification.content_order import in_file_order
@@ -158,6 +159,7 @@ class GroupedArchitecture(Section):
             SpecError, SplitError, BuildError: as `Architecture.build`.
         """
         given = networks or {}
+        check_by_task(given, SpecError)
         known = {task for group in self.groups for task in group.architecture.tasks}
         if unknown := [task for task in given if task not in known]:
             raise SpecError(f"networks are passed for unknown tasks {unknown}; expected some of {sorted(known)}")

@@ -41,8 +41,8 @@ def evaluate(
         the metrics by task.
 
     Raises:
-        TrainingError: a metric without targets, targets of another number than inputs, or outputs and targets that a
-            metric refuses; the task is named.
+        TrainingError: metrics that are not a `Metric` for each task, a metric without targets, targets of another
+            number than inputs, or outputs and targets that a metric refuses; the task is named.
         DataError: samples that cannot be read, or cannot be matched with the targets.
 
     >>> import torch, branchnet
@@ -53,6 +53,7 @@ def evaluate(
     >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
     ['class', 'size']
     """
+    _check_metrics(metrics)
     if targets is not None and (missing := sorted(set(metrics) - set(targets))):
         raise TrainingError(
             f"tasks {missing} have a metric and no targets; expected them, too; found {sorted(targets)}"
@@ -72,6 +73,16 @@ def evaluate(
                 totals[task] = totals[task] + sums if task in totals else sums
     _check_number(seen, targets, metrics)
     return {task: _named(task, metric.result, totals[task]) for task, metric in metrics.items()}
+
+
+def _check_metrics(metrics: Any) -> None:
+    expected = 'expected metrics by task, such as {"depth": branchnet.training.rmse()}'
+    if not isinstance(metrics, Mapping):
+        raise TrainingError(f"metrics is a {type(metrics).__name__}; {expected}")
+    for task, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            name = getattr(metric, "__name__", repr(metric))
+            raise TrainingError(f"the metric of {task!r} is {name}, a {type(metric).__name__}; {expected}")
 
 
 def _check_number(count: int | None, targets: Mapping[str, Tensor] | None, tasks: Iterable[str]) -> None:

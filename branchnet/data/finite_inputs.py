@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
@@ -48,7 +50,8 @@ def _wrong_rows(leaf: Tensor) -> Tensor:
 
 
 def _named(number: int, samples: Samples | None = None) -> str:
-    source, position = None if samples is None else samples.source, number
+    source: Any = None if samples is None else samples.source
+    position = number
     while isinstance(source, Subset):
         source, position = source.dataset, source.indices[position]
     paths = getattr(source, "paths", ())

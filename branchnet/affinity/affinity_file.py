@@ -55,8 +55,7 @@ def read_affinity_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        AffinityError: not an affinity file, a damaged one, or one written by a later version.
-        FileNotFoundError: no such file.
+        AffinityError: no such file, not an affinity file, a damaged one, or one written by a later version.
     """
     try:
         with open_npz(path) as file:
@@ -67,6 +66,9 @@ def read_affinity_file(path: str | os.PathLike[str]) -> dict[str, Any]:
             _check_description(description)
             arrays = _read_arrays(file, len(description["locations"]), len(description["tasks"]))
         return {**description, **arrays, "reliability": _reliability(description)}
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+        raise AffinityError(f"{Path(path)} {reason}; expected a file of Affinity.save") from error
     except NpzError as error:
         raise AffinityError(
             f"{Path(path)} is not an affinity file, or it is damaged: {error}; expected a file of Affinity.save"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from branchnet.affinity.features.signatures import Kind, Signature, read_signatures
 from branchnet.affinity.measure_options import Options
 from branchnet.affinity.networks import Family, Networks, form_of, gather_networks
-from branchnet.affinity.probes import Probe, read_probe
+from branchnet.affinity.probes import Probe, blaming_inputs, read_probe
 from branchnet.affinity.seeds import measure_reliability, task_values
 from branchnet.affinity.tensor import Affinity
 
@@ -44,7 +44,8 @@ def measure_pairs(
         resample: the same on resampled inputs -> (draws, M, M).
     """
     family, fixed = prepare(networks, probe, options)
-    signatures = read_signatures(family, fixed, kind, options)
+    with blaming_inputs(fixed, family.members[0].network):
+        signatures = read_signatures(family, fixed, kind, options)
     between, samples = [], []
     for location, ones in zip(family.locations, signatures, strict=True):
         between.append(compare(ones, labels(family, location)))

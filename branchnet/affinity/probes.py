@@ -6,17 +6,21 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from branchnet.data.arguments import check_whole
 from branchnet.data.call_forms import CallForm, Inputs
 from branchnet.data.collation import gather, leaves, map_tensors
+from branchnet.data.finite_inputs import first_not_finite
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import AffinityError, DataError
+from branchnet.stages.interface import explaining
 
 MINIMUM_INPUTS = 3
 HELD_BYTES = 2**30
@@ -85,11 +89,10 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
         form: what the networks take.
 
     Raises:
-        AffinityError: fewer than three inputs.
+        AffinityError: fewer than three inputs, or a batch size that is not a whole number of 1 or more.
         DataError: inputs that cannot be read, can be read only once, or come in another order each time.
     """
-    if batch_size < 1:
-        raise AffinityError(f"batch_size is {batch_size}; at least 1 was expected")
+    check_whole(AffinityError, batch_size=batch_size)
     samples = read_samples(source, form)
     if samples.shuffled:
         raise DataError(
@@ -126,6 +129,31 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
         example,
         None if held is None else tuple(held),
     )
+
+
+@contextmanager
+def blaming_inputs(probe: Probe, network: nn.Module) -> Iterator[None]:
+    """Say of an error what about the inputs explains it: which one holds NaN, or how all differ from the example.
+
+    Args:
+        probe: the inputs.
+        network: one of those that they are run on.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        AffinityError: what was raised inside, or in place of it where inputs of another form cannot be run.
+    """
+    interface = getattr(network, "interface", None)
+    known = interface is not None
+    try:
+        with explaining(probe.example, interface, AffinityError, "the networks") if known else nullcontext():
+            yield
+    except AffinityError as error:
+        if found := first_not_finite(probe.samples, probe.batch_size):
+            raise AffinityError(f"{found}: {error}") from error
+        raise
 
 
 def on_device(batch: Inputs, device: torch.device) -> Any:

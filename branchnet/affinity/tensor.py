@@ -202,8 +202,7 @@ class Affinity:
             An equal affinity.
 
         Raises:
-            AffinityError: not an affinity file, a damaged one, or one written by a later version.
-            FileNotFoundError: no such file.
+            AffinityError: no such file, not an affinity file, a damaged one, or one written by a later version.
         """
         return cls(**read_affinity_file(path))
 

@@ -13,13 +13,14 @@ from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.network.grouped_networks import GroupedNetworks
 from branchnet.builder.weights.donors import Donors, choose_donors
 from branchnet.clustering.trees.tree import Tree
+from branchnet.data.arguments import check_by_task
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stages.interface import call_form
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
-    from branchnet.clustering import Grouping, Selection
+    from branchnet.clustering import Grouping, SearchResult, Selection
     from branchnet.stitching import OutputKind
 
 Init: TypeAlias = Literal["auto", "stitch", "donor", "mean", "merge", "pretrained", "random"]
@@ -30,7 +31,7 @@ PROBE_BATCH = 64
 
 @overload
 def build(
-    tree: Tree,
+    tree: Tree | SearchResult,
     networks: Mapping[str, nn.Module],
     *,
     init: Init = ...,
@@ -59,7 +60,7 @@ def build(
     locations: Sequence[str] | int | None = ...,
 ) -> GroupedNetworks: ...
 def build(
-    tree: Tree | Selection | Grouping,
+    tree: Tree | SearchResult | Selection | Grouping,
     networks: Mapping[str, nn.Module],
     *,
     init: Init = "auto",
@@ -83,7 +84,8 @@ def build(
     the same tasks, and become independent elsewhere. The copies can be trained even where the donors are frozen.
 
     Args:
-        tree: D stages over the tasks; or a Selection, or a Grouping.
+        tree: D stages over the tasks; or what `search` found, whose donors count where it names some and none are
+            given; or a Selection, or a Grouping.
         networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
             They are not changed.
         init: where the weights come from. `"stitch"`: each node copies its donor, and where the donor changes from one
@@ -130,6 +132,7 @@ def build(
     """
     _check_options(init, probe, state, networks)
     staged = _staged(networks, example, locations, affinity)
+    tree, donors = _tree_of(tree, donors)
     if not isinstance(tree, Tree):
         if donors is not None:
             raise BuildError("donors name the nodes of one tree; expected donors=None for a selection of networks")
@@ -149,6 +152,22 @@ def build(
     compared = None if init == "stitch" else probe  # a stitch says itself how well it fits
     branched.initialisation = describe_start(branched, init, sources, staged, compared)
     return branched
+
+
+def _tree_of(
+    given: Tree | SearchResult | Selection | Grouping, donors: Donors | None
+) -> tuple[Tree | Selection | Grouping, Donors | None]:
+    """The tree and the donors of a search's result; anything else as it is."""
+    from branchnet.clustering import Grouping, SearchResult, Selection
+
+    if isinstance(given, SearchResult):
+        return given.tree, given.donors if donors is None else donors
+    if not isinstance(given, Tree | Selection | Grouping):
+        raise BuildError(
+            f"the tree is a {type(given).__name__}; expected a Tree, or what search, select_networks or "
+            "group_by_affinity returned"
+        )
+    return given, donors
 
 
 def _build_groups(
@@ -223,11 +242,13 @@ def _initialise(
 ) -> dict[str, str]:
     """Replace the donors' weights, or add to them, where that is asked for; say per node where they come from."""
     if init == "stitch":
-        from branchnet.affinity.probes import read_probe
+        from branchnet.affinity.probes import blaming_inputs, read_probe
         from branchnet.builder.stitches.top_down_fit import stitch_donors
 
-        read = read_probe(probe, PROBE_BATCH, call_form(next(iter(staged.values()))))
-        return stitch_donors(branched, staged, read, kinds)
+        first = next(iter(staged.values()))
+        read = read_probe(probe, PROBE_BATCH, call_form(first))
+        with blaming_inputs(read, first):
+            return stitch_donors(branched, staged, read, kinds)
     if init == "mean":
         from branchnet.builder.weights.averaging import average_nodes, check_related
 
@@ -266,8 +287,7 @@ def _warn_of_changes(branched: BranchedNetwork) -> None:
 def _check_options(
     init: str, probe: Any, state: Mapping[str, Tensor] | None, networks: Mapping[str, nn.Module]
 ) -> None:
-    if not isinstance(networks, Mapping):
-        raise BuildError(f"networks is a {type(networks).__name__}; expected a mapping of task names to networks")
+    check_by_task(networks, BuildError)
     if init not in get_args(Init):
         raise BuildError(f"init={init!r} is not a rule; expected one of {list(get_args(Init))}")
     if init in ("merge", "stitch") and probe is None:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from branchnet.affinity import Affinity, PairMeasurements
-    from branchnet.builder import BranchedNetwork
+    from branchnet.builder import BranchedNetwork, GroupedNetworks
     from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
-    from branchnet.specification import Architecture
+    from branchnet.specification import Architecture, GroupedArchitecture
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def changed(config: RunConfig, **options: Any) -> RunConfig:
 
 
 def is_specification(path: Path) -> bool:
-    """Whether a YAML file claims to be an architecture: it has a `schema_version`, which no config has."""
+    """Whether a YAML file claims to be one architecture or several: it has a `schema_version`, which no config has."""
     from branchnet.specification.strict_yaml import read_document
 
     data = read_document(path).data
-    return isinstance(data, dict) and ("schema_version" in data or "tree" in data)
+    return isinstance(data, dict) and not data.keys().isdisjoint(("schema_version", "tree", "groups"))
 
 
 def _is_config(path: Path) -> bool:
@@ -99,7 +99,7 @@ def _is_config(path: Path) -> bool:
 
 
 def read_spec(path: Path) -> Architecture:
-    """Read a specification, or the one of a saved network's folder.
+    """Read the specification of one network, or the one of a saved network's folder.
 
     Args:
         path: a YAML file, or a folder that holds one.
@@ -108,17 +108,38 @@ def read_spec(path: Path) -> Architecture:
         The specification.
 
     Raises:
+        SpecError: as `read_specification`, or a specification of several networks.
+    """
+    from branchnet.specification import Architecture
+
+    described = read_specification(path)
+    if not isinstance(described, Architecture):
+        raise SpecError(f"{path} describes {len(described.groups)} networks (expected the architecture of one)")
+    return described
+
+
+def read_specification(path: Path) -> Architecture | GroupedArchitecture:
+    """Read a specification, or the one of a saved network's folder.
+
+    Args:
+        path: a YAML file, or a folder that holds one.
+
+    Returns:
+        The specification, of one network or of several.
+
+    Raises:
         SpecError: every problem of the file, a config, or a folder without a specification.
     """
     from branchnet.deploy.saving import ARCHITECTURE
-    from branchnet.specification import Architecture
+    from branchnet.specification import Architecture, GroupedArchitecture
+    from branchnet.specification.grouped.grouped_architecture import is_grouped
 
     if path.is_dir():
         if not (path / ARCHITECTURE).exists():
             raise SpecError(f"{path} holds no {ARCHITECTURE} (expected a folder that `branchnet build` wrote)")
         path = path / ARCHITECTURE
     try:
-        return Architecture.load(path)
+        return GroupedArchitecture.load(path) if is_grouped(path) else Architecture.load(path)
     except SpecError as error:
         if path.is_file() and _is_config(path):
             expected = "expected an architecture, as `branchnet split` and `branchnet search` write it"
@@ -229,7 +250,16 @@ def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> 
 def read_branched(
     folder: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> BranchedNetwork:
-    """Load a saved branched network; networks without a named constructor come from `config`.
+    """Load a saved network, of several networks what serves; arguments and errors as for `read_saved`."""
+    from branchnet.builder.network.grouped_networks import as_one_network
+
+    return as_one_network(read_saved(folder, config, device=device, dtype=dtype))
+
+
+def read_saved(
+    folder: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
+) -> BranchedNetwork | GroupedNetworks:
+    """Load a saved network, or several; networks without a named constructor come from `config`.
 
     Args:
         folder: what `branchnet build` wrote.
@@ -247,18 +277,26 @@ def read_branched(
     from branchnet.deploy import load
     from branchnet.deploy.saving import WEIGHTS
 
-    spec = read_spec(folder)
+    spec = read_specification(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a saved network (expected a folder with {WEIGHTS})")
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder} holds no {WEIGHTS} (expected a folder that `branchnet build` wrote)")
-    unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
+    unnamed = unnamed_tasks(spec)
     if unnamed and config is None:
         raise SpecError(
             f"{folder} does not say how the networks of {', '.join(unnamed)} are made: pass the config, --config"
         )
-    branched: BranchedNetwork = load(folder, read_networks(config, tuple(unnamed)) if unnamed else {})
-    return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
+    saved = load(folder, read_networks(config, unnamed) if unnamed else {})
+    return placed_networks({"": saved}, device, dtype)[""]  # type: ignore[return-value]
+
+
+def unnamed_tasks(spec: Architecture | GroupedArchitecture) -> tuple[str, ...]:
+    """The tasks whose networks a specification does not say how to make."""
+    from branchnet.specification import Architecture
+
+    each = [spec] if isinstance(spec, Architecture) else [group.architecture for group in spec.groups]
+    return tuple(dict.fromkeys(t for one in each for t, constructor in one.constructors.items() if constructor is None))
 
 
 def built_or_saved(
@@ -275,12 +313,26 @@ def built_or_saved(
     Returns:
         The network, in eval mode.
     """
+    from branchnet.builder.network.grouped_networks import as_one_network
+
     if path.is_dir():
         return read_branched(path, config, device=device, dtype=dtype)
-    spec = read_spec(path)
-    example = read_source(config).example if config is not None and spec.input is None else None
-    branched = spec.build(read_networks(config, spec.tasks), example=example)
+    spec = read_specification(path)
+    branched = as_one_network(built(spec, read_networks(config, spec.tasks), config))
     return placed_networks({"": branched}, device, dtype)[""]  # type: ignore[return-value]
+
+
+def built(
+    spec: Architecture | GroupedArchitecture, networks: Mapping[str, nn.Module], config: Path | None
+) -> BranchedNetwork | GroupedNetworks:
+    """Build what a specification describes, with inputs of the config where it does not describe any; in eval mode."""
+    from branchnet.specification import Architecture
+
+    first = spec if isinstance(spec, Architecture) else spec.groups[0].architecture
+    example = read_source(config).example if config is not None and first.input is None else None
+    made = spec.build(networks, example=example)
+    made.eval()
+    return made
 
 
 def separate_networks(branched: BranchedNetwork, config: Path | None) -> dict[str, nn.Module]:

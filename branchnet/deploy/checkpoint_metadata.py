@@ -6,6 +6,8 @@ file may come from anyone: unknown keys, other types, and nodes that the network
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -110,6 +112,34 @@ def read_record(text: str, branched: BranchedNetwork) -> Record:
     if problems := _misfits(record, branched):
         raise CheckpointError("the weights' metadata are of another network:\n  " + "\n  ".join(problems[:20]))
     return record
+
+
+def joined_records(records: Sequence[str]) -> str:
+    """Put the records of grouped networks into one text.
+
+    Args:
+        records: what `write_record` returned for each network.
+    """
+    return json.dumps(list(records))
+
+
+def separate_records(text: str, count: int) -> list[str]:
+    """Take the records of grouped networks apart.
+
+    Args:
+        text: what `joined_records` returned; untrusted.
+        count: the number of networks.
+
+    Raises:
+        CheckpointError: text that is not a list of so many records.
+    """
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the weights' metadata are not valid records of networks: {error}") from error
+    if not isinstance(records, list) or len(records) != count or not all(isinstance(one, str) for one in records):
+        raise CheckpointError(f"the weights' metadata are not records of networks; expected a list of {count} texts")
+    return records
 
 
 def restore(record: Record, branched: BranchedNetwork) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.surgery import keep_tasks
 from branchnet.deploy.flat_outputs import FlatOutputs
 from branchnet.deploy.format_writers import WRITERS, batch_size
@@ -62,7 +63,7 @@ class Exported:
 
 
 def export(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     example: Example,
     path: str | os.PathLike[str],
     *,
@@ -77,7 +78,7 @@ def export(
     put in place, each complete, the model last. Calling what was loaded gives a dict of tensors by output name.
 
     Args:
-        branched: the network, in evaluation mode.
+        branched: the network, in evaluation mode; of `GroupedNetworks` what serves, without auxiliary tasks.
         example: inputs; everything but the batch size is fixed by them.
         path: the file to write, with the format's suffix.
         format: `"pt2"`, a torch.export program that torch alone loads; `"aoti"`, an AOTInductor package compiled for
@@ -111,6 +112,7 @@ def export(
     from branchnet.specification.architecture import Architecture  # a model alone is written without pydantic
 
     _check_order(example, path)
+    branched = as_one_network(branched)
     target = Path(path)
     chosen = _checked_format(format, target)
     if branched.training:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork
-from branchnet.deploy.checkpoint_metadata import read_record, restore, write_record
+from branchnet.builder.network.grouped_networks import GroupedNetworks
+from branchnet.deploy.checkpoint_metadata import joined_records, read_record, restore, separate_records, write_record
 from branchnet.deploy.weight_files import (
     file_checksum,
     load_weights,
@@ -17,8 +19,9 @@ from branchnet.deploy.weight_files import (
     save_weights,
     stored_tensors,
 )
-from branchnet.errors import CheckpointError
+from branchnet.errors import CheckpointError, SpecError
 from branchnet.specification.architecture import Architecture
+from branchnet.specification.grouped.grouped_architecture import GroupedArchitecture, is_grouped
 from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum
 
@@ -29,22 +32,26 @@ RECORD = "branchnet"
 
 
 def save(
-    branched: BranchedNetwork, directory: str | os.PathLike[str], *, architecture: Architecture | None = None
+    branched: BranchedNetwork | GroupedNetworks,
+    directory: str | os.PathLike[str],
+    *,
+    architecture: Architecture | GroupedArchitecture | None = None,
 ) -> None:
-    """Write `branched` into `directory`, made where it is missing; files of these names are replaced.
+    """Write `branched` into `directory`, made where it is missing; files of these names are replaced, with a
+    warning where they are of other tasks or of another tree.
 
     Which nodes are frozen, which stages are recomputed, where `build` took the initial weights from, and a checksum of
     the tensors, is kept in the metadata of the weights' file.
 
     Args:
-        branched: the network.
+        branched: the network; or `GroupedNetworks`, with all of their tasks.
         directory: the folder.
         architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
             found; by default the network is described as it is. Stitches are written as the network has them.
 
     Raises:
-        CheckpointError: a specification of another tree, or with its tasks in another order; or a file that cannot be
-            written, as on a full disk: those that were there before are as they were.
+        CheckpointError: not a branched network; a specification of another tree, or with its tasks in another order; or
+            a file that cannot be written, as on a full disk: those that were there before are as they were.
 
     >>> import os, tempfile, torch, branchnet
     >>> tree, images = branchnet.Tree.shared(["depth", "edges"], 1), torch.rand(2, 3, 16, 16)
@@ -55,7 +62,75 @@ def save(
     ...     sorted(os.listdir(folder))
     ['architecture.yaml', 'weights.safetensors']
     """
-    architecture = architecture or Architecture.from_network(branched)
+    if not isinstance(branched, BranchedNetwork | GroupedNetworks):
+        raise CheckpointError(
+            f"the network is a {type(branched).__name__}; expected what branchnet.build returned; "
+            "branchnet.deploy.save_weights(network, path) writes the weights of any module"
+        )
+    described = _described(branched, architecture)
+    _warn_of_another(Path(directory) / ARCHITECTURE, described)
+    sha256 = checksum(sorted(stored_tensors(branched).items()))
+    records = [write_record(network, sha256=sha256) for network in _networks_of(branched)]
+    metadata = {RECORD: records[0] if isinstance(branched, BranchedNetwork) else joined_records(records)}
+    try:
+        # Written before the weights take their place, and renamed after: both files are of one network, or as before.
+        with atomic_write(Path(directory) / ARCHITECTURE) as written:
+            described.save(written)
+            save_weights(branched, Path(directory) / WEIGHTS, metadata=metadata)
+    except OSError as error:
+        raise CheckpointError(f"{Path(directory) / ARCHITECTURE} cannot be written: {error}") from error
+
+
+def _warn_of_another(file: Path, described: Architecture | GroupedArchitecture) -> None:
+    """Warn where the folder holds a network of other tasks or of another tree, or what cannot be read."""
+    if not file.exists():
+        return
+    try:
+        before = [one.tree for one in _each(_read(file))]
+    except SpecError as error:
+        warnings.warn(f"{file} is replaced; it could not be read: {str(error).splitlines()[0]}", stacklevel=3)
+        return
+    if before != (trees := [one.tree for one in _each(described)]):
+        held, new = (" and ".join(", ".join(tree.tasks) for tree in each) for each in (before, trees))
+        what = f"of {held}" if held != new else "with another tree"
+        warnings.warn(
+            f"{file.parent} held a network {what}, which is replaced; give each network a folder of its own",
+            stacklevel=3,
+        )
+
+
+def _read(file: Path) -> Architecture | GroupedArchitecture:
+    return GroupedArchitecture.load(file) if is_grouped(file) else Architecture.load(file)
+
+
+def _each(described: Architecture | GroupedArchitecture) -> list[Architecture]:
+    return [described] if isinstance(described, Architecture) else [group.architecture for group in described.groups]
+
+
+def _networks_of(network: BranchedNetwork | GroupedNetworks) -> tuple[BranchedNetwork, ...]:
+    return network.branched_networks if isinstance(network, GroupedNetworks) else (network,)
+
+
+def _described(
+    network: BranchedNetwork | GroupedNetworks, architecture: Architecture | GroupedArchitecture | None
+) -> Architecture | GroupedArchitecture:
+    """The specification to write, given or not: checked, and with the stitches that the network has."""
+    if isinstance(network, BranchedNetwork):
+        if isinstance(architecture, GroupedArchitecture):
+            raise CheckpointError("the architecture describes several networks; expected that of the one network")
+        return _with_stitches(architecture or Architecture.from_network(network), network)
+    if architecture is None:
+        return GroupedArchitecture.from_networks(network)
+    serving = GroupedArchitecture.from_networks(network)
+    served = [set(group.serves) for group in serving.groups]
+    if not isinstance(architecture, GroupedArchitecture) or [set(g.serves) for g in architecture.groups] != served:
+        raise CheckpointError(f"the architecture is of other networks; expected one whose groups serve {served}")
+    pairs = zip(architecture.groups, network.branched_networks, strict=True)
+    described = [_with_stitches(group.architecture, one) for group, one in pairs]
+    return GroupedArchitecture.of(described, [group.serves for group in serving.groups])
+
+
+def _with_stitches(architecture: Architecture, branched: BranchedNetwork) -> Architecture:
     if architecture.tree != branched.tree:
         raise CheckpointError(
             f"the architecture describes another tree:\n{architecture.tree}\nexpected the network's:\n{branched.tree}"
@@ -65,19 +140,12 @@ def save(
             f"the architecture lists the tasks as {list(architecture.tree.tasks)}; expected {list(branched.tasks)}, "
             "the network's order: the weights of nodes and heads are in that order"
         )
-    stitches = Architecture.from_network(branched).stitches
-    architecture = architecture.model_copy(update={"stitches": stitches})
-    record = write_record(branched, sha256=checksum(sorted(stored_tensors(branched).items())))
-    try:
-        # Written before the weights take their place, and renamed after: both files are of one network, or as before.
-        with atomic_write(Path(directory) / ARCHITECTURE) as written:
-            architecture.save(written)
-            save_weights(branched, Path(directory) / WEIGHTS, metadata={RECORD: record})
-    except OSError as error:
-        raise CheckpointError(f"{Path(directory) / ARCHITECTURE} cannot be written: {error}") from error
+    return architecture.model_copy(update={"stitches": Architecture.from_network(branched).stitches})
 
 
-def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> BranchedNetwork:
+def load(
+    directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None
+) -> BranchedNetwork | GroupedNetworks:
     """Read the branched network that `save` wrote, in eval mode on the CPU, with its frozen nodes frozen.
 
     `initialisation` is that of the network that was saved; None where the file does not tell. Weights that were trained
@@ -89,7 +157,7 @@ def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | 
             transforms that `split_all` was given, which are not in the folder: staged networks with the same ones.
 
     Returns:
-        the network.
+        the network; `GroupedNetworks` where those were saved.
 
     Raises:
         SpecError: a specification that is not valid, or tasks whose networks must be passed.
@@ -108,18 +176,30 @@ def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | 
     """
     if not (Path(directory) / ARCHITECTURE).exists():
         raise CheckpointError(f"{Path(directory)} has no {ARCHITECTURE}; expected a folder that branchnet.save wrote")
-    branched = Architecture.load(Path(directory) / ARCHITECTURE).build(networks).eval()
+    file = Path(directory) / ARCHITECTURE
+    branched = _read(file).build(networks)
+    branched.eval()
     weights = Path(directory) / WEIGHTS
     stored = read_metadata(weights).get(RECORD)
     load_weights(branched, weights)
-    branched.initialisation = None
+    for network in _networks_of(branched):
+        network.initialisation = None
     if stored is not None:
-        record = read_record(stored, branched)
-        if record.sha256 is not None and file_checksum(weights) != record.sha256:
-            raise CheckpointError(
-                f"{weights} is damaged or was changed: its tensors do not have the checksum that was saved with them "
-                f"(if the change is meant, write the tensors without the metadata {RECORD!r}: "
-                "safetensors.torch.save_file(tensors, path))"
-            )
-        restore(record, branched)
+        _restore_records(branched, stored, weights)
     return branched
+
+
+def _restore_records(branched: BranchedNetwork | GroupedNetworks, stored: str, weights: Path) -> None:
+    """Give every network what its record says, after the checksum of all weights."""
+    inner = _networks_of(branched)
+    texts = [stored] if isinstance(branched, BranchedNetwork) else separate_records(stored, len(inner))
+    records = [read_record(text, network) for text, network in zip(texts, inner, strict=True)]
+    sums = {record.sha256 for record in records} - {None}
+    if sums and sums != {file_checksum(weights)}:
+        raise CheckpointError(
+            f"{weights} is damaged or was changed: its tensors do not have the checksum that was saved with them "
+            f"(if the change is meant, write the tensors without the metadata {RECORD!r}: "
+            "safetensors.torch.save_file(tensors, path))"
+        )
+    for record, network in zip(records, inner, strict=True):
+        restore(record, network)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input, check_input, unlike
+from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.errors import BuildError
 from branchnet.inference.change_detection import ChangeDetector
@@ -138,7 +139,7 @@ def _runner(network: Network, options: CompileOptions, *, streams: bool) -> Runn
 
 
 def compile(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     example: Input,
     *,
     mode: str | None = None,
@@ -173,7 +174,8 @@ def compile(
     their memory, so call all networks with CUDA graphs from one stream of the GPU.
 
     Args:
-        branched: the network; its current mode (train or eval) is compiled, training mode with a warning.
+        branched: the network; its current mode (train or eval) is compiled, training mode with a warning. Of
+            `GroupedNetworks` what serves is compiled, without auxiliary tasks.
         example: inputs of the size to expect.
         mode: torch.compile's mode, e.g. `"max-autotune"` or `"reduce-overhead"`.
         dynamic: compile for every batch size (dimension 0 of every input tensor that shares the first one's);
@@ -213,6 +215,7 @@ def compile(
     >>> torch.allclose(compiled(x)["b"], branched(x)["b"], atol=1e-6)
     True
     """
+    branched = as_one_network(branched)
     if bool(fuse) + streams + regions > 1:
         raise BuildError(
             f"fuse={fuse!r}, streams={streams} and regions={regions} are different ways with equal nodes; expected one "

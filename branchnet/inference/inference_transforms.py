@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
+from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.stitch_costs import stitch_shapes
 from branchnet.errors import BuildError
 from branchnet.inference.torch_compile import map_input
@@ -29,7 +30,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def prepare(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     *,
     fold: Fold = "exact",
     fold_batchnorm: bool = False,
@@ -40,7 +41,7 @@ def prepare(
     """Return a copy of `branched` for inference, or `branched` itself where there is nothing to do.
 
     Args:
-        branched: the network; it is not changed.
+        branched: the network; it is not changed. Of `GroupedNetworks` what serves is taken, without auxiliary tasks.
         fold: `"exact"` takes stitches into the layers next to them where that changes outputs by rounding alone: into a
             convolution or linear layer that alone reads the mapped tensor, or into the last layer of the node before,
             where no other node reads its result. Elsewhere, and in training mode, they stay, and with None all do.
@@ -58,6 +59,7 @@ def prepare(
     Raises:
         BuildError: a network in training mode, which folding would break, or a type that is not floating.
     """
+    branched = as_one_network(branched)
     if cast is not None and not cast.is_floating_point:
         raise BuildError(f"cast={cast}; expected a floating-point type, e.g. torch.bfloat16")
     if fold not in ("exact", None):

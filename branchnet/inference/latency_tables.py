@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from branchnet.clustering.budgets import tree_size
+from branchnet.data.arguments import check_by_task
 from branchnet.data.samples import Source, as_example
 from branchnet.errors import BuildError
 from branchnet.inference.latency import Latency
@@ -283,6 +284,7 @@ def table_and_others(
     Returns:
         the table, and the latencies of `others` by name.
     """
+    check_by_task(networks, BuildError)
     wanted = _checked_widths(widths, len(networks))
     example = as_example(example)
     staged = _staged(networks, example, locations)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from branchnet.builder import BranchedNetwork, SeparateNetworks
+from branchnet.builder import BranchedNetwork, GroupedNetworks, SeparateNetworks
 from branchnet.data.samples import Source
 from branchnet.pipeline.config.run_config import Kind, RunOptions
 from branchnet.pipeline.problem import divide, donor_outputs, metrics_of, set_aside
@@ -18,7 +18,7 @@ from branchnet.training.scope import Scope
 
 
 def distil_and_compare(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     networks: Mapping[str, nn.Module],
     images: Source,
     options: RunOptions,
@@ -29,7 +29,7 @@ def distil_and_compare(
     """Train `branched` in place to give the single-task networks' outputs; leave it in eval mode.
 
     Args:
-        branched: the network.
+        branched: the network; of grouped ones each is trained by itself.
         networks: its single-task networks by task.
         images: K samples, divided as `branchnet.run` divides them.
         options: how it is trained; with no steps only BatchNorm statistics are estimated again.
@@ -43,15 +43,19 @@ def distil_and_compare(
     targets = donor_outputs(networks, test, options.batch_size)
     metrics = metrics_of({task: kinds[task] for task in networks})[0]
 
-    def judged(name: str, network: BranchedNetwork | SeparateNetworks) -> ComparedNetwork:
+    def judged(name: str, network: BranchedNetwork | GroupedNetworks | SeparateNetworks) -> ComparedNetwork:
         return ComparedNetwork(name, evaluate(network, test, targets, metrics, batch_size=options.batch_size))
 
     compared = [judged("separate", SeparateNetworks(networks).eval()), judged("before", branched)]
     train, validation = set_aside(train)
-    if options.steps:
-        distill_in_two_steps(branched, networks, train, validation, options, kinds=kinds, checkpoint=checkpoint)
-    else:
-        reestimate_batchnorm(branched, train)
+    for number, one in enumerate(_each(branched)):
+        if options.steps:
+            file = checkpoint if one is branched or checkpoint is None else _numbered(checkpoint, number)
+            own = {task: networks[task] for task in one.tasks}
+            known = {task: kind for task, kind in kinds.items() if task in own}
+            distill_in_two_steps(one, own, train, validation, options, kinds=known, checkpoint=file)
+        else:
+            reestimate_batchnorm(one, train)
     compared.append(judged("distilled", branched.eval()))
     return Comparison(
         tuple(compared),
@@ -106,6 +110,14 @@ def distill_in_two_steps(
             )
     if checkpoint is not None:
         _first_checkpoint(checkpoint).unlink(missing_ok=True)
+
+
+def _each(network: BranchedNetwork | GroupedNetworks) -> tuple[BranchedNetwork, ...]:
+    return network.branched_networks if isinstance(network, GroupedNetworks) else (network,)
+
+
+def _numbered(checkpoint: Path, number: int) -> Path:
+    return checkpoint.with_name(f"{checkpoint.stem}.{number}{checkpoint.suffix}")
 
 
 def _first_checkpoint(checkpoint: Path) -> Path:

@@ -11,7 +11,9 @@ from torch import nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget
+from branchnet.data.arguments import check_by_task
 from branchnet.data.samples import Source
+from branchnet.errors import SpecError
 from branchnet.pipeline.config.run_config import Kind, RunOptions
 from branchnet.pipeline.problem import Problem, make_problem
 from branchnet.pipeline.run_outputs import write_results
@@ -126,6 +128,7 @@ def run(
         donor=donor,
         seed=seed,
     )
+    check_by_task(networks, SpecError)
     with Workspace(folder, quiet=quiet) as workspace, ExitStack() as inside:
         for network in networks.values():
             if isinstance(network, nn.Module):

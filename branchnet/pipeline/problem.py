@@ -20,7 +20,7 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError, TrainingError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.stages import call
-from branchnet.stages.interface import call_form
+from branchnet.stages.interface import call_form, explaining
 from branchnet.training import (
     Metric,
     cohen_kappa,
@@ -322,13 +322,19 @@ def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size:
 
     Returns:
         K outputs by task, on the CPU.
+
+    Raises:
+        DataError: images that a network cannot be run on.
     """
     found: dict[str, list[Tensor]] = {task: [] for task in networks}
     with torch.no_grad():
         for batch in read_samples(images).batches(batch_size):
             for task, network in networks.items():
                 inputs = placed(batch.inputs, next(network.parameters()).device)
-                found[task].append(first_tensor(call(network, inputs)).cpu())
+                interface = getattr(network, "interface", None)
+                with explaining(inputs, interface, DataError, f"the network of {task!r}"):
+                    output = call(network, inputs)
+                found[task].append(first_tensor(output).cpu())
     return {task: torch.cat(outputs) for task, outputs in found.items()}
 
 

@@ -15,8 +15,10 @@ import rich.console
 import rich.text
 from torch import nn
 
+from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.separate_networks import SeparateNetworks
 from branchnet.clustering.trees.text_drawing import tree_text
+from branchnet.data.arguments import check_by_task
 from branchnet.errors import BranchnetError, BuildError
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.reporting.cost_tables import (
@@ -212,7 +214,7 @@ class Report:
 
 
 def report(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     example: Example,
     *,
     networks: Mapping[str, nn.Module] | None = None,
@@ -222,7 +224,8 @@ def report(
     """Count what `branched` costs and measure how fast it runs on `example`.
 
     Args:
-        branched: a branched network; it runs in eval mode, and is in the mode that it was in afterwards.
+        branched: a branched network, which runs in eval mode and is in the mode that it was in afterwards; of
+            `GroupedNetworks` what serves, without auxiliary tasks.
         example: what a single-task network takes: a tensor, or a tuple or dict of them; its batch size counts.
         networks: the single-task networks, to be timed against it, in turns, one after another on the same example.
         latency: whether to time at all: each node, and the whole.
@@ -245,6 +248,9 @@ def report(
     >>> report.costs.params, report.costs.separate_params
     (58, 98)
     """
+    branched = as_one_network(branched)
+    if networks is not None:
+        check_by_task(networks, BuildError)
     if networks is not None and set(networks) != set(branched.tasks):
         raise BuildError(
             f"networks has the tasks {', '.join(map(repr, networks)) or 'none'}; expected one network for each of "

@@ -21,10 +21,10 @@ from branchnet.models.constructors import Constructor
 from branchnet.specification.architecture_rules import architecture_problems
 from branchnet.specification.content_order import in_file_order
 from branchnet.specification.describing import constructor, input_sections, search_section, staged_networks, versions
-from branchnet.specification.nested_tree import Node, Section, donors_of, flatten, nest
+from branchnet.specification.nested_tree import Node, Section, check_levels, donors_of, flatten, nest
 from branchnet.specification.sections import CostsSection, Inputs, NetworkSection, SearchSection
 from branchnet.specification.stitch_sections import StitchSection
-from branchnet.specification.strict_yaml import MAX_DEPTH, Problem, read_document, spec_error
+from branchnet.specification.strict_yaml import Problem, read_document, spec_error
 from branchnet.specification.validation import RuleError, model_problems, validate_document
 from branchnet.specification.yaml_text import dump_yaml
 from branchnet.stages.costs import StageCost, StageCosts
@@ -233,8 +233,14 @@ class Architecture(Section):
             the specification.
 
         Raises:
-            SpecError: stitches that were folded into the weights next to them; describe the network before that.
+            SpecError: stitches that were folded into the weights next to them; describe the network before that. Or
+                another network than a branched one.
         """
+        if not hasattr(branched, "tree"):
+            raise SpecError(
+                f"the network is a {type(branched).__name__}; expected a BranchedNetwork; "
+                "specification.GroupedArchitecture.from_networks describes grouped ones"
+            )
         return cls._describe(
             branched.tree,
             branched.locations,
@@ -324,10 +330,7 @@ class Architecture(Section):
         Raises:
             SpecError: the tree branches so often on one path that the text would be nested too deeply to be read back.
         """
-        levels = max(_levels(root) for root in self.roots)
-        if 2 * levels + 1 > MAX_DEPTH:
-            most = MAX_DEPTH // 2 - 1
-            raise SpecError(f"tree: {levels} nodes lie on one path (expected at most {most})")
+        check_levels(self.roots)
         return _HEADER + dump_yaml(self.to_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -389,7 +392,3 @@ def json_schema() -> dict[str, Any]:
     schema = Architecture.model_json_schema(by_alias=True)
     schema["description"] = schema["description"].partition("\n\n>>>")[0]  # the example is for readers of the code
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "branchnet architecture"}
-
-
-def _levels(node: Node) -> int:
-    return 1 + max((_levels(branch) for branch in node.branches if isinstance(branch, Node)), default=0)

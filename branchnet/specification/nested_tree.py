@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from branchnet.builder.weights.donors import Donors
 from branchnet.clustering.trees.tree import Tree
-from branchnet.specification.strict_yaml import MAX_PROBLEMS
+from branchnet.errors import SpecError
+from branchnet.specification.strict_yaml import MAX_DEPTH, MAX_PROBLEMS
 from branchnet.utils.document_keys import Keys
 
 
@@ -186,3 +187,23 @@ def _walk(node: Node) -> Iterator[Node]:
     for branch in node.branches:
         if isinstance(branch, Node):
             yield from _walk(branch)
+
+
+def check_levels(roots: Sequence[Node], above: int = 0) -> None:
+    """Refuse a tree that would be nested too deeply to be read back.
+
+    Args:
+        roots: the nodes at the input.
+        above: levels of the document around the architecture.
+
+    Raises:
+        SpecError: the number of nodes on one path, and how many may be.
+    """
+    levels = max(_levels(root) for root in roots)
+    if 2 * levels + 1 + above > MAX_DEPTH:
+        most = (MAX_DEPTH - above) // 2 - 1
+        raise SpecError(f"tree: {levels} nodes lie on one path (expected at most {most})")
+
+
+def _levels(node: Node) -> int:
+    return 1 + max((_levels(branch) for branch in node.branches if isinstance(branch, Node)), default=0)

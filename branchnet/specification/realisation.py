@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, Node, build
+from branchnet.data.arguments import check_by_task
 from branchnet.errors import BuildError, SpecError
 from branchnet.specification.sections import InputSection
 from branchnet.specification.stitch_sections import StitchSection
@@ -70,6 +71,7 @@ def make_all(architecture: Architecture, networks: Mapping[str, nn.Module]) -> d
     Raises:
         SpecError: a network that must be passed, or one of a task that is not in the file.
     """
+    check_by_task(networks, SpecError)
     unknown = [task for task in networks if task not in architecture.tasks]
     if unknown:
         raise SpecError(f"networks are passed for unknown tasks {unknown}; expected some of {list(architecture.tasks)}")

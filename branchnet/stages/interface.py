@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from branchnet.data.call_forms import LABEL_NAMES, CallForm, Inputs
-from branchnet.errors import SplitError
+from branchnet.errors import BranchnetError, SplitError
 
 Example: TypeAlias = Inputs
 """One batch that a network is split, timed or exported with."""
@@ -76,6 +78,11 @@ class Interface:
     def batch(self) -> int | None:
         """The example's batch size: the first dimension of its first tensor that has one."""
         return next((spec.shape[0] for spec in self.tensors if spec.shape), None)
+
+    @property
+    def described(self) -> str:
+        """Shapes and types in words, such as `(2, 3, 32, 32) float32`."""
+        return ", ".join(f"{spec.shape} {spec.dtype}" for spec in self.tensors)
 
     def random(self, batch: int | None = None, seed: int = 0) -> Example:
         """Make an example: normal floats; integers and booleans between the smallest and largest that were seen.
@@ -184,6 +191,57 @@ def call(network: nn.Module, example: Example) -> Any:
     if isinstance(example, Mapping):
         return network(**example)
     return network(*example) if isinstance(example, tuple) else network(example)
+
+
+def unlike(x: Any, interface: Interface) -> str:
+    """Say how inputs differ from the example in type or beyond the first dimension.
+
+    Args:
+        x: what a network is called with.
+        interface: of the example that it was split with.
+
+    Returns:
+        what was given and what was expected; empty if they do not differ.
+    """
+    # The first dimension is left out: networks take any batch size.
+    tensors = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
+    given = [(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in tensors]
+    known = [(spec.shape, spec.dtype) for spec in interface.tensors]
+    if [(len(shape), shape[1:], dtype) for shape, dtype in given] == [(len(s), s[1:], d) for s, d in known]:
+        return ""
+    return f"inputs of shape {_forms(x)}; expected {interface.described}, with any batch size"
+
+
+def _forms(x: Any) -> str:
+    tensors = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
+    return ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+
+
+@contextmanager
+def explaining(x: Any, interface: Interface | None, error: type[BranchnetError], what: str) -> Iterator[None]:
+    """Translate an error of running a network that the form of its inputs explains.
+
+    Running out of memory, and errors on inputs of the expected form, are the caller's to see as they are.
+
+    Args:
+        x: what the network is called with.
+        interface: of the example that it was split with; where None, every such error is translated.
+        error: what is raised instead.
+        what: cannot be run, such as `the network of 'depth'`.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BranchnetError: of type `error`, with what was given and what was expected.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError) as cause:
+        found = f"inputs of shape {_forms(x)}" if interface is None else unlike(x, interface)
+        if isinstance(cause, torch.OutOfMemoryError) or not found:
+            raise
+        raise error(f"{what} cannot be run on {found}: {cause}") from cause
 
 
 def call_form(network: nn.Module) -> CallForm:

@@ -22,7 +22,7 @@ from branchnet.stages.codegen.lookups import with_direct_lookups
 from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
 from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.stages.graph.dataflow import attribute
-from branchnet.stages.interface import Interface
+from branchnet.stages.interface import Interface, explaining
 from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 
 if TYPE_CHECKING:
@@ -296,7 +296,16 @@ class StagedNetwork(nn.Module):
 
         Returns:
             What the network returns for them.
+
+        Raises:
+            SplitError: inputs that cannot be run and differ from the example that the network was split with.
         """
+        if torch.compiler.is_compiling():
+            return self._run(*args, **kwargs)
+        with explaining((args, kwargs), self.interface, SplitError, "the network"):
+            return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         cut = self.stages[0](*args, **kwargs)
         for stage in self.stages[1:]:
             cut = stage(*cut)

@@ -16,6 +16,7 @@ from .label_losses.masked_losses import squared_loss as squared_loss
 from .label_losses.standard_choices import standard_losses as standard_losses
 from .label_losses.standard_choices import standard_metrics as standard_metrics
 from .judging.metric import Metric as Metric
+from .grouped_training import GroupedHistory as GroupedHistory
 from .judging.metrics import accuracy as accuracy
 from .judging.metrics import explained_variance as explained_variance
 from .judging.metrics import kl_divergence as kl_divergence
@@ -52,6 +53,7 @@ from .weighting.weighting_base import Weighting as Weighting
 __all__ = [
     "Event",
     "Aggregate",
+    "GroupedHistory",
     "History",
     "Measurement",
     "Metric",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from branchnet.builder import BranchedNetwork, estimate_batchnorm
+from branchnet.builder import BranchedNetwork, GroupedNetworks, estimate_batchnorm
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.stages.interface import call_form
@@ -36,19 +36,21 @@ def foreign_modules(branched: BranchedNetwork) -> list[nn.Module]:
     return foreign
 
 
-def reestimate_batchnorm(branched: BranchedNetwork, images: Source, *, batch_size: int = 64) -> int:
+def reestimate_batchnorm(branched: BranchedNetwork | GroupedNetworks, images: Source, *, batch_size: int = 64) -> int:
     """Replace the running statistics below foreign features by the mean over batches of up to 512 samples.
 
     BatchNorm that tracing turned into operators of a stage's graph cannot be estimated; a warning counts those layers.
 
     Args:
-        branched: the network, changed in place.
+        branched: the network, changed in place; or `GroupedNetworks`, each of which is.
         images: K samples, of which the first 512 are used.
         batch_size: samples a batch.
 
     Returns:
         the number of BatchNorm layers that were estimated.
     """
+    if isinstance(branched, GroupedNetworks):
+        return sum(reestimate_batchnorm(one, images, batch_size=batch_size) for one in branched.branched_networks)
     device = next(branched.parameters()).device
     batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size, seed=0)
     inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance

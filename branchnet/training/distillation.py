@@ -19,7 +19,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from branchnet.builder import BranchedNetwork
+from branchnet.builder import BranchedNetwork, GroupedNetworks
+from branchnet.data.arguments import check_by_task
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
@@ -28,6 +29,7 @@ from branchnet.stages.interface import call_form
 from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.feature_matching import FeatureMatching
+from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.optimization.batch_order import BatchOrder
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
@@ -56,8 +58,9 @@ EQUAL = 0.01
 """A task's loss on held-out samples that is higher by this than it was counts as equal; a constant answer has 1."""
 
 
+@trains_each_network
 def distill(
-    branched: BranchedNetwork,
+    branched: BranchedNetwork | GroupedNetworks,
     networks: Mapping[str, nn.Module] | Teachers,
     images: Source,
     *,
@@ -99,7 +102,8 @@ def distill(
     dataclasses of them.
 
     Args:
-        branched: the network to train, on the device where it shall be trained. It is left in eval mode.
+        branched: the network to train, on the device where it shall be trained. It is left in eval mode. Of
+            `GroupedNetworks` each is trained by itself with all of its tasks, see `branchnet.fit`.
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
             several runs. Where `split_all` was given transforms, what it returned. Tasks of which everything is frozen
             need none, and are not run.
@@ -164,6 +168,13 @@ def distill(
     >>> {task: len(losses) for task, losses in history.losses.items()}
     {'depth': 3, 'edges': 3}
     """
+    if not isinstance(branched, BranchedNetwork):
+        raise TrainingError(
+            f"the network to train is a {type(branched).__name__}; expected distill(branched, networks, images) with a "
+            "BranchedNetwork and its single-task networks"
+        )
+    if not isinstance(networks, Teachers):
+        check_by_task(networks, TrainingError)
     settings = Settings(
         steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,
         schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, callbacks=callbacks,
@@ -177,7 +188,7 @@ def distill(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
     samples = read_samples(images, call_form(branched))
-    teachers = _teachers(networks, images, samples, kinds, temperature, settings)
+    teachers = _teachers(branched, networks, images, samples, kinds, temperature, settings)
     _check_teachers(branched, teachers, samples)
     held = _held_out(branched, samples, validation, settings)
     with training_scope(branched, scope):
@@ -335,6 +346,7 @@ class _Distillation:
 
 
 def _teachers(
+    branched: BranchedNetwork,
     networks: Mapping[str, nn.Module] | Teachers,
     images: Source,
     samples: Samples,
@@ -343,7 +355,14 @@ def _teachers(
     settings: Settings,
 ) -> Teachers:
     if not isinstance(networks, Teachers):
-        return Teachers(networks, samples, progress=settings.progress, kinds=kinds, temperature=temperature)
+        return Teachers(
+            networks,
+            samples,
+            progress=settings.progress,
+            kinds=kinds,
+            temperature=temperature,
+            interface=branched.interface,
+        )
     if networks.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
     if kinds is not None and dict(kinds) != networks.kinds:

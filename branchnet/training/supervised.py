@@ -18,15 +18,16 @@ from branchnet.data.samples import Batch, Source
 from branchnet.errors import DataError, TrainingError
 from branchnet.stages import call
 from branchnet.training.constant_answer import LARGEST, best_constant
+from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import MOST, HeldOutSamples
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labelled_data import LabelledData, labelled_data
 from branchnet.training.labels import KnownLabels, known_labels
 from branchnet.training.optimization.batch_order import Mix
-from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
+from branchnet.training.optimization.groups import Group, Rate, check_rate, node_groups, trained_tasks
 from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loop import Judge, Objective, optimize
-from branchnet.training.optimization.loss_parameters import loss_modules, loss_parameters
+from branchnet.training.optimization.loss_parameters import check_losses, loss_modules, loss_parameters
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -51,6 +52,7 @@ EQUAL = 0.01
 """A task's loss on held-out samples that is higher by this share of what it was counts as equal."""
 
 
+@trains_each_network
 def fit(
     network: nn.Module,
     train: Source | Mapping[str, Source],
@@ -95,7 +97,9 @@ def fit(
 
     Args:
         network: a `BranchedNetwork` with losses by task, or any network with one loss. It is trained on the device
-            where it is, and left in eval mode.
+            where it is, and left in eval mode. Of `GroupedNetworks` each is trained by itself with all of its tasks, as
+            they share nothing: one after the other, by the same seed, with a checkpoint of its own; an auxiliary task's
+            losses stand under `<task> in network <k>`.
         train: K samples with labels, in whatever `branchnet.data.read_samples` takes: (inputs, label) from each, or for
             a branched network (inputs, {task: label}); in memory `(x, y)` or `(x, {task: y})`. A label that a sample
             lacks is None, or left out of the mapping, or in floating-point labels NaN throughout: its task's loss is
@@ -178,6 +182,8 @@ def fit(
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
     functions = _by_task(network, losses, teachers or {})
+    if learning_rate != "auto" and not callable(learning_rate):
+        check_rate(learning_rate)
     data = labelled_data(network, train, labels, tuple(functions), validation, settings, mix)
     judges = None
     if teachers:
@@ -395,11 +401,12 @@ def _by_task(network: nn.Module, losses: Any, teachers: Mapping[str, nn.Module])
     if teachers and not isinstance(network, BranchedNetwork):
         raise TrainingError("teachers are given and the network is not branched; expected none")
     if not isinstance(network, BranchedNetwork):
-        if isinstance(losses, Mapping) or not callable(losses):
+        if isinstance(losses, Mapping):
             raise TrainingError(
                 f"losses are a {type(losses).__name__}; expected one function of (output, labels), as the network is "
                 "not branched"
             )
+        check_losses({"loss": losses})
         return {"loss": losses}
     if not isinstance(losses, Mapping):
         raise TrainingError(
@@ -415,10 +422,7 @@ def _by_task(network: nn.Module, losses: Any, teachers: Mapping[str, nn.Module])
     for task in tasks:
         if task not in losses:
             raise TrainingError(f"task {task!r} lacks a loss; expected one, or the task frozen throughout")
-        if not callable(losses[task]):
-            raise TrainingError(
-                f"the loss of {task!r} is a {type(losses[task]).__name__}; expected a function of (output, labels)"
-            )
+    check_losses({task: losses[task] for task in tasks})
     return {task: losses[task] for task in tasks}
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from branchnet.data.arguments import check_by_task
 from branchnet.data.collation import leaves, placed
+from branchnet.data.finite_inputs import first_not_finite
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
-from branchnet.stages.interface import call_form
+from branchnet.stages.interface import Interface, call_form, explaining
 from branchnet.stitching.output_distances import channels_last_rows
 from branchnet.training.output_losses import MatchKind, OutputLoss, output_loss
 from branchnet.utils.modes import evaluation_mode
@@ -50,6 +52,8 @@ class Teachers:
         kinds: what the outputs of some tasks are: `"classification"` for logits (dimension 1 being the classes, of
             dense outputs, too), `"direction"` for unit vectors, `"regression"` (the others).
         temperature: that logits are divided by.
+        interface: of the example that the networks were split with, for error messages; by default that of a staged
+            one.
 
     Attributes:
         networks: the networks.
@@ -57,7 +61,8 @@ class Teachers:
         losses: for each task the loss of an output against the teacher's.
 
     Raises:
-        TrainingError: no network, or an output that is constant or not finite.
+        TrainingError: no network, networks that are not given by task, an output that is constant or not finite, or
+            samples that the networks cannot be run on.
         DataError: samples that cannot be read.
 
     >>> import torch, branchnet
@@ -76,7 +81,9 @@ class Teachers:
         progress: bool = True,
         kinds: Mapping[str, MatchKind] | None = None,
         temperature: float = 1.0,
+        interface: Interface | None = None,
     ) -> None:
+        check_by_task(networks, TrainingError)
         if unknown := sorted(set(kinds or {}) - set(networks)):
             raise TrainingError(f"kinds name {unknown}, which have no network; expected some of {list(networks)}")
         if not networks:
@@ -85,6 +92,7 @@ class Teachers:
         self.images = images
         form = None if isinstance(images, Samples) else call_form(next(iter(networks.values())))
         self.samples = read_samples(images, form)
+        self.interface = interface or _interface_of(self.networks)
         self._recorded: dict[str, Any] = {}
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
@@ -131,8 +139,10 @@ class Teachers:
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
         network = self.networks[task]
         own = next(network.parameters()).device
-        with torch.no_grad(), evaluation_mode(network):
-            output = call(network, placed(batch.inputs, own))
+        inputs = placed(batch.inputs, own)
+        explained = explaining(inputs, self.interface, TrainingError, f"the network of {task!r}")
+        with torch.no_grad(), evaluation_mode(network), explained:
+            output = call(network, inputs)
         return _moved(output, device)
 
     def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:
@@ -169,6 +179,8 @@ class Teachers:
             parts = [torch.cat(parts)[:count] for parts in leaves_of_all]
             spreads = tuple(float(channels_last_rows(part.double()).var(0, correction=0).mean()) for part in parts)
             if not spreads or not all(0 < spread < float("inf") for spread in spreads):
+                if cause := first_not_finite(self.samples):
+                    raise TrainingError(f"{cause}, so that the output of {task!r} has variance {spreads}")
                 raise TrainingError(
                     f"the output of {task!r} has variance {spreads} over {count} samples; expected one above 0 and "
                     "finite: a constant output teaches nothing"
@@ -202,6 +214,11 @@ class Teachers:
                 "the data set gives other samples when it is read again, as with random augmentation: the single-task "
                 "networks run on each batch instead of having their outputs recorded"
             )
+
+
+def _interface_of(networks: Mapping[str, nn.Module]) -> Interface | None:
+    found = (getattr(network, "interface", None) for network in networks.values())
+    return next((interface for interface in found if isinstance(interface, Interface)), None)
 
 
 def _checksums(batch: Batch) -> list[int]:

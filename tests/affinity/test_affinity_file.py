@@ -134,3 +134,10 @@ def test_damaged_files_raise_only_our_error(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_thousands_of_damaged_files_raise_only_our_error(tmp_path: Path) -> None:
     damaged_files_are_refused(tmp_path, 5000)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AffinityError, match=r"none\.npz does not exist; expected a file of Affinity\.save"):
+        Affinity.load(tmp_path / "none.npz")
+    with pytest.raises(AffinityError, match=r"cannot be read: .* expected a file of"):
+        Affinity.load(tmp_path)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from branchnet.affinity import rsa
+import branchnet
+from branchnet.affinity import cka, rsa, stitch_affinity
 from branchnet.errors import AffinityError, DataError
 from tests.affinity.toys import Block, Staged, images, small_cnn
 
@@ -172,3 +176,45 @@ def test_copies_are_independent() -> None:
     network = small_cnn(0)
     values = rsa({"a": network, "b": network, "c": copy.deepcopy(network)}, images(9)).values
     np.testing.assert_allclose(values, 1.0, atol=1e-12)
+
+
+class Files(Dataset[Tensor]):
+    """Images as `ImageFolder` gives them, one of which is damaged."""
+
+    paths = tuple(Path(f"photos/{number}.png") for number in range(12))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return images(12)[number].float() if number != 7 else torch.full((3, 8, 8), math.nan)
+
+
+@pytest.mark.parametrize("measure", [rsa, cka, stitch_affinity])
+def test_the_sample_that_holds_nan_is_named_with_its_file(measure: Callable[..., object]) -> None:
+    networks = {name: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)) for name in "ab"}
+    staged = branchnet.split_all(networks, images(2).float(), locations=["1"])
+    with pytest.raises(AffinityError, match=r"sample 7 \(photos/7\.png\) holds NaN or infinite values: "):
+        measure(staged, Files())
+    with pytest.raises(AffinityError, match=r"sample 1 \(photos/7\.png\)"):
+        measure(staged, Subset(Files(), [3, 7, 1, 5]))
+
+
+def test_inputs_of_another_form_are_named_next_to_those_expected() -> None:
+    networks = {name: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)) for name in "ab"}
+    staged = branchnet.split_all(networks, images(2).float(), locations=["1"])
+    for given, form in (
+        (images(6).float()[:, :1], "(2, 1, 8, 8) float32"),
+        (images(6).float().movedim(1, -1), "(2, 8, 8, 3) float32"),
+        (images(6), "(2, 3, 8, 8) float64"),
+    ):
+        for measure in (rsa, stitch_affinity):
+            with pytest.raises(AffinityError) as caught:
+                measure(staged, given)
+            assert f"inputs of shape {form}; expected (2, 3, 8, 8) float32, with any batch size" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [2.0, "4", 0, True])
+def test_a_batch_size_is_a_whole_number(size: object) -> None:
+    with pytest.raises(AffinityError, match=f"batch_size={size!r}; expected a whole number of 1 or more"):
+        rsa(pair(), images(9), batch_size=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import pickle
 import random
@@ -10,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ from branchnet.builder.weights.donors import choose_donors
 from branchnet.clustering import tree_size
 from branchnet.errors import BuildError, SplitError
 from branchnet.stages.codegen.device_rewrite import device_now, on_device_of_inputs
-from tests.builder.toys import KINDS, LOCATIONS, TiedStages, images, networks, staged
+from tests.builder.toys import KINDS, LOCATIONS, TiedStages, images, networks, split_networks, staged
 
 TASKS = tuple(KINDS)
 DONORS = networks()
@@ -380,3 +382,41 @@ def test_networks_split_one_by_one_fit_where_they_share() -> None:
     with torch.no_grad():
         (shared,) = cut["a"].stages[0](x)
         assert torch.equal(branched(x)["c"], cut["c"].head(*cut["c"].stages[1](shared)))
+
+
+def test_what_a_search_found_is_built_with_its_donors() -> None:
+    networks = split_networks()
+    values = np.stack([0.5 * np.ones((len(KINDS), len(KINDS))) + 0.5 * np.eye(len(KINDS)) for _ in LOCATIONS])
+    affinity = branchnet.Affinity(tuple(KINDS), tuple(LOCATIONS), values)
+    first = networks[next(iter(KINDS))]
+    found = branchnet.search(affinity, first.costs, "60% params")
+    built = branchnet.build(found, networks, init="donor")
+    assert built.tree == found.tree
+    last = dataclasses.replace(found, donors=tuple(tuple(c[-1] for c in row) for row in found.tree.partitions))
+    assert branchnet.build(last, networks, init="donor").donors == last.donors
+    first_named = tuple(tuple(c[0] for c in row) for row in found.tree.partitions)
+    assert branchnet.build(last, networks, init="donor", donors=first_named).donors == first_named
+
+
+@pytest.mark.parametrize("given", ["tree.yaml", [["depth"]], None, 3])
+def test_what_is_no_tree_is_named(given: object) -> None:
+    with pytest.raises(BuildError, match=f"the tree is a {type(given).__name__}; expected a Tree, or what search"):
+        branchnet.build(given, split_networks())
+
+
+def test_networks_in_a_list_are_refused_everywhere() -> None:
+    networks = list(split_networks().values())
+    tree = Tree.shared(tuple(KINDS), len(LOCATIONS))
+    branched = branchnet.build(tree, split_networks(), init="donor")
+    for wrong in (
+        lambda: branchnet.build(tree, networks),
+        lambda: branchnet.SeparateNetworks(networks),
+        lambda: branchnet.Teachers(networks, images(4)),
+        lambda: branchnet.distill(branched, networks, images(4)),
+        lambda: branchnet.report(branched, images(), networks=networks),
+        lambda: branchnet.latency_table(networks, images()),
+        lambda: branchnet.run(networks, images(), "60% params"),
+        lambda: branchnet.Architecture.from_network(branched).build(networks),
+    ):
+        with pytest.raises(branchnet.BranchnetError, match="networks is a list; expected a mapping of task names"):
+            wrong()

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -299,3 +300,19 @@ def test_thousands_of_damaged_files_raise_only_our_errors(kept: BranchedNetwork,
     damaged_weights_are_refused(tmp_path, 5000)
     damaged_records_are_refused(kept, 5000)
     damaged_folders_are_refused(kept, tmp_path, 100)
+
+
+def test_a_network_of_another_run_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    networks = split_networks()
+    branched = branchnet.build(TREE, networks, init="donor")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        branchnet.save(branched, tmp_path)
+        branchnet.save(branched, tmp_path)  # trained further
+    with pytest.warns(UserWarning, match="held a network with another tree, which is replaced"):
+        branchnet.save(branchnet.build(Tree.separate(TASKS, 5), networks, init="donor"), tmp_path)
+    with pytest.warns(UserWarning, match="held a network of depth, edges, scene, count, which is replaced"):
+        branchnet.save(branched.remove_task("count"), tmp_path)
+    (tmp_path / "architecture.yaml").write_text("notes: mine")
+    with pytest.warns(UserWarning, match=r"architecture\.yaml is replaced; it could not be read"):
+        branchnet.save(branched, tmp_path)

@@ -214,6 +214,17 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         ({"objective": "mean-mx"}, 2, "unknown objective 'mean-mx' (expected one of"),
         ({"images": {}}, 2, "exactly one of folder, npz and factory"),
         ({"budget": None}, 2, "names no budget"),
+        (
+            {"networks": {"a": {"factory": "raising:network"}, "b": {"factory": "networks:plants"}}},
+            2,
+            "factory 'raising:network' raised RuntimeError: no such weights (",
+        ),
+        (
+            {"networks": {"a": {"factory": "broken:network"}, "b": {"factory": "networks:plants"}}},
+            2,
+            "'broken:network': importing broken raised ZeroDivisionError: division by zero (",
+        ),
+        ({"images": {"factory": "raising:images"}}, 2, "factory 'raising:images' raised KeyError: 'photos' ("),
         ({"networks": {"a": {}, "b": {"factory": "networks:plants"}}}, 2, "needs either a factory or a constructor"),
         (
             {"networks": {"a": {"constructor": "os:system"}, "b": {"factory": "networks:plants"}}},
@@ -226,10 +237,21 @@ def test_what_is_wrong_with_a_config_is_said(
     walker: Walker, settings: dict[str, object], code: int, message: str
 ) -> None:
     change(walker.folder, **settings)
+    (walker.folder / "raising.py").write_text(
+        "def network():\n    raise RuntimeError('no such weights')\ndef images():\n    return {}['photos']\n"
+    )
+    (walker.folder / "broken.py").write_text("network = 1 / 0\n")
     assert walker("run run.yaml") == code, walker.err
     assert message in " ".join(walker.err.split())
     assert "Traceback" not in walker.err
     assert not (walker.folder / "run-branched").exists()
+
+
+def test_a_budget_that_cannot_be_read_is_not_valid(walker: Walker) -> None:
+    assert walker("validate run.yaml") == 0
+    change(walker.folder, budget="sixty")
+    assert walker("validate run.yaml") == 2
+    assert re.search(r"run\.yaml:\d+:\d+: budget: cannot read the budget 'sixty'", " ".join(walker.err.split()))
 
 
 def test_a_process_that_fails_has_the_exit_code_and_says_why_on_stderr(example: Path) -> None:

@@ -20,6 +20,8 @@ import branchnet
 from branchnet import Affinity, Architecture
 from branchnet.cli import VERBS, main
 from branchnet.data import scenes
+from branchnet.specification import GroupedArchitecture
+from branchnet.specification.grouped.grouped_architecture import is_grouped
 from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
 LINES = (
@@ -143,13 +145,13 @@ def test_group_divides_whole_networks(walker: Walker) -> None:
     told = json.loads(walker.out)
     assert len(told["groups"]) <= 2
     assert all(task in group for task, group in told["served_by"].items())
-    trees = [Architecture.load(file).tree for file in told["files"]]
+    assert told["files"] == ["groups.yaml"]
+    trees = trees_in("groups.yaml")
     assert all(len(set(tree.widths)) == 1 for tree in trees)
     assert {frozenset(cluster) for tree in trees for cluster in tree.partitions[0]} == set(
         map(frozenset, told["groups"])
     )
-    for number, file in enumerate(told["files"]):
-        assert walker(f"build {file} --config run.yaml --out groups{number}") == 0, walker.err
+    assert walker("build groups.yaml --config run.yaml --out groups") == 0, walker.err
 
 
 def test_group_writes_the_networks_with_their_auxiliary_tasks(walker: Walker) -> None:
@@ -161,14 +163,56 @@ def test_group_writes_the_networks_with_their_auxiliary_tasks(walker: Walker) ->
     dataclasses.replace(found, values=values, samples=None, standard_errors=None, directed=True).save("effects.npz")
     assert walker("group effects.npz split.yaml --groups 2 --json --out groups.yaml") == 0, walker.err
     told = json.loads(walker.out)
-    assert told["files"] == ["groups-1.yaml", "groups-2.yaml"] and not Path("groups.yaml").exists()
-    assert {Architecture.load(file).tasks for file in told["files"]} == {(first, second), (second, third)}
+    assert {tree.tasks for tree in trees_in("groups.yaml")} == {(first, second), (second, third)}
     assert told["served_by"][third] == sorted((second, third)) and told["served_by"][second] == sorted((first, second))
-    assert walker("build groups-2.yaml --config run.yaml --out groups") == 0, walker.err
-    assert set(branchnet.load("groups").tasks) in ({first, second}, {second, third})
+    assert walker("build groups.yaml --config run.yaml --out groups --quiet") == 0, walker.err
+    assert {network.tasks for network in branchnet.load("groups").networks} == {(first, second), (second, third)}
     assert walker("group effects.npz split.yaml --groups 1 --json --out whole.yaml") == 0, walker.err
     assert json.loads(walker.out)["files"] == ["whole.yaml"]
     assert Architecture.load("whole.yaml").tree == branchnet.Tree.shared(tuple(TASKS), 3)
+
+
+def trees_in(file: str) -> list[branchnet.Tree]:
+    if is_grouped(file):
+        return [group.architecture.tree for group in GroupedArchitecture.load(file).groups]
+    return [Architecture.load(file).tree]
+
+
+@pytest.mark.slow
+def test_networks_of_groups_go_all_the_way(walker: Walker) -> None:
+    first, second, third = TASKS
+    found = Affinity.load("affinity.npz")
+    values = np.zeros_like(found.values)
+    values[:, 0, 1] = values[:, 1, 0] = 1.0
+    values[:, 1, 2] = 0.5
+    dataclasses.replace(found, values=values, samples=None, standard_errors=None, directed=True).save("effects.npz")
+    assert walker("group effects.npz split.yaml --groups 2 --out overlap.yaml --quiet") == 0, walker.err
+    assert walker("validate overlap.yaml") == 0 and "2 networks for 3 tasks is valid" in walker.out
+    assert walker("build overlap.yaml --config run.yaml --out overlap --quiet") == 0, walker.err
+    built = branchnet.load("overlap")
+    assert {network.tasks for network in built.networks} == {(first, second), (second, third)}
+    heads = [list(head.parameters())[-1] for network in built.networks for head in network.heads]
+    with torch.no_grad():  # far off, so that the first steps are better than none
+        for bias in heads:
+            bias.add_(100)
+    branchnet.save(built, "overlap")
+    assert walker("distill overlap run.yaml --steps 2 --out overlap-trained --quiet") == 0, walker.err
+    trained = branchnet.load("overlap-trained")
+    found_heads = [list(head.parameters())[-1] for network in trained.networks for head in network.heads]
+    assert not any(torch.equal(a, b) for a, b in zip(heads, found_heads, strict=True))
+    assert sorted(path.name for path in Path("overlap-trained").iterdir()) == [
+        "architecture.yaml",
+        "weights.safetensors",
+    ]
+    assert walker("show overlap-trained") == 0 and f"serves {third}" in walker.out and "fits" in walker.out
+    assert walker("report overlap-trained --no-latency --out overlap.html --json") == 0, walker.err
+    assert json.loads(walker.out)["tasks"] == list(trained.tasks)
+    assert walker("export overlap-trained --out served.pt2 --json") == 0, walker.err
+    assert json.loads(walker.out)["outputs"] == list(trained.tasks)
+    assert walker("search affinity.npz overlap.yaml --budget 80%params") == 2
+    assert "describes 2 networks (expected the architecture of one)" in walker.err
+    assert walker(f"distill overlap run.yaml --steps 1 --only {first} --out nowhere") == 2
+    assert "holds several networks" in walker.err
 
 
 def test_distill_trains_what_build_wrote(walker: Walker) -> None:

@@ -88,3 +88,19 @@ def test_unused_parameters_are_kept():
     assert set(staged.original_state_dict()) == set(original.state_dict())
     assert staged.head_cost.params == 10
     original.load_state_dict(staged.original_state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        (torch.zeros(2, 3, 16, 16), "(2, 3, 16, 16) float32"),
+        (torch.zeros(2, 16, 16, 4), "(2, 16, 16, 4) float32"),
+        (torch.zeros(2, 4, 16, 16, dtype=torch.float64), "(2, 4, 16, 16) float64"),
+    ],
+)
+def test_a_staged_network_names_inputs_that_it_cannot_run(given, form):
+    staged = split(network(), torch.zeros(1, 4, 16, 16), locations=["1"])
+    with pytest.raises(SplitError) as caught:
+        staged(given)
+    assert f"inputs of shape {form}; expected (1, 4, 16, 16) float32, with any batch size" in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)

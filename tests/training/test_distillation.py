@@ -274,3 +274,36 @@ def test_distillation_under_autocast_is_like_distillation_in_float32() -> None:
             )
         ends.append(math.fsum(math.fsum(losses[-10:]) for losses in history.losses.values()))
     assert ends[1] == pytest.approx(ends[0], rel=0.15)
+
+
+def test_arguments_in_another_order_are_named() -> None:
+    net = branched(SHARED)
+    with pytest.raises(TrainingError, match=r"the network to train is a dict; expected distill\(branched, networks"):
+        branchnet.distill(DONORS, net, X)
+    with pytest.raises(TrainingError, match="networks is a Tensor; expected a mapping of task names"):
+        branchnet.distill(net, X, DONORS)
+    with pytest.raises(TrainingError, match=r"tasks \['c'\] have no single-task network"):
+        branchnet.distill(net, {task: DONORS[task] for task in "ab"}, X, progress=False)
+
+
+def test_teachers_of_another_output_are_refused_where_they_would_broadcast() -> None:
+    swapped = {"a": network(4, outputs=1), "b": DONORS["b"], "c": DONORS["c"]}
+    with pytest.raises(TrainingError, match=r"outputs of 'a' have shapes \[\(8, 3\)\]; expected .* \[\(8, 1\)\]"):
+        branchnet.distill(branched(SHARED), swapped, X, batch_size=8, steps=1, progress=False)
+
+
+def test_samples_that_cannot_be_run_are_described() -> None:
+    with pytest.raises(TrainingError, match=r"inputs of shape \(64, 5\) float32; expected \(2, 6\) float32"):
+        branchnet.distill(branched(SHARED), DONORS, X[:, :5], steps=1, progress=False)
+    with pytest.raises(TrainingError, match=r"network of 'a' cannot be run on inputs of shape \(64, 5\) float32: "):
+        Teachers(DONORS, X[:, :5], progress=False)
+    damaged = X.clone()
+    damaged[70, 1] = math.inf
+    with pytest.raises(TrainingError, match="sample 70 holds NaN or infinite values, so that the output of 'a'"):
+        Teachers(DONORS, damaged, progress=False)
+
+
+@pytest.mark.parametrize("steps", [2.0, "10"])
+def test_steps_are_a_whole_number(steps: object) -> None:
+    with pytest.raises(TrainingError, match=f"steps={steps!r}; expected a whole number of 1 or more"):
+        branchnet.distill(branched(SHARED), DONORS, X, steps=steps, progress=False)

@@ -276,3 +276,32 @@ def test_training_under_autocast_is_like_training_in_float32() -> None:
         losses.append(sum(history.losses["loss"][-10:]) / 10)
         assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
     assert losses[1] == pytest.approx(losses[0], rel=0.1) and losses[0] < 0.5 * history.losses["loss"][0]
+
+
+@pytest.mark.parametrize("steps", [2.0, "10", None, True, -1])
+def test_steps_are_a_whole_number(steps: Any) -> None:
+    for name, least in (("steps", " of 1 or more"), ("batch_size", " of 1 or more"), ("seed", "")):
+        if name == "seed" and steps == -1:
+            continue
+        with pytest.raises(TrainingError, match=f"{name}={steps!r}; expected a whole number{least}"):
+            branchnet.fit(network(), X, Y, nn.MSELoss(), progress=False, **{name: steps})
+
+
+@pytest.mark.parametrize("rate", ["1e-3", -0.1, math.nan])
+def test_a_learning_rate_is_a_number(rate: Any) -> None:
+    with pytest.raises(TrainingError, match=f"learning rate is {rate!r}; expected a finite number of 0 or more"):
+        branchnet.fit(network(), X, Y, nn.MSELoss(), learning_rate=rate, progress=False)
+
+
+def test_a_loss_is_a_function_of_outputs_and_labels() -> None:
+    with pytest.raises(TrainingError, match="the loss of 'loss' is 'mse'; expected a function of"):
+        branchnet.fit(network(), X, Y, "mse", progress=False)
+    with pytest.raises(TrainingError, match=r"is the class MSELoss; expected MSELoss\(\)"):
+        branchnet.fit(network(), X, Y, nn.MSELoss, progress=False)
+
+
+def test_the_sample_that_makes_a_loss_nan_is_named() -> None:
+    damaged = X.clone()
+    damaged[13, 2] = math.nan
+    with pytest.raises(TrainingError, match="the loss became nan at step 0; sample 13 holds NaN or infinite values"):
+        branchnet.fit(network(), damaged, Y, nn.MSELoss(), steps=3, batch_size=24, progress=False)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, mean_absolute_error, mean_squared_error, r2_score
 from torch import Tensor, nn
 
+import branchnet
 from branchnet import training
 from branchnet.errors import TrainingError
 from branchnet.training import Metric, absolute_changes, evaluate, multi_task_performance, relative_changes
@@ -175,3 +176,18 @@ def test_metrics_that_make_no_mean_are_refused(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         multi_task_performance(single, other, lower)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"a": nn.functional.mse_loss}, "the metric of 'a' is mse_loss, a function; expected metrics by task"),
+        ({"a": "rmse"}, "the metric of 'a' is 'rmse', a str"),
+        ({"a": training.rmse}, "the metric of 'a' is rmse, a function"),
+        (training.rmse(), "metrics is a Metric; expected metrics by task"),
+    ],
+)
+def test_what_is_no_metric_is_named(metrics: object, message: str) -> None:
+    network = branchnet.SeparateNetworks({"a": nn.Linear(3, 1)})
+    with pytest.raises(TrainingError, match=message):
+        evaluate(network, random(4, 3), {"a": random(4, 1)}, metrics)

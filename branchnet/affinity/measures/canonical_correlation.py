@@ -24,7 +24,7 @@ from branchnet.affinity.measures.grams import column_blocks, double_centred, rou
 from branchnet.affinity.measures.rdm_comparison import unit_diagonal
 from branchnet.affinity.measures.symmetric_matmul import full_precision
 from branchnet.affinity.networks import Family, Member, Networks
-from branchnet.affinity.probes import Probe
+from branchnet.affinity.probes import Probe, blaming_inputs
 from branchnet.affinity.tensor import Affinity
 from branchnet.errors import AffinityError
 
@@ -130,7 +130,8 @@ def pwcca(networks: Networks, probe: Any, *, variance: float = 0.99, **options: 
             "all features again"
         )
     family, fixed = prepare(networks, probe, settings)
-    signatures = read_signatures(family, fixed, gram_kind(), settings)
+    with blaming_inputs(fixed, family.members[0].network):
+        signatures = read_signatures(family, fixed, gram_kind(), settings)
     bases = [[_directions(one.astype(np.float64), variance) for one in ones] for ones in signatures]
     between = np.stack([np.eye(len(family.members)) for _ in family.locations])
 

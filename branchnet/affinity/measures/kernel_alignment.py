@@ -28,7 +28,7 @@ from branchnet.affinity.measurement import assemble, labels, measure_pairs, prep
 from branchnet.affinity.measures.grams import Centring, double_centred, gram
 from branchnet.affinity.measures.rdm_comparison import unit_diagonal
 from branchnet.affinity.networks import Family, Member, Networks
-from branchnet.affinity.probes import Probe
+from branchnet.affinity.probes import Probe, blaming_inputs
 from branchnet.affinity.tensor import Affinity
 from branchnet.errors import AffinityError
 from branchnet.utils.progress import progress_bar
@@ -161,7 +161,8 @@ def _minibatch_cka(networks: Networks, probe: Any, kernel: Kernel, bandwidth: fl
         )
     if used < len(fixed.sizes):
         logger.info("%d batches of fewer than %d inputs are left out", len(fixed.sizes) - used, _UNBIASED_INPUTS)
-    vectors = _vectors_of_all(family, fixed, kernel, bandwidth, options)
+    with blaming_inputs(fixed, family.members[0].network):
+        vectors = _vectors_of_all(family, fixed, kernel, bandwidth, options)
     random = np.random.default_rng(options.seed)
     draws = options.bootstrap if used > 1 else 0
     weights = random.multinomial(used, np.full(used, 1 / used), size=draws)

@@ -60,8 +60,10 @@ def rdm_of_gram(inner: Gram, dissimilarity: Dissimilarity) -> Tensor:
     noise = inner.floor.sqrt()
     squares = products.diagonal()
     if not torch.isfinite(products).all():
-        bad = torch.nonzero(~torch.isfinite(products.sum(dim=1)))[0].item()
-        raise AffinityError(f"the features of input {bad} are not all finite; expected no NaN and no infinity")
+        # One bad input makes every product with it NaN; means over the inputs make all of them so.
+        bad = torch.nonzero(~torch.isfinite(squares)).flatten().tolist()
+        whose = f" of input {bad[0]}" if 0 < len(bad) < len(squares) else ""
+        raise AffinityError(f"the features{whose} are not all finite; expected no NaN and no infinity")
     if dissimilarity == "euclidean":
         if (squares <= inner.floor).all():
             raise AffinityError("the features of all inputs are the same; expected some that differ between inputs")

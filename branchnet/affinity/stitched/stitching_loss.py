@@ -22,7 +22,7 @@ from branchnet.affinity.features.isolation import device_of, untouched
 from branchnet.affinity.measure_options import Options, ProbeArguments
 from branchnet.affinity.measurement import prepare
 from branchnet.affinity.networks import Family, Networks
-from branchnet.affinity.probes import Probe
+from branchnet.affinity.probes import Probe, blaming_inputs
 from branchnet.affinity.stitched.labelled_losses import (
     LabelledDistance,
     LabelledTask,
@@ -120,6 +120,7 @@ def stitch_affinity(
     with ExitStack() as inside:
         for network in {id(member.network): member.network for member in family.members}.values():
             inside.enter_context(untouched(network, settings.place))
+        inside.enter_context(blaming_inputs(fixed, family.members[0].network))
         found = _measured(family, fixed, judging, settings)
     values = np.ones((1 + settings.bootstrap, len(family.locations), len(family.tasks), len(family.tasks)))
     for (d, i, j), loss in found.items():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from branchnet.builder.network.call_inputs import Input as Input
-from branchnet.builder.network.call_inputs import check_input, unlike
+from branchnet.builder.network.call_inputs import check_input
 from branchnet.builder.network.node import Node, head_id, node_id
 from branchnet.builder.network.recompute import recomputed
 from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
@@ -21,6 +21,7 @@ from branchnet.builder.network.task_path import TaskPath
 from branchnet.errors import BuildError
 from branchnet.stages import Stage, call
 from branchnet.stages.costs import StageCost, StageCosts
+from branchnet.stages.interface import explaining
 from branchnet.stitching.stitch import Stitch, StitchedStage
 
 if TYPE_CHECKING:
@@ -125,14 +126,8 @@ class BranchedNetwork(nn.Module):
         if torch.compiler.is_compiling():
             return self._outputs(x, tasks)
         check_input(x, self.interface)
-        try:
+        with explaining(x, self.interface, BuildError, "the network"):
             return self._outputs(x, tasks)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            # Only an error that the form of the inputs explains is translated: running out of memory, and errors on
-            # inputs of the expected form, are the caller's to see as they are.
-            if isinstance(error, torch.OutOfMemoryError) or not (difference := unlike(x, self.interface)):
-                raise
-            raise BuildError(f"the network cannot be run on {difference}: {error}") from error
 
     def _outputs(self, x: Input, tasks: Sequence[str] | None) -> dict[str, Any]:
         last = self.trunk(x, tasks)

@@ -6,11 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
 from branchnet.data.call_forms import Inputs
 from branchnet.errors import BuildError
+from branchnet.stages.interface import unlike as unlike
 
 if TYPE_CHECKING:
     from branchnet.stages import Interface
@@ -39,20 +37,4 @@ def check_input(x: Input, interface: Interface) -> None:
     elif isinstance(x, list):
         raise BuildError("the inputs are a list; expected a tensor, a tuple of tensors or a dict of them")
     elif (given := len(x) if isinstance(x, tuple) else 1) != count:
-        raise BuildError(f"{given} inputs were given; expected {count}: {_described(interface)}")
-
-
-def unlike(x: Input, interface: Interface) -> str:
-    """Say how the inputs differ from the example in type or beyond the first dimension; empty if they don't."""
-    # The first dimension is left out: networks take any batch size.
-    tensors = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
-    given = [(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in tensors]
-    known = [(spec.shape, spec.dtype) for spec in interface.tensors]
-    if [(len(shape), shape[1:], dtype) for shape, dtype in given] == [(len(s), s[1:], d) for s, d in known]:
-        return ""
-    text = ", ".join(f"{shape} {dtype}" for shape, dtype in given)
-    return f"inputs of shape {text}; expected {_described(interface)}, with any batch size"
-
-
-def _described(interface: Interface) -> str:
-    return ", ".join(f"{spec.shape} {spec.dtype}" for spec in interface.tensors)
+        raise BuildError(f"{given} inputs were given; expected {count}: {interface.described}")

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.surgery import check_branched
 from branchnet.errors import BuildError
 
 
@@ -31,8 +32,10 @@ def shard(branched: BranchedNetwork, **options: Any) -> BranchedNetwork:
         the network itself, sharded.
 
     Raises:
-        BuildError: parameters that several nodes share: FSDP2 gathers a parameter with the one module that holds it.
+        BuildError: not a branched network, or parameters that several nodes share: FSDP2 gathers a parameter with the
+            one module that holds it.
     """
+    check_branched(branched)
     holders = Counter(
         id(p) for node in branched.members() for p in {id(p): p for p in node.module.parameters()}.values()
     )
@@ -62,5 +65,9 @@ def replicate(branched: BranchedNetwork, *, some_tasks: bool = False, **options:
 
     Returns:
         the wrapped network.
+
+    Raises:
+        BuildError: not a branched network.
     """
+    check_branched(branched)
     return DistributedDataParallel(branched, find_unused_parameters=some_tasks, **options)

@@ -9,6 +9,7 @@ from torch import nn
 
 from branchnet.builder.network.branched_network import Input
 from branchnet.builder.network.task_names import wanted_tasks
+from branchnet.data.arguments import check_by_task
 from branchnet.errors import BuildError
 from branchnet.stages import call
 
@@ -38,8 +39,9 @@ class SeparateNetworks(nn.Module):
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        if not isinstance(networks, Mapping) or not networks:
-            raise BuildError(f"networks is {networks!r}; expected a mapping of task names to networks")
+        check_by_task(networks, BuildError)
+        if not networks:
+            raise BuildError("networks is empty; expected a mapping of at least one task name to its network")
         self.tasks = tuple(networks)
         self.networks = nn.ModuleList(networks.values())
 

@@ -36,6 +36,13 @@ Origins = list[list[Node]]
 """For each stage and cluster of the new tree the node that its weights are copied from."""
 
 
+def check_branched(network: object) -> None:
+    """Raise BuildError for what is not one branched network, such as grouped networks, each of which is one."""
+    if not isinstance(network, BranchedNetwork):
+        groups = ": one of grouped.networks, or grouped.served_network()" if hasattr(network, "served_network") else ""
+        raise BuildError(f"the network is a {type(network).__name__}; expected a BranchedNetwork{groups}")
+
+
 def add_branch(
     branched: BranchedNetwork, name: str, network: nn.Module, *, beside: str, until: str | None
 ) -> tuple[BranchedNetwork, StagedNetwork]:
@@ -50,6 +57,7 @@ def add_branch(
     Raises:
         BuildError: as `add_task`.
     """
+    check_branched(branched)
     _check_new_task(branched, name, beside, until)
     shared = 0 if until is None else branched.locations.index(until) + 1
     staged = _staged(branched, name, network, beside)
@@ -103,6 +111,7 @@ def remove_task(branched: BranchedNetwork, name: str) -> BranchedNetwork:
     Raises:
         BuildError: a task that is unknown, or the only one.
     """
+    check_branched(branched)
     wanted_tasks([name], branched.tasks)
     rest = tuple(task for task in branched.tasks if task != name)
     if not rest:
@@ -148,6 +157,7 @@ def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedN
     Raises:
         BuildError: unknown ids, heads, or nodes of different stages or parents.
     """
+    check_branched(branched)
     if not others or kept in others or len(set(others)) < len(others):
         raise BuildError(f"{list(others)} cannot be merged into {kept!r}; expected one or more other nodes, each once")
     heir, *merged = [_shared_node(branched, name) for name in (kept, *others)]
@@ -182,6 +192,7 @@ def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[s
     Raises:
         BuildError: an unknown id, a head, or groups that do not partition the node's tasks.
     """
+    check_branched(branched)
     divided_node = _shared_node(branched, node)
     stage, tasks = divided_node.stage, divided_node.tasks
     if len(groups) < 2 or not all(groups) or sorted(task for group in groups for task in group) != sorted(tasks):
@@ -237,7 +248,7 @@ def _rebuilt(
         nodes,
         copied,
         locations=branched.locations,
-        donors=_donors(tree, origins),
+        donors=donors_of_origins(tree, origins),
         costs=branched.costs,
         interface=branched.interface,
         **described,
@@ -261,10 +272,15 @@ def _still_frozen(branched: BranchedNetwork, tree: Tree, origins: Origins) -> fr
     return frozenset(frozen)
 
 
-def _donors(tree: Tree, origins: Origins) -> Donors:
-    """The parent's donor while that task is served, else the copied node's, else the first task.
+def donors_of_origins(tree: Tree, origins: Origins) -> Donors:
+    """Name the donors of a network whose nodes were another's.
 
-    Behind a stitch the copied node's own comes first: its weights are not its parent's donor's.
+    The parent's donor while that task is served, else the original node's, else the first task. Behind a stitch the
+    node's own comes first: its weights are not its parent's donor's.
+
+    Args:
+        tree: of the network.
+        origins: what each node was in the other network.
     """
     donors: list[tuple[str, ...]] = []
     for d, (clusters, row) in enumerate(zip(tree.partitions, origins, strict=True)):

@@ -11,11 +11,13 @@ from cyclopts import Parameter
 from branchnet.cli.options import AsJson, DryRun, OptionalConfig, Quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-    from branchnet.builder import BranchedNetwork
+    from branchnet.builder import BranchedNetwork, GroupedNetworks
     from branchnet.pipeline.plans.dry_run import Plan
-    from branchnet.specification import Architecture
+    from branchnet.specification import Architecture, GroupedArchitecture
 
 Spec = Annotated[
     Path, Parameter(help="What `branchnet search` or `branchnet group` wrote; with --add, a saved network.")
@@ -49,6 +51,8 @@ class BuildOptions:
 def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None:
     """Build the branched network of ARCHITECTURE; each node starts with the weights of one of its tasks' networks.
 
+    Where ARCHITECTURE has groups of tasks that overlap, a network of each is built, with all of its tasks.
+
     Without a config the networks come from the named constructors, with random weights: enough to try and to time.
 
     With --add, ARCHITECTURE is the folder of a network that is deployed: one more task gets a branch of its own in it,
@@ -56,7 +60,8 @@ def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None
 
     Example: `branchnet build architecture.yaml --config branchnet-demo/run.yaml --out branched`
     """
-    from branchnet.cli.loading import read_networks, read_spec
+    from branchnet.builder import BranchedNetwork
+    from branchnet.cli.loading import read_networks, read_spec, read_specification
     from branchnet.cli.printing import print_json, print_plan, print_text, say
     from branchnet.deploy import save
     from branchnet.pipeline.workspace import checked_folder
@@ -64,7 +69,8 @@ def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None
     from branchnet.specification import Architecture
 
     _check_addition(options)
-    spec, out = read_spec(architecture), checked_folder(options.out)
+    out = checked_folder(options.out)
+    spec = read_specification(architecture) if options.add is None else read_spec(architecture)
     networks = read_networks(options.config, spec.tasks if options.add is None else (options.add,))
     grown = None if options.add is None else _grown(architecture, networks[options.add], options)
     if options.dry_run:
@@ -72,15 +78,22 @@ def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None
         print_plan(_plan(spec, networks), writes, as_json=options.as_json)
         return
     branched = grown or _built(spec, networks, options)
-    search = spec.search if grown is None else None
-    described = Architecture.from_network(branched, search=search, description=spec.description)
-    save(branched, out, architecture=described)
-    count = sum(parameter.numel() for parameter in branched.parameters())
-    if options.as_json:
-        donors = {node.id: {"tasks": list(node.tasks), "donor": node.donor} for node in branched.members()}
-        print_json({"params": count, "nodes": donors})
+    if isinstance(branched, BranchedNetwork) and isinstance(spec, Architecture):
+        search = spec.search if grown is None else None
+        save(
+            branched,
+            out,
+            architecture=Architecture.from_network(branched, search=search, description=spec.description),
+        )
     else:
-        print_text(branched.tree, f"{si(count)} parameters; weights from: {_donors(branched)}")
+        save(branched, out)
+    count = sum(parameter.numel() for parameter in branched.parameters())
+    each = [branched] if isinstance(branched, BranchedNetwork) else branched.branched_networks
+    if options.as_json:
+        donors = [{n.id: {"tasks": list(n.tasks), "donor": n.donor} for n in one.members()} for one in each]
+        print_json({"params": count, **({"nodes": donors[0]} if len(each) == 1 else {"networks": donors})})
+    else:
+        print_text(*(one.tree for one in each), f"{si(count)} parameters; weights from: {_donors(each)}")
     say(f"wrote {out}", quiet=options.quiet)
     if options.config is None:
         say("the weights are random: pass --config to take those of trained networks", quiet=options.quiet)
@@ -105,23 +118,26 @@ def _grown(folder: Path, network: nn.Module, options: BuildOptions) -> BranchedN
     return saved.add_task(str(options.add), network, beside=str(options.beside), until=options.until).eval()
 
 
-def _built(spec: Architecture, networks: dict[str, nn.Module], options: BuildOptions) -> BranchedNetwork:
+def _built(
+    spec: Architecture | GroupedArchitecture, networks: dict[str, nn.Module], options: BuildOptions
+) -> BranchedNetwork | GroupedNetworks:
     """The network of the specification, with the config's weights or random ones."""
     import torch
 
-    from branchnet.cli.loading import read_source
+    from branchnet.cli.loading import built
 
-    example = read_source(options.config).example if options.config is not None and spec.input is None else None
     torch.manual_seed(options.seed)
-    return spec.build(networks, example=example).eval()
+    return built(spec, networks, options.config)
 
 
-def _plan(spec: Architecture, networks: dict[str, nn.Module]) -> Plan:
+def _plan(spec: Architecture | GroupedArchitecture, networks: dict[str, nn.Module]) -> Plan:
     from branchnet.pipeline.plans.dry_run import Plan, memory_of
+    from branchnet.specification import Architecture
 
     plan = Plan("build").step(f"read {len(networks)} networks", memory=memory_of(networks))
-    size = None if spec.stage_costs is None else 4 * _parameters(spec)
-    return plan.step("copy the donors' weights", memory=memory_of(networks) + (size or 0))
+    each = [spec] if isinstance(spec, Architecture) else [group.architecture for group in spec.groups]
+    size = sum(4 * _parameters(one) for one in each if one.stage_costs is not None)
+    return plan.step("copy the donors' weights", memory=memory_of(networks) + size)
 
 
 def _parameters(spec: Architecture) -> int:
@@ -131,6 +147,6 @@ def _parameters(spec: Architecture) -> int:
     return int(tree_size(spec.tree, spec.stage_costs, head_costs=spec.head_costs or None, unit="params"))
 
 
-def _donors(branched: BranchedNetwork) -> str:
-    shared = {node.donor for node in branched.members() if len(node.tasks) > 1}
+def _donors(networks: Sequence[BranchedNetwork]) -> str:
+    shared = {node.donor for network in networks for node in network.members() if len(node.tasks) > 1}
     return ", ".join(sorted(shared)) + " (shared nodes)" if shared else "each task's own network"

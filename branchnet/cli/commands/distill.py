@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
 
 if TYPE_CHECKING:
-    from branchnet.builder import BranchedNetwork
+    from branchnet.builder import BranchedNetwork, GroupedNetworks
     from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.pipeline.plans.dry_run import Plan
 
@@ -48,30 +48,36 @@ class DistillOptions:
 def distill(branched: Folder, config: Config, *, options: DistillOptions = DistillOptions()) -> None:
     """Train the network in BRANCHED on the images of CONFIG, without labels; print each task before and after.
 
+    Where BRANCHED holds networks for groups of tasks, each is trained by itself with all of its tasks.
+
     Tasks are judged on held-out images, by how well they agree with their single-task networks. Interrupted, the same
     command goes on where it stopped.
 
     Example: `branchnet distill branched branchnet-demo/run.yaml --out distilled`
     """
-    from branchnet.cli.loading import changed, not_a_config, read_branched, read_source, read_spec
+    from branchnet.builder import BranchedNetwork
+    from branchnet.cli.loading import changed, not_a_config, read_saved, read_source, read_spec
     from branchnet.cli.printing import print_json, print_plan, print_tables, say
     from branchnet.deploy import save
-    from branchnet.errors import SpecError
+    from branchnet.errors import DataError, SpecError
     from branchnet.pipeline.distillation_steps import distil_and_compare
     from branchnet.pipeline.workspace import checked_folder
     from branchnet.specification import Architecture
     from branchnet.utils.progress import silence
 
     out = checked_folder(options.out)
-    network = read_branched(branched, config, device=options.device)
+    network = read_saved(branched, config, device=options.device)
     given = read_source(config, device=options.device)
     if given.config is None or given.images is None:
         raise not_a_config(config)
     if missing := [task for task in network.tasks if task not in given.networks]:
         raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; {branched} has it")
-    frozen = network.frozen
-    if options.only is not None:
-        _freeze_others(network, [task.strip() for task in options.only.split(",")])
+    one = network if isinstance(network, BranchedNetwork) else None
+    if one is None and options.only is not None:
+        raise DataError(f"--only: {branched} holds several networks, which are all trained (expected one network)")
+    frozen = frozenset() if one is None else one.frozen
+    if one is not None and options.only is not None:
+        _freeze_others(one, [task.strip() for task in options.only.split(",")])
     settings = changed(
         given.config,
         steps=options.steps,
@@ -89,20 +95,23 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
         comparison = distil_and_compare(
             network, networks, given.images, settings, kinds=settings.kinds, checkpoint=unfinished
         )
-    network.unfreeze(*(network.frozen - frozen))  # `--only` holds for this run; what is saved can be trained on
-    spec = read_spec(branched)
-    described = Architecture.from_network(network, search=spec.search, description=spec.description)
+    described = None
+    if one is not None:
+        one.unfreeze(*(one.frozen - frozen))  # `--only` holds for this run; what is saved can be trained on
+        spec = read_spec(branched)
+        described = Architecture.from_network(one, search=spec.search, description=spec.description)
     save(network.cpu(), out, architecture=described)
-    unfinished.unlink(missing_ok=True)
+    for file in out.glob(f"{unfinished.stem}*{unfinished.suffix}"):  # one for each network
+        file.unlink()
     if options.as_json:
         print_json(
             {
-                one.name: {
-                    "metrics": dict(one.metrics),
-                    "changes": {task: change.to_dict() for task, change in comparison.changes(one).items()},
-                    "delta": comparison.delta(one),
+                judged.name: {
+                    "metrics": dict(judged.metrics),
+                    "changes": {task: change.to_dict() for task, change in comparison.changes(judged).items()},
+                    "delta": comparison.delta(judged),
                 }
-                for one in comparison.networks
+                for judged in comparison.networks
             }
         )
     else:
@@ -110,11 +119,13 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     say(f"wrote {out}", quiet=options.quiet)
 
 
-def _plan(network: BranchedNetwork, example: Any, settings: RunConfig) -> Plan:
+def _plan(network: BranchedNetwork | GroupedNetworks, example: Any, settings: RunConfig) -> Plan:
+    from branchnet.builder import BranchedNetwork
     from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
 
-    stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.widths, strict=True)]
-    heads = [cost.activation_bytes for cost in network.head_costs.values()]
+    each = [network] if isinstance(network, BranchedNetwork) else network.branched_networks
+    stages = [c.activation_bytes * width for n in each for c, width in zip(n.costs, n.tree.widths, strict=True)]
+    heads = [cost.activation_bytes for one in each for cost in one.head_costs.values()]
     return plan_distillation(
         Plan("distill"),
         f"train {settings.steps} batches of {settings.batch_size}",

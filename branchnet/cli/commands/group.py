@@ -11,7 +11,7 @@ from branchnet.cli.options import AsJson, DryRun, Quiet
 
 if TYPE_CHECKING:
     from branchnet.clustering import Grouping, Tree
-    from branchnet.specification import Architecture
+    from branchnet.specification import Architecture, GroupedArchitecture
 
 Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote.")]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote.")]
@@ -30,9 +30,8 @@ def group(
 ) -> None:
     """Divide the tasks into at most so many groups, each with a network of its own (TAG, Fifty et al. 2021).
 
-    Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks. Where a group has tasks
-    that another one serves, each group's network is written to a file of its own, with all of its tasks: groups-1.yaml
-    and so on; otherwise all are written to one.
+    Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks. A group may have tasks
+    that another one serves; its network has them, too, and is trained with them.
 
     Example: `branchnet group affinity.npz split.yaml --groups 3 --out groups.yaml`
 
@@ -43,7 +42,8 @@ def group(
     location
         Only the affinities at this location count; by default the mean over all.
     out
-        The architecture, YAML: in it every stage is divided in the same way; or the beginning of several files' names.
+        The architecture, YAML, for `branchnet build`: every stage is divided in the same way. Where groups overlap, the
+        architectures of their networks.
     """
     from branchnet.cli.loading import read_affinity, read_spec
     from branchnet.cli.printing import print_plan, say
@@ -62,17 +62,15 @@ def group(
         return
     matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
     result = group_by_affinity(matrix, groups, tasks=found.tasks)
-    written = _architectures(result, spec, found.measure, out)
-    for path, chosen in written.items():
-        chosen.save(path)
-    _print(result, list(written), as_json=as_json)
-    say(f"wrote {', '.join(map(str, written))}", quiet=quiet)
+    _architecture(result, spec, found.measure).save(out)
+    _print(result, [out], as_json=as_json)
+    say(f"wrote {out}", quiet=quiet)
 
 
-def _architectures(result: Grouping, spec: Architecture, measure: str, out: Path) -> dict[Path, Architecture]:
-    """One architecture of all groups, or one of each where groups have auxiliary tasks."""
+def _architecture(result: Grouping, spec: Architecture, measure: str) -> Architecture | GroupedArchitecture:
+    """One architecture of all groups, or one of each in one file where groups have auxiliary tasks."""
     from branchnet.pipeline.search_inputs import with_networks_of
-    from branchnet.specification import Architecture
+    from branchnet.specification import Architecture, GroupedArchitecture
 
     def described(tree: Tree, description: str) -> Architecture:
         heads = {task: cost for task, cost in spec.head_costs.items() if task in tree.tasks}
@@ -83,13 +81,9 @@ def _architectures(result: Grouping, spec: Architecture, measure: str, out: Path
 
     depth, count = len(spec.locations), len(result.groups)
     if all(set(own) == one for one, own in zip(result.groups, result.served, strict=True)):
-        return {out: described(result.tree(depth), f"Whole networks for groups of tasks, by {measure}.")}
-    return {
-        out.with_stem(f"{out.stem}-{number}"): described(
-            tree, f"The network of group {number} of {count}, by {measure}; it serves {', '.join(own) or 'no task'}."
-        )
-        for number, (tree, own) in enumerate(zip(result.trees(depth), result.served, strict=True), start=1)
-    }
+        return described(result.tree(depth), f"Whole networks for groups of tasks, by {measure}.")
+    texts = (f"The network of group {number} of {count}, by {measure}." for number in range(1, count + 1))
+    return GroupedArchitecture.of(list(map(described, result.trees(depth), texts)), result.served)
 
 
 def _print(result: Grouping, written: list[Path], *, as_json: bool) -> None:

@@ -59,12 +59,14 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
         read_affinity,
         read_branched,
         read_spec,
+        read_specification,
         separate_networks,
     )
     from branchnet.cli.printing import print_json, print_plan, say
     from branchnet.errors import DataError
     from branchnet.pipeline.search_inputs import objective_of, searched_with
     from branchnet.reporting import report as report_on
+    from branchnet.specification import Architecture, GroupedArchitecture
 
     out, device, dtype = options.out, options.device, options.dtype
     if out.suffix not in (".html", ".md", ".csv", ".json"):
@@ -79,7 +81,8 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
         return
     made = report_on(network, example, networks=networks or None, latency=options.latency)
     if out.suffix == ".html":
-        spec = read_spec(branched)
+        grouped = isinstance(read_specification(branched), GroupedArchitecture)
+        spec = Architecture.from_network(network) if grouped else read_spec(branched)
         judged = None if found is None else searched_with(found, objective_of(spec))
         _page(made, spec, judged, _commands(branched, options)).save(out)
     else:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from branchnet.cli.options import AsJson, OptionalConfig
+
+if TYPE_CHECKING:
+    from branchnet.specification import GroupedArchitecture
 
 Shown = Annotated[Path, Parameter(help="Folder with architecture.yaml and weights.safetensors, or an architecture.")]
 
@@ -17,24 +20,27 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
 
     Example: `branchnet show branchnet-demo`
     """
-    from branchnet.cli.loading import read_branched, read_spec
+    from branchnet.cli.loading import read_saved, read_specification, unnamed_tasks
     from branchnet.cli.printing import print_json, print_text
     from branchnet.clustering import Tree, tree_size
     from branchnet.clustering.trees.text_drawing import tree_text
-    from branchnet.deploy.saving import WEIGHTS
     from branchnet.reporting.units import percent, si
+    from branchnet.specification import GroupedArchitecture
     from branchnet.specification.stitch_sections import stitch_marks
 
-    spec = read_spec(network)
+    spec = read_specification(network)
+    unnamed = list(unnamed_tasks(spec))
+    loadable = network.is_dir() and (not unnamed or config is not None)
+    count = sum(p.numel() for p in read_saved(network, config).parameters()) if loadable else None
+    if isinstance(spec, GroupedArchitecture):
+        _show_groups(spec, unnamed, count, as_json=as_json)
+        return
     tree, costs, heads = spec.tree, spec.stage_costs, spec.head_costs or None
     separate = Tree.separate(tree.tasks, tree.depth)
     sizes = {}
     for unit in ("params", "flops") if costs is not None else ():
         assert costs is not None
         sizes[unit] = [tree_size(each, costs, head_costs=heads, unit=unit) for each in (tree, separate)]
-    unnamed = [task for task, constructor in spec.constructors.items() if constructor is None]
-    loadable = network.is_dir() and (not unnamed or config is not None)
-    count = sum(p.numel() for p in read_branched(network, config).parameters()) if loadable else None
     if as_json:
         described = {unit: {"branched": size, "separate": alone} for unit, (size, alone) in sizes.items()}
         print_json(
@@ -55,7 +61,27 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
     if spec.stitches:
         size = sum(stitch.size for stitch in spec.stitches.values())
         print_text(f"{len(spec.stitches)} stitches: {si(size)} parameters, not counted above")
+    print_text(*_loading(unnamed, count))
+
+
+def _loading(unnamed: list[str], count: int | None) -> list[str]:
+    """Whether the weights fit, or what is needed to find out."""
+    from branchnet.deploy.saving import WEIGHTS
+    from branchnet.reporting.units import si
+
     if count is not None:
-        print_text(f"{WEIGHTS} fits: {si(count)} parameters loaded")
-    elif unnamed:
-        print_text(f"to load it, pass the networks of {', '.join(unnamed)} to branchnet.load")
+        return [f"{WEIGHTS} fits: {si(count)} parameters loaded"]
+    return [f"to load it, pass the networks of {', '.join(unnamed)} to branchnet.load"] if unnamed else []
+
+
+def _show_groups(spec: GroupedArchitecture, unnamed: list[str], count: int | None, *, as_json: bool) -> None:
+    """Print the tree of every network, and which tasks it serves."""
+    from branchnet.cli.printing import print_json, print_text
+
+    if as_json:
+        groups = [{"tree": g.architecture.tree.partitions, "serves": list(g.serves)} for g in spec.groups]
+        print_json({"groups": groups, "unnamed": unnamed, "loaded_params": count})
+        return
+    for number, group in enumerate(spec.groups, start=1):
+        print_text(f"network {number} serves {', '.join(group.serves) or 'no task'}", group.architecture.tree)
+    print_text(*_loading(unnamed, count))

@@ -48,13 +48,16 @@ def _check(path: Path, *, build: bool) -> tuple[str, list[str]]:
 
 
 def _described(path: Path, *, build: bool) -> str:
-    from branchnet.cli.loading import is_specification, read_config, read_spec
+    from branchnet.cli.loading import is_specification, read_config, read_specification
+    from branchnet.specification import GroupedArchitecture
 
     if path.is_dir() or is_specification(path):
-        spec = read_spec(path)
+        spec = read_specification(path)
         if build:
             spec.build()
         built = ", and builds" if build else ""
+        if isinstance(spec, GroupedArchitecture):
+            return f"an architecture of {len(spec.groups)} networks for {len(spec.tasks)} tasks is valid{built}"
         return f"an architecture of {len(spec.tasks)} tasks and {len(spec.locations)} stages is valid{built}"
     config = read_config(path)
     return f"a config of {len(config.networks)} networks is valid"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from branchnet.data import ImageFolder, load_images
 from branchnet.data.samples import Samples, read_samples
 from branchnet.deploy import load_weights
-from branchnet.errors import DataError, SpecError
+from branchnet.errors import BranchnetError, DataError, SpecError
 from branchnet.models import create
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
 from branchnet.pipeline.problem import as_samples
@@ -125,6 +126,8 @@ def find_function(name: str, folder: Path) -> Any:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             raise SpecError(f"{name!r}: {error} (looked next to the config and in the environment)") from error
+        except Exception as error:
+            raise SpecError(f"{name!r}: importing {module_name} raised {_said(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
@@ -142,14 +145,25 @@ def call_factory(name: str, folder: Path) -> Any:
         What the function returns.
 
     Raises:
-        SpecError: no such module or function, or one that needs arguments.
+        SpecError: no such module or function, or one that needs arguments or raises.
     """
     function = find_function(name, folder)
     try:
         inspect.signature(function).bind()
     except TypeError as error:
         raise SpecError(f"factory {name!r} is called without arguments: {error}") from error
-    return function()
+    try:
+        return function()
+    except BranchnetError as error:
+        raise type(error)(f"factory {name!r}: {error}") from error
+    except Exception as error:
+        raise SpecError(f"factory {name!r} raised {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """The error in one line, with the place in the user's code that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
 
 
 @contextmanager

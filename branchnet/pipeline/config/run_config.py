@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from branchnet.clustering import OBJECTIVES
+from branchnet.clustering import OBJECTIVES, Budget
 from branchnet.clustering.stitching.stitch_losses import STITCH
-from branchnet.errors import SpecError
+from branchnet.errors import BudgetError, SpecError
 from branchnet.specification.sections import NetworkSection
 from branchnet.specification.validation import RuleError, model_problems
 from branchnet.utils.document_keys import Keys
@@ -161,7 +161,7 @@ class RunConfig(RunOptions):
     labels: FactoryName | None = None
 
     def problems(self) -> list[tuple[Keys, str]]:
-        """What is wrong with the options or the networks, or a donor that is none of the tasks."""
+        """What is wrong with the options, the networks or the budget, or a donor that is none of the tasks."""
         found: list[tuple[Keys, str]] = [
             (("networks", task, *keys), text)
             for task, network in self.networks.items()
@@ -169,6 +169,11 @@ class RunConfig(RunOptions):
         ]
         if self.donor is not None and self.donor not in self.networks:
             found.append((("donor",), unknown_donor(self.donor, self.networks)))
+        try:
+            if self.budget is not None:
+                Budget.parse(self.budget)
+        except BudgetError as error:
+            found.append((("budget",), str(error)))
         return found + super().problems()
 
     @property

@@ -42,8 +42,8 @@ def evaluate(
         the metrics by task.
 
     Raises:
-        TrainingError: a metric without targets, targets of another number than inputs, or outputs and targets that a
-            metric refuses; the task is named.
+        TrainingError: metrics that are not a `Metric` for each task, a metric without targets, targets of another
+            number than inputs, or outputs and targets that a metric refuses; the task is named.
         DataError: samples that cannot be read, or cannot be matched with the targets.
 
     >>> import torch, branchnet
@@ -54,6 +54,11 @@ def evaluate(
     >>> list(branchnet.evaluate(networks, torch.rand(4, 3), targets, metrics))
     ['class', 'size']
     """
+    if not isinstance(metrics, Mapping):
+        raise TrainingError(
+            f"metrics is a {type(metrics).__name__}; expected metrics by task, such as "
+            '{"depth": branchnet.training.rmse()}'
+        )
     values = evaluate_each(network, inputs, targets, list(metrics.items()), batch_size=batch_size)
     return dict(zip(metrics, values, strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypeAlias
 
 from torch import nn
@@ -47,6 +48,20 @@ def trained_tasks(branched: BranchedNetwork) -> tuple[str, ...]:
     return tuple(task for task in branched.tasks if task in found)
 
 
+def check_rate(rate: object, whose: str = "") -> None:
+    """Refuse a learning rate that is not a finite number of 0 or more.
+
+    Args:
+        rate: what was given.
+        whose: such as ` of nodes.0.0`.
+
+    Raises:
+        TrainingError: such a rate, with its value.
+    """
+    if not isinstance(rate, Real) or not math.isfinite(rate) or rate < 0:
+        raise TrainingError(f"the learning rate{whose} is {rate!r}; expected a finite number of 0 or more")
+
+
 def node_groups(branched: BranchedNetwork, learning_rate: Rate, *, divided: bool = False) -> list[Group]:
     """Group the trainable parameters by node, from input to heads; a parameter of several nodes is in the first.
 
@@ -67,7 +82,6 @@ def node_groups(branched: BranchedNetwork, learning_rate: Rate, *, divided: bool
         own = [p for p in node.module.parameters() if p.requires_grad and id(p) not in seen]
         seen.update(map(id, own))
         rate = learning_rate(node) if callable(learning_rate) else learning_rate
-        if not (math.isfinite(rate) and rate >= 0):
-            raise TrainingError(f"the learning rate of {node.id} is {rate}; expected a finite number of 0 or more")
+        check_rate(rate, f" of {node.id}")
         groups.append(Group(own, rate / (len(node.tasks) if divided else 1)))
     return groups

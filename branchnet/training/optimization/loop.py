@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from branchnet.data.finite_inputs import not_finite_in
+from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
 from branchnet.training.optimization.best_state import BestState
 from branchnet.training.optimization.groups import Group
@@ -164,6 +166,7 @@ class _Run:
         self.optimizer = self._new_optimizer(1.0)
         self.stepper = processes.prepared(self.optimizer)
         self.peaks: list[float] = []
+        self.last: list[Any] = []
 
     def _new_optimizer(self, rate: float) -> torch.optim.Optimizer:
         make = self.settings.optimizer or torch.optim.AdamW
@@ -210,7 +213,7 @@ class _Run:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * self.share(state.step, steps)
                 losses = self._step(draw, state.step, self.stepper, check=state.step == first)
-                loss = _record(state, losses, self.parameters)
+                loss = _record(state, losses, self.parameters, self.last)
                 advance(f"loss {loss:.3f}{_held_out_text(state)}")
                 ended = observers.tell(
                     Event("step", state.step, self.module, losses, {}, self.optimizer.param_groups[0]["lr"])
@@ -241,6 +244,7 @@ class _Run:
             seed = self.settings.seed * 1_000_003 + (step * self.settings.accumulate + number) * self.processes.count
             start_generators((seed + self.processes.rank) % 2**63, _device(self.module))
             batches.append(self._own(draw(step * self.settings.accumulate + number)))
+        self.last = batches
         factors = self._factors(batches)
         stepper.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
@@ -386,11 +390,14 @@ def _history(
     )
 
 
-def _record(state: State, losses: Mapping[str, float], parameters: Sequence[nn.Parameter]) -> float:
+def _record(
+    state: State, losses: Mapping[str, float], parameters: Sequence[nn.Parameter], batches: Sequence[Any]
+) -> float:
     for task, value in losses.items():
         if not math.isfinite(value):
             which = f"the loss of {task!r}" if len(losses) > 1 else "the loss"
-            raise TrainingError(f"{which} became {value} at step {state.step}; {_remedy(parameters)}")
+            cause = next(filter(None, (not_finite_in(one) for one in batches if isinstance(one, Batch))), "")
+            raise TrainingError(f"{which} became {value} at step {state.step}; {cause or _remedy(parameters)}")
         state.losses.setdefault(task, [math.nan] * state.step)
     for task, values in state.losses.items():
         values.append(losses.get(task, math.nan))

@@ -12,6 +12,25 @@ from torch import Tensor, nn
 from branchnet.errors import TrainingError
 
 
+def check_losses(losses: Mapping[str, Any]) -> None:
+    """Refuse losses that cannot be called with outputs and labels, such as the name of one, or a class.
+
+    Args:
+        losses: for each task what is given as its loss.
+
+    Raises:
+        TrainingError: what the loss of a task is instead.
+    """
+    for task, loss in losses.items():
+        if isinstance(loss, type):
+            raise TrainingError(f"the loss of {task!r} is the class {loss.__name__}; expected {loss.__name__}()")
+        if not callable(loss):
+            raise TrainingError(
+                f"the loss of {task!r} is {loss!r}; expected a function of (output, labels), such as "
+                "torch.nn.functional.mse_loss"
+            )
+
+
 def loss_modules(losses: Mapping[str, Callable[..., Any]]) -> dict[str, list[nn.Module]]:
     """The modules that are the loss of each task, or that it is a method or a `functools.partial` of.
 

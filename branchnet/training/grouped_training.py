@@ -1,0 +1,127 @@
+"""Training grouped networks: each by itself, as they share nothing, with every task of its set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from branchnet.builder import GroupedNetworks
+from branchnet.data.samples import read_samples
+from branchnet.errors import TrainingError
+from branchnet.stages.interface import call_form
+from branchnet.training.optimization.groups import trained_tasks
+from branchnet.training.optimization.history import History
+from branchnet.training.teachers import Teachers
+
+Train = TypeVar("Train", bound=Callable[..., History])
+
+
+@dataclass(frozen=True)
+class GroupedHistory(History):
+    """What training grouped networks reported.
+
+    Under a task's name is what the network that serves it reported; what another one did with it as an auxiliary task
+    is under `<task> in network <k>`.
+
+    Attributes:
+        losses, before, after: see `History`.
+        seconds: the sum over the networks.
+        resumed_at: the smallest step of any network.
+        kept_step: the smallest step of any network; None without held-out samples.
+        networks: what each network reported.
+    """
+
+    networks: tuple[History, ...] = ()
+
+
+def trains_each_network(train: Train) -> Train:
+    """Let a training function take `GroupedNetworks` as its first argument: it is called with each of them.
+
+    Args:
+        train: a function of a network, with `checkpoint=` and `description=`.
+    """
+    signature = inspect.signature(train)
+    first = next(iter(signature.parameters))
+
+    @wraps(train)
+    def train_each(*args: Any, **kwargs: Any) -> History:
+        grouped = args[0] if args else kwargs.get(first)
+        if not isinstance(grouped, GroupedNetworks):
+            return train(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        _check_all(grouped, bound.arguments)
+        arguments = _teachers_once(grouped, bound.arguments)
+        try:
+            histories = [
+                train(**{**arguments, first: network, **own})
+                for network, own in zip(grouped.networks, _own_arguments(grouped, arguments), strict=True)
+            ]
+        finally:
+            grouped.eval()
+        return _joined(grouped, histories)
+
+    return cast("Train", train_each)
+
+
+def _check_all(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> None:
+    """Refuse a task that something is missing for before the first network is trained."""
+    tasks = dict.fromkeys(task for network in grouped.branched_networks for task in trained_tasks(network))
+    for name, what in (("labels", "labels"), ("losses", "a loss"), ("networks", "a single-task network")):
+        given = arguments.get(name)
+        known = given.networks if isinstance(given, Teachers) else given
+        if isinstance(known, Mapping) and (missing := [task for task in tasks if task not in known]):
+            raise TrainingError(f"tasks {missing} have not got {what}; expected one for each of {list(tasks)}")
+
+
+def _own_arguments(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What differs from network to network."""
+    count, checkpoint = len(grouped.networks), arguments["checkpoint"]
+    for number in range(count):
+        file = None if checkpoint is None else Path(checkpoint)
+        yield {
+            "checkpoint": None if file is None else file.with_name(f"{file.stem}-{number}{file.suffix}"),
+            "description": f"{arguments['description']} {number + 1}/{count}",
+        }
+
+
+def _teachers_once(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Run teachers once for all networks."""
+    teachers = arguments.get("networks")
+    if not isinstance(teachers, Mapping):
+        return dict(arguments)
+    images = read_samples(arguments["images"], call_form(grouped))
+    tasks = {task for network in grouped.branched_networks for task in network.tasks}
+    used = {task: network for task, network in teachers.items() if task in tasks}
+    kinds = {task: kind for task, kind in (arguments["kinds"] or {}).items() if task in used}
+    made = Teachers(used, images, progress=arguments["progress"], kinds=kinds, temperature=arguments["temperature"])
+    return {**arguments, "images": images, "networks": made, "kinds": None}
+
+
+def _joined(grouped: GroupedNetworks, histories: list[History]) -> GroupedHistory:
+    def named(k: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {t if grouped.serving.get(t) == k else f"{t} in network {k}": value for t, value in values.items()}
+
+    def gathered(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for k, history in enumerate(histories):
+            found |= named(k, getattr(history, name))
+        return {task: found[task] for task in [*(t for t in grouped.tasks if t in found), *found]}
+
+    steps = [history.kept_step for history in histories if history.kept_step is not None]
+    return GroupedHistory(
+        gathered("losses"),
+        sum(history.seconds for history in histories),
+        min(history.resumed_at for history in histories),
+        gathered("before"),
+        gathered("after"),
+        min(steps) if len(steps) == len(histories) else None,
+        gathered("constant"),
+        histories[0].judged_on,
+        tolerance=gathered("tolerance"),
+        networks=tuple(histories),
+    )

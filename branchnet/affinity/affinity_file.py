@@ -65,6 +65,7 @@ def read_affinity_file(path: str | os.PathLike[str]) -> dict[str, Any]:
                 raise AffinityError(f"{Path(path)} was written in format {found}; expected {FORMAT}")
             _check_description(description)
             arrays = _read_arrays(file, len(description["locations"]), len(description["tasks"]))
+        _check_weights(description)
         return {**description, **arrays, "reliability": _reliability(description)}
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
@@ -91,7 +92,7 @@ def _read_description(file: NpzReader) -> dict[str, Any]:
 
 
 def _check_description(description: dict[str, Any]) -> None:
-    if description.keys() != _KINDS.keys():
+    if description.keys() - {"task_weights"} != _KINDS.keys():
         raise NpzError(f"its description has the keys {sorted(description)}; expected {sorted(_KINDS)}")
     for key, kinds in _KINDS.items():
         if not isinstance(description[key], kinds):
@@ -127,6 +128,16 @@ def _reliability(description: dict[str, Any]) -> Reliability | None:
     except (ValueError, TypeError, OverflowError) as error:
         raise NpzError(f"its reliability is of another form: {error}") from error
     return found
+
+
+def _check_weights(description: dict[str, Any]) -> None:
+    weights = description.get("task_weights")
+    if weights is not None and not (
+        isinstance(weights, dict)
+        and weights.keys() == set(description["tasks"])
+        and all(type(weight) in (int, float) and 0 <= weight < float("inf") for weight in weights.values())
+    ):
+        raise NpzError("its task_weights are no numbers by task")
 
 
 def _check_numbers(array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class Affinity:
         samples: float64, (B, D, N, N): values recomputed on resampled probe inputs (and networks), or None.
         reliability: how similar networks of different seeds are, or None where each task has one network.
         directed: whether `[i, j]` (effect of i on j) and `[j, i]` are different things.
+        task_weights: what a task's losses count where losses of several tasks are added up, or None for 1 each.
 
     Raises:
         AffinityError: shapes that do not fit, names that repeat, or values that are not finite.
@@ -62,10 +63,13 @@ class Affinity:
     samples: npt.NDArray[np.float64] | None = dataclasses.field(default=None, repr=False)
     reliability: Reliability | None = None
     directed: bool = False
+    task_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         for field in ("tasks", "locations"):
             object.__setattr__(self, field, _names(getattr(self, field), field))
+        if self.task_weights is not None:
+            _check_weights(self.task_weights, self.tasks)
         shape = (len(self.locations), len(self.tasks), len(self.tasks))
         object.__setattr__(self, "values", self._checked("values", self.values, shape))
         if self.samples is not None:
@@ -189,6 +193,8 @@ class Affinity:
             "directed": self.directed,
             "reliability": None if self.reliability is None else self.reliability.to_dict(),
         }
+        if self.task_weights is not None:
+            description["task_weights"] = dict(self.task_weights)
         write_affinity_file(path, arrays, description)
 
     @classmethod
@@ -265,3 +271,10 @@ def _symmetric_errors(
 ) -> npt.NDArray[np.float64]:
     """Standard errors of the mean of both directions; without samples, an upper bound: full correlation is assumed."""
     return _both_ways(errors) if samples is None else samples.std(axis=0, ddof=1)
+
+
+def _check_weights(weights: Mapping[str, float], tasks: Sequence[str]) -> None:
+    if set(weights) != set(tasks) or not all(np.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise AffinityError(
+            f"task_weights is {dict(weights)}; expected a finite number of 0 or more for each of {list(tasks)}"
+        )

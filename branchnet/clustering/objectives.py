@@ -148,7 +148,7 @@ def stage_losses(
         affinity: values (D, N, N), larger = better shared; a StageLosses is returned unchanged.
         objective: a name in `OBJECTIVES`, or an Objective.
         stage_weights: D factors of the stages' terms; None = 1.
-        task_weights: `{task: weight}` of what tasks lose, for `"medoid"`; None = 1 each.
+        task_weights: `{task: weight}` of what tasks lose, for `"medoid"`; None = those of the affinity.
 
     Returns:
         What the solvers work on.
@@ -173,6 +173,8 @@ def stage_losses(
         weights = _checked_weights(stage_weights, len(pairs))
         pairs = pairs * weights[:, None, None]
         largest *= float(weights.max())
+    if task_weights is None and chosen.kind == "medoid":
+        task_weights = affinity.task_weights
     if task_weights is not None:
         if chosen.kind != "medoid":
             raise AffinityError(
@@ -220,7 +222,7 @@ def clustering_cost(
         affinity: values (D, N, N), larger = better shared.
         objective: see this module.
         stage_weights: D factors of the stages' terms; None = 1.
-        task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = 1 each.
+        task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = those of the affinity.
 
     Returns:
         The cost; smaller is better, and 0 for separate networks (not for `"gain"`). For `"stitch"` it is that of the

@@ -72,7 +72,7 @@ def search(
         shared_stages: the first so many stages are shared by all tasks; a short form of the constraint.
         constraints: further restrictions; `"stitch"` takes those on widths alone (shared_stages, separate_stages,
             max_clusters).
-        task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = 1 each.
+        task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = those of the affinity.
         stitch_sizes: the size of one stitch at each of the D locations, in the budget's unit, or these by unit; None =
             with stitching losses and staged networks those between them, otherwise stitches are not counted. A tree
             with widths w needs w[d + 1] - w[d] of them at location d, N - w[D - 1] at the last.

@@ -116,6 +116,24 @@ class OutputDistance:
         """
         return float(np.mean([self._of(index, weights) for index in range(len(self.errors))]))
 
+    def constant(self) -> float:
+        """The error of the best constant answer at a position, over all inputs.
+
+        Returns:
+            the mean over the tensors of the output: of classifiers nats, the mutual information of input and class as
+            the network sees it; else the variance.
+        """
+        found = []
+        for own in self.own:
+            first, second = (np.concatenate([sums[part] for sums in own]).sum(0) for part in (0, 1))
+            mean = first / second[1]
+            if self.kind == "classification":
+                square = float(np.sum(mean * np.log(np.maximum(mean, 1e-300))))
+            else:
+                square = float(mean @ mean)
+            found.append(float(second[0] / second[1]) - square)
+        return float(np.mean(found))
+
     def _of(self, index: int, weights: npt.NDArray[np.float64] | None) -> float:
         errors = np.concatenate(self.errors[index])
         first = np.concatenate([sums for sums, _ in self.own[index]])

@@ -124,10 +124,20 @@ def stitch_affinity(
         found = _measured(family, fixed, judging, settings)
     values = np.ones((1 + settings.bootstrap, len(family.locations), len(family.tasks), len(family.tasks)))
     for (d, i, j), loss in found.items():
-        values[:, d, i, j] = 1 - loss
+        values[:, d, i, j] = 1 - loss[:-1]
     drawn = values[1:] if settings.bootstrap else None
     errors = None if drawn is None else drawn.std(axis=0, ddof=1)
-    return Affinity(family.tasks, family.locations, values[0], "stitch", errors, fixed.content, drawn, directed=True)
+    return Affinity(
+        family.tasks,
+        family.locations,
+        values[0],
+        "stitch",
+        errors,
+        fixed.content,
+        drawn,
+        directed=True,
+        task_weights=_weights(family.tasks, {family.tasks[j]: float(loss[-1]) for (_, _, j), loss in found.items()}),
+    )
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class _Judging:
 
 
 def _measured(family: Family, probe: Probe, judging: _Judging, settings: Options) -> Losses:
-    """The loss of every pair at every location, followed by the resampled ones: (1 + bootstrap,)."""
+    """The loss of every pair at every location, the resampled ones, and the task's nats: (2 + bootstrap,)."""
     device = settings.place or device_of(family.members[0].network)
     division, dimensions = prepare_fits(family, probe, device)
     pairs = list(permutations(range(len(family.tasks)), 2))
@@ -170,7 +180,7 @@ def _measured(family: Family, probe: Probe, judging: _Judging, settings: Options
         keys,
         [probe.content, division, settings.bootstrap, settings.seed],
         {} if settings.cache is None else {task: judging.told_apart(task) for task in family.tasks},
-        1 + settings.bootstrap,
+        2 + settings.bootstrap,
     )
     found = cache.read()
     missing = [key for key in keys if key not in found]
@@ -221,11 +231,34 @@ def _losses(
         fits = fit_pairs(family, probe, division.fitted, dimensions, missing, device, advance)
         distances = judge(best_stitches(fits, judge(fits, choosing)), measuring)
     weights = draw_weights(len(measuring), settings.bootstrap, settings.seed) if settings.bootstrap else ()
-    return {key: np.array([_loss(of_key, row) for row in (None, *weights)]) for key, of_key in distances.items()}
+    return {
+        key: np.array([*(_loss(of_key, row) for row in (None, *weights)), _nats(of_key)])
+        for key, of_key in distances.items()
+    }
 
 
 def _loss(distances: Sequence[Distance], weights: Any) -> float:
     return min(distances[0].value(weights), LARGEST_LOSS) if distances else 0.0
+
+
+def _nats(distances: Sequence[Distance]) -> float:
+    """What a classifier's output says of its input, in nats, as far as it is compared by kind; else 0."""
+    if distances and isinstance(distances[0], OutputDistance) and distances[0].kind == "classification":
+        return distances[0].constant()
+    return 0.0
+
+
+def _weights(tasks: Sequence[str], nats: Mapping[str, float]) -> dict[str, float] | None:
+    """What losses of classifiers count where they are added up: shares of what each output says, their mean 1.
+
+    A loss of 1 means that all of it is lost: 8 nats of 1,000 classes, half a nat where nearly always one class is
+    answered. Divergences in nats may be added up, shares may not.
+    """
+    known = {task: found for task, found in nats.items() if found > 0}
+    if len(known) < 2:
+        return None
+    mean = sum(known.values()) / len(known)
+    return {task: known[task] / mean if task in known else 1.0 for task in tasks}
 
 
 def _check(family: Family, kinds: Mapping[str, OutputKind]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from branchnet.clustering.stitching.kept_donors import kept_donors
+from branchnet.clustering.stitching.task_weights import task_factors
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
@@ -24,7 +25,8 @@ def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: st
     A `preferred` task is the donor of every node that serves it, so its own outputs do not change at all.
 
     With a directed affinity of the measure `"stitch"`, donors choose themselves: nodes keep their parent's donor as
-    above, and the others are those for which the sum over tasks of the loss at the last change of donor is least.
+    above, and the others are those for which the sum over tasks of the loss at the last change of donor is least,
+    each times the task's weight in `affinity.task_weights`.
 
     Args:
         tree: which tasks share which stage.
@@ -38,7 +40,8 @@ def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: st
         TreeError: with stitching losses, a tree of other tasks or of another depth.
     """
     if affinity is not None and affinity.directed and affinity.measure.startswith("stitch"):
-        found = kept_donors(tree, affinity.tasks, 1.0 - affinity.values, preferred)
+        factors = task_factors(affinity.task_weights, affinity.tasks)
+        found = kept_donors(tree, affinity.tasks, (1.0 - affinity.values) * factors, preferred)
         return tuple(tuple(affinity.tasks[donor] for donor in stage) for stage in found.donors)
     donors: list[tuple[str, ...]] = []
     for stage, clusters in enumerate(tree.partitions):

@@ -89,7 +89,7 @@ def stitch_losses(affinity: Affinity, task_weights: Mapping[str, float] | None =
 
     Args:
         affinity: values (D, N, N), 1 - the loss of task `[.., .., t]` on features of donor `[.., a, ..]`.
-        task_weights: `{task: weight}` of the tasks' losses; None = 1 each.
+        task_weights: `{task: weight}` of the tasks' losses; None = those of the affinity.
 
     Returns:
         What the solvers work on.
@@ -97,7 +97,7 @@ def stitch_losses(affinity: Affinity, task_weights: Mapping[str, float] | None =
     Raises:
         AffinityError: weights that do not fit.
     """
-    factors = task_factors(task_weights, affinity.tasks)
+    factors = task_factors(affinity.task_weights if task_weights is None else task_weights, affinity.tasks)
     plain = (1.0 - affinity.values) * factors
     diagonal = np.arange(len(factors))
     plain[:, diagonal, diagonal] = 0.0

@@ -89,6 +89,7 @@ def choose_tree(
             options.donor,
             affinity.probe_hash,
             dict(problem.kinds),
+            losses.task_weights,
         ],
         make=lambda _: measure_trees(
             trees,
@@ -104,7 +105,8 @@ def choose_tree(
         load=load_json,
     )
     measured = [_measured(one, limits, found[str(one.tree)]) for one in proposals]
-    best = min(measured, key=lambda tree: (tree.mean, tree.size))
+    weights = losses.task_weights or dict.fromkeys(losses.tasks, 1.0)
+    best = min(measured, key=lambda tree: (sum(weights[t] * loss for t, loss in tree.losses.items()), tree.size))
     return Choice(_as_result(best, proposals, proposed, affinity, len(measured)), best.by, losses, tuple(measured))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy.testing  # noqa: F401  # NumPy 1.26 runs a program to import it: before anything is watched
 import pytest
 import torch
 

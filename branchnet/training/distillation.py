@@ -301,6 +301,7 @@ class _Distillation:
             self._constants(judges),
             self.held.judged_on if self.held is not None else "",
             lambda task, before: EQUAL,
+            self.held.not_finite if self.held is not None else str,
         )
 
     def _measured(self, judges: Teachers) -> tuple[dict[str, float], dict[str, float]]:

@@ -71,6 +71,9 @@ def trains_each_network(train: Train) -> Train:
 def _check_all(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> None:
     """Refuse a task that something is missing for before the first network is trained."""
     tasks = dict.fromkeys(task for network in grouped.branched_networks for task in trained_tasks(network))
+    train = arguments.get("train")
+    if arguments.get("labels") is None and isinstance(train, tuple) and len(train) == 2:
+        arguments = {**arguments, "labels": train[1]}
     for name, what in (("labels", "labels"), ("losses", "a loss"), ("networks", "a single-task network")):
         given = arguments.get(name)
         known = given.networks if isinstance(given, Teachers) else given

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from branchnet.data.call_forms import CallForm
+from branchnet.data.finite_inputs import not_finite_in
 from branchnet.data.samples import Batch, Samples, Source, read_samples, set_epoch
 
 SHARE = 10
@@ -30,6 +31,10 @@ class HeldOutSamples:
     batches: Callable[[], Iterator[Batch]]
     judged_on: str
     numbers: Tensor | None = None
+
+    def not_finite(self) -> str:
+        """Which sample holds NaN or infinite values; empty where none does."""
+        return next(filter(None, map(not_finite_in, self.batches())), "")
 
 
 def given_samples(validation: Source, form: CallForm, batch_size: int, *, labels: bool) -> HeldOutSamples:

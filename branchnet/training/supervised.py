@@ -336,6 +336,7 @@ class _Training:
             _constants(self, held, tasks),
             held.judged_on,
             lambda task, before: EQUAL * abs(before),
+            held.not_finite,
         )
 
     def _check_labelled(self, batches: Iterator[Batch], which: str) -> None:

@@ -65,11 +65,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[dict[str, float], d
     recorded: dict[int, tuple[dict[str, float], dict[str, Tensor]]] = {}
     real = BestState.keep
 
-    def keep(self: BestState, step: int, losses: Mapping[str, float]) -> None:
+    def keep(self: BestState, step: int, losses: Mapping[str, float], *cause: Any) -> None:
         net = self.network[0]
         assert isinstance(net, BranchedNetwork)
         recorded[step] = held_out_losses(net), state(net)
-        real(self, step, losses)
+        real(self, step, losses, *cause)
 
     monkeypatch.setattr(BestState, "keep", keep)
     return recorded

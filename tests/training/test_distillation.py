@@ -288,7 +288,9 @@ def test_arguments_in_another_order_are_named() -> None:
 
 def test_teachers_of_another_output_are_refused_where_they_would_broadcast() -> None:
     swapped = {"a": network(4, outputs=1), "b": DONORS["b"], "c": DONORS["c"]}
-    with pytest.raises(TrainingError, match=r"outputs of 'a' have shapes \[\(8, 3\)\]; expected .* \[\(8, 1\)\]"):
+    with pytest.raises(
+        TrainingError, match=r"task 'a': the outputs have the shapes \[\(8, 3\)\] and the teacher's \[\(8, 1\)\]"
+    ):
         branchnet.distill(branched(SHARED), swapped, X, batch_size=8, steps=1, progress=False)
 
 

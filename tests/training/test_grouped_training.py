@@ -20,7 +20,14 @@ X = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 LABELS = {task: X[:, [i]] * (i + 1) for i, task in enumerate("abc")}
 LOSSES = dict.fromkeys("abc", nn.functional.mse_loss)
 GROUPING = Grouping((frozenset("ab"), frozenset("bc")), {"a": 0, "b": 0, "c": 1}, 0.0)
-SHORT: dict[str, Any] = {"steps": 7, "batch_size": 16, "seed": 3, "progress": False}
+SHORT: dict[str, Any] = {
+    "steps": 7,
+    "batch_size": 16,
+    "seed": 3,
+    "learning_rate": 1e-3,
+    "keep": "last",
+    "progress": False,
+}
 
 
 def network(seed: int) -> nn.Module:
@@ -43,8 +50,8 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 def test_fit_trains_each_network_with_all_of_its_tasks() -> None:
     together, apart = grouped(), grouped()
-    history = branchnet.fit(together, X, LABELS, LOSSES, **SHORT)
-    alone = [branchnet.fit(one, X, LABELS, LOSSES, **SHORT) for one in apart.networks]
+    history = branchnet.fit(together, (X, LABELS), LOSSES, **SHORT)
+    alone = [branchnet.fit(one, (X, LABELS), LOSSES, **SHORT) for one in apart.networks]
     assert same(together, apart) and not same(together, grouped())
     assert isinstance(history, GroupedHistory) and not any(m.training for m in together.modules())
     assert list(history.losses) == ["a", "b", "c", "b in network 1"]
@@ -56,8 +63,8 @@ def test_fit_trains_each_network_with_all_of_its_tasks() -> None:
 def test_fit_reads_labels_with_the_samples() -> None:
     samples = [(x, {task: labels[k] for task, labels in LABELS.items()}) for k, x in enumerate(X)]
     together, apart = grouped(), grouped()
-    branchnet.fit(together, samples, None, LOSSES, **SHORT)
-    branchnet.fit(apart, X, LABELS, LOSSES, **SHORT)
+    branchnet.fit(together, samples, LOSSES, **SHORT)
+    branchnet.fit(apart, (X, LABELS), LOSSES, **SHORT)
     assert same(together, apart)
 
 
@@ -77,7 +84,7 @@ def test_distill_runs_the_teachers_once_for_all(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     whole, file = grouped(), tmp_path / "run.ckpt"
-    branchnet.fit(whole, X, LABELS, LOSSES, **SHORT)
+    branchnet.fit(whole, (X, LABELS), LOSSES, **SHORT)
 
     class Stop(Exception):
         pass
@@ -95,12 +102,12 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
 
     cut = grouped()
     with pytest.raises(Stop):  # in the second network: the first has no task c
-        branchnet.fit(cut, X, LABELS, LOSSES | {"c": stopping}, checkpoint=file, checkpoint_seconds=0, **SHORT)
+        branchnet.fit(cut, (X, LABELS), LOSSES | {"c": stopping}, checkpoint=file, checkpoint_seconds=0, **SHORT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-0.ckpt", "run-1.ckpt"]
     assert not any(module.training for module in cut.modules())
     (tmp_path / "run-1.ckpt").unlink()  # of another loss
     resumed = grouped()
-    history = branchnet.fit(resumed, X, LABELS, LOSSES | {"c": going}, checkpoint=file, **SHORT)
+    history = branchnet.fit(resumed, (X, LABELS), LOSSES | {"c": going}, checkpoint=file, **SHORT)
     assert same(resumed, whole)
     assert [one.resumed_at for one in history.networks] == [7, 0] and history.resumed_at == 0
 
@@ -125,9 +132,9 @@ def test_a_missing_task_is_found_before_anything_is_trained() -> None:
     net = grouped()
     before = copy.deepcopy(net)
     with pytest.raises(TrainingError, match=r"\['c'\] have not got labels; expected one for each of"):
-        branchnet.fit(net, X, {task: LABELS[task] for task in "ab"}, LOSSES, **SHORT)
+        branchnet.fit(net, (X, {task: LABELS[task] for task in "ab"}), LOSSES, **SHORT)
     with pytest.raises(TrainingError, match=r"\['c'\] have not got a loss"):
-        branchnet.fit(net, X, LABELS, {task: LOSSES[task] for task in "ab"}, **SHORT)
+        branchnet.fit(net, (X, LABELS), {task: LOSSES[task] for task in "ab"}, **SHORT)
     with pytest.raises(TrainingError, match=r"\['c'\] have not got a single-task network"):
         branchnet.distill(net, {task: DONORS[task] for task in "ab"}, X, **SHORT)
     assert same(net, before)

@@ -284,24 +284,35 @@ def test_steps_are_a_whole_number(steps: Any) -> None:
         if name == "seed" and steps == -1:
             continue
         with pytest.raises(TrainingError, match=f"{name}={steps!r}; expected a whole number{least}"):
-            branchnet.fit(network(), X, Y, nn.MSELoss(), progress=False, **{name: steps})
+            branchnet.fit(network(), (X, Y), nn.MSELoss(), progress=False, **{name: steps})
 
 
 @pytest.mark.parametrize("rate", ["1e-3", -0.1, math.nan])
 def test_a_learning_rate_is_a_number(rate: Any) -> None:
     with pytest.raises(TrainingError, match=f"learning rate is {rate!r}; expected a finite number of 0 or more"):
-        branchnet.fit(network(), X, Y, nn.MSELoss(), learning_rate=rate, progress=False)
+        branchnet.fit(network(), (X, Y), nn.MSELoss(), learning_rate=rate, progress=False)
 
 
 def test_a_loss_is_a_function_of_outputs_and_labels() -> None:
     with pytest.raises(TrainingError, match="the loss of 'loss' is 'mse'; expected a function of"):
-        branchnet.fit(network(), X, Y, "mse", progress=False)
+        branchnet.fit(network(), (X, Y), "mse", progress=False)
     with pytest.raises(TrainingError, match=r"is the class MSELoss; expected MSELoss\(\)"):
-        branchnet.fit(network(), X, Y, nn.MSELoss, progress=False)
+        branchnet.fit(network(), (X, Y), nn.MSELoss, progress=False)
 
 
 def test_the_sample_that_makes_a_loss_nan_is_named() -> None:
     damaged = X.clone()
     damaged[13, 2] = math.nan
     with pytest.raises(TrainingError, match="the loss became nan at step 0; sample 13 holds NaN or infinite values"):
-        branchnet.fit(network(), damaged, Y, nn.MSELoss(), steps=3, batch_size=24, progress=False)
+        branchnet.fit(
+            network(),
+            (damaged, Y),
+            nn.MSELoss(),
+            steps=3,
+            batch_size=24,
+            learning_rate=1e-3,
+            keep="last",
+            progress=False,
+        )
+    with pytest.raises(TrainingError, match="before training; sample 13 holds NaN or infinite values"):
+        branchnet.fit(network(), (damaged, Y), nn.MSELoss(), steps=3, batch_size=24, progress=False)

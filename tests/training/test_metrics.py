@@ -181,9 +181,12 @@ def test_metrics_that_make_no_mean_are_refused(
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ({"a": nn.functional.mse_loss}, "the metric of 'a' is mse_loss, a function; expected metrics by task"),
-        ({"a": "rmse"}, "the metric of 'a' is 'rmse', a str"),
-        ({"a": training.rmse}, "the metric of 'a' is rmse, a function"),
+        (
+            {"a": nn.functional.mse_loss},
+            "task 'a': a metric is <function mse_loss.*; expected a branchnet",
+        ),
+        ({"a": "rmse"}, "task 'a': a metric is 'rmse'; expected"),
+        ({"a": training.rmse}, "task 'a': a metric is <function rmse"),
         (training.rmse(), "metrics is a Metric; expected metrics by task"),
     ],
 )

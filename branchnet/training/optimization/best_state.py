@@ -6,7 +6,7 @@ It is a module, so that a checkpoint keeps it with the other modules of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,13 @@ class BestState(nn.Module):
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         return [*trained, *network.buffers()]
 
-    def keep(self, step: int, losses: Mapping[str, float]) -> None:
+    def keep(self, step: int, losses: Mapping[str, float], cause: Callable[[], str] = str) -> None:
         """Keep the network where it is better than before.
 
         Args:
             step: how many steps have been taken.
             losses: each task's loss on held-out samples now.
+            cause: says why losses are not finite, where that is known.
 
         Raises:
             TrainingError: a loss that is not finite before the first step.
@@ -59,7 +60,8 @@ class BestState(nn.Module):
         values = torch.tensor([losses[task] for task in self.tasks], dtype=torch.float64)
         if step == 0 and not bool(values.isfinite().all()):
             raise TrainingError(
-                f"the losses on the held-out samples are {dict(losses)} before training; expected finite numbers"
+                f"the losses on the held-out samples are {dict(losses)} before training; "
+                f"{cause() or 'expected finite numbers'}"
             )
         if step == 0:
             self.first.copy_(values)

@@ -66,6 +66,7 @@ class Judge:
         constant: the loss of the best constant answer for each task, where it is known.
         judged_on: which samples these are; see `History`.
         tolerance: from a task and its loss before training to how much more counts as equal.
+        cause: says why losses are not finite, where the samples show it.
     """
 
     tasks: tuple[str, ...]
@@ -73,6 +74,7 @@ class Judge:
     constant: Mapping[str, float] = field(default_factory=dict)
     judged_on: str = "validation samples"
     tolerance: Callable[[str, float], float] = lambda task, before: 0.0
+    cause: Callable[[], str] = str
 
 
 def optimize(
@@ -314,7 +316,7 @@ class _Run:
         self.processes.average_buffers(self.module)
         assert judge is not None
         losses, metrics = map(dict, judge.measure())
-        best.keep(state.step, losses)
+        best.keep(state.step, losses, judge.cause)
         state.measurements.append({"step": state.step, "losses": losses, "metrics": metrics})
         return observers.tell(Event("validation", state.step, self.module, losses, metrics))
 

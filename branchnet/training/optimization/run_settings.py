@@ -6,11 +6,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
+from branchnet.data.arguments import check_whole
 from branchnet.errors import TrainingError
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.schedules import SCHEDULES, Schedule
@@ -56,11 +57,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what makes no training."""
-        for name in ("steps", "batch_size", "accumulate"):
-            _check_whole(name, getattr(self, name))
+        check_whole(TrainingError, steps=self.steps, batch_size=self.batch_size, accumulate=self.accumulate)
+        check_whole(TrainingError, None, seed=self.seed)
         for name in ("every", "patience", "checkpoint_every"):
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name))
+                check_whole(TrainingError, **{name: getattr(self, name)})
         if not _is_number(self.checkpoint_seconds) or not self.checkpoint_seconds >= 0:
             raise TrainingError(f"checkpoint_seconds={self.checkpoint_seconds!r}; expected a number of 0 or more")
         if self.clip is not None and not (_is_number(self.clip) and self.clip > 0):
@@ -84,11 +85,6 @@ class Settings:
     def measured_every(self) -> int:
         """Steps between two measurements on held-out samples: a tenth of the run, between 10 and 200, by default."""
         return self.every if self.every is not None else min(200, max(10, self.steps // 10))
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise TrainingError(f"{name}={value!r}; expected a whole number of 1 or more")
 
 
 def _is_number(value: Any) -> bool:

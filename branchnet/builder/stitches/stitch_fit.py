@@ -54,7 +54,10 @@ def fit_stitches(
                     wanted = own.cut(batch, target, stage)
                     missing.add(*(_mapped_tensors(stitch, cut) for cut in (mapped, wanted)))
                 distance.add(run(own.rest(target, stage), mapped), own.output(batch, target))
-    best = [_best(target, found, judged) for target, found, judged in zip(targets, candidates, distances, strict=True)]
+    best = [
+        _best(source, target, found, judged)
+        for target, found, judged in zip(targets, candidates, distances, strict=True)
+    ]
     for chosen, missing in zip(best, unexplained, strict=True):
         if chosen is not None:
             chosen.r2 = 1 - missing.value()
@@ -99,13 +102,13 @@ def _mapped_tensors(stitch: Stitch, cut: Cut) -> list[Tensor]:
     return [tensor.reshape(*tensor.shape[:2], -1) for tensor in tensors.values()]
 
 
-def _best(target: str, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
+def _best(source: str, target: str, found: Sequence[Stitch], judged: Sequence[OutputDistance]) -> Stitch | None:
     if not found:
         return None
     values = [distance.value() for distance in judged]
     if min(values) == math.inf:
         raise BuildError(
-            f"{target}'s network gives NaN or infinity on stitched features; expected finite outputs: branch "
-            "elsewhere, or take init='donor' and train"
+            f"{target}'s network gives NaN or infinity on the stitched features of {source}'s; expected finite "
+            "outputs: branch elsewhere, or take init='donor' and train"
         )
     return found[values.index(min(values))]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,6 +53,15 @@ def test_buffers_are_updated_in_training_saved_and_loaded(form: str, tmp_path: P
         for task, network in networks.items():
             assert torch.equal(found[task], network.train()(rows))
     branchnet.save(branched, tmp_path / "saved")
+    stored = load_file(tmp_path / "saved" / "weights.safetensors")
+    for number, network in enumerate(networks.values()):  # a separate tree: the nodes of task i are number i
+        for name, buffer in network.named_buffers():
+            own = [
+                key
+                for key in stored
+                if re.fullmatch(rf"nodes\.\d\.{number}\.(.*\.)?{name}|heads\.{number}\.(.*\.)?{name}", key)
+            ]
+            assert own and all(torch.equal(stored[key], buffer) for key in own)
     loaded = branchnet.load(tmp_path / "saved", networks={task: Centres(form) for task in networks})
     for each in (branched.eval(), loaded.eval()):
         for task, network in networks.items():

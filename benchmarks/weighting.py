@@ -1,4 +1,4 @@
-"""What each weighting of losses costs: seconds of one backward pass, and memory, against the plain one of the sum.
+"""What each weighting of losses costs: time of one backward pass, and memory, against the plain one of the sum.
 
     python benchmarks/weighting.py
 
@@ -40,14 +40,14 @@ def backbones() -> Iterator[tuple[str, Callable[[int], nn.Module], int, str]]:
     import timm
     import torchvision.models as models
 
-    yield "torchvision resnet18", lambda n: models.resnet18(num_classes=n), 96, "layer2"
-    yield "torchvision mobilenet_v3_small", lambda n: models.mobilenet_v3_small(num_classes=n), 96, "features.6"
+    yield "torchvision resnet18", lambda n: models.resnet18(num_classes=n), 64, "layer2"
+    yield "torchvision mobilenet_v3_small", lambda n: models.mobilenet_v3_small(num_classes=n), 64, "features.6"
     yield "timm vit_tiny_patch16", partial(_timm, timm, "vit_tiny_patch16_224", img_size=64), 64, "blocks.5"
     yield "timm convnext_atto", partial(_timm, timm, "convnext_atto"), 64, "stages.2.blocks.2"
     yield (
         "torchvision lraspp_mobilenet_v3_large",
         lambda n: models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=n),
-        96,
+        64,
         "backbone.10",
     )
 
@@ -122,7 +122,10 @@ class Problem:
 
 
 def measure(make: Callable[[int], nn.Module], size: int, half: str, rounds: int) -> dict[str, Any]:
-    """For each method its median seconds, and the most bytes held; the plain pass first."""
+    """For each method its median CPU seconds, and the most bytes held; the plain pass first.
+
+    CPU seconds of one thread: what else the machine does shows in them least.
+    """
     from branchnet.training import weighting_of
 
     problem = Problem(make, size, half)
@@ -136,10 +139,10 @@ def measure(make: Callable[[int], nn.Module], size: int, half: str, rounds: int)
         for name in list(sides)[:: 1 if number % 2 else -1]:
             problem.network.zero_grad()
             step = sides[name]()
-            start = time.perf_counter()
+            start = time.process_time()
             step()
             if number:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     found = {
         name: {"seconds": statistics.median(times[name]), "bytes": _peak(problem, side)} for name, side in sides.items()
     }
@@ -185,7 +188,7 @@ def table(results: dict[str, Any]) -> str:
         f"three tasks, batch {BATCH}, the first half of the network shared; {results['rounds']} rounds in which "
     )
     lines[-1] += (
-        "all methods alternate. Seconds of one backward pass (for FAMO with its second forward pass), and bytes "
+        "all methods alternate. CPU seconds of one backward pass (for FAMO with its second forward pass), and bytes "
     )
     lines[-1] += "held at most by a forward and a backward pass beyond the parameters, both over those of the plain "
     lines[-1] += "backward pass of the sum: time x, memory x."
@@ -215,9 +218,10 @@ def _cell(methods: dict[str, Any], method: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", default="", help="part of a network's name; what others gave is kept")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     define_torchvision_operators()
     from branchnet.utils.files import write_text
 

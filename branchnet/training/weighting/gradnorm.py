@@ -78,13 +78,15 @@ class GradNormWeighting(LossWeighting):
         inputs = [parameter for parameter in node.module.parameters() if parameter.requires_grad]
         now = [losses[task].detach() for task in own]
         norms = [_norm(gradients_of(losses[task], inputs, scale, retain_graph=True), scale) for task in own]
-        both = torch.stack([*now, *norms]) if own else self.weight[:0]
+        both = torch.stack([value.to(self.weight) for value in (*now, *norms)]) if own else self.weight[:0]
         values, seen = self.spread(both[: len(own)], where)
         lengths, _ = self.spread(both[len(own) :], where)
         if not bool((torch.isfinite(lengths) & torch.isfinite(values)).all()) or int(seen.sum()) < 2:
             return
         self.first_losses.copy_(torch.where(seen & self.first_losses.isnan(), values, self.first_losses))
         ratios = torch.where(seen, values / self.first_losses, 0)
+        if not (torch.isfinite(ratios).all() and ratios.sum() > 0):  # a loss of 0 at first, or all of them now
+            return
         rates = (ratios * seen.sum() / ratios.sum()).clamp(min=0) ** self.alpha
         weighed = self.weight * lengths
         targets = torch.where(seen, weighed, 0).sum() / seen.sum() * rates

@@ -34,16 +34,18 @@ class Block:
     parameters: tuple[nn.Parameter, ...]
 
     def new_matrix(self) -> Tensor:
-        """Zeros (tasks, numbers), in float32 at least: solvers take neither bfloat16 nor float16."""
+        """A matrix (tasks, numbers) to be written, in float32 at least: solvers take neither bfloat16 nor float16."""
         types = [_as_real(p).dtype for p in self.parameters]
         dtype = functools.reduce(torch.promote_types, types, torch.float32)
         numbers = sum(_as_real(p).numel() for p in self.parameters)
-        return torch.zeros(len(self.tasks), numbers, dtype=dtype, device=self.parameters[0].device)
+        return torch.empty(len(self.tasks), numbers, dtype=dtype, device=self.parameters[0].device)
 
     def write(self, row: Tensor, gradients: Sequence[Tensor | None]) -> None:
         """Put the gradients of one loss into its row of the matrix; None is zero."""
         for piece, gradient in zip(self.pieces(row), gradients, strict=True):
-            if gradient is not None:
+            if gradient is None:
+                piece.zero_()
+            else:
                 piece.copy_(_as_real(gradient.to_dense() if gradient.is_sparse else gradient))
 
     def pieces(self, vector: Tensor) -> list[Tensor]:

@@ -80,16 +80,19 @@ class Probe:
             )
 
 
-def read_probe(source: Source, batch_size: int, form: CallForm | None = None) -> Probe:
+def read_probe(
+    source: Source, batch_size: int, form: CallForm | None = None, *, fewest: int = MINIMUM_INPUTS
+) -> Probe:
     """Read the probe once: count its inputs and fix its content.
 
     Args:
         source: K samples, in whatever `branchnet.data.read_samples` takes; labels with them are dropped.
         batch_size: of inputs that do not come in batches.
         form: what the networks take.
+        fewest: inputs that there must be; similarities need three.
 
     Raises:
-        AffinityError: fewer than three inputs, or a batch size that is not a whole number of 1 or more.
+        AffinityError: fewer inputs, or a batch size that is not a whole number of 1 or more.
         DataError: inputs that cannot be read, can be read only once, or come in another order each time.
     """
     check_whole(AffinityError, batch_size=batch_size)
@@ -116,8 +119,8 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None) ->
             held.append(batch.inputs)
         if size > HELD_BYTES:
             held = None
-    if example is None or sum(sizes) < MINIMUM_INPUTS:
-        raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {MINIMUM_INPUTS} are needed, 500 are usual")
+    if example is None or sum(sizes) < fewest:
+        raise AffinityError(f"the probe has {sum(sizes)} inputs; at least {fewest} are needed, 500 are usual")
     if held is not None:
         _compare_again(samples, held[0], batch_size)
     return Probe(

@@ -28,7 +28,7 @@ class GroupedHistory(History):
     is under `<task> in network <k>`.
 
     Attributes:
-        losses, before, after: see `History`.
+        losses, before, after, constant, judged_on, measurements, learning_rate, tolerance: see `History`.
         seconds: the sum over the networks.
         resumed_at: the smallest step of any network.
         kept_step: the smallest step of any network; None without held-out samples.

@@ -53,7 +53,7 @@ def measure_trees(
         for each tree the distance of each task's outputs from its own network's, see `distances`.
     """
     form = call_form(next(iter(staged.values())))
-    fitted, held_out = (read_probe(source, batch_size, form) for source in (probe, inputs))
+    fitted, held_out = read_probe(probe, batch_size, form), read_probe(inputs, batch_size, form, fewest=1)
     warn_of_noise(fitted.example)
     device = next((p.device for network in staged.values() for p in network.parameters()), torch.device("cpu"))
     own = OwnFeatures(staged, fitted, device, divide_probe(fitted.inputs, fitted.inputs))

@@ -75,8 +75,11 @@ def changed(config: RunConfig, **options: Any) -> RunConfig:
     from branchnet.specification.validation import model_problems
 
     given = {key: value for key, value in options.items() if value is not None}
+    kept = config.model_dump(exclude_unset=True)
+    if isinstance(kept.get("distill"), dict):  # an option stands for the section's setting, too
+        kept["distill"] = {key: value for key, value in kept["distill"].items() if key not in given}
     try:
-        return type(config).model_validate(config.model_dump() | given)
+        return type(config).model_validate(kept | given)
     except ValidationError as error:
         problems = model_problems(error, type(config))
         raise SpecError([f"--{str(keys[0]).replace('_', '-')}: {text}" for keys, text in problems]) from error
@@ -196,7 +199,7 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
-    images = read_samples(read_images(config, path.parent), call_form(next(iter(networks.values()))))
+    images = read_samples(read_images(config, path.parent, networks), call_form(next(iter(networks.values()))))
     example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
 

@@ -4,17 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
-from branchnet.data.samples import Source
+from branchnet.data.collation import placed
+from branchnet.data.samples import Source, read_samples
 from branchnet.pipeline.config.run_config import Kind, RunOptions
 from branchnet.pipeline.problem import divide, donor_outputs, metrics_of, set_aside
 from branchnet.reporting import ComparedNetwork, Comparison
+from branchnet.stages import split_all
 from branchnet.training import Teachers, distill, evaluate, reestimate_batchnorm
-from branchnet.training.scope import Scope
+
+STITCH_SETTINGS = ("temperature", "precision", "accumulate", "clip", "compile")
+"""Settings of the section `distill` that hold for the stitching layers alone, too."""
+
+
+def teachers_for(
+    networks: Mapping[str, nn.Module],
+    staged: Mapping[str, nn.Module],
+    images: Source,
+    options: RunOptions,
+    kinds: Mapping[str, Kind],
+) -> Teachers:
+    """The teachers that a run's settings ask for.
+
+    Args:
+        networks: the single-task networks by task.
+        staged: the same, split, whose features can be matched.
+        images: K samples to train on.
+        options: how it is trained.
+        kinds: the kind of each task.
+
+    Returns:
+        The teachers.
+    """
+    settings = options.distillation
+    return Teachers(
+        networks if settings.get("match", "outputs") == "outputs" else staged,
+        images,
+        batch_size=options.batch_size,
+        kinds=kinds,
+        temperature=settings.get("temperature", 1.0),
+    )
+
+
+def example_of(images: Source, networks: Mapping[str, nn.Module]) -> Any:
+    """One input, as the networks take it, where they are."""
+    device = next(next(iter(networks.values())).parameters()).device
+    return placed(read_samples(images).take(torch.tensor([0])).inputs, device)
 
 
 def distil_and_compare(
@@ -49,7 +89,10 @@ def distil_and_compare(
     compared = [judged("separate", SeparateNetworks(networks).eval()), judged("before", branched)]
     train, validation = set_aside(train)
     if options.steps:
-        distill_in_two_steps(branched, networks, train, validation, options, kinds=kinds, checkpoint=checkpoint)
+        teachers: Mapping[str, nn.Module] = networks
+        if options.distillation.get("match", "outputs") != "outputs":
+            teachers = split_all(networks, example_of(train, networks), locations=list(branched.locations))
+        distill_in_two_steps(branched, teachers, train, validation, options, kinds=kinds, checkpoint=checkpoint)
     else:
         reestimate_batchnorm(branched, train)
     compared.append(judged("distilled", branched.eval()))
@@ -83,29 +126,65 @@ def distill_in_two_steps(
         checkpoint: a file to resume the second step from after an interruption; one next to it is for the first.
         name: what the progress bars say.
     """
-    phases: list[tuple[Scope, int, float | Literal["auto"] | None]] = [
-        ("stitches", options.stitch_steps if branched.stitches else 0, None),
-        ("all", options.steps, options.learning_rate),
-    ]
-    for scope, steps, rate in phases:
-        if steps:
-            file = checkpoint if scope == "all" or checkpoint is None else _first_checkpoint(checkpoint)
-            distill(
-                branched,
-                networks,
-                train,
-                steps=steps,
-                batch_size=options.batch_size,
-                learning_rate=rate,
-                scope=scope,
-                kinds=kinds,
-                validation=validation,
-                seed=options.seed,
-                checkpoint=file,
-                description=f"distil {name}" if scope == "all" else f"distil stitches of {name}",
-            )
+    stitch_steps = options.stitch_steps if branched.stitches else 0
+    if stitch_steps and options.steps:
+        distill_stitches(branched, networks, train, validation, options, kinds=kinds, checkpoint=checkpoint, name=name)
+    if options.steps:
+        distill(
+            branched,
+            networks,
+            train,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            kinds=kinds,
+            validation=validation,
+            seed=options.seed,
+            checkpoint=checkpoint,
+            description=f"distil {name}",
+            **options.distillation,
+        )
     if checkpoint is not None:
         _first_checkpoint(checkpoint).unlink(missing_ok=True)
+
+
+def distill_stitches(
+    branched: BranchedNetwork,
+    networks: Mapping[str, nn.Module] | Teachers,
+    train: Source,
+    validation: Source,
+    options: RunOptions,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    checkpoint: Path | None = None,
+    name: str = "branched",
+) -> None:
+    """Distil the stitching layers alone, which match outputs at the default rate.
+
+    Args:
+        branched: as `distill_in_two_steps` takes it, and so are the other arguments.
+        networks: its single-task networks, or teachers on `train`.
+        train: images to train on.
+        validation: other images.
+        options: how it is trained.
+        kinds: the kinds of some tasks.
+        checkpoint: the file of the whole network; the one for stitches lies next to it.
+        name: what the progress bar says.
+    """
+    distill(
+        branched,
+        networks,
+        train,
+        steps=options.stitch_steps,
+        batch_size=options.batch_size,
+        scope="stitches",
+        kinds=kinds,
+        validation=validation,
+        seed=options.seed,
+        checkpoint=None if checkpoint is None else _first_checkpoint(checkpoint),
+        description=f"distil stitches of {name}",
+        **{key: value for key, value in options.distillation.items() if key in STITCH_SETTINGS},
+    )
 
 
 def _first_checkpoint(checkpoint: Path) -> Path:

@@ -31,7 +31,7 @@ from branchnet.clustering.budgets import Costs, HeadCosts
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import Latency, compiler_problem, latency_table
-from branchnet.pipeline.distillation_steps import distill_in_two_steps
+from branchnet.pipeline.distillation_steps import distill_in_two_steps, teachers_for
 from branchnet.pipeline.network_timing import Seconds, load_seconds, time_networks
 from branchnet.pipeline.problem import Problem, donor_outputs
 from branchnet.pipeline.search_inputs import read_latency, replicates_of
@@ -139,9 +139,9 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)
     chosen = choice.chosen
     compared = {"branched": chosen.tree}
-    if "shared" in options.baselines:
+    if "shared" in options.compared_with:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
-    if "random" in options.baselines:
+    if "random" in options.compared_with:
         compared |= _random_trees_of_same_size(chosen, limits, problem)
     return Trees(staged, affinity, front, chosen, compared, costs, heads, proposed, choice)
 
@@ -243,9 +243,7 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     def make(tree: Tree, name: str, unfinished: Path | None) -> BranchedNetwork:
         branched = build_stitched(problem, trees, tree)
         if options.steps and not teachers:
-            teachers.append(
-                Teachers(problem.networks, problem.train, batch_size=options.batch_size, kinds=problem.kinds)
-            )
+            teachers.append(teachers_for(problem.networks, trees.staged, problem.train, options, problem.kinds))
         if options.steps:
             distill_in_two_steps(
                 branched, teachers[0], problem.train, problem.validation, options, checkpoint=unfinished, name=name
@@ -268,6 +266,7 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         options.learning_rate,
         options.seed,
         options.donor,
+        *([options.distillation] if options.distillation else []),
     ]
     return {
         name: workspace.step(

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
+from branchnet.cli.options import AsJson, Config, Device, DryRun, Flag, Quiet
 
 
 def run(
@@ -15,6 +15,7 @@ def run(
     out: Path | None = None,
     measure: Literal["auto", "rsa"] | None = None,
     steps: int | None = None,
+    compare: Flag = False,
     seed: int | None = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -39,6 +40,8 @@ def run(
         tree is taken that works best before any training; `rsa` for RSA alone, as published.
     steps
         Batches of distillation of each whole network, instead of the config's; 0 ends after stitching.
+    compare
+        Train the baselines, too: the fully shared network and random trees of about the chosen one's size.
     seed
         Instead of the config's.
     """

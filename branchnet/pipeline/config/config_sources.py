@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from branchnet.data.samples import Samples, read_samples
 from branchnet.deploy import load_weights
 from branchnet.errors import DataError, SpecError
 from branchnet.models import create
+from branchnet.pipeline.config.preprocessing import preprocessing
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
 from branchnet.pipeline.problem import as_samples
 
@@ -61,30 +62,35 @@ def make_network(wanted: NetworkConfig, folder: Path) -> Any:
     return call_factory(str(wanted.factory), folder)
 
 
-def read_images(config: RunConfig, folder: Path) -> Samples:
+def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Samples:
     """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
 
     Args:
         config: the config.
         folder: where it lies.
+        networks: the networks, which may say what images they want.
 
     Returns:
         The reader of K images.
 
     Raises:
         DataError: not exactly one source, or images that cannot be read.
+        SpecError: a config without images, or networks that want different ones.
     """
     wanted = config.images
+    if wanted is None:
+        raise SpecError("the config names no `images` (expected unlabelled images: a folder, an npz or a factory)")
     source = one_source(wanted)
     if source == "factory":
         return as_samples(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
-    scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
+    done = preprocessing(config, networks)
+    how: dict[str, Any] = {"size": done.size, "mean": done.mean, "std": done.std}
     if source == "npz":
-        return read_samples(load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale))
-    files = ImageFolder(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
-    if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
+        return read_samples(load_images(folder / cast(Path, wanted.npz), **how))
+    files = ImageFolder(folder / cast(Path, wanted.folder), **how)
+    if len(files) * 3 * done.size**2 * 4 > BYTES_IN_MEMORY:
         return read_samples(files)
-    return read_samples(load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale))
+    return read_samples(load_images(folder / cast(Path, wanted.folder), **how))
 
 
 def one_source(images: ImagesConfig) -> str:

@@ -131,6 +131,7 @@ def _problem(
             stitch_steps=min(size.steps, STITCH_STEPS),
             batch_size=BATCH,
             learning_rate=LEARNING_RATE,
+            compare=True,
             random_trees=size.random_trees,
             seed=seed,
         ),

@@ -84,7 +84,8 @@ def plan_after_comparison(plan: Plan, problem: Problem, staged: Mapping[str, Sta
     """
     options = problem.options
     pace = _pace(problem, staged)
-    compared = 1 + ("shared" in options.baselines) + ("random" in options.baselines) * options.random_trees
+    baselines = options.compared_with
+    compared = 1 + ("shared" in baselines) + ("random" in baselines) * options.random_trees
     if options.measure == "auto":
         plan = plan_stitching_losses(plan, staged, pace.each)
         tried, held_out = most_proposals(1 + len(LOSS_OBJECTIVES)), count_samples(problem.validation)

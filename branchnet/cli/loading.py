@@ -27,7 +27,8 @@ class Source:
     Attributes:
         networks: by task, with their weights, on the wanted device and of the wanted type.
         example: one input.
-        images: all inputs; None where a specification describes nothing but their form.
+        images: all inputs; None where a specification describes nothing but their form, or a config names labelled
+            samples.
         config: what the config says; None for a specification.
     """
 
@@ -94,11 +95,11 @@ def is_specification(path: Path) -> bool:
 
 
 def _is_config(path: Path) -> bool:
-    """Whether a YAML file claims to be a config: it has `images`, which no architecture has, and no tree."""
+    """Whether a YAML file claims to be a config: it has `images` or `train`, which no architecture has, and no tree."""
     from branchnet.specification.strict_yaml import read_document
 
     data = read_document(path).data
-    return isinstance(data, dict) and "images" in data and not is_specification(path)
+    return isinstance(data, dict) and bool({"images", "train"} & set(data)) and not is_specification(path)
 
 
 def read_spec(path: Path) -> Architecture:
@@ -199,9 +200,24 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
+    if config.images is None:
+        return Source(networks, placed(_labelled_example(config, path.parent, networks), device, dtype), None, config)
     images = read_samples(read_images(config, path.parent, networks), call_form(next(iter(networks.values()))))
     example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
+
+
+def _labelled_example(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Any:
+    """One input of the samples with labels that a config names."""
+    import torch
+
+    from branchnet.data.samples import read_samples
+    from branchnet.pipeline.labelled_run.label_sources import read_sources
+    from branchnet.pipeline.labelled_run.prepared_samples import InputsAlone
+    from branchnet.stages.interface import call_form
+
+    inputs = InputsAlone(read_sources(config, folder, networks).train)
+    return read_samples(inputs, call_form(next(iter(networks.values())))).take(torch.tensor([0])).inputs
 
 
 def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> dict[str, nn.Module]:

@@ -126,24 +126,10 @@ def distill_in_two_steps(
         checkpoint: a file to resume the second step from after an interruption; one next to it is for the first.
         name: what the progress bars say.
     """
-    stitch_steps = options.stitch_steps if branched.stitches else 0
-    if stitch_steps and options.steps:
-        distill_stitches(branched, networks, train, validation, options, kinds=kinds, checkpoint=checkpoint, name=name)
     if options.steps:
-        distill(
-            branched,
-            networks,
-            train,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            kinds=kinds,
-            validation=validation,
-            seed=options.seed,
-            checkpoint=checkpoint,
-            description=f"distil {name}",
-            **options.distillation,
-        )
+        files = checkpoint, None if checkpoint is None else _first_checkpoint(checkpoint)
+        distill_stitches(branched, networks, train, validation, options, kinds=kinds, checkpoint=files[1], name=name)
+        distill_whole(branched, networks, train, validation, options, kinds=kinds, checkpoint=files[0], name=name)
     if checkpoint is not None:
         _first_checkpoint(checkpoint).unlink(missing_ok=True)
 
@@ -159,7 +145,7 @@ def distill_stitches(
     checkpoint: Path | None = None,
     name: str = "branched",
 ) -> None:
-    """Distil the stitching layers alone, which match outputs at the default rate.
+    """Distil the stitching layers alone, which match outputs at the default rate; nothing where there are none.
 
     Args:
         branched: as `distill_in_two_steps` takes it, and so are the other arguments.
@@ -168,9 +154,11 @@ def distill_stitches(
         validation: other images.
         options: how it is trained.
         kinds: the kinds of some tasks.
-        checkpoint: the file of the whole network; the one for stitches lies next to it.
+        checkpoint: a file to resume from.
         name: what the progress bar says.
     """
+    if not branched.stitches or not options.stitch_steps:
+        return
     distill(
         branched,
         networks,
@@ -181,9 +169,48 @@ def distill_stitches(
         kinds=kinds,
         validation=validation,
         seed=options.seed,
-        checkpoint=None if checkpoint is None else _first_checkpoint(checkpoint),
+        checkpoint=checkpoint,
         description=f"distil stitches of {name}",
         **{key: value for key, value in options.distillation.items() if key in STITCH_SETTINGS},
+    )
+
+
+def distill_whole(
+    branched: BranchedNetwork,
+    networks: Mapping[str, nn.Module] | Teachers,
+    train: Source,
+    validation: Source,
+    options: RunOptions,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    checkpoint: Path | None = None,
+    name: str = "branched",
+) -> None:
+    """Distil the whole network, as the section `distill` says.
+
+    Args:
+        branched: as `distill_in_two_steps` takes it, and so are the other arguments.
+        networks: its single-task networks, or teachers on `train`.
+        train: images to train on.
+        validation: other images.
+        options: how it is trained.
+        kinds: the kinds of some tasks.
+        checkpoint: a file to resume from.
+        name: what the progress bar says.
+    """
+    distill(
+        branched,
+        networks,
+        train,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        kinds=kinds,
+        validation=validation,
+        seed=options.seed,
+        checkpoint=checkpoint,
+        description=f"distil {name}",
+        **options.distillation,
     )
 
 

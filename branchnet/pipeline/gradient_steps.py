@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from branchnet.clustering import Tree
 from branchnet.data.collation import gather, placed
 from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.errors import DataError, SpecError
-from branchnet.pipeline.config.config_sources import call_factory, find_function
+from branchnet.pipeline.config.config_sources import call_factory, find_loss
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
 from branchnet.pipeline.problem import divide, held_out_rows
@@ -72,21 +71,8 @@ def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
     return Labelled(
         images=divide(images, config)[0],
         labels=gather(labels, torch.tensor(held_out_rows(count, config.held_out, config.seed)[0])),
-        losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
+        losses={task: find_loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
     )
-
-
-def _loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
-    found: Callable[[Any, Any], Tensor] = find_function(name, folder)
-    if inspect.isclass(found):
-        raise SpecError(f"loss {name!r} is a class (expected a function of an output and the labels of a batch)")
-    try:
-        inspect.signature(found).bind(None, None)
-    except TypeError as error:
-        raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
-    except ValueError:  # compiled functions have no signature
-        pass
-    return found
 
 
 def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tensor]:

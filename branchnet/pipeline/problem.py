@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, to_images
@@ -40,6 +41,25 @@ READ_TWICE = 8
 
 
 @dataclass(frozen=True)
+class LabelledTraining:
+    """What branched networks are trained on after distillation, and what all networks are measured on.
+
+    Attributes:
+        train: samples to train on, (input, {task: label or None}).
+        validation: others, by which states of training are chosen.
+        test: others, on which networks are measured.
+        losses: by task.
+        settings: further settings of `branchnet.fit`.
+    """
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    losses: Mapping[str, Callable[[Any, Any], Tensor]]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What is asked: networks, images, and how the answer is judged.
 
@@ -58,6 +78,7 @@ class Problem:
         compiled: whether latencies are measured compiled, too.
         kinds: the kind of each task's output; regression where it is not named.
         further: more metrics, each with its task.
+        labelled: samples with labels on which the networks are trained and measured, in place of `targets`.
     """
 
     networks: Mapping[str, nn.Module]
@@ -73,6 +94,7 @@ class Problem:
     compiled: bool = True
     further: Sequence[tuple[str, Metric]] = ()
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    labelled: LabelledTraining | None = None
 
     @property
     def example(self) -> Any:

@@ -32,6 +32,7 @@ from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import Latency, compiler_problem, latency_table
 from branchnet.pipeline.distillation_steps import distill_in_two_steps, teachers_for
+from branchnet.pipeline.labelled_run.labelled_steps import train_on_labels
 from branchnet.pipeline.network_timing import Seconds, load_seconds, time_networks
 from branchnet.pipeline.problem import Problem, donor_outputs
 from branchnet.pipeline.search_inputs import read_latency, replicates_of
@@ -242,9 +243,11 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
 
     def make(tree: Tree, name: str, unfinished: Path | None) -> BranchedNetwork:
         branched = build_stitched(problem, trees, tree)
-        if options.steps and not teachers:
+        if (options.steps or problem.labelled is not None) and not teachers:
             teachers.append(teachers_for(problem.networks, trees.staged, problem.train, options, problem.kinds))
-        if options.steps:
+        if problem.labelled is not None:
+            train_on_labels(branched, teachers[0], problem, unfinished, name)
+        elif options.steps:
             distill_in_two_steps(
                 branched, teachers[0], problem.train, problem.validation, options, checkpoint=unfinished, name=name
             )
@@ -267,6 +270,7 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         options.seed,
         options.donor,
         *([options.distillation] if options.distillation else []),
+        *([dict(problem.labelled.settings)] if problem.labelled is not None else []),
     ]
     return {
         name: workspace.step(
@@ -329,7 +333,7 @@ def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
     """What the branched network is without training, and without stitches."""
     options, tree = problem.options, trees.chosen.tree
     found: dict[str, nn.Module] = {}
-    if options.steps:
+    if options.steps or problem.labelled is not None:
         found[BEFORE_TRAINING] = build_stitched(problem, trees, tree)
     found[WITHOUT_STITCHES] = build(tree, trees.staged, donors=_donors(problem, trees, tree), init="donor").eval()
     return found
@@ -339,7 +343,10 @@ def _judged(problem: Problem, network: nn.Module) -> tuple[dict[str, float], dic
     """The metrics by task, and the further ones by task and name, from one pass over the images."""
     asked = [*problem.metrics.items(), *problem.further]
     batch_size = problem.options.batch_size
-    values = evaluate_each(network, problem.test, problem.targets, asked, batch_size=batch_size)
+    if (labelled := problem.labelled) is not None:
+        values = evaluate_each(network, labelled.test, None, asked, batch_size=batch_size)
+    else:
+        values = evaluate_each(network, problem.test, problem.targets, asked, batch_size=batch_size)
     count = len(problem.metrics)
     further: dict[str, dict[str, float]] = {}
     for (task, metric), value in zip(problem.further, values[count:], strict=True):
@@ -349,15 +356,21 @@ def _judged(problem: Problem, network: nn.Module) -> tuple[dict[str, float], dic
 
 def _constant(problem: Problem) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """What the best constant answer under each metric reaches, where one is known."""
-    fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
+    fitted_on: Any
+    targets: Any
+    if (labelled := problem.labelled) is not None:
+        fitted_on, targets = labelled.train, labelled.test
+    else:
+        fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
+        targets = problem.targets
     metrics: dict[str, float] = {}
     further: dict[str, dict[str, float]] = {}
     for task, metric in problem.metrics.items():
         if metric.constant is not None:
-            metrics |= constant_scores(fitted_on, problem.targets, {task: metric})
+            metrics |= constant_scores(fitted_on, targets, {task: metric})
     for task, metric in problem.further:
         if metric.constant is not None:
-            score = constant_scores(fitted_on, problem.targets, {task: metric})[task]
+            score = constant_scores(fitted_on, targets, {task: metric})[task]
             further.setdefault(task, {})[metric.name] = score
     return metrics, further
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from branchnet.data import ImageFolder, load_images
 from branchnet.data.samples import Samples, read_samples
@@ -135,6 +135,31 @@ def find_function(name: str, folder: Path) -> Any:
     if not callable(function):
         raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
     return function
+
+
+def find_loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
+    """The loss that `package.module:function` names.
+
+    Args:
+        name: the name.
+        folder: where the config lies.
+
+    Returns:
+        A function of (output, labels of a batch).
+
+    Raises:
+        SpecError: no such function, a class, or one that takes other arguments.
+    """
+    found: Callable[[Any, Any], Tensor] = find_function(name, folder)
+    if inspect.isclass(found):
+        raise SpecError(f"loss {name!r} is a class (expected a function of an output and the labels of a batch)")
+    try:
+        inspect.signature(found).bind(None, None)
+    except TypeError as error:
+        raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
+    except ValueError:  # compiled functions have no signature
+        pass
+    return found
 
 
 def call_factory(name: str, folder: Path) -> Any:

@@ -123,5 +123,5 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     content = (tmp_path / "weights.pt").read_bytes()
     for kept in (0, 10, len(content) // 2):
         (tmp_path / "cut.pt").write_bytes(content[:kept])
-        with pytest.raises(CheckpointError, match="cut.pt cannot be read as weights"):
+        with pytest.raises(CheckpointError, match=r"cut\.pt cannot be read as weights"):
             load_weights(network(), tmp_path / "cut.pt")

@@ -20,7 +20,13 @@ from torch.utils.data import DataLoader
 
 from branchnet.affinity.features.isolation import device_of
 from branchnet.affinity.measures.multi_task_trunk import Cut, Trunk, trunk_of
-from branchnet.affinity.measures.optimizer_step import Gradients, stepped_weights, task_gradients, zero_gradients
+from branchnet.affinity.measures.optimizer_step import (
+    Gradients,
+    joint_step,
+    stepped_weights,
+    task_gradients,
+    zero_gradients,
+)
 from branchnet.affinity.tensor import Affinity
 from branchnet.data.call_forms import Inputs, described
 from branchnet.data.collation import moved
@@ -106,6 +112,7 @@ def gradient_affinity(
     control: bool = True,
     autocast: torch.dtype | None = None,
     train_step: Callable[[Any, Mapping[str, Any]], None] | None = None,
+    every: int | None = None,
     bootstrap: int = 100,
     seed: int = 0,
 ) -> Affinity:
@@ -116,7 +123,7 @@ def gradient_affinity(
 
     Args:
         model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
-            is in; parameters, gradients, buffers, optimizer and random state are left as they were.
+            is in; parameters, gradients, buffers, optimizer and random state are left as they were, but with `every`.
         batches: of (inputs, {task: target}), in a list, a DataLoader, or any iterable, which is read once; or samples
             of that form, in tensors, a Dataset, or an IterableDataset. They are moved to the model's device. A task
             whose target is absent or None is left out of that batch.
@@ -131,7 +138,11 @@ def gradient_affinity(
         control: then subtract what a step with zero gradients does.
         autocast: run under `torch.autocast` with this dtype. The look-ahead is a difference of losses: outputs rounded
             to half precision limit what it can resolve, first-order products less.
-        train_step: called with every batch after it was probed, to average over a training run.
+        train_step: called with every batch, after it was probed, to average over a training run.
+        every: train the tasks jointly on the batches, one step a batch, and probe every so many steps, from the first
+            on; the paper probes every tenth. The model and heads that are modules are trained in place, in the mode
+            that they are in, on the sum of the losses: with `optimizer`, or with plain steps of `learning_rate`. With
+            `train_step` that trains in place of this.
         bootstrap: number of resamplings of the batches.
         seed: of the resampling.
 
@@ -157,19 +168,22 @@ def gradient_affinity(
     True
     """
     trunk = trunk_of(model, heads)
-    _check(trunk, losses, method)
+    _check(trunk, losses, method, every)
     cost = probing_cost(
         len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=control and optimizer is not None
     )
     logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
     device = device_of(trunk.nodes[0][0])
     step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
+    if every is not None and train_step is None:
+        train_step = joint_step(trunk, losses, learning_rate, optimizer, autocast)
     values: list[Matrix] = []
     samples = read_samples(batches, call_form(model), labels=True, lists="batches", once=True)
     with progress_bar("probing gradients", _length(batches), shown=sys.stderr.isatty()) as advance:
-        for batch in samples.batches(batch_size):
-            inputs, targets = moved((batch.inputs, _by_task(batch.labels, len(values))), device)
-            values.append(step.measure(inputs, targets, len(values)))
+        for number, batch in enumerate(samples.batches(batch_size)):
+            inputs, targets = moved((batch.inputs, _by_task(batch.labels, number)), device)
+            if number % (every or 1) == 0:
+                values.append(step.measure(inputs, targets, number))
             if train_step is not None:
                 train_step(inputs, targets)
             advance()
@@ -179,7 +193,9 @@ def gradient_affinity(
     return _summarise(np.stack(values), trunk, locations, method, bootstrap, seed)
 
 
-def _check(trunk: Trunk, losses: Losses, method: Method) -> None:
+def _check(trunk: Trunk, losses: Losses, method: Method, every: int | None) -> None:
+    if every is not None and every < 1:
+        raise AffinityError(f"every is {every}; expected 1 or more: so many steps from one probed batch to the next")
     if method not in get_args(Method):
         raise AffinityError(f"method is {method!r}; expected one of {get_args(Method)}")
     missing = [task for task in trunk.tasks if task not in losses]

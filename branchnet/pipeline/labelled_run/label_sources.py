@@ -121,8 +121,7 @@ def _forms(opened: Mapping[str, Any], tasks: list[str]) -> dict[str, LabelForm]:
         forms = getattr(source, "label_forms", None)
         if not isinstance(forms, Mapping):
             raise DataError(
-                f"{name}: {type(source).__name__} has no label_forms; expected {{task: branchnet.data.LabelForm(...)}}, "
-                "which says what its labels are"
+                f"{name}: {type(source).__name__} has no label_forms; expected {{task: branchnet.data.LabelForm(...)}}"
             )
         if missing := [task for task in tasks if task not in forms]:
             raise DataError(f"{name} has no labels of {', '.join(missing)}; expected those of all networks")

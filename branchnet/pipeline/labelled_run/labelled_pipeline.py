@@ -1,4 +1,4 @@
-"""The whole way with labels: missing networks are trained, the tree is found, the branched network trained and judged."""
+"""The whole way with labels: networks that are missing, the tree, the branched network, and what was measured."""
 
 from __future__ import annotations
 

@@ -62,13 +62,13 @@ def make_network(wanted: NetworkConfig, folder: Path) -> Any:
     return call_factory(str(wanted.factory), folder)
 
 
-def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Samples:
+def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module] | None = None) -> Samples:
     """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
 
     Args:
         config: the config.
         folder: where it lies.
-        networks: the networks, which may say what images they want.
+        networks: the networks by task, which may say what images they want.
 
     Returns:
         The reader of K images.
@@ -83,7 +83,7 @@ def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Modul
     source = one_source(wanted)
     if source == "factory":
         return as_samples(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
-    done = preprocessing(config, networks)
+    done = preprocessing(config, networks or {})
     how: dict[str, Any] = {"size": done.size, "mean": done.mean, "std": done.std}
     if source == "npz":
         return read_samples(load_images(folder / cast(Path, wanted.npz), **how))

@@ -27,8 +27,8 @@ class Source:
     Attributes:
         networks: by task, with their weights, on the wanted device and of the wanted type.
         example: one input.
-        images: all inputs; None where a specification describes nothing but their form, or a config names labelled
-            samples.
+        images: all inputs; of a config with labels those of `train`; None where a specification describes nothing but
+            their form.
         config: what the config says; None for a specification.
     """
 
@@ -188,10 +188,8 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     import torch
 
     from branchnet.data.collation import placed as placed_copy
-    from branchnet.data.samples import read_samples
-    from branchnet.pipeline.config.config_sources import make_networks, read_images
+    from branchnet.pipeline.config.config_sources import make_networks
     from branchnet.specification.realisation import interface_of, make_all
-    from branchnet.stages.interface import call_form
 
     if not path.is_dir() and is_specification(path):
         spec = read_spec(path)
@@ -200,24 +198,23 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
-    if config.images is None:
-        return Source(networks, placed(_labelled_example(config, path.parent, networks), device, dtype), None, config)
-    images = read_samples(read_images(config, path.parent, networks), call_form(next(iter(networks.values()))))
+    images = _inputs(config, path.parent, networks)
     example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
 
 
-def _labelled_example(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Any:
-    """One input of the samples with labels that a config names."""
-    import torch
-
+def _inputs(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Samples:
+    """The images that a config names, or the inputs of its samples with labels to train on."""
     from branchnet.data.samples import read_samples
+    from branchnet.pipeline.config.config_sources import read_images
     from branchnet.pipeline.labelled_run.label_sources import read_sources
     from branchnet.pipeline.labelled_run.prepared_samples import InputsAlone
     from branchnet.stages.interface import call_form
 
-    inputs = InputsAlone(read_sources(config, folder, networks).train)
-    return read_samples(inputs, call_form(next(iter(networks.values())))).take(torch.tensor([0])).inputs
+    form = call_form(next(iter(networks.values())))
+    if config.images is None:
+        return read_samples(InputsAlone(read_sources(config, folder, networks).train), form)
+    return read_samples(read_images(config, folder, networks), form)
 
 
 def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> dict[str, nn.Module]:

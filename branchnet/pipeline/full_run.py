@@ -13,10 +13,11 @@ from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget
 from branchnet.data.samples import Source
 from branchnet.pipeline.config.run_config import Kind, RunOptions
+from branchnet.pipeline.measuring_steps import Results, judge
 from branchnet.pipeline.problem import Problem, make_problem
 from branchnet.pipeline.run_outputs import write_results
 from branchnet.pipeline.run_result import RunResult
-from branchnet.pipeline.steps import Results, Trees, find_trees, judge, train_networks
+from branchnet.pipeline.steps import Trees, find_trees, train_networks
 from branchnet.pipeline.workspace import Workspace
 from branchnet.reporting import TaskSamples, report
 from branchnet.utils.modes import evaluation_mode

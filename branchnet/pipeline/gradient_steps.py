@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.affinity import Affinity, gradient_affinity
-from branchnet.affinity.measures.gradient import probing_cost
+from branchnet.affinity.probing_costs import probing_cost
 from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.clustering import Tree
 from branchnet.data.collation import gather, placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset
 
 from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, to_images
@@ -20,6 +19,7 @@ from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError, TrainingError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
+from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 from branchnet.training import (
@@ -38,25 +38,6 @@ VALIDATION = 128
 VALIDATION_SHARE = 0.1
 READ_TWICE = 8
 """Samples that are read a second time, to notice random augmentation before anything takes long."""
-
-
-@dataclass(frozen=True)
-class LabelledTraining:
-    """What branched networks are trained on after distillation, and what all networks are measured on.
-
-    Attributes:
-        train: samples to train on, (input, {task: label or None}).
-        validation: others, by which states of training are chosen.
-        test: others, on which networks are measured.
-        losses: by task.
-        settings: further settings of `branchnet.fit`.
-    """
-
-    train: Dataset[Any]
-    validation: Dataset[Any]
-    test: Dataset[Any]
-    losses: Mapping[str, Callable[[Any, Any], Tensor]]
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from branchnet.affinity.measures.optimizer_step import (
     task_gradients,
     zero_gradients,
 )
+from branchnet.affinity.probing_costs import Method, probing_cost
 from branchnet.affinity.tensor import Affinity
 from branchnet.data.call_forms import Inputs, described
 from branchnet.data.collation import moved
@@ -35,7 +36,6 @@ from branchnet.errors import AffinityError
 from branchnet.stages.interface import call_form
 from branchnet.utils.progress import progress_bar
 
-Method: TypeAlias = Literal["lookahead", "first-order", "cosine"]
 Matrix: TypeAlias = npt.NDArray[np.float64]
 Losses: TypeAlias = Mapping[str, Callable[[Any, Any], Tensor]]
 Cuts: TypeAlias = dict[tuple[int, int], Cut]
@@ -47,55 +47,6 @@ _NAMES = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ProbingCost:
-    """What one probed batch costs, on top of its ordinary forward pass.
-
-    Attributes:
-        backwards: backward passes through heads and trunk.
-        trunk_forwards: forward passes through the trunk; a pass through its last stages counts as their share of D.
-        head_forwards: forward passes through single heads, those of the ordinary pass included.
-    """
-
-    backwards: int
-    trunk_forwards: float
-    head_forwards: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.backwards} backward passes, {self.trunk_forwards:g} trunk forwards and {self.head_forwards} head "
-            "forwards per batch"
-        )
-
-
-def probing_cost(
-    tasks: int, stages: int, *, method: Method = "lookahead", per_stage: bool = True, control: bool = False
-) -> ProbingCost:
-    """What `gradient_affinity` will cost per batch for a trunk that all tasks share; a branched one costs less.
-
-    With N tasks and D stages: N backward passes; the whole-trunk look-ahead N trunk forwards and N * N + N head
-    forwards; per stage D * N forwards through the rest of the trunk and D * N * N + N head forwards; the control one
-    more step; first-order and cosine nothing beyond the N backward passes.
-
-    Args:
-        tasks: N.
-        stages: D.
-        method: as `gradient_affinity` takes it.
-        per_stage: as `gradient_affinity` takes it.
-        control: whether the control is measured too, as it is with an optimizer.
-
-    Returns:
-        Numbers of passes; `str()` of it is a sentence.
-    """
-    steps = tasks + int(control)  # one control serves all tasks: a step without gradients is the same for each of them
-    if method != "lookahead":
-        return ProbingCost(tasks, 0, tasks)
-    if not per_stage:
-        return ProbingCost(tasks, steps, steps * tasks + tasks)
-    # From stage d on, (D - d) / D of the trunk is run: summed over d, (D + 1) / 2 trunks.
-    return ProbingCost(tasks, steps * (stages + 1) / 2, stages * steps * tasks + tasks)
 
 
 def gradient_affinity(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, Subset
 
-from branchnet.data import LabelForm, LabelledTable
+from branchnet.data import LabelForm, LabelledImages, LabelledTable
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.config_sources import call_factory, find_loss
 from branchnet.pipeline.config.preprocessing import preprocessing
@@ -143,15 +143,21 @@ def loss_of_first_tensor(loss: Callable[[Tensor, Any], Tensor], output: Any, lab
 
 
 def _refuse_shared(opened: Mapping[str, Any]) -> None:
-    """Refuse a sample that is in two splits, as far as samples have names."""
-    seen: dict[tuple[str, str], str] = {}
+    """Refuse a sample that is in two of the sources, as far as files or official splits tell."""
+    seen: dict[tuple[str, ...], str] = {}
     for name, source in opened.items():
-        described = getattr(source, "_description", None)
-        of_files = isinstance(getattr(source, "names", None), list | tuple) and not getattr(described, "inputs", ())
-        root = str(getattr(source, "root", getattr(source, "_folder", "")))
-        for sample in source.names if of_files and root else ():
-            if seen.setdefault((root, sample), name) != name:
-                raise DataError(f"{sample!r} is in `{seen[root, sample]}` and in `{name}`; expected it in one of them")
+        for sample in _places(source):
+            if seen.setdefault(sample, name) != name:
+                raise DataError(f"{sample[-1]!r} is in `{seen[sample]}` and in `{name}`; expected it in one of them")
+
+
+def _places(source: Any) -> list[tuple[str, ...]]:
+    """What says where samples are: files of a described table, or the split of a data set."""
+    if isinstance(source, LabelledTable):
+        return [(str(source.place), name) for name in source.names]
+    if isinstance(source, LabelledImages):
+        return [(type(source).__name__, str(source.root), source.split)]
+    return []
 
 
 def _set_aside(train: Dataset[Any], seed: int) -> tuple[Dataset[Any], Dataset[Any]]:

@@ -16,13 +16,15 @@ from branchnet.errors import BudgetError, DataError
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.full_run import finish
 from branchnet.pipeline.labelled_run.label_sources import LabelSources, read_sources
+from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
 from branchnet.pipeline.labelled_run.prepared_samples import InputsAlone
 from branchnet.pipeline.labelled_run.single_training import fit_settings, train_missing, untrained
+from branchnet.pipeline.measuring_steps import judge
 from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
 from branchnet.pipeline.plans.run_plan import plan_run
-from branchnet.pipeline.problem import VALIDATION, LabelledTraining, Problem, probe_of, weights_hash
+from branchnet.pipeline.problem import VALIDATION, Problem, probe_of, weights_hash
 from branchnet.pipeline.run_result import RunResult
-from branchnet.pipeline.steps import find_trees, judge, train_networks
+from branchnet.pipeline.steps import find_trees, train_networks
 from branchnet.pipeline.workspace import Workspace
 from branchnet.stages import split_all
 from branchnet.stages.interface import call_form

@@ -40,8 +40,12 @@ class PreparedSamples(Dataset[Any]):
         if size is None and callable(read := getattr(source, "labels", None)):
             self.labels = read  # labels without inputs, for what needs no more
         if size is not None:
-            from torchvision.transforms import v2
-
+            try:
+                from torchvision.transforms import v2
+            except ImportError as error:
+                raise DataError(
+                    f"size: {size}: images with labels are resized by torchvision; expected the extra `vision`"
+                ) from error
             self._reader = Augmented(source, v2.Compose([v2.Resize(size), v2.CenterCrop(size)]))
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from branchnet.affinity import Affinity, rsa
-from branchnet.builder import BranchedNetwork, build
+from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.builder.weights.donors import Donors
 from branchnet.clustering import (
     SearchResult,

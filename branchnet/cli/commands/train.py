@@ -50,7 +50,7 @@ def train(config: Config, *, options: TrainOptions = TrainOptions()) -> None:
     architecture starts from those of the config's networks. The best state on `validation` is kept; `test`, where the
     config names it, is what the table is measured on. Interrupted, the same command goes on where it stopped.
 
-    Example: `branchnet train labelled.yaml --branched architecture.yaml --out trained`
+    Example: `branchnet train branchnet-demo/run.yaml --branched branched --out trained`
     """
     from branchnet.cli.loading import changed, read_config, read_networks, read_spec
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say

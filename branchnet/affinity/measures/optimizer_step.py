@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -87,8 +87,7 @@ def joint_step(
         A function of (inputs, targets by task).
 
     Raises:
-        AffinityError: neither or both of `learning_rate` and `optimizer`; a function that the optimizer cannot train
-            is left alone.
+        AffinityError: neither or both of `learning_rate` and `optimizer`.
     """
     modules = [node for stage in trunk.nodes for node in stage]
     modules += [head for head in trunk.heads if isinstance(head, nn.Module)]
@@ -100,7 +99,9 @@ def joint_step(
     def step(inputs: Any, targets: Mapping[str, Any]) -> None:
         present = [number for number, task in enumerate(trunk.tasks) if targets.get(task) is not None]
         device = device_of(trunk.nodes[0][0])
-        precision = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
+        precision: AbstractContextManager[Any] = (
+            nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
+        )
         with torch.enable_grad():
             own.zero_grad()
             with precision:

@@ -80,7 +80,7 @@ class InputsAlone(Dataset[Any]):
 
 
 class OneTask(Dataset[Any]):
-    """The inputs and the labels of one task, for a network of that task alone; None for a label that is missing."""
+    """The inputs and the labels of one task, by its name: a batch may have none of them."""
 
     def __init__(self, source: Any, task: str) -> None:
         self._source, self._task = source, task
@@ -88,9 +88,9 @@ class OneTask(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, Any]]:
         inputs, labels = self._source[index]
-        return inputs, labels[self._task]
+        return inputs, {self._task: labels[self._task]}
 
 
 def known_labels_of(labels: Mapping[str, Any]) -> dict[str, Any]:

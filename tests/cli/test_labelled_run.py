@@ -43,7 +43,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "fit": {"steps": 3, "batch_size": 8, "learning_rate": 0.01, "every": 1},
         "stitch_steps": 2,
         "locations": 2,
-        "probe": 12,
+        "probe": 20,
         "budget": "90% params",
     }
     return {name: value for name, value in (made | changes).items() if value is not None}

@@ -40,7 +40,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "train": {"table": "data.yaml", "split": "train"},
         "validation": {"table": "data.yaml", "split": "val"},
         "test": {"table": "data.yaml", "split": "test"},
-        "fit": {"steps": 3, "batch_size": 8, "learning_rate": 0.01, "every": 1},
+        "fit": {"steps": 3, "batch_size": 8, "learning_rate": 0.01, "every": 1, "keep": "last"},
         "stitch_steps": 2,
         "locations": 2,
         "probe": 20,
@@ -115,6 +115,7 @@ def test_a_run_with_labels_goes_from_names_to_measurements(walker: Walker) -> No
     names = ["separate", "branched", "before training", "without stitches", "constant"]
     assert list(told["networks"]) == names
     assert told["metrics"] == {"depth": "RMSE m", "scene": "accuracy %"}
+    assert told["networks"]["branched"]["metrics"] != told["networks"]["before training"]["metrics"]
     test = LabelledTable("data.yaml", "test")
     branched = branchnet.load("run-branched")
     for task in ("depth", "scene"):

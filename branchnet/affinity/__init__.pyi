@@ -2,9 +2,9 @@ from .measure_options import Options as Options
 from .measures.canonical_correlation import procrustes as procrustes
 from .measures.canonical_correlation import pwcca as pwcca
 from .measures.canonical_correlation import svcca as svcca
-from .measures.gradient import ProbingCost as ProbingCost
+from .probing_costs import ProbingCost as ProbingCost
 from .measures.gradient import gradient_affinity as gradient_affinity
-from .measures.gradient import probing_cost as probing_cost
+from .probing_costs import probing_cost as probing_cost
 from .measures.kernel_alignment import cka as cka
 from .measures.pair_measurements import PairMeasurements as PairMeasurements
 from .measures.pair_measurements import measured_affinity as measured_affinity

@@ -80,9 +80,7 @@ class Probe:
             )
 
 
-def read_probe(
-    source: Source, batch_size: int, form: CallForm | None = None, *, fewest: int = MINIMUM_INPUTS
-) -> Probe:
+def read_probe(source: Source, batch_size: int, form: CallForm | None = None, *, fewest: int = MINIMUM_INPUTS) -> Probe:
     """Read the probe once: count its inputs and fix its content.
 
     Args:

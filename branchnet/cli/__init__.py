@@ -22,6 +22,7 @@ VERBS = {
     "group": "Divide tasks into groups, each with a network of its own.",
     "build": "Make the branched network, with donors' weights.",
     "distill": "Train it to give the single-task networks' outputs.",
+    "train": "Train a branched network on labels.",
     "bench": "Time it against the single-task networks.",
     "report": "Costs and latencies as tables or as one page.",
     "export": "Write it for deployment.",

@@ -27,7 +27,8 @@ class Source:
     Attributes:
         networks: by task, with their weights, on the wanted device and of the wanted type.
         example: one input.
-        images: all inputs; None where a specification describes nothing but their form.
+        images: all inputs; of a config with labels those of `train`; None where a specification describes nothing but
+            their form.
         config: what the config says; None for a specification.
     """
 
@@ -75,8 +76,11 @@ def changed(config: RunConfig, **options: Any) -> RunConfig:
     from branchnet.specification.validation import model_problems
 
     given = {key: value for key, value in options.items() if value is not None}
+    kept = config.model_dump(exclude_unset=True)
+    if isinstance(kept.get("distill"), dict):  # an option stands for the section's setting, too
+        kept["distill"] = {key: value for key, value in kept["distill"].items() if key not in given}
     try:
-        return type(config).model_validate(config.model_dump() | given)
+        return type(config).model_validate(kept | given)
     except ValidationError as error:
         problems = model_problems(error, type(config))
         raise SpecError([f"--{str(keys[0]).replace('_', '-')}: {text}" for keys, text in problems]) from error
@@ -91,11 +95,11 @@ def is_specification(path: Path) -> bool:
 
 
 def _is_config(path: Path) -> bool:
-    """Whether a YAML file claims to be a config: it has `images`, which no architecture has, and no tree."""
+    """Whether a YAML file claims to be a config: it has `images` or `train`, which no architecture has, and no tree."""
     from branchnet.specification.strict_yaml import read_document
 
     data = read_document(path).data
-    return isinstance(data, dict) and "images" in data and not is_specification(path)
+    return isinstance(data, dict) and bool({"images", "train"} & set(data)) and not is_specification(path)
 
 
 def read_spec(path: Path) -> Architecture:
@@ -205,10 +209,8 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
     import torch
 
     from branchnet.data.collation import placed as placed_copy
-    from branchnet.data.samples import read_samples
-    from branchnet.pipeline.config.config_sources import make_networks, read_images
+    from branchnet.pipeline.config.config_sources import make_networks
     from branchnet.specification.realisation import interface_of, make_all
-    from branchnet.stages.interface import call_form
 
     if not path.is_dir() and is_specification(path):
         spec = read_spec(path)
@@ -217,9 +219,23 @@ def read_source(path: Path, *, device: str | None = None, dtype: str | None = No
         return Source(placed_networks(networks, device, dtype), placed(example, device, dtype))
     config = read_config(path)
     networks = placed_networks(make_networks(config, path.parent), device, dtype)
-    images = read_samples(read_images(config, path.parent), call_form(next(iter(networks.values()))))
+    images = _inputs(config, path.parent, networks)
     example = placed_copy(images.take(torch.tensor([0])).inputs, torch.device("cpu"))
     return Source(networks, placed(example, device, dtype), images, config)
+
+
+def _inputs(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> Samples:
+    """The images that a config names, or the inputs of its samples with labels to train on."""
+    from branchnet.data.samples import read_samples
+    from branchnet.pipeline.config.config_sources import read_images
+    from branchnet.pipeline.labelled_run.label_sources import read_sources
+    from branchnet.pipeline.labelled_run.prepared_samples import InputsAlone
+    from branchnet.stages.interface import call_form
+
+    form = call_form(next(iter(networks.values())))
+    if config.images is None:
+        return read_samples(InputsAlone(read_sources(config, folder, networks).train), form)
+    return read_samples(read_images(config, folder, networks), form)
 
 
 def read_networks(config: Path | None, tasks: tuple[str, ...] | None = None) -> dict[str, nn.Module]:

@@ -1,4 +1,7 @@
-"""Weights in safetensors files: written atomically, checked against the module before a single value is copied."""
+"""Weights in files: written as safetensors, atomically; read from these or from files of `torch.save`.
+
+They are checked against the module before a single value is copied.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from branchnet.deploy.torch_files import SUFFIXES, read_torch_file
 from branchnet.errors import CheckpointError
 from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum, described
@@ -61,14 +65,22 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         module: the module, changed in place.
-        path: a safetensors file.
+        path: a safetensors file; or one of `torch.save`, .pt or .pth, which is read with `weights_only=True`: tensors
+            in a section `state_dict`, `model_state_dict`, `model` or `ema` are found, and prefixes of wrappers
+            (`module.`, `_orig_mod.`, `model.`) removed from their names, which one log message says.
 
     Raises:
         CheckpointError: the file is missing or damaged, or a key, a shape or a type is not what the module expects;
-            every difference is named.
+            every difference is named. A .pt or .pth file with other objects than tensors and plain values.
+
+    >>> import tempfile
+    >>> network, folder = nn.Linear(2, 1), tempfile.mkdtemp()
+    >>> torch.save({"state_dict": network.state_dict()}, f"{folder}/trained.pth")
+    >>> branchnet.deploy.load_weights(nn.Linear(2, 1), f"{folder}/trained.pth")
     """
-    stored = read_weights(path)
     state = module.state_dict(keep_vars=True)
+    torch_file = Path(path).suffix.lower() in SUFFIXES
+    stored = read_torch_file(path, state) if torch_file else read_weights(path)
     aliases = _aliases(state)
     found = {aliases[name] for name in stored if name in aliases}
     problems = [f"{name}: not in the file" for name in state if aliases[name] == name and name not in found]

@@ -4,17 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks, SeparateNetworks
-from branchnet.data.samples import Source
+from branchnet.data.collation import placed
+from branchnet.data.samples import Source, read_samples
 from branchnet.pipeline.config.run_config import Kind, RunOptions
 from branchnet.pipeline.problem import divide, donor_outputs, metrics_of, set_aside
 from branchnet.reporting import ComparedNetwork, Comparison
+from branchnet.stages import split_all
 from branchnet.training import Teachers, distill, evaluate, reestimate_batchnorm
-from branchnet.training.scope import Scope
+
+STITCH_SETTINGS = ("temperature", "precision", "accumulate", "clip", "compile")
+"""Settings of the section `distill` that hold for the stitching layers alone, too."""
+
+
+def teachers_for(
+    networks: Mapping[str, nn.Module],
+    staged: Mapping[str, nn.Module],
+    images: Source,
+    options: RunOptions,
+    kinds: Mapping[str, Kind],
+) -> Teachers:
+    """The teachers that a run's settings ask for.
+
+    Args:
+        networks: the single-task networks by task.
+        staged: the same, split, whose features can be matched.
+        images: K samples to train on.
+        options: how it is trained.
+        kinds: the kind of each task.
+
+    Returns:
+        The teachers.
+    """
+    settings = options.distillation
+    return Teachers(
+        networks if settings.get("match", "outputs") == "outputs" else staged,
+        images,
+        batch_size=options.batch_size,
+        kinds=kinds,
+        temperature=settings.get("temperature", 1.0),
+    )
+
+
+def example_of(images: Source, networks: Mapping[str, nn.Module]) -> Any:
+    """One input, as the networks take it, where they are."""
+    device = next(next(iter(networks.values())).parameters()).device
+    return placed(read_samples(images).take(torch.tensor([0])).inputs, device)
 
 
 def distil_and_compare(
@@ -51,7 +91,9 @@ def distil_and_compare(
     for number, one in enumerate(_each(branched)):
         if options.steps:
             file = checkpoint if one is branched or checkpoint is None else _numbered(checkpoint, number)
-            own = {task: networks[task] for task in one.tasks}
+            own: Mapping[str, nn.Module] = {task: networks[task] for task in one.tasks}
+            if options.distillation.get("match", "outputs") != "outputs":
+                own = split_all(own, example_of(train, own), locations=list(one.locations))
             known = {task: kind for task, kind in kinds.items() if task in own}
             distill_in_two_steps(one, own, train, validation, options, kinds=known, checkpoint=file)
         else:
@@ -87,27 +129,10 @@ def distill_in_two_steps(
         checkpoint: a file to resume the second step from after an interruption; one next to it is for the first.
         name: what the progress bars say.
     """
-    phases: list[tuple[Scope, int, float | Literal["auto"] | None]] = [
-        ("stitches", options.stitch_steps if branched.stitches else 0, None),
-        ("all", options.steps, options.learning_rate),
-    ]
-    for scope, steps, rate in phases:
-        if steps:
-            file = checkpoint if scope == "all" or checkpoint is None else _first_checkpoint(checkpoint)
-            distill(
-                branched,
-                networks,
-                train,
-                steps=steps,
-                batch_size=options.batch_size,
-                learning_rate=rate,
-                scope=scope,
-                kinds=kinds,
-                validation=validation,
-                seed=options.seed,
-                checkpoint=file,
-                description=f"distil {name}" if scope == "all" else f"distil stitches of {name}",
-            )
+    if options.steps:
+        files = checkpoint, None if checkpoint is None else _first_checkpoint(checkpoint)
+        distill_stitches(branched, networks, train, validation, options, kinds=kinds, checkpoint=files[1], name=name)
+        distill_whole(branched, networks, train, validation, options, kinds=kinds, checkpoint=files[0], name=name)
     if checkpoint is not None:
         _first_checkpoint(checkpoint).unlink(missing_ok=True)
 
@@ -118,6 +143,86 @@ def _each(network: BranchedNetwork | GroupedNetworks) -> tuple[BranchedNetwork, 
 
 def _numbered(checkpoint: Path, number: int) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.{number}{checkpoint.suffix}")
+
+
+def distill_stitches(
+    branched: BranchedNetwork,
+    networks: Mapping[str, nn.Module] | Teachers,
+    train: Source,
+    validation: Source,
+    options: RunOptions,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    checkpoint: Path | None = None,
+    name: str = "branched",
+) -> None:
+    """Distil the stitching layers alone, which match outputs at the default rate; nothing where there are none.
+
+    Args:
+        branched: as `distill_in_two_steps` takes it, and so are the other arguments.
+        networks: its single-task networks, or teachers on `train`.
+        train: images to train on.
+        validation: other images.
+        options: how it is trained.
+        kinds: the kinds of some tasks.
+        checkpoint: a file to resume from.
+        name: what the progress bar says.
+    """
+    if not branched.stitches or not options.stitch_steps:
+        return
+    distill(
+        branched,
+        networks,
+        train,
+        steps=options.stitch_steps,
+        batch_size=options.batch_size,
+        scope="stitches",
+        kinds=kinds,
+        validation=validation,
+        seed=options.seed,
+        checkpoint=checkpoint,
+        description=f"distil stitches of {name}",
+        **{key: value for key, value in options.distillation.items() if key in STITCH_SETTINGS},
+    )
+
+
+def distill_whole(
+    branched: BranchedNetwork,
+    networks: Mapping[str, nn.Module] | Teachers,
+    train: Source,
+    validation: Source,
+    options: RunOptions,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    checkpoint: Path | None = None,
+    name: str = "branched",
+) -> None:
+    """Distil the whole network, as the section `distill` says.
+
+    Args:
+        branched: as `distill_in_two_steps` takes it, and so are the other arguments.
+        networks: its single-task networks, or teachers on `train`.
+        train: images to train on.
+        validation: other images.
+        options: how it is trained.
+        kinds: the kinds of some tasks.
+        checkpoint: a file to resume from.
+        name: what the progress bar says.
+    """
+    distill(
+        branched,
+        networks,
+        train,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        kinds=kinds,
+        validation=validation,
+        seed=options.seed,
+        checkpoint=checkpoint,
+        description=f"distil {name}",
+        **options.distillation,
+    )
 
 
 def _first_checkpoint(checkpoint: Path) -> Path:

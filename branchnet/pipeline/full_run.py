@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -15,10 +15,11 @@ from branchnet.data.arguments import check_by_task
 from branchnet.data.samples import Source
 from branchnet.errors import SpecError
 from branchnet.pipeline.config.run_config import Kind, RunOptions
+from branchnet.pipeline.measuring_steps import Results, judge
 from branchnet.pipeline.problem import Problem, make_problem
 from branchnet.pipeline.run_outputs import write_results
 from branchnet.pipeline.run_result import RunResult
-from branchnet.pipeline.steps import Results, Trees, find_trees, judge, train_networks
+from branchnet.pipeline.steps import Trees, find_trees, train_networks
 from branchnet.pipeline.workspace import Workspace
 from branchnet.reporting import TaskSamples, report
 from branchnet.utils.modes import evaluation_mode
@@ -42,8 +43,10 @@ def run(
     steps: int = 1000,
     stitch_steps: int = 200,
     batch_size: int = 32,
-    learning_rate: float = 1e-4,
-    baselines: Sequence[str] = ("shared", "random"),
+    learning_rate: float | Literal["auto"] = "auto",
+    compare: bool = False,
+    baselines: Sequence[str] | None = None,
+    distill: Mapping[str, Any] | None = None,
     random_trees: int = 3,
     donor: str | None = None,
     seed: int = 0,
@@ -78,8 +81,12 @@ def run(
         stitch_steps: batches of distillation of the stitching layers alone, before that; none where `steps` is 0. The
             best state on images held out from the training part is kept.
         batch_size: images in a batch.
-        learning_rate: peak learning rate of whole networks; trained networks forget at much higher ones.
-        baselines: what the chosen tree is compared with, trained in the same way: `"shared"`, `"random"`, or nothing.
+        learning_rate: peak learning rate of whole networks, which forget at high ones; `"auto"`: the largest that a
+            short range test finds harmless.
+        compare: train the fully shared network and random trees in the same way, to compare the chosen tree with.
+        baselines: which of `"shared"` and `"random"`, in place of `compare`.
+        distill: further settings of `branchnet.distill` for whole networks: `match`, `temperature`, `every`, `keep`,
+            `patience`, `schedule`, `weights`, `divide_rate`, `precision`, `accumulate`, `clip`, `compile`.
         random_trees: how many random trees of about the chosen one's size, fewer where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from; None for the donors with which the
             stitched tasks lose least.
@@ -107,7 +114,7 @@ def run(
         >>> made = branchnet.create("branchnet:scene_network", outputs=1, width=4)
         >>> nets = {"depth": made, "edges": branchnet.create("branchnet:scene_network", outputs=1, width=4)}
         >>> images = scenes(30, size=32).images
-        >>> result = branchnet.run(nets, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
+        >>> result = branchnet.run(nets, images, "80% params", steps=2, compiled=False, quiet=True)
         >>> list(result.network(images[:2]))
         ['depth', 'edges']
         >>> [network.name for network in result.comparison.networks]
@@ -123,7 +130,9 @@ def run(
         stitch_steps=stitch_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        compare=compare,
         baselines=baselines,
+        distill=distill,
         random_trees=random_trees,
         donor=donor,
         seed=seed,

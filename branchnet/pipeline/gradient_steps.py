@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.affinity import Affinity, gradient_affinity
-from branchnet.affinity.measures.gradient import probing_cost
+from branchnet.affinity.probing_costs import probing_cost
 from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.clustering import Tree
 from branchnet.data.collation import gather, placed
 from branchnet.data.samples import Source, count_samples, read_samples
 from branchnet.errors import DataError, SpecError
-from branchnet.pipeline.config.config_sources import call_factory, find_function
+from branchnet.pipeline.config.config_sources import call_factory, find_loss
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
 from branchnet.pipeline.problem import divide, held_out_rows
@@ -29,6 +28,8 @@ from branchnet.stages import split_all
 from branchnet.stages.interface import call_form
 from branchnet.training import fit
 
+JOINT_RATE = 1e-3
+"""Of joint training from donors' weights, where the config says `auto`."""
 METHODS: Mapping[str, Any] = {"lookahead": "lookahead", "first-order": "first-order", "gradient-cosine": "cosine"}
 
 
@@ -72,21 +73,8 @@ def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
     return Labelled(
         images=divide(images, config)[0],
         labels=gather(labels, torch.tensor(held_out_rows(count, config.held_out, config.seed)[0])),
-        losses={task: _loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
+        losses={task: find_loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
     )
-
-
-def _loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
-    found: Callable[[Any, Any], Tensor] = find_function(name, folder)
-    if inspect.isclass(found):
-        raise SpecError(f"loss {name!r} is a class (expected a function of an output and the labels of a batch)")
-    try:
-        inspect.signature(found).bind(None, None)
-    except TypeError as error:
-        raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
-    except ValueError:  # compiled functions have no signature
-        pass
-    return found
 
 
 def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tensor]:
@@ -168,7 +156,72 @@ def measure_gradients(
     )
 
 
-def plan_gradients(network: BranchedNetwork, data: Labelled, options: RunOptions, *, measure: str, train: bool) -> Plan:
+def measure_in_training(
+    network: BranchedNetwork,
+    data: Labelled,
+    options: RunOptions,
+    *,
+    measure: str,
+    every: int,
+    bootstrap: int,
+    seed: int,
+) -> Affinity:
+    """Train the network on the labels, all tasks jointly, and probe every so many steps, as TAG does.
+
+    Args:
+        network: the network that is trained and probed, in training mode.
+        data: images and labels.
+        options: steps and size of batches; the rate of AdamW, whose next step is what is looked ahead at.
+        measure: one of `METHODS`.
+        every: steps from one probed batch to the next.
+        bootstrap: resamplings of the probed batches.
+        seed: of the resampling; the order of batches is the options'.
+
+    Returns:
+        A directed affinity.
+
+    Raises:
+        DataError: no steps to train.
+    """
+    if not options.steps:
+        raise DataError("steps: 0 leaves nothing to probe in training (expected 1 or more)")
+    samples = read_samples(data.images, call_form(network))
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def batches() -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        order: list[int] = []
+        for _ in range(options.steps):
+            if len(order) < options.batch_size:
+                order = torch.randperm(samples.known_count, generator=generator).tolist()
+            rows, order = torch.tensor(order[: options.batch_size]), order[options.batch_size :]
+            yield samples.take(rows).inputs, gather(data.labels, rows)
+
+    rate = JOINT_RATE if options.learning_rate == "auto" else options.learning_rate
+    network.train()
+    try:
+        return gradient_affinity(
+            network,
+            batches(),
+            data.losses,
+            method=METHODS[measure],
+            optimizer=torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=rate),
+            every=every,
+            bootstrap=bootstrap,
+            seed=seed,
+        )
+    finally:
+        network.eval()
+
+
+def plan_gradients(
+    network: BranchedNetwork,
+    data: Labelled,
+    options: RunOptions,
+    *,
+    measure: str,
+    train: bool,
+    every: int | None = None,
+) -> Plan:
     """The plan: training, and probing as `branchnet.affinity.probing_cost` counts it.
 
     Args:
@@ -177,6 +230,7 @@ def plan_gradients(network: BranchedNetwork, data: Labelled, options: RunOptions
         options: sizes and steps.
         measure: one of `METHODS`.
         train: whether the network is trained first.
+        every: steps between two probes of that training; None: it is probed afterwards.
 
     Returns:
         The plan.
@@ -189,7 +243,8 @@ def plan_gradients(network: BranchedNetwork, data: Labelled, options: RunOptions
         work = {"steps": options.steps, "batch_size": options.batch_size, "activations": activations}
         name = f"train the shared network, {options.steps} batches"
         plan = plan_distillation(plan, name, [network], example, **work)
-    count = -(-min(options.probe, count_samples(data.images)) // options.batch_size)
+    inputs = min(options.probe, count_samples(data.images))
+    count = -(-inputs // options.batch_size) if every is None else -(-options.steps // every)
     cost = probing_cost(len(network.tasks), network.tree.depth, method=METHODS[measure])
     passes = (cost.backwards + cost.trunk_forwards / 2) * step_seconds([network], batch_of(example, options.batch_size))
     memory = 2 * memory_of({"": network}) + options.batch_size * activations

@@ -19,6 +19,7 @@ from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError, TrainingError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
+from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
 from branchnet.stages import call
 from branchnet.stages.interface import call_form, explaining
 from branchnet.training import (
@@ -58,6 +59,7 @@ class Problem:
         compiled: whether latencies are measured compiled, too.
         kinds: the kind of each task's output; regression where it is not named.
         further: more metrics, each with its task.
+        labelled: samples with labels on which the networks are trained and measured, in place of `targets`.
     """
 
     networks: Mapping[str, nn.Module]
@@ -73,6 +75,7 @@ class Problem:
     compiled: bool = True
     further: Sequence[tuple[str, Metric]] = ()
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    labelled: LabelledTraining | None = None
 
     @property
     def example(self) -> Any:

@@ -42,7 +42,7 @@ class RunResult:
     >>> tasks = ("depth", "edges")
     >>> networks = {task: branchnet.create("branchnet:scene_network", outputs=1, width=4) for task in tasks}
     >>> images = scenes(30, size=32).images
-    >>> result = branchnet.run(networks, images, "80% params", steps=2, baselines=[], compiled=False, quiet=True)
+    >>> result = branchnet.run(networks, images, "80% params", steps=2, compiled=False, quiet=True)
     >>> isinstance(result, branchnet.RunResult), result.tree.tasks, result.to_dict()["budget"]
     (True, ('depth', 'edges'), '80% params')
     """

@@ -1,4 +1,4 @@
-"""The steps of a run: compare the networks and find the trees, build and distil them, measure.
+"""The steps of a run: compare the networks and find the trees, build and train them; `measuring_steps` has the rest.
 
 Every step that takes long is kept in the workspace, so that an interrupted run goes on where it stopped.
 """
@@ -13,36 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from branchnet.affinity import Affinity, rsa
-from branchnet.builder import BranchedNetwork, SeparateNetworks, build, choose_donors
+from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.builder.weights.donors import Donors
 from branchnet.clustering import (
     SearchResult,
-    Stability,
     Tree,
     pareto_front,
     random_tree,
-    stability,
     tree_size,
 )
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
-from branchnet.inference import Latency, compiler_problem, latency_table
-from branchnet.pipeline.distillation_steps import distill_in_two_steps
-from branchnet.pipeline.network_timing import Seconds, load_seconds, time_networks
-from branchnet.pipeline.problem import Problem, donor_outputs
-from branchnet.pipeline.search_inputs import read_latency, replicates_of
+from branchnet.inference import compiler_problem, latency_table
+from branchnet.pipeline.distillation_steps import distill_in_two_steps, teachers_for
+from branchnet.pipeline.labelled_run.labelled_steps import train_on_labels
+from branchnet.pipeline.problem import Problem
+from branchnet.pipeline.search_inputs import read_latency
 from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
 from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
-from branchnet.reporting import ComparedNetwork, Comparison
-from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_STITCHES
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching import stitch_costs
-from branchnet.training import Metric, Teachers, constant_scores
-from branchnet.training.judging.evaluation import evaluate_each
+from branchnet.training import Teachers
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
@@ -84,19 +78,6 @@ class Trees:
         return tree_size(tree, self.first.costs, head_costs=heads, unit=unit, stitch_sizes=stitches)
 
 
-@dataclass(frozen=True)
-class Results:
-    """What was measured.
-
-    Attributes:
-        comparison: the separate networks, the branched one, the baselines, and what they are judged against.
-        stability: how often the search by RSA proposes the same tree on other samples of the probe.
-    """
-
-    comparison: Comparison
-    stability: Stability
-
-
 def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     """Split the networks, compare them on the probe, and search.
 
@@ -135,9 +116,9 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)
     chosen = choice.chosen
     compared = {"branched": chosen.tree}
-    if "shared" in options.baselines:
+    if "shared" in options.compared_with:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
-    if "random" in options.baselines:
+    if "random" in options.compared_with:
         compared |= _random_trees_of_same_size(chosen, limits, problem)
     return Trees(staged, affinity, front, chosen, compared, limits, proposed, choice)
 
@@ -213,11 +194,21 @@ def build_stitched(problem: Problem, trees: Trees, tree: Tree) -> BranchedNetwor
     Returns:
         The network, in eval mode.
     """
-    donors = _donors(problem, trees, tree)
+    donors = donors_of(problem, trees, tree)
     return build(tree, trees.staged, donors=donors, init="stitch", probe=problem.probe, kinds=problem.kinds).eval()
 
 
-def _donors(problem: Problem, trees: Trees, tree: Tree) -> Donors:
+def donors_of(problem: Problem, trees: Trees, tree: Tree) -> Donors:
+    """The donor of every node of a tree.
+
+    Args:
+        problem: what is asked.
+        trees: what was found.
+        tree: the tree.
+
+    Returns:
+        The donors.
+    """
     return choose_donors(tree, trees.choice.losses or trees.affinity, preferred=problem.options.donor)
 
 
@@ -237,11 +228,11 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
 
     def make(tree: Tree, name: str, unfinished: Path | None) -> BranchedNetwork:
         branched = build_stitched(problem, trees, tree)
-        if options.steps and not teachers:
-            teachers.append(
-                Teachers(problem.networks, problem.train, batch_size=options.batch_size, kinds=problem.kinds)
-            )
-        if options.steps:
+        if (options.steps or problem.labelled is not None) and not teachers:
+            teachers.append(teachers_for(problem.networks, trees.staged, problem.train, options, problem.kinds))
+        if problem.labelled is not None:
+            train_on_labels(branched, teachers[0], problem, unfinished, name)
+        elif options.steps:
             distill_in_two_steps(
                 branched, teachers[0], problem.train, problem.validation, options, checkpoint=unfinished, name=name
             )
@@ -263,139 +254,16 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         options.learning_rate,
         options.seed,
         options.donor,
+        *([options.distillation] if options.distillation else []),
+        *([dict(problem.labelled.settings)] if problem.labelled is not None else []),
     ]
     return {
         name: workspace.step(
             f"{name.replace(' ', '-')}.safetensors",
-            [problem.identity, *settings, str(tree), _donors(problem, trees, tree), trees.affinity.probe_hash],
+            [problem.identity, *settings, str(tree), donors_of(problem, trees, tree), trees.affinity.probe_hash],
             make=partial(make, tree, name),
             save=save_weights,
             load=partial(load, tree),
         )
         for name, tree in trees.compared.items()
     }
-
-
-def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork], workspace: Workspace) -> Results:
-    """Measure every network, the separate ones first, and how sure the choice of the tree is.
-
-    Args:
-        problem: what is asked.
-        trees: what was found.
-        networks: the networks of the compared trees, by name.
-        workspace: where the latencies are kept.
-
-    Returns:
-        The measurements.
-    """
-    separate = SeparateNetworks(problem.networks).eval()
-    everything: dict[str, BranchedNetwork | SeparateNetworks] = {"separate": separate, **networks}
-    tree_texts = {name: str(tree) for name, tree in trees.compared.items()}
-    seconds: Seconds = workspace.step(
-        "latency.json",
-        [problem.identity, problem.compiled, tree_texts, list(trees.first.locations), *problem.hardware],
-        make=lambda _: time_networks(everything, problem.example, workspace.console, compiled=problem.compiled),
-        save=save_json,
-        load=load_seconds,
-    )
-    references = _references(problem, trees)
-    judged = {name: _judged(problem, network) for name, network in {**everything, **references}.items()}
-    judged[CONSTANT] = _constant(problem)
-    comparison = Comparison(
-        tuple(_compared(trees, name, network, seconds, judged[name][0]) for name, network in everything.items())
-        + tuple(ComparedNetwork(name, judged[name][0], reference=True) for name in (*references, CONSTANT)),
-        {task: metric.name for task, metric in problem.metrics.items()},
-        {task: not metric.larger_is_better for task, metric in problem.metrics.items()},
-        {
-            task: {
-                metric.name: {
-                    name: further[task][metric.name]
-                    for name, (_, further) in judged.items()
-                    if metric.name in further.get(task, {})
-                }
-                for metric in metrics
-            }
-            for task, metrics in _by_task(problem.further).items()
-        },
-    )
-    return Results(comparison, _stability(problem, trees))
-
-
-def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
-    """What the branched network is without training, and without stitches."""
-    options, tree = problem.options, trees.chosen.tree
-    found: dict[str, nn.Module] = {}
-    if options.steps:
-        found[BEFORE_TRAINING] = build_stitched(problem, trees, tree)
-    found[WITHOUT_STITCHES] = build(tree, trees.staged, donors=_donors(problem, trees, tree), init="donor").eval()
-    return found
-
-
-def _judged(problem: Problem, network: nn.Module) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The metrics by task, and the further ones by task and name, from one pass over the images."""
-    asked = [*problem.metrics.items(), *problem.further]
-    batch_size = problem.options.batch_size
-    values = evaluate_each(network, problem.test, problem.targets, asked, batch_size=batch_size)
-    count = len(problem.metrics)
-    further: dict[str, dict[str, float]] = {}
-    for (task, metric), value in zip(problem.further, values[count:], strict=True):
-        further.setdefault(task, {})[metric.name] = value
-    return dict(zip(problem.metrics, values[:count], strict=True)), further
-
-
-def _constant(problem: Problem) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """What the best constant answer under each metric reaches, where one is known."""
-    fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
-    metrics: dict[str, float] = {}
-    further: dict[str, dict[str, float]] = {}
-    for task, metric in problem.metrics.items():
-        if metric.constant is not None:
-            metrics |= constant_scores(fitted_on, problem.targets, {task: metric})
-    for task, metric in problem.further:
-        if metric.constant is not None:
-            score = constant_scores(fitted_on, problem.targets, {task: metric})[task]
-            further.setdefault(task, {})[metric.name] = score
-    return metrics, further
-
-
-def _by_task(metrics: Sequence[tuple[str, Metric]]) -> dict[str, list[Metric]]:
-    found: dict[str, list[Metric]] = {}
-    for task, metric in metrics:
-        found.setdefault(task, []).append(metric)
-    return found
-
-
-def _compared(
-    trees: Trees, name: str, network: nn.Module, seconds: Seconds, metrics: Mapping[str, float]
-) -> ComparedNetwork:
-    chosen = trees.chosen.tree
-    tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth)
-    return ComparedNetwork(
-        name,
-        metrics,
-        params=sum(parameter.numel() for parameter in network.parameters()),
-        flops=int(trees.size(tree, "flops")),
-        latency={
-            how: Latency(tuple(seconds[how][name]))
-            for how in ("eager", "compiled")  # in this order, whether measured now or read from the file
-            if name in seconds.get(how, {})
-        },
-    )
-
-
-def _stability(problem: Problem, trees: Trees) -> Stability:
-    """Search by RSA again on bootstrap replicates of the probe."""
-    replicates = replicates_of(trees.affinity)
-    limits = trees.limits
-    with deferred_interrupt() as interrupted:
-        found = stability(
-            trees.proposed,
-            replicates,
-            limits.costs,
-            limits.budget,
-            head_costs=limits.heads,
-            stitch_sizes=limits.stitch_sizes,
-        )
-        if interrupted():
-            raise KeyboardInterrupt
-    return found

@@ -110,6 +110,11 @@ class Workspace:
         unfinished.unlink(missing_ok=True)
         return result
 
+    def take(self) -> None:
+        """Lock the folder before the first step; steps may then run in several threads."""
+        if self.directory is not None:
+            self._take(self.directory)
+
     def _take(self, directory: Path) -> None:
         """Lock the folder, once, and remove what killed runs have left in it."""
         if self._lock is not None:

@@ -177,7 +177,7 @@ def test_the_examples_of_all_verbs_work_one_after_another(
 
 @pytest.mark.slow
 def test_the_example_runs_resumes_and_loads(example: Path) -> None:
-    done = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
+    done = branchnet_command("run", "run.yaml", "--out", "result", "--compare", cwd=example)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (example / "result").iterdir()}
     assert {"architecture.yaml", "weights.safetensors", "affinity.npz", "metrics.json", "report.html"} <= made
@@ -189,7 +189,7 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
     assert set(networks) == {"separate", "branched", "shared", "random 1", "random 2"} | references
     assert networks["separate"]["metrics"] == pytest.approx(dict.fromkeys(("animals", "plants", "sharpness"), 100))
     assert networks["branched"]["params"] <= 0.6 * networks["separate"]["params"]
-    again = branchnet_command("run", "run.yaml", "--out", "result", cwd=example)
+    again = branchnet_command("run", "run.yaml", "--out", "result", "--compare", cwd=example)
     assert again.returncode == 0
     assert "reused branched.safetensors" in again.stderr and "reused affinity.npz" in again.stderr
     assert json.loads((example / "result" / "metrics.json").read_text()) == metrics

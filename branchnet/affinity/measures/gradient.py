@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,14 @@ from torch.utils.data import DataLoader
 
 from branchnet.affinity.features.isolation import device_of
 from branchnet.affinity.measures.multi_task_trunk import Cut, Trunk, trunk_of
-from branchnet.affinity.measures.optimizer_step import Gradients, stepped_weights, task_gradients, zero_gradients
+from branchnet.affinity.measures.optimizer_step import (
+    Gradients,
+    joint_step,
+    stepped_weights,
+    task_gradients,
+    zero_gradients,
+)
+from branchnet.affinity.probing_costs import Method, probing_cost
 from branchnet.affinity.tensor import Affinity
 from branchnet.data.call_forms import Inputs, described
 from branchnet.data.collation import moved
@@ -29,7 +36,6 @@ from branchnet.errors import AffinityError
 from branchnet.stages.interface import call_form
 from branchnet.utils.progress import progress_bar
 
-Method: TypeAlias = Literal["lookahead", "first-order", "cosine"]
 Matrix: TypeAlias = npt.NDArray[np.float64]
 Losses: TypeAlias = Mapping[str, Callable[[Any, Any], Tensor]]
 Cuts: TypeAlias = dict[tuple[int, int], Cut]
@@ -41,55 +47,6 @@ _NAMES = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ProbingCost:
-    """What one probed batch costs, on top of its ordinary forward pass.
-
-    Attributes:
-        backwards: backward passes through heads and trunk.
-        trunk_forwards: forward passes through the trunk; a pass through its last stages counts as their share of D.
-        head_forwards: forward passes through single heads, those of the ordinary pass included.
-    """
-
-    backwards: int
-    trunk_forwards: float
-    head_forwards: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.backwards} backward passes, {self.trunk_forwards:g} trunk forwards and {self.head_forwards} head "
-            "forwards per batch"
-        )
-
-
-def probing_cost(
-    tasks: int, stages: int, *, method: Method = "lookahead", per_stage: bool = True, control: bool = False
-) -> ProbingCost:
-    """What `gradient_affinity` will cost per batch for a trunk that all tasks share; a branched one costs less.
-
-    With N tasks and D stages: N backward passes; the whole-trunk look-ahead N trunk forwards and N * N + N head
-    forwards; per stage D * N forwards through the rest of the trunk and D * N * N + N head forwards; the control one
-    more step; first-order and cosine nothing beyond the N backward passes.
-
-    Args:
-        tasks: N.
-        stages: D.
-        method: as `gradient_affinity` takes it.
-        per_stage: as `gradient_affinity` takes it.
-        control: whether the control is measured too, as it is with an optimizer.
-
-    Returns:
-        Numbers of passes; `str()` of it is a sentence.
-    """
-    steps = tasks + int(control)  # one control serves all tasks: a step without gradients is the same for each of them
-    if method != "lookahead":
-        return ProbingCost(tasks, 0, tasks)
-    if not per_stage:
-        return ProbingCost(tasks, steps, steps * tasks + tasks)
-    # From stage d on, (D - d) / D of the trunk is run: summed over d, (D + 1) / 2 trunks.
-    return ProbingCost(tasks, steps * (stages + 1) / 2, stages * steps * tasks + tasks)
 
 
 def gradient_affinity(
@@ -106,6 +63,7 @@ def gradient_affinity(
     control: bool = True,
     autocast: torch.dtype | None = None,
     train_step: Callable[[Any, Mapping[str, Any]], None] | None = None,
+    every: int | None = None,
     bootstrap: int = 100,
     seed: int = 0,
 ) -> Affinity:
@@ -116,7 +74,7 @@ def gradient_affinity(
 
     Args:
         model: a branched network; or a staged network, or any trunk (one stage), with `heads`. It runs in the mode it
-            is in; parameters, gradients, buffers, optimizer and random state are left as they were.
+            is in; parameters, gradients, buffers, optimizer and random state are left as they were, but with `every`.
         batches: of (inputs, {task: target}), in a list, a DataLoader, or any iterable, which is read once; or samples
             of that form, in tensors, a Dataset, or an IterableDataset. They are moved to the model's device. A task
             whose target is absent or None is left out of that batch.
@@ -131,7 +89,11 @@ def gradient_affinity(
         control: then subtract what a step with zero gradients does.
         autocast: run under `torch.autocast` with this dtype. The look-ahead is a difference of losses: outputs rounded
             to half precision limit what it can resolve, first-order products less.
-        train_step: called with every batch after it was probed, to average over a training run.
+        train_step: called with every batch, after it was probed, to average over a training run.
+        every: train the tasks jointly on the batches, one step a batch, and probe every so many steps, from the first
+            on; the paper probes every tenth. The model and heads that are modules are trained in place, in the mode
+            that they are in, on the sum of the losses: with `optimizer`, or with plain steps of `learning_rate`. With
+            `train_step` that trains in place of this.
         bootstrap: number of resamplings of the batches.
         seed: of the resampling.
 
@@ -157,19 +119,22 @@ def gradient_affinity(
     True
     """
     trunk = trunk_of(model, heads)
-    _check(trunk, losses, method)
+    _check(trunk, losses, method, every)
     cost = probing_cost(
         len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=control and optimizer is not None
     )
     logger.info("%s gradient affinity of %d tasks: %s", method, len(trunk.tasks), cost)
     device = device_of(trunk.nodes[0][0])
     step = _Step(trunk, losses, method, per_stage, learning_rate, optimizer, control, autocast, seed)
+    if every is not None and train_step is None:
+        train_step = joint_step(trunk, losses, learning_rate, optimizer, autocast)
     values: list[Matrix] = []
     samples = read_samples(batches, call_form(model), labels=True, lists="batches", once=True)
     with progress_bar("probing gradients", _length(batches), shown=sys.stderr.isatty()) as advance:
-        for batch in samples.batches(batch_size):
-            inputs, targets = moved((batch.inputs, _by_task(batch.labels, len(values))), device)
-            values.append(step.measure(inputs, targets, len(values)))
+        for number, batch in enumerate(samples.batches(batch_size)):
+            inputs, targets = moved((batch.inputs, _by_task(batch.labels, number)), device)
+            if number % (every or 1) == 0:
+                values.append(step.measure(inputs, targets, number))
             if train_step is not None:
                 train_step(inputs, targets)
             advance()
@@ -179,7 +144,9 @@ def gradient_affinity(
     return _summarise(np.stack(values), trunk, locations, method, bootstrap, seed)
 
 
-def _check(trunk: Trunk, losses: Losses, method: Method) -> None:
+def _check(trunk: Trunk, losses: Losses, method: Method, every: int | None) -> None:
+    if every is not None and every < 1:
+        raise AffinityError(f"every is {every}; expected 1 or more: so many steps from one probed batch to the next")
     if method not in get_args(Method):
         raise AffinityError(f"method is {method!r}; expected one of {get_args(Method)}")
     missing = [task for task in trunk.tasks if task not in losses]

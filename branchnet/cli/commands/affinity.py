@@ -40,6 +40,7 @@ class AffinityOptions:
         batch_size: Images run at once; by default as the config says.
         steps: Batches that the shared network is trained on before its gradients are taken; by default as the config
             says.
+        every: Probe every so many steps of that training instead of after it, as TAG does (the paper: 10).
         bootstrap: Resamplings of the images (of the batches, for gradients), from which intervals come; 0 for none.
         out: The affinities, .npz.
     """
@@ -48,6 +49,7 @@ class AffinityOptions:
     probe: int | None = None
     batch_size: int | None = None
     steps: int | None = None
+    every: int | None = None
     bootstrap: int = 100
     out: Path = Path("affinity.npz")
     seed: Seed = 0
@@ -64,8 +66,8 @@ def affinity(config: Config, split: Split, *, options: AffinityOptions = Affinit
     rsa, cka, svcca, pwcca and procrustes compare what the networks see. stitch measures what each network's rest does
     on another's features after an affine map; outputs are compared as each network's `kind` says. lookahead (TAG),
     first-order and gradient-cosine ask what a training step for one task does to the losses of the others: CONFIG then
-    names `labels` and each network's `loss`, and a network that shares all stages is trained on them first; if SPLIT is
-    a saved network, that one is probed as it is.
+    names `labels` and each network's `loss`, and a network that shares all stages is trained on them first, or probed
+    --every so many steps of its training; if SPLIT is a saved network, that one is probed as it is.
 
     Example: `branchnet affinity branchnet-demo/run.yaml split.yaml --out affinity.npz`
     """
@@ -94,6 +96,10 @@ def _check_options(options: AffinityOptions) -> None:
         raise DataError(f"--out {options.out}: an affinity file ends in .npz")
     if by_gradients and options.dtype is not None:
         raise DataError(f"--dtype {options.dtype}: gradients are taken in the type that the networks have")
+    if not by_gradients and options.every is not None:
+        raise DataError(f"--every {options.every}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
+    if options.every is not None and options.every < 1:
+        raise DataError(f"--every {options.every}: expected 1 or more steps")
     if not by_gradients and options.steps is not None:
         raise DataError(f"--steps {options.steps}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
 
@@ -188,12 +194,15 @@ class _Gradients:
 
     def __init__(self, request: _Request) -> None:
         from branchnet.cli.loading import read_branched
+        from branchnet.errors import DataError
         from branchnet.pipeline.gradient_steps import labelled, shared_network
 
         given, settings = request.given, request.settings
         self.request = request
         self.data = labelled(settings, request.config, request.images)
         self.saved = request.split.is_dir()
+        if self.saved and request.options.every is not None:
+            raise DataError(f"--every: {request.split} is a saved network, probed as it is (expected an architecture)")
         if self.saved:
             self.network = read_branched(request.split, request.config, device=request.options.device)
         else:
@@ -204,23 +213,20 @@ class _Gradients:
         from branchnet.pipeline.gradient_steps import plan_gradients
 
         settings, measure = self.request.settings, self.request.options.measure
-        return plan_gradients(self.network, self.data, settings, measure=measure, train=not self.saved)
+        every = self.request.options.every
+        return plan_gradients(self.network, self.data, settings, measure=measure, train=not self.saved, every=every)
 
     def measure(self) -> Affinity:
         """The affinities."""
-        from branchnet.pipeline.gradient_steps import measure_gradients, train_shared
+        from branchnet.pipeline.gradient_steps import measure_gradients, measure_in_training, train_shared
 
         settings, options = self.request.settings, self.request.options
+        how: dict[str, Any] = {"measure": options.measure, "bootstrap": options.bootstrap, "seed": options.seed}
+        if options.every is not None:
+            return measure_in_training(self.network, self.data, settings, every=options.every, **how)
         if not self.saved:
             train_shared(self.network, self.data, settings)
-        return measure_gradients(
-            self.network,
-            self.data,
-            settings,
-            measure=options.measure,
-            bootstrap=options.bootstrap,
-            seed=options.seed,
-        )
+        return measure_gradients(self.network, self.data, settings, **how)
 
 
 def _summary(found: Affinity) -> Table:

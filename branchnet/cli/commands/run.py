@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from branchnet.cli.options import AsJson, Config, Device, DryRun, Quiet
+from branchnet.cli.options import AsJson, Config, Device, DryRun, Flag, Quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from branchnet.pipeline import RunResult
+    from branchnet.pipeline.config.run_config import RunConfig
+    from branchnet.pipeline.plans.dry_run import Plan
 
 
 def run(
@@ -15,6 +23,7 @@ def run(
     out: Path | None = None,
     measure: Literal["auto", "rsa"] | None = None,
     steps: int | None = None,
+    compare: Flag = False,
     seed: int | None = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -23,7 +32,9 @@ def run(
 ) -> None:
     """Find, build, distil and measure the branched network that CONFIG asks for.
 
-    CONFIG names Python factories, which are imported and called: run only configs that you trust.
+    CONFIG names Python factories, which are imported and called: run only configs that you trust. With `supervised:
+    true` it names samples with labels instead of images: networks without weights are trained first, the branched
+    network is trained on labels, too, and all are measured by those of `test`.
     Run again, it goes on from what is finished.
 
     Example: `branchnet run branchnet-demo/run.yaml --out result`
@@ -39,28 +50,30 @@ def run(
         tree is taken that works best before any training; `rsa` for RSA alone, as published.
     steps
         Batches of distillation of each whole network, instead of the config's; 0 ends after stitching.
+    compare
+        Train the baselines, too: the fully shared network and random trees of about the chosen one's size.
     seed
         Instead of the config's.
     """
     from branchnet.cli.loading import changed, checked_device, read_config
-    from branchnet.cli.printing import print_plan, print_run
+    from branchnet.cli.printing import print_plan, print_run, say
     from branchnet.errors import BudgetError
-    from branchnet.pipeline import run as run_networks
-    from branchnet.pipeline.config.config_sources import make_networks, read_images
-    from branchnet.pipeline.plans.run_plan import plan_run
-    from branchnet.pipeline.problem import make_problem
+    from branchnet.pipeline.config.config_sources import make_networks
+    from branchnet.pipeline.config.preprocessing import preprocessing
     from branchnet.pipeline.workspace import checked_folder
 
     folder = checked_folder(out or config.with_name(f"{config.stem}-branched"))
-    settings = changed(read_config(config), measure=measure, steps=steps, seed=seed)
+    settings = changed(read_config(config), measure=measure, steps=steps, compare=compare or None, seed=seed)
     if settings.budget is None:
         raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
     networks = make_networks(settings, config.parent, device=checked_device(device))
-    images = read_images(settings, config.parent)
+    note = preprocessing(settings, networks).note
     if dry_run:
-        problem = make_problem(networks, images, settings.budget, settings, kinds=settings.kinds, resumable=False)
-        print_plan(plan_run(problem), [folder], as_json=as_json)
+        plan = _plan(settings, config, networks)
+        print_plan(replace(plan, notes=(*plan.notes, *([note] if note else []))), [folder], as_json=as_json)
         return
+    if note:
+        say(note, quiet=quiet)
     options: dict[str, Any] = {
         "--out": folder,
         "--measure": measure,
@@ -68,15 +81,41 @@ def run(
         "--seed": seed,
         "--device": device,
     }
-    given = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-    result = run_networks(
+    words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    command = shlex.join(["branchnet", "run", str(config), *words, *(["--compare"] if compare else [])])
+    print_run(_run(settings, config, networks, folder=folder, command=command, quiet=quiet), as_json=as_json)
+
+
+def _run(
+    settings: RunConfig, config: Path, networks: dict[str, nn.Module], *, folder: Path, command: str, quiet: bool
+) -> RunResult:
+    """With labels, or from images alone."""
+    from branchnet.pipeline import run as run_networks
+    from branchnet.pipeline.config.config_sources import read_images
+    from branchnet.pipeline.labelled_run.labelled_pipeline import run_labelled
+
+    if settings.supervised:
+        return run_labelled(settings, config.parent, networks, folder=folder, command=command, quiet=quiet)
+    return run_networks(
         networks,
-        images,
-        settings.budget,
+        read_images(settings, config.parent, networks),
+        str(settings.budget),
         folder=folder,
         kinds=settings.kinds,
-        command=shlex.join(["branchnet", "run", str(config), *given]),
+        command=command,
         quiet=quiet,
         **settings.options(),
     )
-    print_run(result, as_json=as_json)
+
+
+def _plan(settings: RunConfig, config: Path, networks: dict[str, nn.Module]) -> Plan:
+    from branchnet.pipeline.config.config_sources import read_images
+    from branchnet.pipeline.labelled_run.labelled_pipeline import plan_labelled
+    from branchnet.pipeline.plans.run_plan import plan_run
+    from branchnet.pipeline.problem import make_problem
+
+    if settings.supervised:
+        return plan_labelled(settings, config.parent, networks)
+    images = read_images(settings, config.parent, networks)
+    budget = str(settings.budget)
+    return plan_run(make_problem(networks, images, budget, settings, kinds=settings.kinds, resumable=False))

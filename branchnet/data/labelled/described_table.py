@@ -63,6 +63,11 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         if not self.names:
             raise DataError(f"{path} describes no sample of the split {split!r}; expected at least one")
 
+    @property
+    def place(self) -> Path:
+        """The folder or the table that `names` are of."""
+        return (self._folder / str(self._description.images or self._description.table)).resolve()
+
     def __len__(self) -> int:
         return len(self.names)
 

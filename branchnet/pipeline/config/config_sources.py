@@ -6,19 +6,20 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from branchnet.data import ImageFolder, load_images
 from branchnet.data.samples import Samples, read_samples
 from branchnet.deploy import load_weights
 from branchnet.errors import BranchnetError, DataError, SpecError
 from branchnet.models import create
+from branchnet.pipeline.config.preprocessing import preprocessing
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
 from branchnet.pipeline.problem import as_samples
 
@@ -62,30 +63,35 @@ def make_network(wanted: NetworkConfig, folder: Path) -> Any:
     return call_factory(str(wanted.factory), folder)
 
 
-def read_images(config: RunConfig, folder: Path) -> Samples:
+def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module] | None = None) -> Samples:
     """Read the images into memory, or leave a large folder or a data set to be read batch by batch.
 
     Args:
         config: the config.
         folder: where it lies.
+        networks: the networks by task, which may say what images they want.
 
     Returns:
         The reader of K images.
 
     Raises:
         DataError: not exactly one source, or images that cannot be read.
+        SpecError: a config without images, or networks that want different ones.
     """
     wanted = config.images
+    if wanted is None:
+        raise SpecError("the config names no `images` (expected unlabelled images: a folder, an npz or a factory)")
     source = one_source(wanted)
     if source == "factory":
         return as_samples(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
-    scale: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
+    done = preprocessing(config, networks or {})
+    how: dict[str, Any] = {"size": done.size, "mean": done.mean, "std": done.std}
     if source == "npz":
-        return read_samples(load_images(folder / cast(Path, wanted.npz), size=wanted.size, **scale))
-    files = ImageFolder(folder / cast(Path, wanted.folder), size=wanted.size, **scale)
-    if len(files) * 3 * wanted.size**2 * 4 > BYTES_IN_MEMORY:
+        return read_samples(load_images(folder / cast(Path, wanted.npz), **how))
+    files = ImageFolder(folder / cast(Path, wanted.folder), **how)
+    if len(files) * 3 * done.size**2 * 4 > BYTES_IN_MEMORY:
         return read_samples(files)
-    return read_samples(load_images(folder / cast(Path, wanted.folder), size=wanted.size, **scale))
+    return read_samples(load_images(folder / cast(Path, wanted.folder), **how))
 
 
 def one_source(images: ImagesConfig) -> str:
@@ -132,6 +138,31 @@ def find_function(name: str, folder: Path) -> Any:
     if not callable(function):
         raise SpecError(f"{name!r}: {module_name} has no function {function_name!r}")
     return function
+
+
+def find_loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
+    """The loss that `package.module:function` names.
+
+    Args:
+        name: the name.
+        folder: where the config lies.
+
+    Returns:
+        A function of (output, labels of a batch).
+
+    Raises:
+        SpecError: no such function, a class, or one that takes other arguments.
+    """
+    found: Callable[[Any, Any], Tensor] = find_function(name, folder)
+    if inspect.isclass(found):
+        raise SpecError(f"loss {name!r} is a class (expected a function of an output and the labels of a batch)")
+    try:
+        inspect.signature(found).bind(None, None)
+    except TypeError as error:
+        raise SpecError(f"loss {name!r} is called with an output and the labels of a batch: {error}") from error
+    except ValueError:  # compiled functions have no signature
+        pass
+    return found
 
 
 def call_factory(name: str, folder: Path) -> Any:

@@ -19,11 +19,12 @@ from branchnet.deploy import load_weights, save_weights
 from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.pipeline.demo.scene_tasks import TASKS, run_config
 from branchnet.pipeline.full_run import finish
+from branchnet.pipeline.measuring_steps import judge
 from branchnet.pipeline.plans.dry_run import Plan, plan_comparison, plan_distillation
 from branchnet.pipeline.plans.run_plan import plan_after_comparison
 from branchnet.pipeline.problem import VALIDATION, Problem
 from branchnet.pipeline.run_result import RunResult
-from branchnet.pipeline.steps import find_trees, judge, train_networks
+from branchnet.pipeline.steps import find_trees, train_networks
 from branchnet.pipeline.workspace import STEPS, Workspace
 from branchnet.reporting import TaskSamples
 from branchnet.stages import split_all
@@ -131,6 +132,7 @@ def _problem(
             stitch_steps=min(size.steps, STITCH_STEPS),
             batch_size=BATCH,
             learning_rate=LEARNING_RATE,
+            compare=True,
             random_trees=size.random_trees,
             seed=seed,
         ),

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from branchnet.data import LAYOUTS, SEGMENTS, scenes
+from branchnet.data import LAYOUTS, SEGMENTS, LabelForm, scenes
 from branchnet.models import create
 from branchnet.reporting.plots.samples_plot import Kind, TaskSamples
 from branchnet.specification.yaml_text import dump_yaml
@@ -114,6 +115,29 @@ def example_labels() -> dict[str, Tensor]:
     return {name: task.target(labels[name]) for name, task in TASKS.items()}
 
 
+class ExampleSamples(Dataset[Any]):
+    """The scenes of `example_images` with their labels: (image, {task: label})."""
+
+    label_forms: Mapping[str, LabelForm] = {
+        "segmentation": LabelForm("segmentation", len(SEGMENTS)),
+        "depth": LabelForm("map", unit="log m"),
+        "normals": LabelForm("normals", 3),
+        "edges": LabelForm("map"),
+        "keypoints": LabelForm("map"),
+        "scene": LabelForm("classification", len(LAYOUTS)),
+        "count": LabelForm("regression", unit="objects"),
+    }
+
+    def __init__(self) -> None:
+        self._images, self._labels = example_images(), example_labels()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._images[index], {task: labels[index] for task, labels in self._labels.items()}
+
+
 def run_config(weights: Mapping[str, str], *, budget: str, steps: int, batch_size: int) -> str:
     """The YAML text of a config of `branchnet run` with the demo's networks.
 
@@ -135,6 +159,8 @@ def run_config(weights: Mapping[str, str], *, budget: str, steps: int, batch_siz
             "networks": networks,
             "images": {"factory": f"{__name__}:{example_images.__name__}"},
             "labels": f"{__name__}:{example_labels.__name__}",
+            "train": f"{__name__}:{ExampleSamples.__name__}",
+            "fit": {"steps": steps, "batch_size": batch_size, "learning_rate": 0.003},
             "budget": budget,
             "probe": 300,
             "steps": steps,

@@ -82,7 +82,8 @@ def plan_after_comparison(plan: Plan, problem: Problem, staged: Mapping[str, Sta
     """
     options = problem.options
     pace = _pace(problem, staged)
-    compared = 1 + ("shared" in options.baselines) + ("random" in options.baselines) * options.random_trees
+    baselines = options.compared_with
+    compared = 1 + ("shared" in baselines) + ("random" in baselines) * options.random_trees
     if options.measure == "auto":
         plan = plan_stitching_losses(plan, staged, pace.each)
         held_out = count_samples(problem.validation)
@@ -93,19 +94,35 @@ def plan_after_comparison(plan: Plan, problem: Problem, staged: Mapping[str, Sta
             memory=2 * memory_of(problem.networks),
         )
     inputs = 2 * min(count_samples(problem.probe), LEAST_FITTED + MOST_JUDGED)
-    plan = plan.step(f"fit the stitches of {compared} networks", seconds=compared * inputs * pace.each)
-    if options.steps:
+    plan = plan.step(
+        f"fit the stitches of {compared} network{'s' * (compared > 1)}", seconds=compared * inputs * pace.each
+    )
+    activations = sum(
+        cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
+    )
+    batches = (options.stitch_steps if options.steps or problem.labelled is not None else 0) + options.steps
+    if batches:
         plan = plan_distillation(
             plan,
-            f"distil {compared} networks: {options.stitch_steps} batches of stitches alone, {options.steps} of whole "
-            "networks (at most: as slow as separate ones)",
+            f"distil {compared} network{'s' * (compared > 1)}: {options.stitch_steps} batches of stitches alone, "
+            f"{options.steps} of whole networks (at most: as slow as separate ones)",
             list(problem.networks.values()),
             problem.example,
-            steps=(options.stitch_steps + options.steps) * compared,
+            steps=batches * options.distillation.get("accumulate", 1) * compared,
             batch_size=options.batch_size,
-            activations=sum(
-                cost.activation_bytes for network in staged.values() for cost in (*network.costs, network.head_cost)
-            ),
+            activations=activations,
+        )
+    if problem.labelled is not None:
+        settings = problem.labelled.settings
+        plan = plan_distillation(
+            plan,
+            f"train {compared} branched network{'s' * (compared > 1)} on labels, {settings['steps']} batches each (at "
+            "most: as slow as separate ones)",
+            list(problem.networks.values()),
+            problem.example,
+            steps=settings["steps"] * settings.get("accumulate", 1) * compared,
+            batch_size=settings["batch_size"],
+            activations=activations,
         )
     return _plan_measurements(plan, problem, staged, pace, compared)
 

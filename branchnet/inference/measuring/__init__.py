@@ -1,1 +1,4 @@
-"""How the entries of a latency table are run and timed; the table itself, and what it predicts, is not here."""
+"""How the entries of a latency table are run and timed.
+
+The table itself, and what it predicts, lies one folder up.
+"""

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Batch, Source
 from branchnet.errors import DataError, TrainingError
-from branchnet.stages import call
 from branchnet.training.constant_answer import LARGEST, best_constant
 from branchnet.training.held_out_samples import MOST, HeldOutSamples
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labelled_data import LabelledData, labelled_data
-from branchnet.training.labels import KnownLabels, known_labels
 from branchnet.training.optimization.batch_order import Mix
-from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
+from branchnet.training.optimization.groups import Group, Rate
 from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loop import Judge, Objective, optimize
-from branchnet.training.optimization.loss_parameters import loss_modules, loss_parameters
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -39,11 +35,11 @@ from branchnet.training.optimization.run_settings import (
 from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash
+from branchnet.training.task_losses import Loss, TaskLosses, losses_by_task
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
-Loss = Callable[[Any, Any], Tensor]
-Losses = Loss | Mapping[str, Loss]
+Losses: TypeAlias = Loss | Mapping[str, Loss]
 
 EQUAL = 0.01
 """A task's loss on held-out samples that is higher by this share of what it was counts as equal."""
@@ -170,13 +166,14 @@ def fit(
     )  # fmt: skip
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
-    functions = _by_task(network, losses)
+    functions = losses_by_task(network, losses)
     data = labelled_data(network, train, labels, tuple(functions), validation, settings, mix)
-    training = _Training(network, functions, data, settings)
+    of_tasks = TaskLosses(network, functions, data.labels, settings.compile)
+    training = _Training(of_tasks, data, settings)
     rate = learning_rate if learning_rate == "auto" else 1.0
-    weighting = _weighting(weights, training.tasks, network)
+    weighting = _weighting(weights, of_tasks.tasks, network)
     given: Rate = 1.0 if learning_rate == "auto" else learning_rate
-    groups = training.groups(given, divide_rate)
+    groups = of_tasks.groups(given, divide_rate)
     if weighting is not None:
         own = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
         groups.append(Group(own, 1.0 if callable(given) else given, weight_decay=0.0))
@@ -184,13 +181,13 @@ def fit(
     try:
         return optimize(
             network,
-            Objective(training.losses, training.counts, training.tasks),
+            Objective(of_tasks.losses, of_tasks.counts, of_tasks.tasks),
             groups,
             settings,
             draws=data.draws,
             rate=rate,
             weighting=weighting,
-            beside=[module for held in training.modules.values() for module in held],
+            beside=[module for held in of_tasks.modules.values() for module in held],
             judge=training.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
             identity=training.identity(weights) if checkpoint is not None else {},
             legacy_content=lambda: content_hash(network, data.samples, training.frozen),
@@ -204,88 +201,17 @@ def fit(
 class _Training:
     """What of a network is trained, on which data."""
 
-    network: nn.Module
-    functions: Mapping[str, Loss]
+    of_tasks: TaskLosses
     data: LabelledData
     settings: Settings
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(self.functions)
+    def network(self) -> nn.Module:
+        return self.of_tasks.network
 
     @property
     def frozen(self) -> Collection[str]:
         return self.network.frozen if isinstance(self.network, BranchedNetwork) else frozenset()
-
-    @property
-    def modules(self) -> dict[str, list[nn.Module]]:
-        return loss_modules(self.functions)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    def groups(self, learning_rate: Rate, divided: bool) -> list[Group]:
-        """The parameters of the network by node, and those of the losses."""
-        if isinstance(self.network, BranchedNetwork):
-            groups = node_groups(self.network, learning_rate, divided=divided)
-        elif callable(learning_rate):
-            raise TrainingError(
-                "learning_rate is a function of a node and the network is not branched; expected a number"
-            )
-        else:
-            groups = [Group([p for p in self.network.parameters() if p.requires_grad], learning_rate)]
-        return groups + _loss_groups(self.network, self.modules, learning_rate, groups)
-
-    def known(self, batch: Batch | Mapping[str, Batch]) -> dict[str, KnownLabels]:
-        """The labels of a batch, or of a batch for each task."""
-        if isinstance(batch, Mapping):
-            return {task: label for task, one in batch.items() for task, label in self._of_task(task, one).items()}
-        return known_labels(batch, self.data.labels if batch.labels is None else None, self.tasks)
-
-    def _of_task(self, task: str, batch: Batch) -> dict[str, KnownLabels]:
-        return known_labels(batch, None, [task])
-
-    def counts(self, batch: Batch | Mapping[str, Batch]) -> dict[str, int]:
-        """How many samples have a label for each task."""
-        return {task: labels.count for task, labels in self.known(batch).items()}
-
-    def losses(self, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Each task's mean loss over the samples with a label."""
-        return {
-            task: _scalar(task, self.functions[task](output, labels))
-            for task, (output, labels, _) in self.judged(batch, self.tasks).items()
-        }
-
-    def judged(self, batch: Batch | Mapping[str, Batch], tasks: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
-        """Outputs, labels and their number, of the samples with a label."""
-        known = {task: labels for task, labels in self.known(batch).items() if task in tasks}
-        if not known:
-            return {}
-        outputs = self._outputs(batch, tuple(known))
-        return {
-            task: (labels.of(outputs[task]), moved(labels.values, self.device), labels.count)
-            for task, labels in known.items()
-        }
-
-    def _outputs(self, batch: Batch | Mapping[str, Batch], tasks: tuple[str, ...]) -> dict[str, Any]:
-        network = self._called()
-        if isinstance(batch, Mapping):
-            found = {}
-            for task in tasks:
-                found[task] = network(placed(batch[task].inputs, self.device), (task,))[task]
-            return found
-        inputs = placed(batch.inputs, self.device)
-        if isinstance(self.network, BranchedNetwork):
-            return dict(network(inputs, tasks))
-        return {"loss": call(network, inputs)}
-
-    def _called(self) -> nn.Module:
-        """The network, or what torch.compile makes of it; that keeps its code with the network."""
-        if not self.settings.compile or not self.network.training:
-            return self.network
-        compiled: nn.Module = torch.compile(self.network)  # type: ignore[assignment]
-        return compiled
 
     def judge(self, metrics: Mapping[str, AnyMetric] | None, *, needed: bool) -> Judge | None:
         """Held-out samples, where something is decided or measured by them."""
@@ -297,7 +223,7 @@ class _Training:
                 self._check_labelled(self.data.samples.first(MOST, self.settings.batch_size, seed=0), "first samples")
             return None
         self._check_labelled(held.batches(), held.judged_on)
-        tasks = self.tasks
+        tasks = self.of_tasks.tasks
         _check_metrics(metrics or {}, tasks)
         return Judge(
             tasks,
@@ -309,8 +235,8 @@ class _Training:
 
     def _check_labelled(self, batches: Iterator[Batch], which: str) -> None:
         """Refuse tasks that none of these samples has a label for."""
-        seen = {task for batch in batches for task in self.counts(batch)}
-        if missing := [task for task in self.tasks if task not in seen]:
+        seen = {task for batch in batches for task in self.of_tasks.counts(batch)}
+        if missing := [task for task in self.of_tasks.tasks if task not in seen]:
             raise DataError(
                 f"the {which} lack labels of {missing}; expected some for each task that is trained: freeze the "
                 "others, or pass validation= where labels are rare"
@@ -318,7 +244,7 @@ class _Training:
 
     def identity(self, weights: Any) -> dict[str, str]:
         """What a checkpoint must be of."""
-        found = {"weights": network_hash(self.network, self.frozen), "losses": losses_hash(self.functions)}
+        found = {"weights": network_hash(self.network, self.frozen), "losses": losses_hash(self.of_tasks.functions)}
         if self.data.held_out is not None:
             found["every"] = str(self.settings.every)
         if weights is not None:
@@ -332,10 +258,10 @@ def _measured(
     """Each task's loss and metric on the held-out samples, over those with a label."""
     totals, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
     running = {task: read_metric(metric).accumulation() for task, metric in metrics.items()}
-    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
+    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.of_tasks.device):
         for batch in held.batches():
-            for task, (output, labels, count) in training.judged(batch, tasks).items():
-                totals[task] += float(_scalar(task, training.functions[task](output, labels))) * count
+            for task, (output, labels, count) in training.of_tasks.judged(batch, tasks).items():
+                totals[task] += float(training.of_tasks.loss(task, output, labels)) * count
                 counts[task] += count
                 if task in running:
                     running[task].update(output, labels)
@@ -347,11 +273,11 @@ def _constants(training: _Training, held: HeldOutSamples, tasks: Sequence[str]) 
     """For each task the loss of the best constant answer, over the first held-out samples."""
     kept: dict[str, list[Any]] = {task: [] for task in tasks}
     sizes = dict.fromkeys(tasks, 0)
-    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
+    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.of_tasks.device):
         for batch in held.batches():
-            for task, (output, labels, count) in training.judged(batch, tasks).items():
+            for task, (output, labels, count) in training.of_tasks.judged(batch, tasks).items():
                 if isinstance(output, Tensor) and output.is_floating_point() and sizes[task] < LARGEST:
-                    kept[task].append((partial(_checked, task, training.functions[task]), output, labels, count))
+                    kept[task].append((partial(training.of_tasks.loss, task), output, labels, count))
                     sizes[task] += output.numel()
     found = {task: best_constant(parts) for task, parts in kept.items() if parts}
     return {task: loss for task, loss in found.items() if loss is not None}
@@ -364,58 +290,9 @@ def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
         read_metric(metric)
 
 
-def _by_task(network: nn.Module, losses: Any) -> dict[str, Loss]:
-    if not isinstance(network, BranchedNetwork):
-        if isinstance(losses, Mapping) or not callable(losses):
-            raise TrainingError(
-                f"losses are a {type(losses).__name__}; expected one function of (output, labels), as the network is "
-                "not branched"
-            )
-        return {"loss": losses}
-    if not isinstance(losses, Mapping):
-        raise TrainingError(
-            f"losses are a {type(losses).__name__}; expected a dictionary of functions by task, as the network is "
-            "branched"
-        )
-    tasks = trained_tasks(network)
-    for task in tasks:
-        if task not in losses:
-            raise TrainingError(f"task {task!r} lacks a loss; expected one, or the task frozen throughout")
-        if not callable(losses[task]):
-            raise TrainingError(
-                f"the loss of {task!r} is a {type(losses[task]).__name__}; expected a function of (output, labels)"
-            )
-    return {task: losses[task] for task in tasks}
-
-
 def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module) -> Any:
     if weights is None:
         return None
     from branchnet.training.weighting.named_weightings import weighting_of
 
     return weighting_of(weights, tasks, network)
-
-
-def _loss_groups(
-    network: nn.Module,
-    modules: Mapping[str, Collection[nn.Module]],
-    learning_rate: Rate,
-    groups: Sequence[Group],
-) -> list[Group]:
-    trained = [parameter for group in groups for parameter in group.parameters]
-    own = loss_parameters(modules, next(network.parameters()).device, trained)
-    rates = dict.fromkeys(own, learning_rate) if not callable(learning_rate) else {}
-    if isinstance(network, BranchedNetwork) and callable(learning_rate):
-        rates = {node.tasks[0]: learning_rate(node) for node in network.members() if node.is_head}
-    return [Group(parameters, rates[task], weight_decay=0.0) for task, parameters in own.items()]
-
-
-def _checked(task: str, loss: Loss, output: Any, labels: Any) -> Tensor:
-    return _scalar(task, loss(output, labels))
-
-
-def _scalar(task: str, loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise TrainingError(f"the loss of {task!r} gave {found}; expected a scalar tensor, as reduction='mean' gives")
-    return loss.reshape(())

@@ -1,5 +1,6 @@
 """What every example of the documentation finds: four small networks and images."""
 
+import importlib.util
 import warnings
 
 import numpy as np  # noqa: F401

@@ -1,6 +1,5 @@
 """What every example of the documentation finds: four small networks and images."""
 
-import importlib.util
 import warnings
 
 import numpy as np  # noqa: F401

@@ -63,7 +63,8 @@ def history_plot_data(history: History) -> HistoryPlot:
     window = math.ceil(steps / _WINDOWS)
     held_out = []
     for task in history.losses:
-        points = [(one.step, one.losses[task]) for one in history.measurements if task in one.losses]
+        measured = [(one.step, one.losses.get(task, math.nan)) for one in history.measurements]
+        points = [(step, loss) for step, loss in measured if not math.isnan(loss)]
         held_out.append((tuple(step for step, _ in points), tuple(loss for _, loss in points)))
     drawn = [loss for losses in history.losses.values() for loss in losses if not math.isnan(loss)]
     return HistoryPlot(

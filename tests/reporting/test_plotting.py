@@ -158,6 +158,8 @@ def test_steps_without_labels_and_held_out_losses_of_a_history_are_drawn() -> No
     figure = branchnet.plot(history)
     dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--" and len(line.get_xdata())]
     assert [line.get_ydata()[-1] for line in dashed] == [1.0, 3.0]
+    single = [line for line in figure.axes[0].lines if line.get_linewidth() == 0.5]
+    assert [len(line.get_xdata()) for line in single] == [50, 25, 0]  # lines go on over steps without a label
     assert "held-out samples" in texts(figure)
     assert figure.axes[0].get_yscale() == "log"
 

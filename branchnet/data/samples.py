@@ -175,6 +175,20 @@ class Samples:
             if count <= 0:
                 return
 
+    def read_batch(self, content: Any) -> Batch:
+        """One batch as a loader, or several samples in memory, hold it.
+
+        Args:
+            content: inputs, (inputs, labels), or a mapping of them, stacked.
+
+        Returns:
+            The batch.
+
+        Raises:
+            DataError: inputs of a form that the network does not take.
+        """
+        return self._batch(content, None)
+
     def subset(self, numbers: Sequence[int]) -> Samples:
         """The samples of these numbers; those in memory are copied.
 

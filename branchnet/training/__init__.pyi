@@ -42,6 +42,8 @@ from .judging.foreign_metrics import read_metric as read_metric
 from .judging.performance import absolute_changes as absolute_changes
 from .judging.performance import multi_task_performance as multi_task_performance
 from .judging.performance import relative_changes as relative_changes
+from .frameworks.lightning_module import LightningBranched as LightningBranched
+from .frameworks.trainer_module import for_trainer as for_trainer
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers
 from .weighting.gradient_weightings import Aggregate as Aggregate
@@ -55,6 +57,7 @@ __all__ = [
     "Aggregate",
     "GroupedHistory",
     "History",
+    "LightningBranched",
     "Measurement",
     "Metric",
     "Teachers",
@@ -80,6 +83,7 @@ __all__ = [
     "explained_divergence",
     "explained_variance",
     "fit",
+    "for_trainer",
     "kl_divergence",
     "log10_error",
     "log_rmse",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,21 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Batch, Source
 from branchnet.errors import DataError, TrainingError
-from branchnet.stages import call
 from branchnet.training.constant_answer import LARGEST, best_constant
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import MOST, HeldOutSamples
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labelled_data import LabelledData, labelled_data
-from branchnet.training.labels import KnownLabels, known_labels
 from branchnet.training.optimization.batch_order import Mix
-from branchnet.training.optimization.groups import Group, Rate, check_rate, node_groups, trained_tasks
+from branchnet.training.optimization.groups import Group, Rate, check_rate
 from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loop import Judge, Objective, optimize
-from branchnet.training.optimization.loss_parameters import check_losses, loss_modules, loss_parameters
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -41,11 +37,11 @@ from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash, teachers_hash
+from branchnet.training.task_losses import Loss, TaskLosses, losses_by_task
 from branchnet.training.teachers import Teachers
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
-Loss = Callable[[Any, Any], Tensor]
 Losses = Loss | Mapping[str, Loss]
 
 EQUAL = 0.01
@@ -181,7 +177,7 @@ def fit(
     )  # fmt: skip
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
-    functions = _by_task(network, losses, teachers or {})
+    functions = losses_by_task(network, losses, teachers)
     if learning_rate != "auto" and not callable(learning_rate):
         check_rate(learning_rate)
     data = labelled_data(network, train, labels, tuple(functions), validation, settings, mix)
@@ -191,11 +187,12 @@ def fit(
             raise TrainingError("teachers and data by task are given; expected samples that all tasks have in common")
         judges = Teachers(teachers, data.samples, progress=progress, kinds=kinds)
         functions |= judges.losses
-    training = _Training(network, functions, data, settings, judges, torch.compile(network) if compile else None)
+    tasks = TaskLosses(network, functions, data.labels, torch.compile(network) if compile else None, judges)
+    training = _Training(tasks, data, settings)
     rate = learning_rate if learning_rate == "auto" else 1.0
-    weighting = _weighting(weights, training.tasks, network)
+    weighting = _weighting(weights, tasks.tasks, network)
     given: Rate = 1.0 if learning_rate == "auto" else learning_rate
-    groups = training.groups(given, divide_rate)
+    groups = tasks.groups(given, divide_rate)
     if weighting is not None:
         own = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
         groups.append(Group(own, 1.0 if callable(given) else given, weight_decay=0.0))
@@ -203,13 +200,13 @@ def fit(
     try:
         return optimize(
             network,
-            Objective(training.losses, training.counts, training.tasks),
+            Objective(tasks.losses, tasks.counts, tasks.tasks),
             groups,
             settings,
             draws=data.draws,
             rate=rate,
             weighting=weighting,
-            beside=[module for held in training.modules.values() for module in held],
+            beside=[module for held in tasks.modules.values() for module in held],
             judge=training.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
             identity=training.identity(weights) if checkpoint is not None else {},
             legacy_content=lambda: content_hash(network, data.samples, training.frozen),
@@ -221,102 +218,15 @@ def fit(
 
 @dataclass(frozen=True)
 class _Training:
-    """What of a network is trained, on which data."""
+    """What is minimised, on which data."""
 
-    network: nn.Module
-    functions: Mapping[str, Loss]
+    tasks: TaskLosses
     data: LabelledData
     settings: Settings
-    teachers: Teachers | None = None
-    compiled: Any = None
-
-    @property
-    def taught(self) -> tuple[str, ...]:
-        """The tasks that learn from a network."""
-        return () if self.teachers is None else self.teachers.tasks
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(self.functions)
 
     @property
     def frozen(self) -> Collection[str]:
-        return self.network.frozen if isinstance(self.network, BranchedNetwork) else frozenset()
-
-    @property
-    def modules(self) -> dict[str, list[nn.Module]]:
-        return loss_modules(self.functions)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    def groups(self, learning_rate: Rate, divided: bool) -> list[Group]:
-        """The parameters of the network by node, and those of the losses."""
-        if isinstance(self.network, BranchedNetwork):
-            groups = node_groups(self.network, learning_rate, divided=divided)
-        elif callable(learning_rate):
-            raise TrainingError(
-                "learning_rate is a function of a node and the network is not branched; expected a number"
-            )
-        else:
-            groups = [Group([p for p in self.network.parameters() if p.requires_grad], learning_rate)]
-        return groups + _loss_groups(self.network, self.modules, learning_rate, groups)
-
-    def known(self, batch: Batch | Mapping[str, Batch]) -> dict[str, KnownLabels]:
-        """The labels of a batch, or of a batch for each task."""
-        if isinstance(batch, Mapping):
-            return {task: label for task, one in batch.items() for task, label in self._of_task(task, one).items()}
-        labelled = [task for task in self.tasks if task not in self.taught]
-        if not labelled:
-            return {}
-        return known_labels(batch, self.data.labels if batch.labels is None else None, labelled)
-
-    def _of_task(self, task: str, batch: Batch) -> dict[str, KnownLabels]:
-        return known_labels(batch, None, [task])
-
-    def counts(self, batch: Batch | Mapping[str, Batch]) -> dict[str, int]:
-        """How many samples have a label for each task."""
-        counts = {task: labels.count for task, labels in self.known(batch).items()}
-        return counts | dict.fromkeys(self.taught, len(batch))
-
-    def losses(self, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Each task's mean loss over the samples with a label."""
-        return {
-            task: _scalar(task, self.functions[task](output, labels))
-            for task, (output, labels, _) in self.judged(batch, self.tasks).items()
-        }
-
-    def judged(self, batch: Batch | Mapping[str, Batch], tasks: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
-        """Outputs, labels and their number, of the samples with a label."""
-        known = {task: labels for task, labels in self.known(batch).items() if task in tasks}
-        if self.teachers is not None and isinstance(batch, Batch):
-            with torch.no_grad():
-                taught = self.teachers.outputs(batch, self.taught, self.device)
-            known |= {task: KnownLabels(output, None, len(batch)) for task, output in taught.items() if task in tasks}
-        if not known:
-            return {}
-        outputs = self._outputs(batch, tuple(known))
-        return {
-            task: (labels.of(outputs[task]), moved(labels.values, self.device), labels.count)
-            for task, labels in known.items()
-        }
-
-    def _outputs(self, batch: Batch | Mapping[str, Batch], tasks: tuple[str, ...]) -> dict[str, Any]:
-        network = self._called()
-        if isinstance(batch, Mapping):
-            found = {}
-            for task in tasks:
-                found[task] = network(placed(batch[task].inputs, self.device), (task,))[task]
-            return found
-        inputs = placed(batch.inputs, self.device)
-        if isinstance(self.network, BranchedNetwork):
-            return dict(network(inputs, tasks))
-        return {"loss": call(network, inputs)}
-
-    def _called(self) -> Any:
-        """The network, or in training what torch.compile makes of it."""
-        return self.compiled if self.compiled is not None and self.network.training else self.network
+        return self.tasks.network.frozen if isinstance(self.tasks.network, BranchedNetwork) else frozenset()
 
     def judge(self, metrics: Mapping[str, AnyMetric] | None, *, needed: bool) -> Judge | None:
         """Held-out samples, where something is decided or measured by them."""
@@ -328,7 +238,7 @@ class _Training:
                 self._check_labelled(self.data.samples.first(MOST, self.settings.batch_size, seed=0), "first samples")
             return None
         self._check_labelled(held.batches(), held.judged_on)
-        tasks = self.tasks
+        tasks = self.tasks.tasks
         _check_metrics(metrics or {}, tasks)
         return Judge(
             tasks,
@@ -341,8 +251,8 @@ class _Training:
 
     def _check_labelled(self, batches: Iterator[Batch], which: str) -> None:
         """Refuse tasks that none of these samples has a label for."""
-        seen = {task for batch in batches for task in self.counts(batch)}
-        if missing := [task for task in self.tasks if task not in seen]:
+        seen = {task for batch in batches for task in self.tasks.counts(batch)}
+        if missing := [task for task in self.tasks.tasks if task not in seen]:
             raise DataError(
                 f"the {which} lack labels of {missing}; expected some for each task that is trained: freeze the "
                 "others, or pass validation= where labels are rare"
@@ -350,9 +260,9 @@ class _Training:
 
     def identity(self, weights: Any) -> dict[str, str]:
         """What a checkpoint must be of."""
-        found = {"weights": network_hash(self.network, self.frozen), "losses": losses_hash(self.functions)}
-        if self.teachers is not None:
-            found["teachers"] = teachers_hash(self.teachers.networks)
+        found = {"weights": network_hash(self.tasks.network, self.frozen), "losses": losses_hash(self.tasks.functions)}
+        if self.tasks.teachers is not None:
+            found["teachers"] = teachers_hash(self.tasks.teachers.networks)
         if self.data.held_out is not None:
             found["every"] = str(self.settings.every)
         if weights is not None:
@@ -366,10 +276,10 @@ def _measured(
     """Each task's loss and metric on the held-out samples, over those with a label."""
     totals, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
     running = {task: read_metric(metric).accumulation() for task, metric in metrics.items()}
-    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
+    with torch.no_grad(), evaluation_mode(training.tasks.network), seeded(0, training.tasks.device):
         for batch in held.batches():
-            for task, (output, labels, count) in training.judged(batch, tasks).items():
-                totals[task] += float(_scalar(task, training.functions[task](output, labels))) * count
+            for task, (output, labels, count) in training.tasks.judged(batch, tasks).items():
+                totals[task] += float(training.tasks.loss(task, output, labels)) * count
                 counts[task] += count
                 if task in running:
                     running[task].update(output, labels)
@@ -381,11 +291,11 @@ def _constants(training: _Training, held: HeldOutSamples, tasks: Sequence[str]) 
     """For each task the loss of the best constant answer, over the first held-out samples."""
     kept: dict[str, list[Any]] = {task: [] for task in tasks}
     sizes = dict.fromkeys(tasks, 0)
-    with torch.no_grad(), evaluation_mode(training.network), seeded(0, training.device):
+    with torch.no_grad(), evaluation_mode(training.tasks.network), seeded(0, training.tasks.device):
         for batch in held.batches():
-            for task, (output, labels, count) in training.judged(batch, tasks).items():
+            for task, (output, labels, count) in training.tasks.judged(batch, tasks).items():
                 if isinstance(output, Tensor) and output.is_floating_point() and sizes[task] < LARGEST:
-                    kept[task].append((partial(_checked, task, training.functions[task]), output, labels, count))
+                    kept[task].append((partial(training.tasks.loss, task), output, labels, count))
                     sizes[task] += output.numel()
     found = {task: best_constant(parts) for task, parts in kept.items() if parts}
     return {task: loss for task, loss in found.items() if loss is not None}
@@ -398,63 +308,9 @@ def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
         read_metric(metric)
 
 
-def _by_task(network: nn.Module, losses: Any, teachers: Mapping[str, nn.Module]) -> dict[str, Loss]:
-    if teachers and not isinstance(network, BranchedNetwork):
-        raise TrainingError("teachers are given and the network is not branched; expected none")
-    if not isinstance(network, BranchedNetwork):
-        if isinstance(losses, Mapping):
-            raise TrainingError(
-                f"losses are a {type(losses).__name__}; expected one function of (output, labels), as the network is "
-                "not branched"
-            )
-        check_losses({"loss": losses})
-        return {"loss": losses}
-    if not isinstance(losses, Mapping):
-        raise TrainingError(
-            f"losses are a {type(losses).__name__}; expected a dictionary of functions by task, as the network is "
-            "branched"
-        )
-    tasks = trained_tasks(network)
-    if unknown := sorted(set(teachers) - set(tasks)):
-        raise TrainingError(f"teachers name {unknown}, which are not trained; expected some of {list(tasks)}")
-    if both := sorted(set(teachers) & set(losses)):
-        raise TrainingError(f"tasks {both} have a teacher and a loss for labels; expected one of both")
-    tasks = tuple(task for task in tasks if task not in teachers)
-    for task in tasks:
-        if task not in losses:
-            raise TrainingError(f"task {task!r} lacks a loss; expected one, or the task frozen throughout")
-    check_losses({task: losses[task] for task in tasks})
-    return {task: losses[task] for task in tasks}
-
-
 def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module) -> Any:
     if weights is None:
         return None
     from branchnet.training.weighting.named_weightings import weighting_of
 
     return weighting_of(weights, tasks, network)
-
-
-def _loss_groups(
-    network: nn.Module,
-    modules: Mapping[str, Collection[nn.Module]],
-    learning_rate: Rate,
-    groups: Sequence[Group],
-) -> list[Group]:
-    trained = [parameter for group in groups for parameter in group.parameters]
-    own = loss_parameters(modules, next(network.parameters()).device, trained)
-    rates = dict.fromkeys(own, learning_rate) if not callable(learning_rate) else {}
-    if isinstance(network, BranchedNetwork) and callable(learning_rate):
-        rates = {node.tasks[0]: learning_rate(node) for node in network.members() if node.is_head}
-    return [Group(parameters, rates[task], weight_decay=0.0) for task, parameters in own.items()]
-
-
-def _checked(task: str, loss: Loss, output: Any, labels: Any) -> Tensor:
-    return _scalar(task, loss(output, labels))
-
-
-def _scalar(task: str, loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise TrainingError(f"the loss of {task!r} gave {found}; expected a scalar tensor, as reduction='mean' gives")
-    return loss.reshape(())

@@ -46,7 +46,7 @@ def test_the_section_stands_for_fields_outside_and_an_option_for_both() -> None:
     assert changed(config(steps=4), steps=3).steps == 3
     assert fit_settings(config(fit={"clip": 1.0}))["clip"] == 1.0
     assert fit_settings(config())["steps"] == inspect.signature(branchnet.fit).parameters["steps"].default
-    with pytest.raises(SpecError, match="learning_rate"):
+    with pytest.raises(SpecError, match="learning-rate"):
         changed(made, learning_rate=-1.0)
 
 

@@ -203,14 +203,12 @@ def test_train_writes_weights_and_history_and_goes_on(walker: Walker) -> None:
     validation = LabelledTable("data.yaml", "val")
     trained = branchnet.load("trained")
     for task in ("depth", "scene"):
-        assert told["networks"]["before"]["metrics"][task] == pytest.approx(by_hand(built, validation, task), rel=1e-5)
-        assert told["networks"]["trained"]["metrics"][task] == pytest.approx(
-            by_hand(trained, validation, task), rel=1e-5
-        )
+        assert told["networks"]["before"][task] == pytest.approx(by_hand(built, validation, task), rel=1e-5)
+        assert told["networks"]["trained"][task] == pytest.approx(by_hand(trained, validation, task), rel=1e-5)
     with Path("trained/history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
-    assert float(rows[0]["held-out metric depth"]) == pytest.approx(told["networks"]["before"]["metrics"]["depth"])
+    assert float(rows[0]["held-out metric depth"]) == pytest.approx(told["networks"]["before"]["depth"])
     assert Path("trained/history.png").read_bytes().startswith(b"\x89PNG")
     assert not list(Path("trained").glob(".train*"))
     assert walker("train run.yaml --steps 1 --out other") == 0, walker.err  # from the config's architecture

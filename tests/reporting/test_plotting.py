@@ -19,7 +19,7 @@ from branchnet.reporting import plot_depth
 from branchnet.reporting.plots.affinity_plot import affinity_plot_data
 from branchnet.reporting.plots.depth_plot import depth_lines
 from branchnet.reporting.plots.history_plot import history_plot_data
-from branchnet.training import History
+from branchnet.training import History, Measurement
 from tests.reporting.toys import EXAMPLE, toy_branched
 
 
@@ -141,6 +141,27 @@ def test_history_shows_running_means_and_where_it_was_resumed() -> None:
     assert axes.get_yscale() == "linear"
     with pytest.raises(BranchnetError, match="has no losses"):
         branchnet.plot(History({}, 0.0))
+
+
+def test_steps_without_labels_and_held_out_losses_of_a_history_are_drawn() -> None:
+    nan = float("nan")
+    losses = {"a": (2.0,) * 50, "b": (nan, 4.0) * 25, "c": (nan,) * 50}
+    measured = tuple(Measurement(step, {"a": 1.0, "b": 3.0, "c": nan}) for step in (0, 25, 50))
+    history = History(losses, 1.0, measurements=measured)
+    shown = history_plot_data(history)
+    assert shown.logarithmic  # what is missing is not counted among losses of 0 or less
+    assert shown.window == 2
+    assert np.isnan(shown.smoothed[1][0])
+    assert shown.smoothed[1][1:] == (4.0,) * 49
+    assert np.isnan(shown.smoothed[2]).all()
+    assert shown.held_out[:2] == (((0, 25, 50), (1.0,) * 3), ((0, 25, 50), (3.0,) * 3))
+    figure = branchnet.plot(history)
+    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+    assert [line.get_ydata()[-1] for line in dashed] == [1.0, 3.0]
+    single = [line for line in figure.axes[0].lines if line.get_linewidth() == 0.5]
+    assert [len(line.get_xdata()) for line in single] == [50, 25, 0]  # lines go on over steps without a label
+    assert "held-out samples" in texts(figure)
+    assert figure.axes[0].get_yscale() == "log"
 
 
 def test_fronts_of_groups_and_trees_are_drawn_together() -> None:

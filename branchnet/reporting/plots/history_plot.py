@@ -63,7 +63,8 @@ def history_plot_data(history: History) -> HistoryPlot:
     window = math.ceil(steps / _WINDOWS)
     held_out = []
     for task in history.losses:
-        points = [(one.step, one.losses[task]) for one in history.measurements if task in one.losses]
+        measured = [(one.step, one.losses.get(task, math.nan)) for one in history.measurements]
+        points = [(step, loss) for step, loss in measured if not math.isnan(loss)]
         held_out.append((tuple(step for step, _ in points), tuple(loss for _, loss in points)))
     drawn = [loss for losses in history.losses.values() for loss in losses if not math.isnan(loss)]
     return HistoryPlot(
@@ -89,6 +90,13 @@ def _running_mean(values: tuple[float, ...], window: int) -> tuple[float, ...]:
     return tuple(means.tolist())
 
 
+def _known(losses: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses without the steps that have none, so that a line is drawn from each loss to the next."""
+    values = np.asarray(losses)
+    known = ~np.isnan(values)
+    return np.arange(1, len(values) + 1)[known], values[known]
+
+
 @styled
 def draw_history(plot: HistoryPlot) -> Figure:
     """Draw one curve for each task; a dotted line marks where training was resumed.
@@ -103,19 +111,19 @@ def draw_history(plot: HistoryPlot) -> Figure:
     axes = figure.add_subplot()
     axes.grid(True)
     marks = task_marks(plot.tasks)
+    for task, losses, smoothed in zip(plot.tasks, plot.losses, plot.smoothed, strict=True):
+        colour = marks[task].colour
+        if plot.window > 1:
+            axes.plot(*_known(losses), color=colour, linewidth=0.5, alpha=0.35)
+        marker: Any = {"marker": marks[task].marker, "markersize": 4, "markevery": max(1, len(losses) // 8)}
+        axes.plot(*_known(smoothed), color=colour, linewidth=1.6, label=visible(task), **marker)
     for task, (at, held_out) in zip(plot.tasks, plot.held_out, strict=False):
         if at:
             axes.plot(at, held_out, color=marks[task].colour, linewidth=1.2, linestyle="--")
     if any(at for at, _ in plot.held_out):
         axes.plot([], [], color=MUTED, linewidth=1.2, linestyle="--", label="held-out samples")
-    for task, losses, smoothed in zip(plot.tasks, plot.losses, plot.smoothed, strict=True):
-        steps = np.arange(1, len(losses) + 1)
-        if plot.window > 1:
-            axes.plot(steps, losses, color=marks[task].colour, linewidth=0.5, alpha=0.35)
-        marker: Any = {"marker": marks[task].marker, "markersize": 4, "markevery": max(1, len(losses) // 8)}
-        axes.plot(steps, smoothed, color=marks[task].colour, linewidth=1.6, label=visible(task), **marker)
     if plot.resumed_at is not None:
-        axes.axvline(plot.resumed_at, color=MUTED, linestyle=":", label="resumed")
+        axes.axvline(plot.resumed_at, color=MUTED, linewidth=0.8, linestyle=":", label="resumed")
     if plot.logarithmic:
         axes.set_yscale("log")
         # Plain numbers: the style prints `$` as it is, for tasks' names, and so cannot set powers of ten.

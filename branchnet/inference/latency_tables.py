@@ -197,6 +197,7 @@ def _is_whole(table: LatencyTable) -> bool:
         and len(table.unfused) == len(table.fused) == len(table.locations)
         and all(len(row) == len(table.widths) for row in rows)
         and set(table.heads) == set(table.tasks)
+        and len(set(table.tasks)) == len(table.tasks)
         and len(table.stitches) in (0, len(table.locations))
     )
 

@@ -46,6 +46,7 @@ from branchnet.training.optimization.run_settings import (
 )
 from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.output_losses import MatchKind
+from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope
 from branchnet.training.teachers import Teachers
@@ -197,6 +198,10 @@ def distill(
         rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
         judge = None if held is None else run.judge(_judging_teachers(teachers, tasks, held, validation))
         identity = run.identity(samples, scope, validation) if checkpoint is not None else {}
+        if checkpoint is not None and weights is not None:
+            identity["weighting"] = str(weights) if isinstance(weights, str | Mapping) else code_hash(weights)
+        if checkpoint is not None and divide_rate:
+            identity["divided rates"] = "yes"
         # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
         if scope == "all" and (checkpoint is None or not Path(checkpoint).exists()):
             _reestimate(branched, samples, judge)
@@ -220,13 +225,13 @@ def _optimized(
     if run.features is not None:
         beside.append(run.features)
         # An adapter begins as the identity or at random, and must not hold the network up.
-        groups.append(Group(list(run.features.adapters.parameters()), 1.0 if rate == "auto" else 1e-3))
+        groups.append(Group(list(run.features.adapters.parameters()), 1e-3, scaled=False))
     weighting = None
     if weights is not None:
         from branchnet.training.weighting.named_weightings import weighting_of
 
         weighting = weighting_of(weights, run.tasks, branched)
-        groups.append(Group(list(weighting.parameters()), 1.0 if rate == "auto" else 1e-3, weight_decay=0.0))
+        groups.append(Group(list(weighting.parameters()), 1e-3, weight_decay=0.0, scaled=False))
     return optimize(
         branched,
         Objective(run.losses, lambda batch: dict.fromkeys(run.tasks, len(batch)), run.tasks),
@@ -262,7 +267,8 @@ class _Distillation:
         if self.match != "outputs":
             first = next(iter(self.teachers.samples.first(self.settings.batch_size, self.settings.batch_size, seed=0)))
             inputs = placed(first.inputs, self.device)
-            matching = FeatureMatching(self.branched, self.teachers.networks, inputs, self.tasks)
+            with seeded(self.settings.seed):
+                matching = FeatureMatching(self.branched, self.teachers.networks, inputs, self.tasks)
         object.__setattr__(self, "features", matching)
 
     @property
@@ -301,6 +307,7 @@ class _Distillation:
             self._constants(judges),
             self.held.judged_on if self.held is not None else "",
             lambda task, before: EQUAL,
+            lambda task, before: 1.0,
             self.held.not_finite if self.held is not None else str,
         )
 

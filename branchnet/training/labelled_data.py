@@ -181,7 +181,7 @@ def _mixed(judged: Mapping[str, HeldOutSamples]) -> HeldOutSamples:
         for task, held in judged.items():
             for batch in held.batches():
                 labels = batch.labels if isinstance(batch.labels, Mapping) else {task: batch.labels}
-                yield replace(batch, labels={task: labels.get(task, next(iter(labels.values())))})
+                yield replace(batch, labels={task: labels.get(task)})
 
     kinds = list(dict.fromkeys(held.judged_on for held in judged.values()))
     return HeldOutSamples(read, " and ".join(kinds))

@@ -16,6 +16,9 @@ from branchnet.data.collation import as_labels, collate, gather
 from branchnet.data.samples import Batch
 from branchnet.errors import DataError
 
+SINGLE = "loss"
+"""What the only task of a network that is not branched is called; its labels may stand under any name."""
+
 
 @dataclass(frozen=True)
 class KnownLabels:
@@ -94,7 +97,7 @@ def _found(batch: Batch, given: Mapping[str, Any] | None, tasks: Collection[str]
                 f"the samples have labels without task names; expected {_by_task(tasks)} for tasks {list(tasks)}"
             )
         return dict.fromkeys(tasks, batch.labels)
-    if len(tasks) == len(batch.labels) == 1:
+    if list(tasks) == [SINGLE] and len(batch.labels) == 1:
         return dict(zip(tasks, batch.labels.values(), strict=True))
     return batch.labels
 

@@ -84,7 +84,7 @@ def output_loss(kind: MatchKind, outputs: Sequence[Any], temperature: float = 1.
     if not temperature > 0:
         raise TrainingError(f"temperature={temperature!r}; expected a positive number")
     leaves = [torch.cat(parts).double() for parts in zip(*map(float_leaves, outputs), strict=True)]
-    constants = [_constant(kind, leaf) for leaf in leaves]
+    constants = [_constant(kind, leaf, temperature) for leaf in leaves]
     scales = [
         float(_error(kind, constant.reshape(1, -1).expand_as(rows), rows, temperature))
         for constant, rows in zip(constants, map(channels_last_rows, leaves), strict=True)
@@ -97,10 +97,10 @@ def output_loss(kind: MatchKind, outputs: Sequence[Any], temperature: float = 1.
     return OutputLoss(kind, tuple(scales), tuple(constants), temperature)
 
 
-def _constant(kind: MatchKind, outputs: Tensor) -> Tensor:
+def _constant(kind: MatchKind, outputs: Tensor, temperature: float) -> Tensor:
     rows = channels_last_rows(outputs)
     if kind == "classification":
-        return rows.softmax(1).mean(0).clamp_min(1e-30).log()
+        return temperature * (rows / temperature).softmax(1).mean(0).clamp_min(1e-30).log()
     return F.normalize(rows.mean(0), dim=0) if kind == "direction" else rows.mean(0)
 
 

@@ -77,7 +77,13 @@ def _modules(branched: BranchedNetwork, scope: Scope) -> list[nn.Module]:
     if scope == "first-private-stage":
         return _first_private(branched)
     if scope == "norms":
-        norms: list[nn.Module] = [module for module in branched.modules() if isinstance(module, _NORMS)]
+        norms: list[nn.Module] = [
+            module
+            for node in branched.members()
+            if node.id not in branched.frozen
+            for module in node.module.modules()
+            if isinstance(module, _NORMS)
+        ]
         if not norms:
             raise TrainingError("the network has no normalisation layers; expected some for scope='norms'")
         return norms

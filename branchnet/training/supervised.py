@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.samples import Batch, Source
+from branchnet.data.samples import Batch, Source, read_samples
 from branchnet.errors import DataError, TrainingError
+from branchnet.stages.interface import call_form
 from branchnet.training.constant_answer import LARGEST, best_constant
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import MOST, HeldOutSamples
@@ -24,6 +26,7 @@ from branchnet.training.optimization.batch_order import Mix
 from branchnet.training.optimization.groups import Group, Rate, check_rate
 from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loop import Judge, Objective, optimize
+from branchnet.training.optimization.loss_parameters import loss_modules
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -36,7 +39,13 @@ from branchnet.training.optimization.run_settings import (
 from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.code_hash import code_hash
-from branchnet.training.resuming.run_identity import content_hash, losses_hash, network_hash, teachers_hash
+from branchnet.training.resuming.run_identity import (
+    content_hash,
+    losses_hash,
+    network_hash,
+    samples_hash,
+    teachers_hash,
+)
 from branchnet.training.task_losses import Loss, TaskLosses, losses_by_task
 from branchnet.training.teachers import Teachers
 from branchnet.utils.modes import evaluation_mode
@@ -44,6 +53,8 @@ from branchnet.utils.random_state import seeded
 
 Losses = Loss | Mapping[str, Loss]
 
+WEIGHTING_RATE = 1e-3
+"""Of parameters that weigh losses, whatever the network's rate."""
 EQUAL = 0.01
 """A task's loss on held-out samples that is higher by this share of what it was counts as equal."""
 
@@ -195,10 +206,10 @@ def fit(
     groups = tasks.groups(given, divide_rate)
     if weighting is not None:
         own = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
-        groups.append(Group(own, 1.0 if callable(given) else given, weight_decay=0.0))
+        groups.append(Group(own, WEIGHTING_RATE, weight_decay=0.0, scaled=False))
     network.train()
     try:
-        return optimize(
+        history = optimize(
             network,
             Objective(tasks.losses, tasks.counts, tasks.tasks),
             groups,
@@ -208,10 +219,19 @@ def fit(
             weighting=weighting,
             beside=[module for held in tasks.modules.values() for module in held],
             judge=training.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
-            identity=training.identity(weights) if checkpoint is not None else {},
+            identity=training.identity(weights) | _further(network, validation, mix, kinds, divide_rate=divide_rate)
+            if checkpoint is not None
+            else {},
             legacy_content=lambda: content_hash(network, data.samples, training.frozen),
             samples=data.count,
         )
+        never = [task for task in tasks.tasks if task not in history.losses]
+        if never and not data.samples.by_number:  # the others were looked through at the start
+            raise TrainingError(
+                f"no sample of {steps} steps had a label of {never}; expected labels under the tasks' names, or the "
+                "tasks frozen"
+            )
+        return history
     finally:
         network.eval()
 
@@ -240,12 +260,15 @@ class _Training:
         self._check_labelled(held.batches(), held.judged_on)
         tasks = self.tasks.tasks
         _check_metrics(metrics or {}, tasks)
+        judging = replace(self, tasks=_as_judge(self.tasks))
+        constants = _constants(judging, held, tasks)
         return Judge(
             tasks,
-            partial(_measured, self, held, tasks, metrics or {}),
-            _constants(self, held, tasks),
+            partial(_measured, judging, held, tasks, metrics or {}),
+            constants,
             held.judged_on,
             lambda task, before: EQUAL * abs(before),
+            partial(_unit, constants),
             held.not_finite,
         )
 
@@ -268,6 +291,39 @@ class _Training:
         if weights is not None:
             found["weighting"] = str(weights) if isinstance(weights, str | Mapping) else code_hash(weights)
         return found | self.data.identity()
+
+
+def _further(
+    network: nn.Module, validation: Any, mix: Mix, kinds: Mapping[str, MatchKind] | None, *, divide_rate: bool
+) -> dict[str, str]:
+    """What else a checkpoint must be of, where it is not as by default."""
+    found = {}
+    if validation is not None and not isinstance(validation, Mapping):
+        found["validation"] = samples_hash(read_samples(validation, call_form(network), labels=True, lists="samples"))
+    elif validation is not None:
+        found["validation"] = str(
+            {task: samples_hash(read_samples(one, labels=True)) for task, one in validation.items()}
+        )
+    found |= {} if mix == "max_size_cycle" else {"mix": mix}
+    found |= {} if not kinds else {"kinds": str(sorted(kinds.items()))}
+    return found | ({"divided rates": "yes"} if divide_rate else {})
+
+
+def _as_judge(tasks: TaskLosses) -> TaskLosses:
+    """The losses as they are before training: learned uncertainties would say what they like of a network."""
+    functions = {}
+    for task, loss in tasks.functions.items():
+        found = copy.deepcopy(loss) if tasks.modules[task] else loss
+        for module in loss_modules({task: found})[task]:
+            module.eval()
+        functions[task] = found
+    return replace(tasks, functions=functions)
+
+
+def _unit(constants: Mapping[str, float], task: str, before: float) -> float:
+    """A constant answer's loss, or the loss before training: in millimetres one task would rule all others."""
+    known = abs(constants.get(task, 0.0))
+    return known if known > 0 else abs(before) if before else 1.0
 
 
 def _measured(

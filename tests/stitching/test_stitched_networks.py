@@ -276,5 +276,5 @@ def test_stitched_features_that_the_rest_cannot_take_are_refused():
         networks[task] = nn.Sequential(nn.Linear(4, 6), nn.Softplus(), Root(), nn.Linear(6, 2)).eval()
     probe = 5 * torch.randn(200, 4)
     staged = branchnet.split_all(networks, probe[:2], locations=["1"])
-    with pytest.raises(branchnet.BuildError, match="gives NaN or infinity on stitched features"):
+    with pytest.raises(branchnet.BuildError, match="gives NaN or infinity on the stitched features"):
         branchnet.build(branchnet.Tree.shared(["a", "b"], 1), staged, init="stitch", probe=probe)

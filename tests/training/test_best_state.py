@@ -65,11 +65,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[dict[str, float], d
     recorded: dict[int, tuple[dict[str, float], dict[str, Tensor]]] = {}
     real = BestState.keep
 
-    def keep(self: BestState, step: int, losses: Mapping[str, float], *cause: Any) -> None:
+    def keep(self: BestState, step: int, losses: Mapping[str, float], judge: Any) -> None:
         net = self.network[0]
         assert isinstance(net, BranchedNetwork)
         recorded[step] = held_out_losses(net), state(net)
-        real(self, step, losses, *cause)
+        real(self, step, losses, judge)
 
     monkeypatch.setattr(BestState, "keep", keep)
     return recorded

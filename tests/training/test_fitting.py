@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.errors import TrainingError
+from branchnet.errors import CheckpointError, DataError, TrainingError
 from branchnet.training import Event, accuracy, explained_variance
 from branchnet.training.constant_answer import best_constant
 from branchnet.training.optimization.learning_rates import RATES, largest_safe_rate
+from branchnet.training.optimization.loop import Judge
 from branchnet.training.output_losses import output_loss
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
@@ -73,7 +74,8 @@ def test_the_rate_is_the_largest_one_before_a_task_gets_worse(losses: list[list[
     def judge() -> tuple[dict[str, float], dict[str, float]]:
         return (before if current[0] < 0 else dict(zip("ab", losses[current[0]], strict=True))), {}
 
-    found = largest_safe_rate([network], train, judge, lambda task, loss: 0.01)
+    known = Judge((), judge, tolerance=lambda task, loss: 0.01)
+    found = largest_safe_rate([network], train, judge, known)
     fine = [all(one <= before[task] + 0.01 for task, one in zip("ab", row, strict=True)) for row in losses]
     if fine[0]:
         expected = RATES[([*fine, False]).index(False) - 1]
@@ -312,7 +314,7 @@ def test_losses_of_outputs_are_their_formulas_in_units_of_a_constant(
     kl = F.kl_div(
         (other / temperature).log_softmax(1), (own / temperature).log_softmax(1), reduction="none", log_target=True
     )
-    constant = rows.softmax(1).mean(0).log()
+    constant = temperature * (rows / temperature).softmax(1).mean(0).log()
     best = F.kl_div(
         (constant / temperature).log_softmax(0).expand_as(rows), (rows / temperature).log_softmax(1),
         reduction="none", log_target=True,
@@ -392,3 +394,94 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, seconds: float) -
     assert losses == others and held_out == judged
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights.items())
     assert not math.isnan(losses["loss"][-1])
+
+
+def follow(step: int) -> Any:
+    return [lambda event: event.kind == "step" and event.step == step]
+
+
+def test_a_run_that_was_ended_stays_ended_and_other_settings_are_another_run(tmp_path: Path) -> None:
+    def train(**others: Any) -> Any:
+        given = {"learning_rate": 1e-2, "checkpoint": tmp_path / "run", "checkpoint_every": 1, "callbacks": follow(5)}
+        return branchnet.fit(single(0), (X, X[:, :3]), nn.MSELoss(), **(QUICK | given | others))
+
+    first = train()
+    assert len(first.losses["loss"]) == 5 and [one.step for one in first.measurements] == [0, 5]
+    again = train(callbacks=())
+    assert again.losses == first.losses and again.measurements == first.measurements
+    for others, name in (
+        ({"optimizer": torch.optim.SGD}, "settings"),
+        ({"schedule": lambda step, steps: 0.5}, "settings"),
+        ({"validation": (X[:9], X[:9, :3])}, "validation"),
+    ):
+        with pytest.raises(CheckpointError, match=f"run with other .*{name}"):
+            train(**others)
+
+
+def test_another_optimiser_keeps_its_own_weight_decay() -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def decaying(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made.append(torch.optim.SGD(groups, weight_decay=0.5))
+        return made[-1]
+
+    branchnet.fit(single(0), (X, X[:, :3]), nn.MSELoss(), optimizer=decaying, learning_rate=1e-3, keep="last", **QUICK)
+    assert [group["weight_decay"] for group in made[0].param_groups] == [0.5]
+
+
+def test_the_best_state_weighs_tasks_in_units_of_constant_answers() -> None:
+    """In millimetres one task's loss is a million times the other's."""
+    labels = {"a": 1000 * X[:, :3], "b": X[:, 3:]}
+    history = branchnet.fit(
+        branched(), (X, labels), dict.fromkeys(TASKS, F.mse_loss), learning_rate=0.3, every=2, **QUICK
+    )
+    values = {
+        one.step: sum(one.losses[task] / history.constant[task] for task in TASKS) for one in history.measurements
+    }
+    assert history.kept_step == min(values, key=lambda step: values[step])
+
+
+def test_learned_uncertainties_are_judged_as_they_were() -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_variance = nn.Parameter(torch.zeros(()))
+
+        def forward(self, output: Tensor, labels: Tensor) -> Tensor:
+            return (-self.log_variance).exp() * F.mse_loss(output, labels) + self.log_variance
+
+    net, loss = single(0), Learned()
+    settings = QUICK | {"steps": 60, "every": 20}
+    history = branchnet.fit(net, (X, X[:, :3]), loss, validation=(X, X[:, :3]), learning_rate=1e-2, **settings)
+    with torch.no_grad():
+        assert history.after["loss"] == pytest.approx(float(F.mse_loss(net(X), X[:, :3])), rel=1e-5)
+    assert abs(float(loss.log_variance.detach())) > 1e-3
+
+
+def test_labels_of_one_task_never_train_another() -> None:
+    rows = [(x, {"b": x[:3]}) for x in X]
+    with pytest.raises(DataError, match=r"lack labels of \['a'\]"):
+        branchnet.fit(branched(), rows, {"a": F.mse_loss}, teachers={"b": NETWORKS["b"]}, **QUICK)
+    loader = torch.utils.data.DataLoader([(x, {"a": x[:3], "c": x[:3]}) for x in X], 8)
+    with pytest.raises(TrainingError, match=r"no sample of 30 steps had a label of \['loss'\]"):
+        branchnet.fit(single(0), loader, nn.MSELoss(), learning_rate=1e-3, keep="last", **QUICK)
+
+
+def test_frozen_nodes_keep_their_statistics_where_norms_are_trained() -> None:
+    def normed(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
+
+    networks = {task: normed(k) for k, task in enumerate(TASKS)}
+    net = branchnet.build(Tree.shared(TASKS, 1), networks, example=X[:2], locations=["2"], init="donor")
+    net.freeze("nodes.0.0")
+    before = {name: tensor for name, tensor in state(net).items() if name.startswith("nodes.0.0")}
+    branchnet.distill(net, networks, X, scope="norms", keep="last", **QUICK)
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_nan_is_worse_and_patience_needs_something_to_judge_by() -> None:
+    history = branchnet.training.History({}, 0.0, before={"a": 1.0}, after={"a": math.nan}, constant={"a": 1.0})
+    assert history.worse == {"a": "worse than before training and worse than a constant answer"}
+    with pytest.raises(TrainingError, match="patience needs held-out samples"):
+        branchnet.fit(single(0), (X, X[:, :3]), nn.MSELoss(), keep="last", patience=1, learning_rate=1e-3, **QUICK)

@@ -47,8 +47,8 @@ def test_a_weighting_acts_as_in_a_plain_loop(weights: Any) -> None:
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
     for step in range(8):
         index = sample_indices(step, 40, 10, 0)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * cosine(step, 8)
+        for number, group in enumerate(optimizer.param_groups):
+            group["lr"] = (1e-3 if number else 1e-2) * cosine(step, 8)  # weights have a rate of their own
 
         def losses(index: torch.Tensor = index) -> dict[str, torch.Tensor]:
             return {task: F.mse_loss(y, LABELS[task][index]) for task, y in expected(X[index]).items()}

@@ -26,9 +26,20 @@ def sample_indices(step: int, samples: int, batch_size: int, seed: int) -> Tenso
     batch_size = min(batch_size, samples)
     per_epoch = samples // batch_size
     epoch, position = divmod(step, per_epoch)
+    return epoch_order(epoch, samples, seed)[position * batch_size : (position + 1) * batch_size]
+
+
+def epoch_order(epoch: int, samples: int, seed: int) -> Tensor:
+    """Return the order of all samples in an epoch.
+
+    Args:
+        epoch: its number.
+        samples: how many there are.
+        seed: of the orders.
+    """
     # Far apart, so that epoch e of a seed is not epoch e - 1 of the next one; below 2^63, which every torch takes.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(samples, generator=generator)[position * batch_size : (position + 1) * batch_size]
+    return torch.randperm(samples, generator=generator)
 
 
 class BatchOrder:
@@ -48,14 +59,19 @@ class BatchOrder:
     def __init__(self, samples: Samples, batch_size: int, seed: int, numbers: Tensor | None = None) -> None:
         self.samples, self.batch_size, self.seed, self.numbers = samples, batch_size, seed, numbers
         self._step = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._batches = _epochs(samples, batch_size, seed)
 
     def __call__(self, step: int) -> Batch:
         """The batch of this step, which comes after that of the call before."""
         if self.samples.by_number:
             count = self.samples.known_count if self.numbers is None else len(self.numbers)
-            index = sample_indices(step, count, self.batch_size, self.seed)
-            set_epoch(self.samples.source, step // max(1, count // min(self.batch_size, count)))
+            size = min(self.batch_size, count)
+            epoch, position = divmod(step, count // size)
+            if epoch != self._order[0]:
+                self._order = (epoch, epoch_order(epoch, count, self.seed))
+            index = self._order[1][position * size : (position + 1) * size]
+            set_epoch(self.samples.source, epoch)
             return self.samples.take(index if self.numbers is None else self.numbers[index])
         while self._step < step:
             next(self._batches)

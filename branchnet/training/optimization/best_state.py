@@ -6,12 +6,25 @@ It is a module, so that a checkpoint keeps it with the other modules of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
+
+
+class Units(Protocol):
+    """What is known of losses on held-out samples."""
+
+    @property
+    def scale(self) -> Callable[[str, float], float]:
+        """From a task and its loss before training to the unit in which losses of tasks are added up."""
+
+    @property
+    def cause(self) -> Callable[[], str]:
+        """Says why losses are not finite, where that is known."""
 
 
 class BestState(nn.Module):
@@ -20,6 +33,7 @@ class BestState(nn.Module):
     Args:
         network: what is trained; its parameters that need gradients and its buffers are kept.
         tasks: the tasks that are measured, in order.
+        beside: modules that are trained with it, as losses with parameters.
 
     Attributes:
         first: (N,) the losses before training; NaN before they are known.
@@ -31,9 +45,9 @@ class BestState(nn.Module):
     best: Tensor
     step: Tensor
 
-    def __init__(self, network: nn.Module, tasks: tuple[str, ...]) -> None:
+    def __init__(self, network: nn.Module, tasks: tuple[str, ...], beside: Sequence[nn.Module] = ()) -> None:
         super().__init__()
-        self.network = [network]  # in a list, or its tensors would be a part of this module's state
+        self.network = [network, *beside]  # in a list, or its tensors would be a part of this module's state
         self.tasks = tasks
         for name in ("first", "best"):
             self.register_buffer(name, torch.full((len(tasks),), math.nan, dtype=torch.float64))
@@ -42,17 +56,16 @@ class BestState(nn.Module):
             self.register_buffer(f"kept_{number}", tensor.detach().clone())
 
     def _tensors(self) -> list[Tensor]:
-        network = self.network[0]
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        return [*trained, *network.buffers()]
+        trained = [p for network in self.network for p in network.parameters() if p.requires_grad]
+        return [*trained, *(buffer for network in self.network for buffer in network.buffers())]
 
-    def keep(self, step: int, losses: Mapping[str, float], cause: Callable[[], str] = str) -> None:
+    def keep(self, step: int, losses: Mapping[str, float], judge: Units) -> None:
         """Keep the network where it is better than before.
 
         Args:
             step: how many steps have been taken.
             losses: each task's loss on held-out samples now.
-            cause: says why losses are not finite, where that is known.
+            judge: says in which unit losses are added up, and why they are not finite, where that is known.
 
         Raises:
             TrainingError: a loss that is not finite before the first step.
@@ -61,11 +74,13 @@ class BestState(nn.Module):
         if step == 0 and not bool(values.isfinite().all()):
             raise TrainingError(
                 f"the losses on the held-out samples are {dict(losses)} before training; "
-                f"{cause() or 'expected finite numbers'}"
+                f"{judge.cause() or 'expected finite numbers'}"
             )
         if step == 0:
             self.first.copy_(values)
-        if step == 0 or float(values.mean()) < float(self.best.mean()):
+        before = zip(self.tasks, self.first.tolist(), strict=True)
+        units = torch.tensor([judge.scale(task, loss) for task, loss in before], dtype=torch.float64)
+        if step == 0 or float((values / units).mean()) < float((self.best / units).mean()):
             self.best.copy_(values)
             self.step.fill_(step)
             for number, tensor in enumerate(self._tensors()):

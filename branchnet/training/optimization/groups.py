@@ -21,11 +21,15 @@ Rate: TypeAlias = float | Callable[[Node], float]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are trained with one learning rate, and drawn towards 0 by one weight decay."""
+    """Parameters that are trained with one learning rate, and drawn towards 0 by one weight decay.
+
+    Where the rate of a run is found by trying, a group's own is multiplied by it, unless it is not `scaled`.
+    """
 
     parameters: Sequence[nn.Parameter]
     learning_rate: float
     weight_decay: float = WEIGHT_DECAY
+    scaled: bool = True
 
 
 def trained_tasks(branched: BranchedNetwork) -> tuple[str, ...]:

@@ -68,9 +68,9 @@ class History:
         found = {}
         for task, after in self.after.items():
             reasons = []
-            if after > self.before[task] + self.tolerance.get(task, 0.0):
+            if not after <= self.before[task] + self.tolerance.get(task, 0.0):
                 reasons.append("worse than before training")
-            if after > self.constant.get(task, float("inf")):
+            if not after <= self.constant.get(task, float("inf")):
                 reasons.append("worse than a constant answer")
             if reasons:
                 found[task] = " and ".join(reasons)

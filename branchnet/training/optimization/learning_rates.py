@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,18 @@ LONGEST_TEST, SHORTEST_TEST = 20, 5
 """Steps of one rate's test."""
 
 logger = logging.getLogger(__name__)
+
+
+class Losses(Protocol):
+    """What is known of losses on held-out samples."""
+
+    @property
+    def tolerance(self) -> Callable[[str, float], float]:
+        """From a task and its loss before to how much more counts as equal."""
+
+    @property
+    def scale(self) -> Callable[[str, float], float]:
+        """From a task and its loss before to the unit in which losses of tasks are added up."""
 
 
 def test_length(steps: int) -> int:
@@ -35,7 +48,7 @@ def largest_safe_rate(
     modules: Sequence[nn.Module],
     train: Callable[[float], None],
     judge: Callable[[], tuple[Mapping[str, float], Mapping[str, float]]],
-    tolerance: Callable[[str, float], float],
+    known: Losses,
     rates: Sequence[float] = RATES,
 ) -> float:
     """The largest rate after which no task is worse than before; the modules are as they were afterwards.
@@ -47,7 +60,7 @@ def largest_safe_rate(
         modules: whose tensors training changes.
         train: trains for some steps at a rate.
         judge: each task's loss on held-out samples, and metrics, which do not count.
-        tolerance: from a task and its loss before to how much more counts as equal.
+        known: what counts as equal, and the unit in which losses of tasks are added up.
         rates: those that are tried, from small to large.
 
     Returns:
@@ -69,8 +82,8 @@ def largest_safe_rate(
                 for tensor, value in zip(_tensors(modules), kept, strict=True):
                     tensor.copy_(value)
         logger.info("learning rate %g: losses %s, before %s", rate, after, before)
-        means[rate] = sum(after.values())
-        if all(loss <= before[task] + tolerance(task, before[task]) for task, loss in after.items()):
+        means[rate] = sum(loss / known.scale(task, before[task]) for task, loss in after.items())
+        if all(loss <= before[task] + known.tolerance(task, before[task]) for task, loss in after.items()):
             safe.append(rate)
         elif safe:
             break

@@ -31,6 +31,7 @@ from branchnet.training.optimization.processes import Processes
 from branchnet.training.optimization.run_settings import Settings
 from branchnet.training.optimization.schedules import share_of
 from branchnet.training.resuming.checkpoint import Checkpoint, Run, State
+from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
@@ -66,6 +67,7 @@ class Judge:
         constant: the loss of the best constant answer for each task, where it is known.
         judged_on: which samples these are; see `History`.
         tolerance: from a task and its loss before training to how much more counts as equal.
+        scale: from a task and its loss before training to the unit in which losses of tasks are added up.
         cause: says why losses are not finite, where the samples show it.
     """
 
@@ -74,6 +76,7 @@ class Judge:
     constant: Mapping[str, float] = field(default_factory=dict)
     judged_on: str = "validation samples"
     tolerance: Callable[[str, float], float] = lambda task, before: 0.0
+    scale: Callable[[str, float], float] = lambda task, before: 1.0
     cause: Callable[[], str] = str
 
 
@@ -126,19 +129,22 @@ def optimize(
         raise TrainingError("learning_rate='auto' needs held-out samples to judge rates by; expected validation=")
     started = time.monotonic()
     processes = Processes(settings.precision, _device(module))
-    best = None if judge is None else BestState(module, judge.tasks)
+    if settings.patience is not None and judge is None:
+        raise TrainingError("patience needs held-out samples to judge by; expected validation=, or keep='best'")
     modules = [*beside, *([weighting] if weighting is not None else [])]
+    best = None if judge is None else BestState(module, judge.tasks, modules)
     run = _Run(module, objective, groups, settings, processes, weighting, modules)
     saved = _checkpoint(module, groups, settings, rate, [*modules, *([best] if best else [])], samples)(
         identity, legacy_content
     )
     with seeded(settings.seed, _device(module)):
-        processes.broadcast(module)
+        for one in (module, *modules):
+            processes.broadcast(one)
         state = saved.restore(module, run.optimizer) if processes.first or settings.checkpoint else State()
         if rate == "auto" and not state.rate:
             assert judge is not None
             state.rate = largest_safe_rate(
-                [module, *modules], partial(run.try_rate, draws=draws), judge.measure, judge.tolerance
+                [module, *modules], partial(run.try_rate, draws=draws), partial(run.judged, judge), judge
             )
             if processes.first:
                 saved.save(module, run.optimizer, state)
@@ -171,13 +177,15 @@ class _Run:
         self.last: list[Any] = []
 
     def _new_optimizer(self, rate: float) -> torch.optim.Optimizer:
-        make = self.settings.optimizer or torch.optim.AdamW
-        optimizer = make(
-            [
-                {"params": list(group.parameters), "lr": rate * group.learning_rate, "weight_decay": group.weight_decay}
-                for group in self.groups
-            ]
-        )
+        groups: list[dict[str, Any]] = []
+        for group, peak in zip(self.groups, self._peaks(rate), strict=True):
+            made: dict[str, Any] = {"params": list(group.parameters), "lr": peak}
+            if (
+                self.settings.optimizer is None or group.weight_decay == 0.0
+            ):  # the user's optimiser has a decay of its own
+                made["weight_decay"] = group.weight_decay
+            groups.append(made)
+        optimizer = (self.settings.optimizer or torch.optim.AdamW)(groups)
         if not isinstance(optimizer, torch.optim.Optimizer) or len(optimizer.param_groups) != len(self.groups):
             raise TrainingError(
                 f"optimizer made a {type(optimizer).__name__}; expected a torch.optim.Optimizer of all the parameter "
@@ -187,7 +195,18 @@ class _Run:
 
     def set_peaks(self, rate: float) -> None:
         """Set the peak rates."""
-        self.peaks = [rate * group.learning_rate for group in self.groups]
+        self.peaks = self._peaks(rate)
+
+    def _peaks(self, rate: float) -> list[float]:
+        return [group.learning_rate * (rate if group.scaled else 1.0) for group in self.groups]
+
+    def judged(self, judge: Judge) -> tuple[dict[str, float], dict[str, float]]:
+        """Measure the network, with the statistics and the numbers that all processes agree on."""
+        self.processes.average_buffers(self.module)
+        losses, metrics = judge.measure()
+        count = self.processes.count
+        agreed = self.processes.summed(dict(losses), list(losses))
+        return {task: loss / count for task, loss in agreed.items()}, dict(metrics)
 
     def try_rate(self, rate: float, draws: Callable[[], Draw]) -> None:
         """Train for some steps at a constant rate, with an optimiser of its own."""
@@ -217,10 +236,9 @@ class _Run:
                 losses = self._step(draw, state.step, self.stepper, check=state.step == first)
                 loss = _record(state, losses, self.parameters, self.last)
                 advance(f"loss {loss:.3f}{_held_out_text(state)}")
-                ended = observers.tell(
-                    Event("step", state.step, self.module, losses, {}, self.optimizer.param_groups[0]["lr"])
-                )
-                if self.processes.first:
+                rate = self.optimizer.param_groups[0]["lr"]
+                ended = state.ended = observers.tell(Event("step", state.step, self.module, losses, {}, rate))
+                if self.processes.first and not ended:
                     saved.save_when_due(self.module, self.optimizer, state)
                 if self.processes.agreed(interrupted()):
                     if self.processes.first:
@@ -228,11 +246,12 @@ class _Run:
                     raise KeyboardInterrupt
                 ended = self.processes.agreed(ended)
         _check_finite(self.parameters, state.step)
+        self.processes.average_buffers(self.module)
         if best is not None:
             self._measure(best, judge, state, observers)
         state.ended = ended
         if self.processes.first:
-            saved.save(self.module, self.optimizer, state)
+            saved.save(self.module, self.optimizer, state, again=ended or best is not None)
         self.processes.wait()
         if best is not None and settings.keep == "best":
             best.put_back()
@@ -250,8 +269,10 @@ class _Run:
         factors = self._factors(batches)
         stepper.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
+        weighted: dict[str, Tensor] = {}
         for batch, factor in zip(batches, factors, strict=True):
             if batch is None:
+                weighted = {}
                 continue
             with self.processes.autocast():
                 losses = self.objective.losses(batch)
@@ -267,8 +288,8 @@ class _Run:
         if self.settings.clip is not None:
             self.processes.clip(self.module, stepper, self.parameters, self.settings.clip)
         stepper.step()
-        if self.weighting is not None and self.weighting.needs_losses_again:
-            self.weighting.after_step(lambda: self.objective.losses(batches[-1]))
+        if self.weighting is not None and self.weighting.needs_losses_again and weighted:
+            self.weighting.after_step(partial(self._losses_again, batches[-1], factors[-1]))
         torch.clear_autocast_cache()
         return self._mean_over_processes(sums)
 
@@ -277,6 +298,11 @@ class _Run:
             self.weighting.backward(self.module, losses, self.processes.backward)
         else:
             self.processes.backward(torch.stack(list(losses.values())).sum())
+
+    def _losses_again(self, batch: Any, factor: Mapping[str, float]) -> dict[str, Tensor]:
+        with self.processes.autocast():
+            losses = self.objective.losses(batch)
+        return {task: _times(loss, factor.get(task, 1.0)) for task, loss in losses.items()}
 
     def _divide_gradients(self, batches: int) -> None:
         if batches > 1:
@@ -315,8 +341,8 @@ class _Run:
             return False
         self.processes.average_buffers(self.module)
         assert judge is not None
-        losses, metrics = map(dict, judge.measure())
-        best.keep(state.step, losses, judge.cause)
+        losses, metrics = self.judged(judge)
+        best.keep(state.step, losses, judge)
         state.measurements.append({"step": state.step, "losses": losses, "metrics": metrics})
         return observers.tell(Event("validation", state.step, self.module, losses, metrics))
 
@@ -342,6 +368,9 @@ def _checkpoint(
         f"{name}={getattr(settings, name)!r}"
         for name in ("accumulate", "clip", "precision", "schedule", "keep", "patience")
         if getattr(settings, name) != getattr(defaults, name) and not callable(getattr(settings, name))
+    ]
+    further += [
+        f"{name}={code_hash(given)}" for name in ("optimizer", "schedule") if callable(given := getattr(settings, name))
     ]
 
     def make(identity: Identity | None, legacy_content: Callable[[], str]) -> Checkpoint:

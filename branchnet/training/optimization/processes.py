@@ -101,9 +101,12 @@ class Processes:
         return dict(zip(names, values.tolist(), strict=True))
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """The mean over processes of each gradient; one that a process lacks counts as 0."""
+        """The mean over processes of each gradient; one that a process lacks counts as 0, one that all lack is none."""
         if self.count == 1:
             return
+        present = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        dist.all_reduce(present)
+        parameters = [p for p, found in zip(parameters, present.tolist(), strict=True) if found]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

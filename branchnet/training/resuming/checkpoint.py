@@ -126,19 +126,20 @@ class Checkpoint:
         if due:
             self.save(module, optimizer, state)
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, state: State, *, again: bool = False) -> None:
         """Write the run, in place of what the file had, unless it has this step already.
 
         Args:
             module: what is trained.
             optimizer: of its parameters.
             state: how far the run is.
+            again: write it also where the file has this step.
 
         Raises:
             CheckpointError: the file cannot be written; what it had before is still there.
         """
         self.last = time.monotonic()
-        if self.path is None or state.step == self._saved_step:
+        if self.path is None or (state.step == self._saved_step and not again):
             return
         content = {
             "version": VERSION,

@@ -180,9 +180,8 @@ class _Run:
         groups: list[dict[str, Any]] = []
         for group, peak in zip(self.groups, self._peaks(rate), strict=True):
             made: dict[str, Any] = {"params": list(group.parameters), "lr": peak}
-            if (
-                self.settings.optimizer is None or group.weight_decay == 0.0
-            ):  # the user's optimiser has a decay of its own
+            # Another optimiser has a decay of its own, which losses' parameters are spared, too.
+            if self.settings.optimizer is None or group.weight_decay == 0.0:
                 made["weight_decay"] = group.weight_decay
             groups.append(made)
         optimizer = (self.settings.optimizer or torch.optim.AdamW)(groups)

@@ -126,7 +126,8 @@ def distill(
         temperature: that logits are divided by.
         validation: held-out samples.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
-        keep: `"best"`: the state with the smallest mean loss on held-out samples; `"last"`.
+        keep: `"best"`: the state with the smallest losses on held-out samples, in units of constant answers, where what
+            makes a task worse than before counts three times; `"last"`.
         patience: end where the best state is so many measurements ago.
         divide_rate: divide a node's rate by the number of tasks that it serves.
         optimizer: from parameter groups to an optimiser; AdamW by default.

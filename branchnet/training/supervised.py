@@ -124,7 +124,8 @@ def fit(
         validation: held-out samples with labels, as `train`.
         metrics: for each task a metric that is measured on them, too.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
-        keep: `"best"`: the state with the smallest mean loss on held-out samples; `"last"`.
+        keep: `"best"`: the state with the smallest losses on held-out samples, in units of constant answers, where what
+            makes a task worse than before counts three times; `"last"`.
         patience: end where the best state is so many measurements ago.
         steps: updates of the weights.
         batch_size: samples a batch, over all processes.

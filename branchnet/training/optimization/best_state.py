@@ -13,14 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
+from branchnet.training.optimization.weighed_losses import KnownUnits, weighed
 
 
-class Units(Protocol):
+class Units(KnownUnits, Protocol):
     """What is known of losses on held-out samples."""
-
-    @property
-    def scale(self) -> Callable[[str, float], float]:
-        """From a task and its loss before training to the unit in which losses of tasks are added up."""
 
     @property
     def cause(self) -> Callable[[], str]:
@@ -28,7 +25,7 @@ class Units(Protocol):
 
 
 class BestState(nn.Module):
-    """The trained tensors of a network as they were when the mean of its tasks' losses was smallest.
+    """The trained tensors of a network as they were when it was best by `weighed_losses`.
 
     Args:
         network: what is trained; its parameters that need gradients and its buffers are kept.
@@ -78,9 +75,8 @@ class BestState(nn.Module):
             )
         if step == 0:
             self.first.copy_(values)
-        before = zip(self.tasks, self.first.tolist(), strict=True)
-        units = torch.tensor([judge.scale(task, loss) for task, loss in before], dtype=torch.float64)
-        if step == 0 or float((values / units).mean()) < float((self.best / units).mean()):
+        before = self.losses("first")
+        if step == 0 or weighed(losses, before, judge) < weighed(self.losses("best"), before, judge):
             self.best.copy_(values)
             self.step.fill_(step)
             for number, tensor in enumerate(self._tensors()):

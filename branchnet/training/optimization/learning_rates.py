@@ -7,13 +7,14 @@ rate at which the loss falls fastest, but the largest one at which no task gets 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
+from branchnet.training.optimization.weighed_losses import KnownUnits, weighed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 """AdamW's usual range; networks that are trained already forget within some twenty steps at the upper end."""
@@ -21,18 +22,6 @@ LONGEST_TEST, SHORTEST_TEST = 20, 5
 """Steps of one rate's test."""
 
 logger = logging.getLogger(__name__)
-
-
-class Losses(Protocol):
-    """What is known of losses on held-out samples."""
-
-    @property
-    def tolerance(self) -> Callable[[str, float], float]:
-        """From a task and its loss before to how much more counts as equal."""
-
-    @property
-    def scale(self) -> Callable[[str, float], float]:
-        """From a task and its loss before to the unit in which losses of tasks are added up."""
 
 
 def test_length(steps: int) -> int:
@@ -48,8 +37,9 @@ def largest_safe_rate(
     modules: Sequence[nn.Module],
     train: Callable[[float], None],
     judge: Callable[[], tuple[Mapping[str, float], Mapping[str, float]]],
-    known: Losses,
+    known: KnownUnits,
     rates: Sequence[float] = RATES,
+    share: float = 1.0,
 ) -> float:
     """The largest rate after which no task is worse than before; the modules are as they were afterwards.
 
@@ -62,6 +52,7 @@ def largest_safe_rate(
         judge: each task's loss on held-out samples, and metrics, which do not count.
         known: what counts as equal, and the unit in which losses of tasks are added up.
         rates: those that are tried, from small to large.
+        share: of the run that a test is; harm is taken to grow with the root of the steps.
 
     Returns:
         one of them.
@@ -82,8 +73,9 @@ def largest_safe_rate(
                 for tensor, value in zip(_tensors(modules), kept, strict=True):
                     tensor.copy_(value)
         logger.info("learning rate %g: losses %s, before %s", rate, after, before)
-        means[rate] = sum(loss / known.scale(task, before[task]) for task, loss in after.items())
-        if all(loss <= before[task] + known.tolerance(task, before[task]) for task, loss in after.items()):
+        means[rate] = weighed(after, before, known)
+        allowed = {task: loss + math.sqrt(share) * known.tolerance(task, loss) for task, loss in before.items()}
+        if all(loss <= allowed[task] for task, loss in after.items()):
             safe.append(rate)
         elif safe:
             break

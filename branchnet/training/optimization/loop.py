@@ -144,7 +144,11 @@ def optimize(
         if rate == "auto" and not state.rate:
             assert judge is not None
             state.rate = largest_safe_rate(
-                [module, *modules], partial(run.try_rate, draws=draws), partial(run.judged, judge), judge
+                [module, *modules],
+                partial(run.try_rate, draws=draws),
+                partial(run.judged, judge),
+                judge,
+                share=min(1.0, test_length(settings.steps) / settings.steps),
             )
             if processes.first:
                 saved.save(module, run.optimizer, state)

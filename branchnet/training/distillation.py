@@ -28,9 +28,10 @@ from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batchnorm import reestimate_batchnorm
-from branchnet.training.feature_matching import FeatureMatching
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
+from branchnet.training.matching.feature_matching import FeatureMatching
+from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import BatchOrder
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
 from branchnet.training.optimization.history import History
@@ -45,7 +46,6 @@ from branchnet.training.optimization.run_settings import (
     Settings,
 )
 from branchnet.training.optimization.schedules import Schedule
-from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
 from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope

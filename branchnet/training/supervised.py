@@ -22,6 +22,7 @@ from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import MOST, HeldOutSamples
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labelled_data import LabelledData, labelled_data
+from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import Mix
 from branchnet.training.optimization.groups import Group, Rate, check_rate
 from branchnet.training.optimization.history import History
@@ -37,7 +38,6 @@ from branchnet.training.optimization.run_settings import (
     Settings,
 )
 from branchnet.training.optimization.schedules import Schedule
-from branchnet.training.output_losses import MatchKind
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import (
     content_hash,

@@ -19,7 +19,7 @@ from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import Interface, call_form, explaining
 from branchnet.stitching.output_distances import channels_last_rows
-from branchnet.training.output_losses import MatchKind, OutputLoss, output_loss
+from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded

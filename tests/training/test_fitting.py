@@ -74,7 +74,7 @@ def test_the_rate_is_the_largest_one_before_a_task_gets_worse(losses: list[list[
     def judge() -> tuple[dict[str, float], dict[str, float]]:
         return (before if current[0] < 0 else dict(zip("ab", losses[current[0]], strict=True))), {}
 
-    known = Judge((), judge, tolerance=lambda task, loss: 0.01)
+    known = Judge(("a", "b"), judge, tolerance=lambda task, loss: 0.01)
     found = largest_safe_rate([network], train, judge, known)
 
     def harmful(row: list[float]) -> float:
@@ -111,6 +111,17 @@ def test_the_rate_that_was_found_is_kept_with_the_checkpoint(tmp_path: Path) -> 
     assert history.resumed_at in (11, 12) and history.learning_rate == expected.learning_rate
     assert history.losses == expected.losses and history.measurements == expected.measurements
     assert all(map(torch.equal, resumed.parameters(), whole.parameters()))
+
+
+@pytest.mark.parametrize(("constant", "expected"), [(10.0, 1e-4), (1.0, 1e-3)])
+def test_where_every_rate_harms_a_network_that_works_the_rate_is_small(constant: float, expected: float) -> None:
+    network, rates = nn.Linear(2, 2), [0.0]
+
+    def judge() -> tuple[dict[str, float], dict[str, float]]:
+        return {"a": 1.0 if not rates[-1] else 2.0 - 100 * rates[-1]}, {}
+
+    known = Judge(("a",), judge, scale=lambda task, loss: constant)
+    assert largest_safe_rate([network], rates.append, judge, known) == expected
 
 
 # Held-out samples

@@ -18,6 +18,10 @@ from branchnet.training.optimization.weighed_losses import KnownUnits, weighed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 """AdamW's usual range; networks that are trained already forget within some twenty steps at the upper end."""
+CAREFUL = 1e-4
+"""Where all tasks work and each rate makes some of them worse, if only by new statistics of small batches."""
+WORKS = 0.7
+"""A task works whose loss is below this share of a constant answer's."""
 LONGEST_TEST, SHORTEST_TEST = 20, 5
 """Steps of one rate's test."""
 
@@ -44,7 +48,8 @@ def largest_safe_rate(
     """The largest rate after which no task is worse than before; the modules are as they were afterwards.
 
     Rates are tried from small to large until one makes a task worse. Where already the smallest does, as when a network
-    has one task's weights only and the others have everything to gain, it is the rate with the smallest mean loss.
+    has one task's weights only and the others have everything to gain, it is the rate with the smallest losses, but at
+    most 1e-4 where all tasks work already.
 
     Args:
         modules: whose tensors training changes.
@@ -81,7 +86,11 @@ def largest_safe_rate(
             break
     if safe:
         return safe[-1]
-    return min(means, key=lambda rate: means[rate]) if means else rates[0]
+    if not means:
+        return rates[0]
+    best = min(means, key=lambda rate: means[rate])
+    works = all(loss < WORKS * known.scale(task, loss) for task, loss in before.items())
+    return min(best, max(rates[0], CAREFUL)) if works else best
 
 
 def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:

@@ -24,7 +24,7 @@ SECTIONS = ("state_dict", "model_state_dict", "model", "ema")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel and AveragedModel, torch.compile, and Lightning put before the names of a network's tensors."""
 _COUNTER = "n_averaged"
-"""A tensor of `torch.optim.swa_utils.AveragedModel` beside those of its network."""
+"""The extra buffer in the state dict of `torch.optim.swa_utils.AveragedModel`."""
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A data set whose samples are changed at random, each epoch otherwise and each run alike."""
+"""A data set with random augmentation that differs between epochs and is the same in every run."""
 
 from __future__ import annotations
 

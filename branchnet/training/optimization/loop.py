@@ -133,14 +133,13 @@ def optimize(
         raise TrainingError("patience needs held-out samples to judge by; expected validation=, or keep='best'")
     modules = [*beside, *([weighting] if weighting is not None else [])]
     best = None if judge is None else BestState(module, judge.tasks, modules)
-    run = _Run(module, objective, groups, settings, processes, weighting, modules)
-    saved = _checkpoint(module, groups, settings, rate, [*modules, *([best] if best else [])], samples)(
-        identity, legacy_content
-    )
+    run = _Run(module, objective, groups, settings, processes, weighting)
+    kept = [*modules, *([best] if best else [])]
+    saved = _checkpoint(module, groups, settings, rate, kept, samples, identity or {}, legacy_content)
     with seeded(settings.seed, _device(module)):
         for one in (module, *modules):
             processes.broadcast(one)
-        state = saved.restore(module, run.optimizer) if processes.first or settings.checkpoint else State()
+        state = saved.restore(module, run.optimizer)
         if rate == "auto" and not state.rate:
             assert judge is not None
             state.rate = largest_safe_rate(
@@ -169,10 +168,9 @@ class _Run:
         settings: Settings,
         processes: Processes,
         weighting: Any,
-        modules: Sequence[nn.Module],
     ) -> None:
         self.module, self.objective, self.groups, self.settings = module, objective, groups, settings
-        self.processes, self.weighting, self.modules = processes, weighting, modules
+        self.processes, self.weighting = processes, weighting
         self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.share = share_of(settings.schedule)
         self.optimizer = self._new_optimizer(1.0)
@@ -361,7 +359,9 @@ def _checkpoint(
     rate: float | str,
     beside: Sequence[nn.Module],
     samples: int | None,
-) -> Callable[[Identity | None, Callable[[], str]], Checkpoint]:
+    identity: Identity,
+    legacy_content: Callable[[], str],
+) -> Checkpoint:
     """The file that a run is kept in, by what makes it this run."""
     peaks = [rate if isinstance(rate, str) else rate * group.learning_rate for group in groups]
     shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
@@ -376,16 +376,13 @@ def _checkpoint(
         f"{name}={code_hash(given)}" for name in ("optimizer", "schedule") if callable(given := getattr(settings, name))
     ]
 
-    def make(identity: Identity | None, legacy_content: Callable[[], str]) -> Checkpoint:
-        run = Run(
-            {"settings": _hashed(" ".join([plain, *further])), **(identity or {})},
-            settings.steps,
-            legacy=lambda: _hashed(f"{settings.steps} {plain} {legacy_content()}"),
-        )
-        path = None if settings.checkpoint is None else Path(settings.checkpoint)
-        return Checkpoint(path, run, settings.checkpoint_seconds, beside, every=settings.checkpoint_every)
-
-    return make
+    run = Run(
+        {"settings": _hashed(" ".join([plain, *further])), **identity},
+        settings.steps,
+        legacy=lambda: _hashed(f"{settings.steps} {plain} {legacy_content()}"),
+    )
+    path = None if settings.checkpoint is None else Path(settings.checkpoint)
+    return Checkpoint(path, run, settings.checkpoint_seconds, beside, every=settings.checkpoint_every)
 
 
 def _history(

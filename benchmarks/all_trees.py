@@ -12,7 +12,6 @@ first stage, two pairs the second).
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import sys
@@ -130,10 +129,26 @@ def write_tables(work: Path, names: Iterable[str]) -> None:
                 print(f"{name}, {start}: {len(rows)} rows", file=sys.stderr)
 
 
-def read_table(name: str, start: str) -> list[dict[str, str]]:
-    """The lines of a table that was written."""
-    with (RESULTS / f"{name}_{start}.csv").open() as file:
-        return list(csv.DictReader(file))
+def describe(name: str, problem: TreeProblem) -> None:
+    """Keep what the tables of a problem mean: metrics, and parameters of stages and heads."""
+    staged = branchnet.split_all(
+        {task: factory() for task, factory in problem.factories.items()},
+        problem.train[0][:2],
+        locations=problem.locations,
+    )
+    first = next(iter(staged.values()))
+    file = RESULTS / "problems.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    found[name] = {
+        "tasks": {
+            task: {"metric": metric.name, "lower_is_better": not metric.larger_is_better}
+            for task, metric in problem.metrics.items()
+        },
+        "stages": [sum(p.numel() for p in stage.parameters()) for stage in first.stages],
+        "heads": {task: sum(p.numel() for p in network.head.parameters()) for task, network in staged.items()},
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
@@ -150,6 +165,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for name in arguments.problems:
                 problem = tree_problems.load(name, arguments.data)
+                describe(name, problem)
                 for start in arguments.starts:
                     run(problem, start, seed, arguments.work / name)
                     write_tables(arguments.work, [name])

@@ -63,7 +63,7 @@ def finish_runs(
                         write_text(_file(folder, name), json.dumps(found) + "\n")
                 if found is not None:
                     done[name] = found
-                    advance(1)
+                    advance(name)
             if len(done) == before:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     return {name: done[name] for name in runs}

@@ -122,6 +122,23 @@ class Study:
             float(((by_tree > 0) + 0.5 * (by_tree == 0)).mean()),
         )
 
+    def tree_deltas(self, arm: str) -> NDArray[np.float64]:
+        """Delta of each of an arm's trees to the reference, as means over seeds.
+
+        Args:
+            arm: its name.
+
+        Returns:
+            percent (trees,).
+
+        Raises:
+            TrainingError: an unknown arm.
+        """
+        signs = np.array([-1.0 if self.lower_is_better[task] else 1.0 for task in self.tasks])
+        base = self.values(self.reference).mean((0, 1))
+        changes = 100 * signs * (self.values(arm).mean(0) - base) / np.where(base != 0, np.abs(base), np.nan)
+        return np.asarray(np.nanmean(changes, axis=1))
+
     def delta(self, arm: str) -> Estimate:
         """The multi-task performance of an arm, relative to the reference, in percent (Maninis et al. 2019)."""
         return self.paired(arm, self.reference).delta

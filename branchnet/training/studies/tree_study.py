@@ -277,8 +277,7 @@ def _random_trees(like: Tree, count: int, name: str) -> list[Tree]:
         if len(drawn) >= count:
             return list(drawn)
     raise TrainingError(
-        f"arm {name!r}: {len(drawn)} other trees of widths {like.widths} were found; expected a number of at most "
-        "that"
+        f"arm {name!r}: {len(drawn)} other trees of widths {like.widths} were found; expected a number of at most that"
     )
 
 
@@ -293,7 +292,7 @@ def _text_of(tree: Tree | Selection | Grouping) -> str:
 
 
 def _widths_of(network: BranchedNetwork | GroupedNetworks) -> list[int]:
-    trees = [network.tree] if isinstance(network, BranchedNetwork) else [one.tree for one in network.networks]
+    trees = [network.tree] if isinstance(network, BranchedNetwork) else [one.tree for one in network.branched_networks]
     return [sum(widths) for widths in zip(*(tree.widths for tree in trees), strict=True)]
 
 

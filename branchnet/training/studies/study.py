@@ -66,6 +66,18 @@ class Study:
         seeds: the seeds that all trees were trained under.
         reference: the arm of separate networks, whose metrics changes are relative to; the first arm without one.
         runs: every run.
+
+    >>> runs = [
+    ...     branchnet.training.StudyRun(arm, 0, seed, "", (1,), {"depth": depth}, 100, 1.0)
+    ...     for arm, depths in {"separate": (0.5, 0.5, 0.5), "found": (0.45, 0.4, 0.35)}.items()
+    ...     for seed, depth in enumerate(depths)
+    ... ]
+    >>> study = branchnet.Study(
+    ...     ("depth",), {"depth": "RMSE"}, {"depth": True}, {"separate": 1, "found": 1}, (0, 1, 2), "separate",
+    ...     tuple(runs),
+    ... )
+    >>> print(study.paired("found", "separate").percent["depth"])  # of 0.5; better is positive
+    +20.00 ± 24.84
     """
 
     tasks: tuple[str, ...]

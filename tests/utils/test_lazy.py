@@ -124,7 +124,7 @@ def test_importing_branchnet_imports_no_torch() -> None:
 
 
 def test_rooms_need_no_import_of_their_own() -> None:
-    code = "import branchnet; print(branchnet.training.accuracy, branchnet.data.load, branchnet.stages.split)"
+    code = "import branchnet; print(branchnet.training.accuracy, branchnet.data.read_samples, branchnet.stages.split)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, capture_output=True)
     with pytest.raises(AttributeError, match="no attribute 'rooms'"):
         branchnet.rooms  # noqa: B018

@@ -60,7 +60,9 @@ from .stages import StagedNetwork as StagedNetwork
 from .stages import candidate_locations as candidate_locations
 from .stages import split as split
 from .stages import split_all as split_all
+from .training import Study as Study
 from .training import Teachers as Teachers
+from .training import compare as compare
 from .training import constant_scores as constant_scores
 from .training import distill as distill
 from .training import evaluate as evaluate

@@ -21,13 +21,15 @@ from branchnet.reporting.plots.history_plot import draw_history, history_plot_da
 from branchnet.reporting.plots.latency_plot import draw_latency_table
 from branchnet.reporting.plots.measured_plot import draw_measured, measured_plot_data
 from branchnet.reporting.plots.sharing_plot import draw_sharing
+from branchnet.reporting.plots.studies.study_plot import draw_study, study_plot_data
 from branchnet.reporting.plots.tree_plot import draw_tree, tree_plot_data
 from branchnet.reporting.summary import Report
 from branchnet.training.optimization.history import History
+from branchnet.training.studies.study import Study
 
 _KINDS = (
     "an Affinity, a Tree, SearchResults (as pareto_front returns them), MeasuredTrees (as RunResult.measured holds "
-    "them), a LatencyTable, a Report or a History"
+    "them), a LatencyTable, a Report, a History or a Study"
 )
 
 
@@ -48,6 +50,7 @@ def plot(x: Any, **options: Any) -> Figure:
             - a `LatencyTable`: milliseconds against the number of copies, for each stage.
             - a `Report`: the tree, its nodes as thick as they have parameters.
             - a `History` of training: losses over steps.
+            - a `Study`: differences of every arm to the separate networks, with their intervals.
             - a `SharingComparison`: the fronts of groups and of trees.
         options: as named above.
 
@@ -122,6 +125,11 @@ def _(x: Report) -> Figure:
 @_figure.register
 def _(x: History) -> Figure:
     return draw_history(history_plot_data(x))
+
+
+@_figure.register
+def _(x: Study) -> Figure:
+    return draw_study(study_plot_data(x))
 
 
 @_figure.register

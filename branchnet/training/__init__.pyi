@@ -44,6 +44,11 @@ from .judging.performance import multi_task_performance as multi_task_performanc
 from .judging.performance import relative_changes as relative_changes
 from .frameworks.lightning_module import LightningBranched as LightningBranched
 from .frameworks.trainer_module import for_trainer as for_trainer
+from .studies.tree_study import compare as compare
+from .studies.paired_differences import Estimate as Estimate
+from .studies.study import PairedDifference as PairedDifference
+from .studies.study import Study as Study
+from .studies.study import StudyRun as StudyRun
 from .supervised import fit as fit
 from .teachers import Teachers as Teachers
 from .weighting.gradient_weightings import Aggregate as Aggregate
@@ -53,13 +58,17 @@ from .weighting.per_node import backward_per_node as backward_per_node
 from .weighting.weighting_base import Weighting as Weighting
 
 __all__ = [
-    "Event",
     "Aggregate",
+    "Estimate",
+    "Event",
     "GroupedHistory",
     "History",
     "LightningBranched",
     "Measurement",
     "Metric",
+    "PairedDifference",
+    "Study",
+    "StudyRun",
     "Teachers",
     "Weighting",
     "absolute_changes",
@@ -68,10 +77,11 @@ __all__ = [
     "accuracy",
     "area_under_roc",
     "average_precision",
+    "backward_per_node",
     "binary_loss",
     "class_loss",
-    "backward_per_node",
     "cohen_kappa",
+    "compare",
     "constant_answers",
     "constant_scores",
     "cosine_loss",

@@ -25,16 +25,18 @@ def attach_stub(package: str, filename: str) -> tuple[Callable[[str], Any], Call
         filename: its `__file__`.
 
     Returns:
-        `__getattr__`, which imports a name when it is first used and keeps it in the package; `__dir__`; `__all__`, the
-        sorted names.
+        `__getattr__`, which imports a name or a subpackage when it is first used and keeps it in the package;
+        `__dir__`; `__all__`, the sorted names.
 
     Raises:
         ImportError: there is no stub, or it imports in a way that cannot be delayed; file and line are named.
     """
-    modules = _names_in(Path(filename).with_suffix(".pyi"))
+    modules, folder = _names_in(Path(filename).with_suffix(".pyi")), Path(filename).parent
     names = sorted(modules)
 
     def load(name: str) -> Any:
+        if (folder / name / "__init__.py").exists():  # a subpackage, which nothing has imported yet
+            return importlib.import_module(f"{package}.{name}")
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = importlib.import_module(f"{package}.{modules[name]}")

@@ -121,3 +121,10 @@ def test_every_name_of_a_stub_of_branchnet_is_there(name: str) -> None:
 def test_importing_branchnet_imports_no_torch() -> None:
     code = "import sys, branchnet; raise SystemExit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_rooms_need_no_import_of_their_own() -> None:
+    code = "import branchnet; print(branchnet.training.accuracy, branchnet.data.read_samples, branchnet.stages.split)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, capture_output=True)
+    with pytest.raises(AttributeError, match="no attribute 'rooms'"):
+        branchnet.rooms  # noqa: B018

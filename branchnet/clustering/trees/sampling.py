@@ -86,12 +86,25 @@ class TreeSampler:
         Returns:
             The tree.
         """
-        widths = self._halves.pick(generator.randrange(self.count))
-        labels = [_random_partition(len(self.tasks), widths[-1], generator)]
-        for fine, coarse in pairwise(reversed(widths)):
-            merged = _random_partition(fine, coarse, generator)
-            labels.append([merged[label] for label in labels[-1]])
-        return Tree.from_labels(self.tasks, reversed(labels))
+        return random_tree_of_widths(self.tasks, self._halves.pick(generator.randrange(self.count)), generator)
+
+
+def random_tree_of_widths(tasks: Sequence[str], widths: Sequence[int], generator: random.Random) -> Tree:
+    """Draw a tree uniformly among all trees with so many nodes in each stage.
+
+    Args:
+        tasks: the task names.
+        widths: nodes of each stage, from the input on, not falling and at most the number of tasks.
+        generator: the source of random numbers.
+
+    Returns:
+        The tree.
+    """
+    labels = [_random_partition(len(tasks), widths[-1], generator)]
+    for fine, coarse in pairwise(reversed(widths)):
+        merged = _random_partition(fine, coarse, generator)
+        labels.append([merged[label] for label in labels[-1]])
+    return Tree.from_labels(tasks, reversed(labels))
 
 
 def tree_sampler(

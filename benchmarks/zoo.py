@@ -33,6 +33,7 @@ from branchnet.stages import call
 from branchnet.stages.interface import call_form
 
 LOCATIONS = 5
+MATCHED = 96  # inputs that units are matched on: each gives up to 128 positions, and more cost minutes a network
 TREES = 24
 JUDGED = 128
 PREDICTORS = {
@@ -125,7 +126,7 @@ class Bench:
         return found
 
     def _made(self, tree: Tree, init: Any, donors: Any) -> dict[str, float] | str:
-        probe = self.probe if init == "merge" else None
+        probe = rows(self.probe, MATCHED) if init == "merge" else None
         try:
             return self.measure(branchnet.build(tree, self.staged, init=init, donors=donors, probe=probe).eval())
         except BranchnetError as error:

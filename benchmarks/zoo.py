@@ -32,7 +32,6 @@ from branchnet.pipeline.tree_choice.measuring import distances
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 
-LOCATIONS = 5
 MATCHED = 96  # inputs that units are matched on: each gives up to 128 positions, and more cost minutes a network
 TREES = 60
 JUDGED = 128
@@ -65,7 +64,7 @@ class Bench:
         self.entry, self.steps = entry, steps
         self.kinds = entry.kinds
         self.probe = entry.probe
-        self.staged = branchnet.split_all(entry.networks, rows(entry.probe, 2), locations=LOCATIONS)
+        self.staged = branchnet.split_all(entry.networks, rows(entry.probe, 2), locations=entry.locations)
         self.tasks = list(entry.networks)
         first = next(iter(self.staged.values()))
         self.judged = HeldOut(read_samples(rows(entry.held_out, JUDGED), call_form(first)), entry.networks, 32)
@@ -162,7 +161,7 @@ class Bench:
         try:
             return self.measure(branchnet.build(tree, self.staged, init=init, donors=donors, probe=probe).eval())
         except BranchnetError as error:
-            return f"refused: {str(error).splitlines()[0][:90]}"
+            return f"refused: {str(error).splitlines()[0].split(';')[0]}"
 
     def trees(self, limit: int) -> list[Tree]:
         """All trees where they are few, else the fully shared and others at random."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -27,6 +27,7 @@ class ZooEntry:
         license: of the networks.
         scores: for some tasks the name of a number that its users know, and what computes it from the outputs on all
             held-out inputs and what is right: the task's labels where it has any, else its own network's outputs.
+        locations: where to cut, or how many places to find.
     """
 
     name: str
@@ -38,3 +39,4 @@ class ZooEntry:
     source: str
     license: str
     scores: Mapping[str, tuple[str, Callable[[Tensor, Tensor], float]]] = field(default_factory=dict)
+    locations: int | Sequence[str] = 5

@@ -37,6 +37,7 @@ def load(data: Path) -> ZooEntry:
         source="npm @vladmandic/face-api; its 6 photos and 100 grey faces of scikit-image, each cropped several times",
         license="MIT",
         scores={"landmarks": (f"px of {LANDMARK_PIXELS}", distance)},
+        locations=[f"dense{k}" for k in range(4)],
     )
 
 

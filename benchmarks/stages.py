@@ -19,13 +19,13 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
@@ -247,6 +247,26 @@ def reason(eval_only: str | None) -> str:
     return re.sub(r"/\S*/site-packages/", "", eval_only or "")[:300]
 
 
+def _from_constants(staged: Iterable[nn.Module]) -> list[str]:
+    """The buffers from which alone something is computed at every call: what a trace of values would freeze."""
+    found: set[str] = set()
+    for network in staged:
+        for stage in (*network.stages, network.head):
+            parameters = dict(stage.named_parameters())
+            read: dict[fx.Node, set[str]] = {}  # of the nodes that depend on buffers alone, on which
+            for node in stage.graph.nodes:
+                if node.op == "get_attr" and node.target not in parameters:
+                    read[node] = {str(node.target)}
+                elif (
+                    node.op.startswith("call_")
+                    and node.all_input_nodes
+                    and all(n in read for n in node.all_input_nodes)
+                ):
+                    read[node] = set().union(*(read[n] for n in node.all_input_nodes))
+                    found |= read[node]
+    return sorted(found)
+
+
 def _measure(network: nn.Module, example: Any) -> dict[str, Any]:
     from branchnet.stages import call, split
 
@@ -264,6 +284,7 @@ def _measure(network: nn.Module, example: Any) -> dict[str, Any]:
         "eval_only": reason(staged.eval_only),
         "locations": list(staged.locations),
         "cut": [len(cut) for cut in staged.cuts],
+        "from_constants": _from_constants([staged]),
         "seconds": round(seconds, 2),
     }
 
@@ -287,6 +308,7 @@ def _measure_decoders(networks: nn.ModuleDict, example: Tensor) -> dict[str, Any
         "eval_only": reason(first.eval_only),
         "locations": list(first.locations),
         "cut": [len(cut) for cut in first.cuts],
+        "from_constants": _from_constants(staged.values()),
         "shared_share_of_encoder": {task: round(shared[task] / encoders[task], 4) for task in shared},
         "seconds": round(seconds, 2),
     }
@@ -363,6 +385,15 @@ def write_table(results: dict[str, dict[str, Any]]) -> str:
         ran = [entry for entry in results["timm"].values() if "features_only" in entry]
         share = sum(entry["features_only"] for entry in ran)
         lines += ["", f"timm's own `features_only=True` can be made for {share} of the {len(ran)} models split here."]
+    lines += ["", "## Networks that compute from their buffers alone", ""]
+    lines += [
+        "A trace of values would keep these results of the first call for ever; here each call computes them.",
+        "",
+    ]
+    for group, entries in results.items():
+        reading = {name: entry["from_constants"] for name, entry in entries.items() if entry.get("from_constants")}
+        shown = ", ".join(f"{name} ({len(buffers)})" for name, buffers in reading.items())
+        lines.append(f"- {group}, {len(reading)}, with the number of buffers: {shown or 'none'}")
     failed = [(g, n, e) for g, es in results.items() for n, e in es.items() if not e.get("ok", True)]
     lines += ["", "## Failures", ""] + ([] if failed else ["none"])
     for group, name, entry in failed:

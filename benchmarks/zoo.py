@@ -32,8 +32,8 @@ from branchnet.pipeline.tree_choice.measuring import distances
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 
-LOCATIONS = 5
-TREES = 24
+MATCHED = 96  # inputs that units are matched on: each gives up to 128 positions, and more cost minutes a network
+TREES = 60
 JUDGED = 128
 PREDICTORS = {
     "stitch": "stitching loss, last change",
@@ -64,7 +64,7 @@ class Bench:
         self.entry, self.steps = entry, steps
         self.kinds = entry.kinds
         self.probe = entry.probe
-        self.staged = branchnet.split_all(entry.networks, rows(entry.probe, 2), locations=LOCATIONS)
+        self.staged = branchnet.split_all(entry.networks, rows(entry.probe, 2), locations=entry.locations)
         self.tasks = list(entry.networks)
         first = next(iter(self.staged.values()))
         self.judged = HeldOut(read_samples(rows(entry.held_out, JUDGED), call_form(first)), entry.networks, 32)
@@ -124,12 +124,44 @@ class Bench:
             found[f"stitches distilled, {self.steps} steps"] = self.measure(branched)
         return found
 
+    def by_depth(self) -> list[dict[str, Any]]:
+        """All tasks share up to each location in turn: losses and the scores that users know, before any training."""
+        separate = [[task] for task in self.tasks]
+        found = []
+        for shared in range(self.depth + 1):
+            tree = Tree(self.tasks, [[self.tasks]] * shared + [separate] * (self.depth - shared))
+            branched = self.stitched(tree, corrected=True)
+            found.append(
+                {
+                    "shared until": self.locations[shared - 1] if shared else "nothing",
+                    "donor": choose_donors(tree, self.losses)[0][0],
+                    "losses": self.measure(branched),
+                    "scores": self.scores(branched),
+                }
+            )
+        return found
+
+    def scores(self, branched: BranchedNetwork) -> dict[str, float]:
+        """What the entry's users know, on all held-out inputs."""
+        inputs, count = self.entry.held_out, count_of(self.entry.held_out)
+        found = {}
+        with torch.no_grad():
+            for task, (_, score) in self.entry.scores.items():
+                outputs, own = [], []
+                for start in range(0, count, 32):
+                    part = inputs[start : start + 32]
+                    outputs.append(branched(part)[task])
+                    own.append(call(self.entry.networks[task], part))
+                labels = self.entry.labels[task] if self.entry.labels else torch.cat(own)
+                found[task] = score(torch.cat(outputs), labels)
+        return found
+
     def _made(self, tree: Tree, init: Any, donors: Any) -> dict[str, float] | str:
-        probe = self.probe if init == "merge" else None
+        probe = rows(self.probe, MATCHED) if init == "merge" else None
         try:
             return self.measure(branchnet.build(tree, self.staged, init=init, donors=donors, probe=probe).eval())
         except BranchnetError as error:
-            return f"refused: {str(error).splitlines()[0][:90]}"
+            return f"refused: {str(error).splitlines()[0].split(';')[0]}"
 
     def trees(self, limit: int) -> list[Tree]:
         """All trees where they are few, else the fully shared and others at random."""
@@ -172,6 +204,19 @@ def agreement(trees: list[dict[str, Any]], by: str, *, within: bool) -> tuple[fl
     return (right / total if total else float("nan")), int(total)
 
 
+def best_found(trees: list[dict[str, Any]], by: str) -> tuple[int, int]:
+    """In how many classes of equal widths the tree predicted to be best is the best measured, and of how many."""
+    classes: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for tree in trees:
+        classes.setdefault(tuple(tree["widths"]), []).append(tree)
+    several = [members for members in classes.values() if len(members) > 1]
+    right = sum(
+        min(members, key=lambda tree: tree[by])["measured"] <= min(tree["measured"] for tree in members) + 1e-9
+        for members in several
+    )
+    return right, len(several)
+
+
 def bench_entry(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     bench = Bench(zoo_entries.load(name, arguments.data), arguments.steps)
@@ -179,6 +224,8 @@ def bench_entry(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "tasks": bench.tasks,
         "locations": list(bench.locations),
         "ways": bench.ways(),
+        "by depth": bench.by_depth(),
+        "score": next((name for name, _ in bench.entry.scores.values()), ""),
         "trees": bench.order(arguments.trees),
         "losses": np.round(1 - bench.losses.values, 3).tolist(),
         "seconds": {
@@ -187,6 +234,20 @@ def bench_entry(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "stitching losses": bench.loss_seconds,
         },
     }
+
+
+def depth_table(result: dict[str, Any]) -> list[str]:
+    """What all tasks lose that share up to each location, stitched and not trained."""
+    tasks, depths = result["tasks"], result["by depth"]
+    scored = list(depths[0]["scores"])
+    heads = ["all share until", "donor", *tasks, "mean", *(f"{task}, {result['score']}" for task in scored)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in depths:
+        losses = [row["losses"][task] for task in tasks]
+        values = [*losses, sum(losses) / len(losses), *(row["scores"][task] for task in scored)]
+        shown = " | ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| `{row['shared until']}` | {row['donor']} | {shown} |")
+    return lines
 
 
 def as_markdown(results: dict[str, dict[str, Any]], command: str) -> str:
@@ -207,15 +268,20 @@ def as_markdown(results: dict[str, dict[str, Any]], command: str) -> str:
                 lines.append(f"| {way} | {shown} |")
             elif way not in ("shared until", "donor", "seconds to build"):
                 lines.append(f"| {way} | {losses} |" + " |" * len(result["tasks"]))
+        lines += ["", *depth_table(result)]
         trees = result["trees"]
         lines += ["", f"Order of {len(trees)} trees as built with stitches:", ""]
-        lines += ["| predicted by | pairs in order | within equal widths | Spearman |", "|---|---|---|---|"]
+        lines += [
+            "| predicted by | pairs in order | within equal widths | best of equal widths found | Spearman |",
+            "|---|---|---|---|---|",
+        ]
         for by, label in PREDICTORS.items():
             overall, inside = agreement(trees, by, within=False), agreement(trees, by, within=True)
+            right, classes = best_found(trees, by)
             correlation = spearmanr([t[by] for t in trees], [t["measured"] for t in trees]).statistic
             lines.append(
                 f"| {label} | {100 * overall[0]:.0f}% of {overall[1]} | {100 * inside[0]:.0f}% of {inside[1]} "
-                f"| {correlation:.2f} |"
+                f"| {right} of {classes} | {correlation:.2f} |"
             )
         used = result["seconds"]
         lines += [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ class ZooEntry:
         labels: for some tasks what is right for each held-out input; None where no task has labels.
         source: where networks and inputs come from.
         license: of the networks.
+        scores: for some tasks the name of a number that its users know, and what computes it from the outputs on all
+            held-out inputs and what is right: the task's labels where it has any, else its own network's outputs.
+        locations: where to cut, or how many places to find.
     """
 
     name: str
@@ -34,3 +38,5 @@ class ZooEntry:
     labels: dict[str, Tensor] | None
     source: str
     license: str
+    scores: Mapping[str, tuple[str, Callable[[Tensor, Tensor], float]]] = field(default_factory=dict)
+    locations: int | Sequence[str] = 5

@@ -60,6 +60,15 @@ def choose(
     return _named(candidates, wanted)
 
 
+def with_samples_first(candidates: Sequence[Location], batch: int | None) -> list[Location]:
+    """The places at which some tensor holds the samples in its first dimension; all places where none does.
+
+    Only these can be compared sample by sample: inside a layer that works on columns or windows, (samples x columns,
+    length, channels), is no good place to branch.
+    """
+    return [place for place in candidates if any(shape[:1] == (batch,) for shape in place.shapes)] or list(candidates)
+
+
 def _named(candidates: Sequence[Location], names: Sequence[str]) -> list[Location]:
     places = {alias: place for place in candidates for alias in place.aliases}
     if not names:

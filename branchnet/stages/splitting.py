@@ -9,8 +9,8 @@ from torch import nn
 from branchnet.stages.first_difference import check_common, first_difference
 from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.graph.dataflow import cost_of_whole
-from branchnet.stages.interface import Example
-from branchnet.stages.location_choice import Locations, choose
+from branchnet.stages.interface import Example, Interface
+from branchnet.stages.location_choice import Locations, choose, with_samples_first
 from branchnet.stages.locations import Location, find_locations
 from branchnet.stages.stage_assembly import assemble, in_both_modes, training_places
 from branchnet.stages.staged import StagedNetwork
@@ -87,7 +87,8 @@ def split_all(
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
     training = training_places(traced)
-    chosen = choose(candidates, in_both_modes(candidates, training), locations, cost_of_whole(alignment.flows[0]))
+    preferred = with_samples_first(in_both_modes(candidates, training), Interface.of(example).batch)
+    chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[0]))
     difference = first_difference(alignment, candidates, tuple(networks))
     return dict(zip(networks, assemble(traced, alignment, chosen, training, example, difference), strict=True))
 

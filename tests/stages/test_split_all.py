@@ -264,3 +264,26 @@ def test_a_sequence_with_an_order_of_its_own_keeps_it():
     staged = split_all(originals, x, locations=["2"], transforms={"a": nn.Identity()})
     with torch.no_grad():
         assert all(torch.equal(staged[task](x), network(x)) for task, network in originals.items())
+
+
+class Columns(nn.Module):
+    """An LSTM down the columns of an image: within it, columns of all samples lie in one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        columns = self.conv(x).permute(0, 3, 2, 1)
+        described = self.mix(self.lstm(columns.flatten(0, 1))[0][:, -1])
+        return self.head(described.unflatten(0, columns.shape[:2]).mean(1))
+
+
+@pytest.mark.parametrize("locations", [None, 1])
+def test_places_without_the_samples_first_are_not_chosen_but_can_be_named(locations):
+    network = Columns().eval()
+    assert split(network, IMAGE, locations=locations).locations == ("conv",)
+    assert split(network, IMAGE, locations=["conv", "lstm"]).locations == ("conv", "lstm")

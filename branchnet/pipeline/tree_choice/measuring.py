@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from branchnet.affinity import Affinity
 from branchnet.affinity.features.isolation import untouched
+from branchnet.affinity.features.memory_order import in_fast_order
 from branchnet.affinity.probes import read_probe
 from branchnet.builder import BranchedNetwork, choose_donors
 from branchnet.builder.stitches.probe_features import OwnFeatures
@@ -53,7 +55,8 @@ def measure_trees(
         for each tree the distance of each task's outputs from its own network's, see `distances`.
     """
     form = call_form(next(iter(staged.values())))
-    fitted, held_out = read_probe(probe, batch_size, form), read_probe(inputs, batch_size, form, fewest=1)
+    fitted = in_fast_order(read_probe(probe, batch_size, form), staged.values())
+    held_out = replace(read_probe(inputs, batch_size, form, fewest=1), channels_last=fitted.channels_last)
     warn_of_noise(fitted.example)
     device = next((p.device for network in staged.values() for p in network.parameters()), torch.device("cpu"))
     own = OwnFeatures(staged, fitted, device, divide_probe(fitted.inputs, fitted.inputs))

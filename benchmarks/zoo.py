@@ -20,15 +20,13 @@ import numpy as np
 import torch
 import zoo_entries
 from scipy.stats import spearmanr
+from zoo_entries.judging import HeldOut
 
 import branchnet
 from branchnet import BranchedNetwork, BranchnetError, Tree, clustering_cost
 from branchnet.affinity.probes import read_probe
 from branchnet.builder import choose_donors
 from branchnet.builder.stitches.top_down_fit import stitch_donors
-from branchnet.data.samples import read_samples
-from branchnet.pipeline.tree_choice.held_out import HeldOut
-from branchnet.pipeline.tree_choice.measuring import distances
 from branchnet.stages import call
 from branchnet.stages.interface import call_form
 
@@ -67,7 +65,7 @@ class Bench:
         self.staged = branchnet.split_all(entry.networks, rows(entry.probe, 2), locations=entry.locations)
         self.tasks = list(entry.networks)
         first = next(iter(self.staged.values()))
-        self.judged = HeldOut(read_samples(rows(entry.held_out, JUDGED), call_form(first)), entry.networks, 32)
+        self.judged = HeldOut(rows(entry.held_out, JUDGED), entry.networks, self.kinds)
         self.depth, self.locations = len(first.stages), first.locations
 
         def forwards() -> None:
@@ -89,7 +87,7 @@ class Bench:
 
     def measure(self, branched: BranchedNetwork) -> dict[str, float]:
         """The distance of each task's outputs from its own network's, on held-out inputs."""
-        return distances(branched, self.judged, self.kinds)
+        return self.judged.distances(branched)
 
     def stitched(self, tree: Tree, *, corrected: bool) -> BranchedNetwork:
         """A tree built with stitches, donors chosen by the losses."""

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.affinity.features.memory_order import in_fast_order
 from branchnet.affinity.features.signatures import Kind, Signature, read_signatures
 from branchnet.affinity.measure_options import Options
 from branchnet.affinity.networks import Family, Networks, form_of, gather_networks
@@ -24,9 +25,10 @@ Resample: TypeAlias = Callable[[Sequence[Signature], Options], Matrix]
 
 
 def prepare(networks: Networks, probe: Any, options: Options) -> tuple[Family, Probe]:
-    """Read the probe once and cut the networks."""
+    """Read the probe once, cut the networks, and lay the inputs out as these run fastest."""
     fixed = read_probe(probe, options.batch_size, form_of(networks))
-    return gather_networks(networks, fixed.example, options.locations), fixed
+    family = gather_networks(networks, fixed.example, options.locations)
+    return family, in_fast_order(fixed, [member.network for member in family.members], options.place)
 
 
 def measure_pairs(

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Probe:
         checksums: of the tensors of every batch, by which later readings are compared with the first.
         example: the first two inputs.
         held: the batches, where they were kept; None where they are read again for every network.
+        channels_last: whether batches give images in channels-last memory order.
     """
 
     samples: Samples
@@ -52,6 +53,7 @@ class Probe:
     checksums: tuple[tuple[int, ...], ...]
     example: Inputs
     held: tuple[Inputs, ...] | None = None
+    channels_last: bool = False
 
     @property
     def inputs(self) -> int:
@@ -64,6 +66,9 @@ class Probe:
         Raises:
             DataError: a batch differs, or there are more or fewer; the message names `reader`.
         """
+        yield from map(channels_last, self._read(reader)) if self.channels_last else self._read(reader)
+
+    def _read(self, reader: str) -> Iterator[Inputs]:
         if self.held is not None:
             yield from self.held
             return
@@ -160,6 +165,16 @@ def blaming_inputs(probe: Probe, network: nn.Module) -> Iterator[None]:
 def on_device(batch: Inputs, device: torch.device) -> Any:
     """A copy of the batch on `device`: a network that works in place never touches the probe."""
     return map_tensors(lambda tensor: tensor.to(device, copy=True), batch)
+
+
+def channels_last(batch: Inputs) -> Inputs:
+    """Images in channels-last memory order, which changes no number."""
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        image = tensor.dim() == 4 and tensor.is_floating_point()
+        return tensor.contiguous(memory_format=torch.channels_last) if image else tensor
+
+    return cast(Inputs, map_tensors(laid_out, batch))
 
 
 def _compare_again(samples: Samples, first: Inputs, batch_size: int) -> None:

@@ -242,11 +242,12 @@ def _initialise(
 ) -> dict[str, str]:
     """Replace the donors' weights, or add to them, where that is asked for; say per node where they come from."""
     if init == "stitch":
+        from branchnet.affinity.features.memory_order import in_fast_order
         from branchnet.affinity.probes import blaming_inputs, read_probe
         from branchnet.builder.stitches.top_down_fit import stitch_donors
 
         first = next(iter(staged.values()))
-        read = read_probe(probe, PROBE_BATCH, call_form(first))
+        read = in_fast_order(read_probe(probe, PROBE_BATCH, call_form(first)), staged.values())
         with blaming_inputs(read, first):
             return stitch_donors(branched, staged, read, kinds)
     if init == "mean":

@@ -134,6 +134,31 @@ def gather(tree: Any, index: Tensor | slice) -> Any:
     return map_tensors(lambda tensor: tensor[index] if tensor.dim() else tensor, tree)
 
 
+def joinable(one: Any, other: Any) -> bool:
+    """Whether samples of two batches can be in one: tensors of one form and type, everything else equal."""
+    (ones, form), (others, other_form) = pytree.tree_flatten(one), pytree.tree_flatten(other)
+    return form == other_form and all(map(_joinable, ones, others))
+
+
+def _joinable(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other)
+    same = one.dtype == other.dtype and one.device == other.device and one.shape[1:] == other.shape[1:]
+    return same and one.dim() == other.dim() and (one.dim() > 0 or torch.equal(one, other))
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """The samples of batches that are `joinable`, one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    flat = [pytree.tree_leaves(batch) for batch in batches]
+    columns = [
+        torch.cat(column) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
+        for column in zip(*flat, strict=True)
+    ]
+    return pytree.tree_unflatten(columns, pytree.tree_structure(batches[0]))
+
+
 def length(tree: Any) -> int:
     """How many samples the tensors of a batch hold.
 

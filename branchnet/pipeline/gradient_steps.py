@@ -1,13 +1,10 @@
-"""Gradient affinities from a config: its labels and losses, and a network whose stages all tasks share."""
+"""Gradient affinities from a config: of a network whose stages all tasks share, which may be trained first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,12 +14,11 @@ from branchnet.affinity.probing_costs import probing_cost
 from branchnet.builder import BranchedNetwork, build, choose_donors
 from branchnet.clustering import Tree
 from branchnet.data.collation import gather, placed
-from branchnet.data.samples import Source, count_samples, read_samples
-from branchnet.errors import DataError, SpecError
-from branchnet.pipeline.config.config_sources import call_factory, find_loss
-from branchnet.pipeline.config.run_config import RunConfig, RunOptions
+from branchnet.data.samples import count_samples, read_samples
+from branchnet.errors import DataError
+from branchnet.pipeline.config.config_labels import Labelled
+from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of, plan_distillation, step_seconds
-from branchnet.pipeline.problem import divide, held_out_rows
 from branchnet.specification import Architecture
 from branchnet.stages import split_all
 from branchnet.stages.interface import call_form
@@ -31,62 +27,6 @@ from branchnet.training import fit
 JOINT_RATE = 1e-3
 """Of joint training from donors' weights, where the config says `auto`."""
 METHODS: Mapping[str, Any] = {"lookahead": "lookahead", "first-order": "first-order", "gradient-cosine": "cosine"}
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Training images with their labels, and what each task is trained on.
-
-    Attributes:
-        images: K images.
-        labels: K labels by task.
-        losses: a function of (output, labels of a batch) by task.
-    """
-
-    images: Source
-    labels: dict[str, Tensor]
-    losses: dict[str, Callable[[Any, Any], Tensor]]
-
-
-def labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
-    """Call the config's factory of labels and find its losses; leave out what is held out.
-
-    Args:
-        config: the config.
-        path: its file.
-        images: K images.
-
-    Returns:
-        What is trained on.
-
-    Raises:
-        SpecError: a config without labels or losses, or with functions that are not there.
-        DataError: labels of other tasks, or of another number of images.
-    """
-    missing = ["labels"] if config.labels is None else []
-    missing += [f"networks: {task}: loss" for task, network in config.networks.items() if network.loss is None]
-    if missing:
-        advice = '`labels: "module:function"`, which returns {task: labels}, and `loss: "torch.nn.functional:mse_loss"`'
-        raise SpecError(f"{path}: gradients need labels and losses; missing: {', '.join(missing)} (such as {advice})")
-    count = count_samples(images)
-    labels = _checked_labels(call_factory(str(config.labels), path.parent), config, count)
-    return Labelled(
-        images=divide(images, config)[0],
-        labels=gather(labels, torch.tensor(held_out_rows(count, config.held_out, config.seed)[0])),
-        losses={task: find_loss(str(wanted.loss), path.parent) for task, wanted in config.networks.items()},
-    )
-
-
-def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tensor]:
-    if not isinstance(found, Mapping) or set(found) != set(config.networks):
-        given = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise DataError(f"labels: {config.labels} must return {{task: labels}} for every task; it returned {given}")
-    labels = {}
-    for task in config.networks:
-        labels[task] = torch.from_numpy(found[task]) if isinstance(found[task], np.ndarray) else found[task]
-        if not isinstance(labels[task], Tensor) or labels[task].shape[:1] != (count,):
-            raise DataError(f"labels: {config.labels} must return {count} labels of {task!r}, one for each image")
-    return labels
 
 
 def shared_network(

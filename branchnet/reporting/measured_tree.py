@@ -17,8 +17,9 @@ class MeasuredTree:
         tree: the tree.
         by: who proposed it, e.g. `RSA (mean-pair)`.
         size: in the budget's unit, stitches and heads included.
-        predicted: the mean over tasks of the stitching losses at the last change of donor; None where not known.
+        predicted: the weighted mean over tasks of stitching losses at the last change of donor; None where not known.
         losses: for each task the distance of its outputs from its own network's: 0 as that network, 1 as a constant.
+        weights: how much each task's loss counts in means, as in `Affinity.task_weights`; None for all alike.
 
     >>> shared = branchnet.Tree.shared(["depth", "edges"], 1)
     >>> tried = branchnet.reporting.MeasuredTree(shared, "RSA (mean-pair)", 1000.0, 0.25, {"depth": 0.0, "edges": 0.5})
@@ -31,11 +32,13 @@ class MeasuredTree:
     size: float
     predicted: float | None
     losses: Mapping[str, float]
+    weights: Mapping[str, float] | None = None
 
     @property
     def mean(self) -> float:
-        """The mean over tasks of the losses."""
-        return sum(self.losses.values()) / len(self.losses)
+        """The weighted mean over tasks of the losses, by which trees are chosen."""
+        weights = self.weights or dict.fromkeys(self.losses, 1.0)
+        return sum(weights[task] * loss for task, loss in self.losses.items()) / sum(weights.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values.
@@ -50,6 +53,7 @@ class MeasuredTree:
             "size": self.size,
             "predicted": self.predicted,
             "losses": dict(self.losses),
+            "weights": None if self.weights is None else dict(self.weights),
         }
 
     @classmethod
@@ -64,4 +68,5 @@ class MeasuredTree:
         """
         tree = Tree(stored["tasks"], stored["tree"])
         losses = {task: stored["losses"][task] for task in tree.tasks}
-        return cls(tree, stored["by"], stored["size"], stored["predicted"], losses)
+        weights = stored.get("weights")
+        return cls(tree, stored["by"], stored["size"], stored["predicted"], losses, weights)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branchnet.data.collation import gather, leaves, length
+from branchnet.data.collation import gather, joinable, joined, leaves, length
 
 FEWEST_INPUTS = 20
 """Below so many a stitch fits the inputs and not the networks."""
@@ -72,16 +72,25 @@ def chosen_inputs(batches: Iterable[Any], numbers: Sequence[int]) -> Iterator[An
         numbers: which ones, rising.
 
     Yields:
-        batches of those inputs alone.
+        batches of those inputs alone, no larger than the given ones, and as few as that allows where inputs of several
+        can be put together: small batches take long.
     """
     wanted = set(numbers)
-    start = 0
+    start = largest = 0
+    waiting: list[Any] = []
     for batch in batches:
         count = length(batch)
         rows = [row for row in range(count) if start + row in wanted]
-        start += count
-        if rows:
-            yield batch if len(rows) == count else gather(batch, torch.tensor(rows))
+        start, largest = start + count, max(largest, count)
+        if not rows:
+            continue
+        part = batch if len(rows) == count else gather(batch, torch.tensor(rows))
+        if waiting and (sum(map(length, waiting)) + len(rows) > largest or not joinable(waiting[0], part)):
+            yield joined(waiting)
+            waiting = []
+        waiting.append(part)
+    if waiting:
+        yield joined(waiting)
 
 
 def warn_of_noise(example: Any) -> None:

@@ -1,4 +1,4 @@
-"""`branchnet affinity` by gradients, from a config that names labels and losses."""
+"""`branchnet affinity` from a config that names labels and losses: by gradients, and by stitches judged with them."""
 
 from __future__ import annotations
 
@@ -108,6 +108,53 @@ def test_a_shared_network_is_trained_and_what_is_found_can_be_searched(walker: W
     assert found.values.shape == (3, 3, 3) and np.isfinite(found.values).all() and walker.err == ""
     assert walker(f"search {measure}.npz split.yaml --budget 80%params --out found.yaml") == 0, walker.err
     assert walker(f"group {measure}.npz split.yaml --groups 2 --out groups.yaml") == 0, walker.err
+
+
+def test_stitches_are_judged_by_the_losses_that_the_config_names(walker: Walker) -> None:
+    """The labels lie near what the networks answer; one network, without a loss, is compared with its own outputs."""
+    pixels = torch.from_numpy(np.load("images.npz")["images"]).movedim(-1, 1).float() / 255
+    networks, labels = {}, {}
+    for task, kind in TASKS.items():
+        networks[task] = branchnet.create("branchnet:scene_network", outputs=1, kind=kind, width=4).eval()
+        branchnet.deploy.load_weights(networks[task], f"{task}.safetensors")
+        answer = networks[task](pixels).detach()
+        labels[task] = answer + 0.1 * answer.std() * torch.randn(answer.shape, generator=torch.Generator())
+    np.savez("near.npz", **{task: of_task.numpy() for task, of_task in labels.items()})
+    Path("truth_near.py").write_text("import numpy\n\ndef labels():\n    return dict(numpy.load('near.npz'))\n")
+    config = yaml.safe_load(Path("labelled.yaml").read_text())
+    del config["networks"]["count"]["loss"]
+    Path("partly.yaml").write_text(yaml.safe_dump({**config, "labels": "truth_near:labels"}))
+    line = "affinity partly.yaml split.yaml --measure stitch --bootstrap 0 --cache kept --quiet"
+    for out in ("--labelled --out judged.npz", "--labelled --out again.npz", "--out by_kind.npz"):
+        assert walker(f"{line} {out}") == 0, walker.err
+    found, again, by_kind = (Affinity.load(f"{name}.npz").values for name in ("judged", "again", "by_kind"))
+
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))[8:]  # a fifth is held out
+    wanted = branchnet.stitch_affinity(
+        branchnet.split_all(networks, pixels[:1], locations=3),
+        pixels[order],
+        losses=dict.fromkeys(("edges", "depth"), mse_loss),
+        labels={task: labels[task][order] for task in ("edges", "depth")},
+        batch_size=8,
+        bootstrap=0,
+    )
+    np.testing.assert_allclose(found, wanted.values, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found, again)
+    np.testing.assert_allclose(found[:, :, 2], by_kind[:, :, 2], rtol=1e-6)
+    assert (found[:, 0, 1] != by_kind[:, 0, 1]).any() and any(Path("kept").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run.yaml split.yaml --measure stitch --labelled", "--labelled needs labels and the loss of one network"),
+        ("labelled.yaml split.yaml --measure rsa --labelled", "only stitch does"),
+        ("labelled.yaml split.yaml --measure lookahead --cache kept", "gradients are not kept"),
+    ],
+)
+def test_options_of_other_measures_are_refused(walker: Walker, line: str, message: str) -> None:
+    assert walker(f"affinity {line} --out nothing.npz") != 0
+    assert message in " ".join(walker.err.split()) and not Path("nothing.npz").exists()
 
 
 def test_a_dry_run_counts_the_passes(walker: Walker) -> None:

@@ -14,13 +14,12 @@ import branchnet
 from branchnet import Affinity, RunResult, Tree
 from branchnet.affinity.probes import read_probe
 from branchnet.builder.stitches.top_down_fit import stitch_donors
-from branchnet.data.samples import read_samples
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline import steps
 from branchnet.pipeline.config.run_config import RunOptions
 from branchnet.pipeline.problem import divide, set_aside
 from branchnet.pipeline.search_inputs import replicates_of
-from branchnet.pipeline.tree_choice import choosing, held_out
+from branchnet.pipeline.tree_choice import choosing
 from branchnet.pipeline.tree_choice.choosing import Choice
 from branchnet.pipeline.tree_choice.proposals import Proposal
 
@@ -162,26 +161,6 @@ def test_other_locations_are_measured_again(result: RunResult, folder: Path, mon
     monkeypatch.setattr(choosing, "measure_trees", again)
     with pytest.raises(AssertionError, match="measured again"):
         run(folder=folder, locations=["3", "5"])
-
-
-@pytest.mark.parametrize("kept_bytes", [0, 16 * 2 * 4 * 4 * 2, 2**20])
-def test_own_outputs_are_computed_once_as_far_as_they_fit(kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four batches of 16 inputs none, the first two, or all are kept."""
-    monkeypatch.setattr(held_out, "KEPT_BYTES", kept_bytes)
-    with torch.no_grad():
-        expected = {task: net(X[:64]) for task, net in NETWORKS.items()}
-    calls: list[int] = []
-    handles = [net.register_forward_hook(lambda *_: calls.append(1)) for net in NETWORKS.values()]
-    judged = held_out.HeldOut(read_samples(X[:64]), NETWORKS, 16)
-    for _ in range(3):
-        for number, (inputs, own) in enumerate(judged.batches(torch.device("cpu"))):
-            assert torch.equal(inputs, X[16 * number :][:16])
-            for task, outputs in own.items():
-                torch.testing.assert_close(outputs, [expected[task][16 * number :][:16]])
-    for handle in handles:
-        handle.remove()
-    kept = {0: 0, 2**20: 4}.get(kept_bytes, 2)
-    assert len(calls) == len(TASKS) * (3 * (4 - kept) + kept)
 
 
 def test_rsa_alone_takes_the_tree_of_its_search(result: RunResult) -> None:

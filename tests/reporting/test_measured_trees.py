@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def test_a_measured_tree_survives_json_in_any_order_of_keys() -> None:
     again = MeasuredTree.from_dict(json.loads(json.dumps(one.to_dict(), sort_keys=True)))
     assert again == one and again.mean == 0.375
     assert (again.tree.tasks, list(again.losses)) == (one.tree.tasks, ["b", "a"])
+    weighted = replace(one, weights={"a": 1.5, "b": 0.5})
+    assert MeasuredTree.from_dict(weighted.to_dict()) == weighted and weighted.mean == (0.5 * 1.5 + 0.25 * 0.5) / 2
 
 
 def test_the_share_of_pairs_in_one_order_follows_from_kendalls_tau() -> None:
@@ -67,6 +70,19 @@ def test_every_tree_is_drawn_and_the_best_one_ringed() -> None:
     figure.savefig(io.BytesIO())
     boxes = [text.get_window_extent() for text in axes.get_legend().get_texts()]
     assert all(not one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_many_proposers_have_marks_of_their_own_and_far_trees_stand_at_the_edge() -> None:
+    names = [f"proposer {number}" for number in range(12)]
+    figure = draw_measured(measured_plot_data([tried(name, 0.3, 0.4) for name in names] + [tried(names[0], 40.0, 0.5)]))
+    (axes,) = figure.axes
+    drawn = {str(line.get_label()): line for line in axes.lines}
+    assert len({(drawn[name].get_color(), drawn[name].get_marker()) for name in names}) == 12
+    coincident = [drawn[name] for name in names]
+    assert all(one.get_zorder() > other.get_zorder() for one, other in itertools.pairwise(coincident))
+    assert all(one.get_markersize() <= other.get_markersize() for one, other in itertools.pairwise(coincident))
+    assert drawn[names[0]].get_xydata().tolist() == [[0.3, 0.4], [2.0, 0.5]] and axes.get_xlim()[1] < 2.5
+    assert axes.get_xticklabels()[-1].get_text() == "≥ 2"
 
 
 def test_plot_draws_what_a_run_measured_and_refuses_a_mixture() -> None:

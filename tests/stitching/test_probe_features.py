@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from branchnet.affinity.probes import read_probe
 from branchnet.builder.stitches import probe_features
 from branchnet.builder.stitches.probe_features import OwnFeatures
 from branchnet.builder.stitches.top_down_fit import stitch_donors
-from branchnet.stitching.probe_division import ProbeDivision, divide_probe
+from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs, divide_probe
 from tests.stitching.toys import KINDS, TASKS, inputs, networks
 
 TREES = [Tree(TASKS, [[TASKS], [("a", "b"), ("c",)]]), Tree(TASKS, [[TASKS], [TASKS]])]
@@ -64,3 +67,33 @@ def test_the_two_parts_are_the_inputs_of_the_division_in_order() -> None:
             torch.testing.assert_close(found, networks("vectors")["b"](x[numbers]))
             first = torch.cat([own.cut(batch, "b", 1)[0] for batch in batches])
             torch.testing.assert_close(first, networks("vectors")["b"].stages[0](x[numbers])[0])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_chosen_inputs_come_in_order_and_in_few_batches(seed: int) -> None:
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 6)] * draw.randint(1, 8) + [draw.randint(1, 6)]
+    count = sum(sizes)
+    numbers = sorted(draw.sample(range(count), draw.randint(1, count)))
+    rows = torch.arange(count)
+    batches = [{"x": part.float(), "pair": (part, torch.tensor(3))} for part in rows.split(sizes)]
+    found = list(chosen_inputs(batches, numbers))
+    for name, values in (("x", [one["x"] for one in found]), ("pair", [one["pair"][0] for one in found])):
+        assert torch.cat(values).tolist() == numbers, name
+    taken = [len(one["x"]) for one in found]
+    assert max(taken) <= max(sizes) and all(one["pair"][1] == 3 for one in found)
+    assert all(sum(neighbours) > sizes[0] for neighbours in pairwise(taken))  # no two would fit into one
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [torch.zeros(2, 5), torch.zeros(2, 6)],
+        [(torch.zeros(2, 5), torch.tensor(1)), (torch.zeros(2, 5), torch.tensor(2))],
+        [(torch.zeros(2, 5), None), (torch.zeros(2, 5), "text")],
+        [{"a": torch.zeros(2, 5)}, {"b": torch.zeros(2, 5)}],
+    ],
+)
+def test_inputs_of_other_form_are_not_put_together(others: list) -> None:
+    assert len(list(chosen_inputs(others, [0, 2]))) == 2
+    assert len(list(chosen_inputs([others[0], others[0]], [0, 2]))) == 1

@@ -278,3 +278,52 @@ def test_stitched_features_that_the_rest_cannot_take_are_refused():
     staged = branchnet.split_all(networks, probe[:2], locations=["1"])
     with pytest.raises(branchnet.BuildError, match="gives NaN or infinity on the stitched features"):
         branchnet.build(branchnet.Tree.shared(["a", "b"], 1), staged, init="stitch", probe=probe)
+
+
+class Skipping(nn.Module):
+    """Where it is cut there are two maps of features, a mask and a number."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 4, 3, stride=2, padding=1)
+        self.squash, self.up, self.last = nn.Tanh(), nn.ConvTranspose2d(4, 5, 2, stride=2), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x):
+        wide = self.first(x).sigmoid()
+        mask = x[:, :1] > 0.5
+        deep = self.squash(self.second(wide))
+        return self.last((wide + self.up(deep)) * mask + x.shape[2] / 100)
+
+
+def test_every_tensor_of_a_cut_gets_its_own_map_and_masks_and_sizes_stay():
+    networks = {"a": Skipping(0).eval(), "b": Skipping(1).eval()}
+    probe = smooth(60)
+    staged = branchnet.split_all(networks, probe[:2], locations=["squash"])
+    branched = branchnet.build(branchnet.Tree.shared(["a", "b"], 1), staged, init="stitch", probe=probe).eval()
+    ((_, stitch),) = branched.stitches.items()
+    with torch.no_grad():
+        cut = staged["a"].stages[0](probe)
+        mapped, wanted = stitch(*cut), staged["b"].stages[0](probe)
+    features = [n for n, value in enumerate(cut) if isinstance(value, torch.Tensor) and value.shape[1] in (4, 5)]
+    assert [int(name) for name in stitch.maps] == features and len(features) == 2 < len(cut)
+    for number, (before, after, own) in enumerate(zip(cut, mapped, wanted, strict=True)):
+        if number not in features:
+            assert before is after and not (isinstance(before, torch.Tensor) and before.is_floating_point())
+            continue
+        assert (after - own).var() < 0.7 * (before - own).var()
+
+
+def test_permuting_tasks_changes_no_output():
+    networks = {task: small(outputs, seed) for seed, (task, outputs) in enumerate({"a": 2, "b": 3, "c": 2}.items())}
+    probe, others = smooth(120), smooth(10, seed=1)
+    found = []
+    for order in (list("abc"), list("cab")):
+        staged = branchnet.split_all({task: networks[task] for task in order}, probe[:2], locations=["2", "5"])
+        affinity = branchnet.stitch_affinity(staged, probe, bootstrap=0)
+        tree = branchnet.Tree(order, [[order], [["a", "b"], ["c"]]])
+        branched = branchnet.build(tree, staged, affinity=affinity, probe=probe).eval()
+        found.append(branched(others))
+        assert {(s.source, s.target) for s in branched.stitches.values()}
+    for task in "abc":
+        torch.testing.assert_close(found[0][task], found[1][task], rtol=1e-3, atol=1e-4)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from branchnet.affinity.features.memory_order import in_fast_order
 from branchnet.affinity.probes import read_probe
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.surgery import add_branch
@@ -58,6 +59,6 @@ def add_task(
         raise BuildError("stitch=True fits a map to the sibling's features; expected probe=, inputs of all tasks")
     grown, staged = add_branch(branched, name, network, beside=beside, until=until)
     if stitch:
-        read = read_probe(probe, PROBE_BATCH, call_form(staged))
+        read = in_fast_order(read_probe(probe, PROBE_BATCH, call_form(staged)), [staged, grown])
         stitch_donors(grown, {name: staged}, read, kinds, corrected=False)
     return grown

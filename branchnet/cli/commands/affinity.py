@@ -41,6 +41,8 @@ class AffinityOptions:
         steps: Batches that the shared network is trained on before its gradients are taken; by default as the config
             says.
         every: Probe every so many steps of that training instead of after it, as TAG does (the paper: 10).
+        labelled: With --measure stitch, judge the networks that name a `loss` by that and the `labels` of the config.
+        cache: Folder in which comparisons are kept, so that only new networks are run the next time.
         bootstrap: Resamplings of the images (of the batches, for gradients), from which intervals come; 0 for none.
         out: The affinities, .npz.
     """
@@ -50,6 +52,8 @@ class AffinityOptions:
     batch_size: int | None = None
     steps: int | None = None
     every: int | None = None
+    labelled: bool = False
+    cache: Path | None = None
     bootstrap: int = 100
     out: Path = Path("affinity.npz")
     seed: Seed = 0
@@ -64,7 +68,8 @@ def affinity(config: Config, split: Split, *, options: AffinityOptions = Affinit
     """Compare the networks of CONFIG at the locations of SPLIT on the same images; print which are similar.
 
     rsa, cka, svcca, pwcca and procrustes compare what the networks see. stitch measures what each network's rest does
-    on another's features after an affine map; outputs are compared as each network's `kind` says. lookahead (TAG),
+    on another's features after an affine map; outputs are compared with its own as each network's `kind` says, or
+    --labelled with the labels that CONFIG names. lookahead (TAG),
     first-order and gradient-cosine ask what a training step for one task does to the losses of the others: CONFIG then
     names `labels` and each network's `loss`, and a network that shares all stages is trained on them first, or probed
     --every so many steps of its training; if SPLIT is a saved network, that one is probed as it is.
@@ -100,6 +105,10 @@ def _check_options(options: AffinityOptions) -> None:
         raise DataError(f"--every {options.every}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
     if options.every is not None and options.every < 1:
         raise DataError(f"--every {options.every}: expected 1 or more steps")
+    if by_gradients and options.cache is not None:
+        raise DataError(f"--cache {options.cache}: gradients are not kept; comparisons of features and stitches are")
+    if options.labelled and options.measure != "stitch":
+        raise DataError(f"--labelled: {options.measure} does not choose between outputs and labels, only stitch does")
     if not by_gradients and options.steps is not None:
         raise DataError(f"--steps {options.steps}: only the gradient measures, {', '.join(GRADIENTS)}, train a network")
 
@@ -176,11 +185,23 @@ class _Features:
             "svcca": svcca,
             "pwcca": pwcca,
             "procrustes": procrustes,
-            "stitch": partial(stitch_affinity, kinds=settings.kinds),
+            "stitch": partial(stitch_affinity, kinds=settings.kinds, **self._judged_by()),
         }
-        how = {"batch_size": settings.batch_size, "bootstrap": options.bootstrap, "seed": options.seed}
-        found: Affinity = measures[options.measure](self._staged(), self.inputs, **how)
+        how = {name: getattr(options, name) for name in ("bootstrap", "seed", "cache")}
+        found: Affinity = measures[options.measure](self._staged(), self.inputs, batch_size=settings.batch_size, **how)
         return found
+
+    def _judged_by(self) -> dict[str, Any]:
+        """The losses and the probe's labels, where stitches are judged by them."""
+        from branchnet.data.collation import gather
+        from branchnet.data.samples import count_samples
+        from branchnet.pipeline.config.config_labels import labels_and_losses
+
+        request = self.request
+        if not request.options.labelled:
+            return {}
+        data = labels_and_losses(request.settings, request.config, request.images)
+        return {"losses": data.losses, "labels": gather(data.labels, slice(0, count_samples(self.inputs)))}
 
     def _staged(self) -> dict[str, StagedNetwork]:
         from branchnet.stages import split_all
@@ -195,7 +216,8 @@ class _Gradients:
     def __init__(self, request: _Request) -> None:
         from branchnet.cli.loading import read_branched
         from branchnet.errors import DataError
-        from branchnet.pipeline.gradient_steps import labelled, shared_network
+        from branchnet.pipeline.config.config_labels import labelled
+        from branchnet.pipeline.gradient_steps import shared_network
 
         given, settings = request.given, request.settings
         self.request = request

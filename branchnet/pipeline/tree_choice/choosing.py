@@ -104,16 +104,17 @@ def choose_tree(
         save=save_json,
         load=load_json,
     )
-    measured = [_measured(one, limits, found[str(one.tree)]) for one in proposals]
-    weights = losses.task_weights or dict.fromkeys(losses.tasks, 1.0)
-    best = min(measured, key=lambda tree: (sum(weights[t] * loss for t, loss in tree.losses.items()), tree.size))
+    measured = [_measured(one, limits, found[str(one.tree)], losses.task_weights) for one in proposals]
+    best = min(measured, key=lambda tree: (tree.mean, tree.size))
     return Choice(_as_result(best, proposals, proposed, affinity, len(measured)), best.by, losses, tuple(measured))
 
 
-def _measured(proposal: Proposal, limits: Limits, losses: Mapping[str, float]) -> MeasuredTree:
+def _measured(
+    proposal: Proposal, limits: Limits, losses: Mapping[str, float], weights: Mapping[str, float] | None
+) -> MeasuredTree:
     """What was measured of a tree, next to what this run's search and budget say of it."""
     ordered = {task: losses[task] for task in proposal.tree.tasks}
-    return MeasuredTree(proposal.tree, proposal.by, limits.size(proposal.tree), proposal.predicted, ordered)
+    return MeasuredTree(proposal.tree, proposal.by, limits.size(proposal.tree), proposal.predicted, ordered, weights)
 
 
 def _as_result(

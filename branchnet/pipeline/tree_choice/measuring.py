@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -11,17 +12,17 @@ import torch
 
 from branchnet.affinity import Affinity
 from branchnet.affinity.features.isolation import untouched
+from branchnet.affinity.features.memory_order import in_fast_order
 from branchnet.affinity.probes import read_probe
-from branchnet.builder import BranchedNetwork, choose_donors
+from branchnet.builder import choose_donors
 from branchnet.builder.stitches.probe_features import OwnFeatures
 from branchnet.builder.weights.donors import Donors
 from branchnet.clustering import Tree
 from branchnet.data.samples import Source
 from branchnet.pipeline.tree_choice.donor_paths import DonorPath, PathLosses
-from branchnet.pipeline.tree_choice.held_out import HeldOut
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
-from branchnet.stitching.output_distances import OutputDistance, OutputKind
+from branchnet.stitching.output_distances import OutputKind
 from branchnet.stitching.probe_division import ProbeDivision, divide_probe, warn_of_noise
 from branchnet.utils.progress import progress_bar
 
@@ -50,10 +51,12 @@ def measure_trees(
         batch_size: inputs run at once.
 
     Returns:
-        for each tree the distance of each task's outputs from its own network's, see `distances`.
+        for each tree the distance of each task's outputs from its own network's: 0 for equal outputs, 1 for those
+        of a constant predictor.
     """
     form = call_form(next(iter(staged.values())))
-    fitted, held_out = read_probe(probe, batch_size, form), read_probe(inputs, batch_size, form, fewest=1)
+    fitted = in_fast_order(read_probe(probe, batch_size, form), staged.values())
+    held_out = replace(read_probe(inputs, batch_size, form, fewest=1), channels_last=fitted.channels_last)
     warn_of_noise(fitted.example)
     device = next((p.device for network in staged.values() for p in network.parameters()), torch.device("cpu"))
     own = OwnFeatures(staged, fitted, device, divide_probe(fitted.inputs, fitted.inputs))
@@ -73,24 +76,3 @@ def measure_trees(
 def _path(tree: Tree, donors: Donors, task: str) -> DonorPath:
     """The donors of a task's nodes from input to output, and of its head."""
     return (*(row[tree.cluster_of(task, stage)] for stage, row in enumerate(donors)), task)
-
-
-def distances(branched: BranchedNetwork, held_out: HeldOut, kinds: Mapping[str, OutputKind]) -> dict[str, float]:
-    """How far each task's outputs are from its own network's.
-
-    Args:
-        branched: the network, in eval mode.
-        held_out: inputs, with the outputs of the single-task networks.
-        kinds: how the outputs of some tasks are compared.
-
-    Returns:
-        for each task 0 for equal outputs, 1 for those of a constant predictor.
-    """
-    judged = {task: OutputDistance(kinds.get(task, "regression")) for task in branched.tasks}
-    device = next(branched.parameters()).device
-    with torch.no_grad():
-        for inputs, own in held_out.batches(device):
-            found = branched(inputs)
-            for task, distance in judged.items():
-                distance.add(found[task], own[task])
-    return {task: distance.value() for task, distance in judged.items()}

@@ -148,6 +148,8 @@ def tried(trees: Sequence[MeasuredTree]) -> Section | None:
             f"Each point is a tree, built with stitching layers and measured on held-out inputs: 0 as the tasks' own "
             f"networks, 1 as constant answers. The chosen one was proposed by {plot.proposer}."
         )
+        if trees[0].weights is not None:
+            caption += " Losses of classifiers count in nats of their constant answers, as they are chosen by."
         if plot.agreement == plot.agreement:
             caption += f" Prediction and measurement agree on the order of {plot.agreement:.0%} of pairs."
         content = picture(draw_measured(plot), "measured", "Predicted against measured loss of every tree", caption)

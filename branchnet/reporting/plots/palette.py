@@ -39,8 +39,11 @@ def task_marks(tasks: Sequence[str]) -> dict[str, Mark]:
 
 
 def series_marks(names: Sequence[str]) -> dict[str, Mark]:
-    """Return one mark for each series of a chart: both the colour and the shape change from one to the next."""
-    return {name: Mark(COLOURS[i % 8], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    """Return one mark for each series of a chart: both the colour and the shape change from one to the next.
+
+    The first 64 marks are distinct.
+    """
+    return {name: Mark(COLOURS[i % 8], MARKERS[(i + i // 8) % len(MARKERS)]) for i, name in enumerate(names)}
 
 
 def class_palette(n_classes: int) -> npt.NDArray[np.uint8]:

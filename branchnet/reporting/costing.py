@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from branchnet.builder.stitch_costs import StitchCost, stitch_costs
 from branchnet.stages.costs import FirstDifference
-from branchnet.stages.flops import PRODUCTS, OperatorCounter, without_attention_fast_path
+from branchnet.stages.flop_formulas import PRODUCTS
+from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
 from branchnet.utils.modes import evaluation_mode
 

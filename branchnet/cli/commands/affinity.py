@@ -193,7 +193,7 @@ class _Gradients:
     """Taking gradients on a saved network, or on a shared one that is trained here."""
 
     def __init__(self, request: _Request) -> None:
-        from branchnet.cli.loading import read_branched
+        from branchnet.cli.saved_networks import read_branched
         from branchnet.errors import DataError
         from branchnet.pipeline.gradient_steps import labelled, shared_network
 

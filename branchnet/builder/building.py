@@ -17,6 +17,7 @@ from branchnet.data.arguments import check_by_task
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stages.interface import call_form
+from branchnet.stages.staged import original_key
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
@@ -142,6 +143,7 @@ def build(
     _check_fit(tree, staged, affinity)
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     branched = _copied(tree, staged, donors)
+    _warn_of_hooks({task: staged[task] for task in tree.tasks})
     if init == "auto" and probe is None:
         _warn_of_changes(branched)
     if init == "auto":
@@ -270,6 +272,22 @@ def _initialise(
 
         return randomise(branched, seed)
     return {}
+
+
+def _warn_of_hooks(staged: Mapping[str, StagedNetwork]) -> None:
+    """Say which parameters have hooks on their gradients: these stay with the tensors that they were registered on."""
+    found = [
+        f"{task}: {original_key(name)}"
+        for task, network in staged.items()
+        for name, parameter in network.named_parameters()
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    ]
+    if found:
+        warnings.warn(
+            f"hooks on the gradients of {len(found)} parameters ({', '.join(found[:3])}{', ...' if found[3:] else ''}) "
+            "stay with the networks; register them on the branched network's parameters if it is to be trained so",
+            stacklevel=3,
+        )
 
 
 def _warn_of_changes(branched: BranchedNetwork) -> None:

@@ -300,18 +300,6 @@ def read_samples(
     return Samples(source, "batched", None, form, labels)
 
 
-def set_epoch(source: Any, epoch: int) -> None:
-    """Tell data sets that change from epoch to epoch, as augmented ones and distributed samplers, which one begins.
-
-    Args:
-        source: a data set, a loader, or a part of a data set; others are not told.
-        epoch: 0 or more.
-    """
-    for one in (source, getattr(source, "sampler", None), getattr(source, "dataset", None)):
-        if callable(tell := getattr(one, "set_epoch", None)):
-            tell(epoch)
-
-
 def count_samples(source: Source) -> int:
     """K, where it is known without reading.
 

@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from branchnet.builder.stitch_costs import StitchCost, stitch_costs
 from branchnet.stages.costs import FirstDifference
-from branchnet.stages.flops import PRODUCTS, OperatorCounter, without_attention_fast_path
+from branchnet.stages.flop_formulas import PRODUCTS
+from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
+from branchnet.stages.tracing.trial import saved
 from branchnet.utils.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -231,7 +233,7 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
     """Count parameters, multiply-adds and activation memory of every node on two runs with `example`.
 
     Args:
-        branched: a branched network; it runs in eval mode, and is in the mode that it was in afterwards.
+        branched: a branched network; it runs in eval mode, and is as before afterwards.
         example: what a single-task network takes.
 
     Returns:
@@ -243,9 +245,13 @@ def network_costs(branched: BranchedNetwork, example: Example) -> NetworkCosts:
     members = list(branched.members())
     difference = branched.costs.first_difference
     stitches = stitch_costs(branched, example)
-    with evaluation_mode(branched), OperatorCounter() as counter:
+    with saved(branched), evaluation_mode(branched), OperatorCounter() as counter:
         flops, sizes = _measured(branched, members, example, lambda: counter.flops, lambda: counter.bytes)
-    with evaluation_mode(branched), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference:
+    with (
+        saved(branched),
+        evaluation_mode(branched),
+        FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as reference,
+    ):
         (counted,) = _measured(branched, members, example, reference.get_total_flops)
     return NetworkCosts(
         tasks=branched.tasks,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork
     from branchnet.clustering.trees.tree import Tree
     from branchnet.stages.interface import Example
+from branchnet.stages.tracing.trial import saved
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,8 @@ def report(
     """Count what `branched` costs and measure how fast it runs on `example`.
 
     Args:
-        branched: a branched network, which runs in eval mode and is in the mode that it was in afterwards; of
-            `GroupedNetworks` what serves, without auxiliary tasks.
+        branched: a branched network, which runs in eval mode and is as before afterwards; of `GroupedNetworks` what
+            serves, without auxiliary tasks.
         example: what a single-task network takes: a tensor, or a tuple or dict of them; its batch size counts.
         networks: the single-task networks, to be timed against it, in turns, one after another on the same example.
         latency: whether to time at all: each node, and the whole.
@@ -261,9 +262,10 @@ def report(
         return Report(branched.tree, costs)
     measured: dict[str, nn.Module] = {} if networks is None else {"separate": SeparateNetworks(networks)}
     measured["branched"] = branched
-    with ExitStack() as modes:
+    with ExitStack() as kept:
         for network in measured.values():
-            modes.enter_context(evaluation_mode(network))
+            kept.enter_context(saved(network))
+            kept.enter_context(evaluation_mode(network))
         functions = {name: _bound(network, example) for name, network in measured.items()}
         whole = compare_latency(functions, example, repeats=repeats)
         nodes = node_latency(branched, example, repeats=repeats)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
+from branchnet.stages.codegen.program import Program
 from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.stages.graph.common_subgraph import Alignment, align
 from branchnet.stages.graph.dataflow import Dataflow, subgraph
 from branchnet.stages.graph.propagation import TensorForm
 from branchnet.stages.interface import Example, Interface, flat_example
 from branchnet.stages.locations import Location, carried_after, find_locations, own_names
-from branchnet.stages.staged import CutTensor, Program, Stage, StagedNetwork, hold, keep_unused
+from branchnet.stages.staged import CutTensor, Stage, StagedNetwork, hold, keep_unused
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 from branchnet.stages.tracing.trace import TracedNetwork
 from branchnet.stages.verification import check_evaluation, training_difference

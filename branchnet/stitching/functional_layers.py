@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from branchnet.stages import Stage
+from branchnet.stages.codegen.program import Program
 from branchnet.stages.graph.dataflow import attribute
-from branchnet.stages.staged import Program
 
 Made: TypeAlias = Callable[..., nn.Module]
 _ATEN = torch.ops.aten

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from branchnet.data.call_forms import CallForm
 from branchnet.data.finite_inputs import not_finite_in
-from branchnet.data.samples import Batch, Samples, Source, read_samples, set_epoch
+from branchnet.data.loaders import set_epoch
+from branchnet.data.samples import Batch, Samples, Source, read_samples
 
 SHARE = 10
 """One sample of so many is set aside; spread evenly, as data sets may be sorted."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import branchnet
 from branchnet.affinity.features.isolation import untouched
+from tests.stages.checks import assert_untouched, everything
 
 
 class LowRank(nn.Module):
@@ -56,3 +59,38 @@ def test_comparing_networks_leaves_merging_layers_as_they_were() -> None:
     for task, network in networks.items():
         for name, tensor in network.state_dict().items():
             torch.testing.assert_close(tensor, before[task][name])
+
+
+class WritesToItself(nn.Module):
+    """Counts its calls in evaluation, too, and normalises its weights before it uses them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1, self.l2, self.l3 = (nn.Linear(4, 4) for _ in range(3))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        x = torch.tanh(self.l1(x) + self.count)
+        with torch.no_grad():
+            self.l2.weight.div_(self.l2.weight.norm(dim=1, keepdim=True))
+        return self.l3(torch.tanh(self.l2(x)))
+
+
+@pytest.mark.parametrize("measure", [branchnet.rsa, branchnet.cka, branchnet.stitch_affinity], ids=lambda f: f.__name__)
+def test_networks_that_write_to_themselves_are_bit_exact_as_before(measure: Callable[..., object]) -> None:
+    networks, x = {task: WritesToItself() for task in ("a", "b")}, torch.randn(40, 4)
+    before = {task: everything(network) for task, network in networks.items()}
+    measure(networks, x, locations=["l2"])
+    for task, network in networks.items():
+        assert_untouched(before[task], everything(network))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_is_written_to_parameters_is_undone(moved: bool) -> None:
+    network = nn.Linear(4, 4)
+    before = everything(network)
+    with untouched(network, torch.device("cpu") if moved else None):
+        network.weight.mul_(2)
+        network.bias.data = torch.zeros(4)
+    assert_untouched(before, everything(network))

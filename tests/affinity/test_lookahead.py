@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from branchnet import Tree, build, split_all
 from branchnet.affinity import gradient_affinity, probing_cost
 from branchnet.errors import AffinityError
 from tests.affinity.toys import Block
@@ -363,3 +365,34 @@ def test_a_module_at_two_places_is_probed_once_and_kept() -> None:
     for name, parameter in twice.named_parameters():
         assert id(parameter) == kept[name][0]
         assert torch.equal(parameter, kept[name][1])
+
+
+class Reversing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return -gradients[0]
+
+
+class Reversed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1, self.l2, self.l3 = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l3(torch.tanh(self.l2(Reversing.apply(torch.tanh(self.l1(x))))))
+
+
+def test_a_network_whose_gradients_would_be_others_is_refused_in_either_mode() -> None:
+    x = torch.randn(6, 4)
+    staged = split_all({"a": Reversed().eval(), "b": Reversed().eval()}, x, locations=["l1", "l2"])
+    branched = build(Tree.shared(["a", "b"], 2), staged, init="donor").eval()
+    batches = [(x, {"a": x, "b": x})]
+    losses = dict.fromkeys("ab", nn.functional.mse_loss)
+    with pytest.raises(AffinityError, match=r"can only be evaluated.*functions of autograd.*expected"):
+        gradient_affinity(branched, batches, losses, learning_rate=0.1)
+    with pytest.raises(AffinityError, match="can only be evaluated"):
+        gradient_affinity(staged["a"], batches, losses, heads={t: s.head for t, s in staged.items()}, learning_rate=0.1)

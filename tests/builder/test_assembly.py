@@ -8,6 +8,7 @@ import itertools
 import pickle
 import random
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -420,3 +421,14 @@ def test_networks_in_a_list_are_refused_everywhere() -> None:
     ):
         with pytest.raises(branchnet.BranchnetError, match="networks is a list; expected a mapping of task names"):
             wrong()
+
+
+def test_hooks_on_gradients_that_stay_with_the_networks_are_named() -> None:
+    networks = {task: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)) for task in "ab"}
+    networks["a"][0].weight.register_hook(lambda gradient: gradient * 0.1)
+    tree = Tree.separate("ab", 1)
+    with pytest.warns(UserWarning, match=r"gradients of 1 parameters \(a: 0\.weight\) stay with the networks"):
+        branchnet.build(tree, networks, example=torch.rand(2, 4), locations=["0"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        branchnet.build(tree, {"a": networks["b"], "b": networks["b"]}, example=torch.rand(2, 4), locations=["0"])

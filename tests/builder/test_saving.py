@@ -299,7 +299,7 @@ def test_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Pa
 def test_thousands_of_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
     damaged_weights_are_refused(tmp_path, 5000)
     damaged_records_are_refused(kept, 5000)
-    damaged_folders_are_refused(kept, tmp_path, 100)
+    damaged_folders_are_refused(kept, tmp_path, 2500)
 
 
 def test_a_network_of_another_run_is_not_replaced_in_silence(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from branchnet.builder.weights.symmetries import Symmetries, find_symmetries
 from branchnet.builder.weights.unit_spaces import permuted
 from branchnet.errors import BuildError
 from tests.builder.toys import images, split_networks
+from tests.stages.checks import assert_untouched, everything
 
 
 class Residual(nn.Module):
@@ -212,3 +213,24 @@ def test_merging_refuses_batches_without_statistics() -> None:
     with pytest.raises(BuildError, match="there are no inputs"):
         estimate_batchnorm(branched, [branched], [])
     assert all(torch.equal(value, before[name]) for name, value in branched.state_dict().items())
+
+
+class Counts(nn.Module):
+    """Counts its calls, in evaluation, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.last(torch.relu(self.second(torch.relu(self.first(x) + self.calls))))
+
+
+def test_merging_leaves_what_donors_keep_alone() -> None:
+    networks, x = {task: Counts().eval() for task in "ab"}, torch.rand(16, 4)
+    before = [everything(network) for network in networks.values()]
+    branchnet.build(Tree.shared("ab", 1), networks, init="merge", probe=x, example=x, locations=["second"])
+    for known, network in zip(before, networks.values(), strict=True):
+        assert_untouched(known, everything(network))

@@ -200,7 +200,7 @@ def test_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_thousands_of_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
     damaged_tables_are_refused(tmp_path, 5000)
-    damaged_steps_are_made_again(tmp_path, 500)
+    damaged_steps_are_made_again(tmp_path, 5000)
 
 
 def test_an_unfinished_state_stays_until_the_result_is_saved(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
+import branchnet
 from branchnet import BranchnetError
 from branchnet.errors import BuildError
 from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.summary import report
 from tests.reporting.toys import EXAMPLE, TASKS, toy_branched, toy_networks
+from tests.stages.checks import assert_untouched, everything
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +112,25 @@ def test_networks_of_other_tasks_are_refused(change):
         networks["d"] = last
     with pytest.raises(BuildError, match="expected one network for each of 'a', 'b', 'c'"):
         report(toy_branched(), EXAMPLE, networks=networks)
+
+
+class Counts(nn.Module):
+    """Counts its calls, in evaluation, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(torch.relu(self.second(torch.relu(self.first(x) + self.calls))))
+
+
+def test_counting_and_timing_leave_what_networks_keep_alone():
+    networks, x = {task: Counts() for task in TASKS}, torch.rand(2, 4)
+    branched = branchnet.build(branchnet.Tree.shared(TASKS, 1), networks, example=x, locations=["second"], init="donor")
+    before = [everything(network) for network in (branched, *networks.values())]
+    report(branched, x, networks=networks, repeats=2)
+    for known, network in zip(before, (branched, *networks.values()), strict=True):
+        assert_untouched(known, everything(network))

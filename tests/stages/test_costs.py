@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from branchnet.stages import candidate_locations, count_flops, split
-from branchnet.stages.flops import OperatorCounter, convolution_flops
+from branchnet.stages.flop_formulas import convolution_flops
+from branchnet.stages.flops import OperatorCounter
 from tests.stages.toys import Block
 
 IMAGE = torch.randn(2, 4, 8, 8)

@@ -50,12 +50,21 @@ class Cache:
     keys: tuple[str, ...]
 
     def read(self, location: int, kept_as: str, shape: tuple[int, ...]) -> npt.NDArray[np.floating] | None:
-        """The entry of a location, or None; a damaged one, or one of another shape, is reported."""
+        """The entry of a location, or None; a damaged one, or one of another shape, is reported.
+
+        Raises:
+            AffinityError: the system does not let it be read.
+        """
         path = self._path(location, kept_as)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise AffinityError(
+                f"the cache entry {path} cannot be read: {error.strerror or error}; expected a file that this process "
+                "may read: remove it, or pass another cache="
+            ) from error
         checksum, data = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
         array = _floats(data, shape) if _checksum(data) == checksum else None
         if array is None:

@@ -31,7 +31,7 @@ def untouched(network: nn.Module, device: torch.device | None = None) -> Iterato
     place = device if device is not None else device_of(network)
     with evaluation_mode(network), seeded(0, place), torch.no_grad():
         # After eval() and before the way back: layers may merge weights whenever their mode changes.
-        before = _State.of(network)
+        before = _State.of(network, place)
         try:
             if device is not None:
                 network.to(device)
@@ -49,25 +49,34 @@ def device_of(network: nn.Module) -> torch.device:
 
 @dataclass(frozen=True)
 class _State:
-    """What running a network could change, its mode apart. Buffers are copied; parameters only change place."""
+    """What running a network could change, its mode apart.
 
-    parameters: list[tuple[nn.Parameter, Tensor]]
+    Buffers are copied, and so are parameters that stay where they are: some networks normalise their weights in
+    `forward`. Others are written to in another place.
+    """
+
+    parameters: list[tuple[nn.Parameter, Tensor, Tensor | None]]
     buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
 
     @classmethod
-    def of(cls, network: nn.Module) -> _State:
+    def of(cls, network: nn.Module, place: torch.device) -> _State:
         buffers = [
             (module, name, buffer, buffer.clone())
             for module in network.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        parameters = [(parameter, parameter.data) for parameter in network.parameters()]
+        parameters = [
+            (parameter, parameter.data, parameter.detach().clone() if parameter.device == place else None)
+            for parameter in network.parameters()
+        ]
         return cls(parameters, buffers)
 
     def restore(self) -> None:
-        for parameter, data in self.parameters:
+        for parameter, data, content in self.parameters:
             parameter.data = data
+            if content is not None and not torch.equal(data, content):
+                data.copy_(content)
         for module, name, buffer, content in self.buffers:
             if not torch.equal(buffer, content):
                 buffer.copy_(content)

@@ -103,8 +103,8 @@ def gradient_affinity(
 
     Raises:
         DataError: samples that cannot be read.
-        AffinityError: no batches, or targets that are not by task; losses that are not finite or not positive; a pair
-            of tasks never seen together; tasks without losses.
+        AffinityError: a model that can only be evaluated; no batches, or targets that are not by task; losses that are
+            not finite or not positive; a pair of tasks never seen together; tasks without losses.
 
     >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
     >>> heads = {"sum": nn.Linear(8, 1), "first": nn.Linear(8, 1)}
@@ -119,6 +119,11 @@ def gradient_affinity(
     True
     """
     trunk = trunk_of(model, heads)
+    if reason := getattr(model, "eval_only", None):
+        raise AffinityError(
+            f"the model can only be evaluated, and its gradients are not those of the networks: {reason}; expected one "
+            "that can be trained"
+        )
     _check(trunk, losses, method, every)
     cost = probing_cost(
         len(trunk.tasks), trunk.depth, method=method, per_stage=per_stage, control=control and optimizer is not None

@@ -14,12 +14,12 @@ from torch import nn
 
 from branchnet.builder.network.call_inputs import Input as Input
 from branchnet.builder.network.call_inputs import check_input
-from branchnet.builder.network.node import Node, head_id, node_id
+from branchnet.builder.network.node import Node, check_trainable, head_id, node_id
 from branchnet.builder.network.recompute import recomputed
 from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
 from branchnet.builder.network.task_path import TaskPath
 from branchnet.errors import BuildError
-from branchnet.stages import Stage, call
+from branchnet.stages import call
 from branchnet.stages.costs import StageCost, StageCosts
 from branchnet.stages.interface import explaining
 from branchnet.stitching.stitch import Stitch, StitchedStage
@@ -277,7 +277,7 @@ class BranchedNetwork(nn.Module):
 
     def _set_frozen(self, frozen: frozenset[str]) -> None:
         if self.training:
-            _check_trainable(node.module for node in self.members() if node.id in self.frozen - frozen)
+            check_trainable(node.module for node in self.members() if node.id in self.frozen - frozen)
         touched, self.frozen = self.frozen | frozen, frozen
         # What stays frozen comes last, for the tensors that it shares with what is let go.
         members = [node for node in self.members() if node.id in touched]
@@ -302,7 +302,7 @@ class BranchedNetwork(nn.Module):
         members = list(self.members())
         active = [node.module for node in members if node.id not in self.frozen]
         if mode:
-            _check_trainable(active)
+            check_trainable(active)
         # The containers get their flag alone: `train()` on one of them would reach the frozen nodes inside.
         for container in (self, self.nodes, *self.nodes, self.heads):
             container.training = mode
@@ -392,13 +392,6 @@ class BranchedNetwork(nn.Module):
         from branchnet.builder.network.surgery import split_node
 
         return split_node(self, node, groups)
-
-
-def _check_trainable(nodes: Iterable[nn.Module]) -> None:
-    for node in nodes:
-        for module in node.modules():
-            if isinstance(module, Stage):
-                module.check_trainable()
 
 
 def _spread(node: nn.Module, cut: tuple[Any, ...]) -> Any:

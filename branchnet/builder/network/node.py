@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+
+from branchnet.stages import Stage
 
 
 def node_id(stage: int, index: int) -> str:
@@ -41,3 +44,15 @@ class Node:
     def id(self) -> str:
         """The module's name: `nodes.<stage>.<index>` or `heads.<index>`."""
         return head_id(self.index) if self.is_head else node_id(self.stage, self.index)
+
+
+def check_trainable(nodes: Iterable[nn.Module]) -> None:
+    """Refuse the modules of nodes of which one can only be evaluated.
+
+    Raises:
+        SplitError: says which stage, and why it cannot be trained.
+    """
+    for node in nodes:
+        for module in node.modules():
+            if isinstance(module, Stage):
+                module.check_trainable()

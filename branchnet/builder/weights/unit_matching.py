@@ -21,6 +21,7 @@ from branchnet.builder.weights.unit_spaces import Axes
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.staged import Stage
+from branchnet.stages.tracing.trial import saved
 from branchnet.utils.modes import mode_of
 
 MOST_ROWS = 4096
@@ -49,7 +50,13 @@ def match_units(
     """
     sums = {space: torch.zeros(symmetries.sizes[space], symmetries.sizes[space]) for space in spaces}
     both = (reference, other)
-    with torch.no_grad(), mode_of(reference, training=False), mode_of(other, training=False):
+    with (
+        saved(reference),
+        saved(other),
+        torch.no_grad(),
+        mode_of(reference, training=False),
+        mode_of(other, training=False),
+    ):
         for batch in probe.batches("matching units"):
             cuts = [flat_example(cast(Example, on_device(batch, _device(network)))) for network in both]
             for number in range(len(reference.stages)):

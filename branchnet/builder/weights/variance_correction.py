@@ -21,6 +21,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.stages import StagedNetwork, call
 from branchnet.stages.staged import Stage
+from branchnet.stages.tracing.trial import saved
 from branchnet.utils.modes import mode_of
 
 Inputs = Callable[[], Iterable[Input]]
@@ -109,7 +110,8 @@ def _donor_statistics(
         name: network.stages[stage].get_submodule(own) for name, own in _layers_of(networks, first, task, stage).items()
     }
     layers = {name: layer for name, layer in layers.items() if rescalable(layer)}
-    found = layer_statistics(network, layers, inputs)
+    with saved(network):
+        found = layer_statistics(network, layers, inputs)
     return {
         name: UnitStatistics(*(order(task, stage, f"{name}.bias", v) for v in (values.mean, values.deviation)))
         for name, values in found.items()

@@ -214,7 +214,7 @@ class _Gradients:
     """Taking gradients on a saved network, or on a shared one that is trained here."""
 
     def __init__(self, request: _Request) -> None:
-        from branchnet.cli.loading import read_branched
+        from branchnet.cli.saved_networks import read_branched
         from branchnet.errors import DataError
         from branchnet.pipeline.config.config_labels import labelled
         from branchnet.pipeline.gradient_steps import shared_network

@@ -60,8 +60,9 @@ def bench(branched: Network, *, options: BenchOptions = BenchOptions()) -> None:
     Example: `branchnet bench distilled --batch-size 8 --repeats 50 --out bench.json`
     """
     from branchnet.builder import SeparateNetworks
-    from branchnet.cli.loading import built_or_saved, placed, placed_networks, separate_networks
+    from branchnet.cli.loading import placed, placed_networks
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
+    from branchnet.cli.saved_networks import built_or_saved, separate_networks
     from branchnet.errors import DataError
     from branchnet.pipeline.network_timing import time_networks
     from branchnet.pipeline.plans.dry_run import batch_of

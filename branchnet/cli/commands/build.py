@@ -112,7 +112,7 @@ def _check_addition(options: BuildOptions) -> None:
 
 def _grown(folder: Path, network: nn.Module, options: BuildOptions) -> BranchedNetwork:
     """The saved network with one more task."""
-    from branchnet.cli.loading import read_branched
+    from branchnet.cli.saved_networks import read_branched
 
     saved = read_branched(folder, options.config)
     return saved.add_task(str(options.add), network, beside=str(options.beside), until=options.until).eval()
@@ -124,7 +124,7 @@ def _built(
     """The network of the specification, with the config's weights or random ones."""
     import torch
 
-    from branchnet.cli.loading import built
+    from branchnet.cli.saved_networks import built
 
     torch.manual_seed(options.seed)
     return built(spec, networks, options.config)

@@ -56,8 +56,9 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     Example: `branchnet distill branched branchnet-demo/run.yaml --out distilled`
     """
     from branchnet.builder import BranchedNetwork
-    from branchnet.cli.loading import changed, not_a_config, read_saved, read_source, read_spec
+    from branchnet.cli.loading import changed, not_a_config, read_source, read_spec
     from branchnet.cli.printing import print_json, print_plan, print_tables, say
+    from branchnet.cli.saved_networks import read_saved
     from branchnet.deploy import save
     from branchnet.errors import DataError, SpecError
     from branchnet.pipeline.distillation_steps import distil_and_compare

@@ -51,8 +51,9 @@ def export(branched: Folder, *, options: ExportOptions = ExportOptions()) -> Non
 
     Example: `branchnet export distilled --out branched.pt2`
     """
-    from branchnet.cli.loading import placed, read_branched
+    from branchnet.cli.loading import placed
     from branchnet.cli.printing import print_plan
+    from branchnet.cli.saved_networks import read_branched
     from branchnet.deploy import export as export_network
     from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of
 

@@ -53,16 +53,9 @@ def report(branched: Folder, *, options: ReportOptions = ReportOptions()) -> Non
 
     Example: `branchnet report distilled --affinity affinity.npz --out report.html`
     """
-    from branchnet.cli.loading import (
-        placed,
-        placed_networks,
-        read_affinity,
-        read_branched,
-        read_spec,
-        read_specification,
-        separate_networks,
-    )
+    from branchnet.cli.loading import placed, placed_networks, read_affinity, read_spec, read_specification
     from branchnet.cli.printing import print_json, print_plan, say
+    from branchnet.cli.saved_networks import read_branched, separate_networks
     from branchnet.errors import DataError
     from branchnet.pipeline.search_inputs import objective_of, searched_with
     from branchnet.reporting import report as report_on

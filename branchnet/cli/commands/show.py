@@ -20,8 +20,9 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
 
     Example: `branchnet show branchnet-demo`
     """
-    from branchnet.cli.loading import read_saved, read_specification, unnamed_tasks
+    from branchnet.cli.loading import read_specification
     from branchnet.cli.printing import print_json, print_text
+    from branchnet.cli.saved_networks import read_saved, unnamed_tasks
     from branchnet.clustering import Tree, tree_size
     from branchnet.clustering.trees.text_drawing import tree_text
     from branchnet.reporting.units import percent, si

@@ -116,7 +116,7 @@ def _path(settings: RunConfig, config: Path, options: TrainOptions) -> Path:
 
 
 def _network(path: Path, config: Path, settings: RunConfig, device: str | None) -> BranchedNetwork:
-    from branchnet.cli.loading import built_or_saved
+    from branchnet.cli.saved_networks import built_or_saved
     from branchnet.errors import SpecError
 
     network = built_or_saved(path, config, device=device)

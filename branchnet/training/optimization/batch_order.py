@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from branchnet.data.samples import Batch, Samples, set_epoch
+from branchnet.data.loaders import set_epoch
+from branchnet.data.samples import Batch, Samples
 from branchnet.errors import DataError, TrainingError
 
 Mix: TypeAlias = Literal["max_size_cycle", "round_robin", "proportional"]

@@ -46,6 +46,12 @@ def count_in(loader: DataLoader[Any]) -> int | None:
     return len(sampler) // size * size if loader.batch_sampler.drop_last else len(sampler)
 
 
+def is_divided(loader: DataLoader[Any]) -> bool:
+    """Whether each process reads samples of its own, as a DistributedSampler draws them."""
+    sampler = _sampler(loader)
+    return isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1
+
+
 def _sampler(loader: DataLoader[Any]) -> Any:
     return getattr(loader.batch_sampler, "sampler", loader.sampler)
 

@@ -23,11 +23,14 @@ from branchnet.training.held_out_samples import MOST, HeldOutSamples
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labelled_data import LabelledData, labelled_data
 from branchnet.training.matching.output_losses import MatchKind
+from branchnet.training.matching.recorded_outputs import RecordedOutputs
 from branchnet.training.optimization.batch_order import Mix
+from branchnet.training.optimization.choosing.held_out_judge import Judge
 from branchnet.training.optimization.groups import Group, Rate, check_rate
 from branchnet.training.optimization.history import History
-from branchnet.training.optimization.loop import Judge, Objective, optimize
+from branchnet.training.optimization.loop import optimize
 from branchnet.training.optimization.loss_parameters import loss_modules
+from branchnet.training.optimization.objective import Objective
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -86,6 +89,7 @@ def fit(
     accumulate: int = 1,
     clip: float | None = LARGEST_GRADIENT,
     compile: bool = False,
+    ema: float | None = None,
     callbacks: Sequence[Callback] = (),
     logger: Logger | Sequence[Logger] = (),
     seed: int = 0,
@@ -142,6 +146,8 @@ def fit(
         accumulate: batches for each update.
         clip: largest norm of the gradient of all parameters; None for none.
         compile: run the network through torch.compile.
+        ema: decay of an exponential moving average of the weights, 0.999, say, which is measured and kept in place of
+            the last ones; in short runs it grows to that, see `MovingAverage`. None for none.
         callbacks: functions of an `Event`, told of every step, measurement and the end; True ends training.
         logger: one or more objects with `log_metrics(numbers, step)`, as Lightning's loggers.
         seed: of the order of the samples and of what is drawn in training.
@@ -183,9 +189,9 @@ def fit(
         )
     settings = Settings(
         steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,
-        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, callbacks=callbacks,
-        logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, checkpoint_every=checkpoint_every,
-        progress=progress, description=description,
+        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, ema=ema,
+        callbacks=callbacks, logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds,
+        checkpoint_every=checkpoint_every, progress=progress, description=description,
     )  # fmt: skip
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
@@ -202,7 +208,7 @@ def fit(
     tasks = TaskLosses(network, functions, data.labels, torch.compile(network) if compile else None, judges)
     training = _Training(tasks, data, settings)
     rate = learning_rate if learning_rate == "auto" else 1.0
-    weighting = _weighting(weights, tasks.tasks, network)
+    weighting = _weighting(weights, tasks.tasks, network, seed)
     given: Rate = 1.0 if learning_rate == "auto" else learning_rate
     groups = tasks.groups(given, divide_rate)
     if weighting is not None:
@@ -212,7 +218,7 @@ def fit(
     try:
         history = optimize(
             network,
-            Objective(tasks.losses, tasks.counts, tasks.tasks),
+            Objective(tasks.losses, tasks.weights, tasks.tasks),
             groups,
             settings,
             draws=data.draws,
@@ -275,7 +281,7 @@ class _Training:
 
     def _check_labelled(self, batches: Iterator[Batch], which: str) -> None:
         """Refuse tasks that none of these samples has a label for."""
-        seen = {task for batch in batches for task in self.tasks.counts(batch)}
+        seen = {task for batch in batches for task, weight in self.tasks.weights(batch).items() if weight}
         if missing := [task for task in self.tasks.tasks if task not in seen]:
             raise DataError(
                 f"the {which} lack labels of {missing}; expected some for each task that is trained: freeze the "
@@ -318,7 +324,8 @@ def _as_judge(tasks: TaskLosses) -> TaskLosses:
         for module in loss_modules({task: found})[task]:
             module.eval()
         functions[task] = found
-    return replace(tasks, functions=functions)
+    teachers = tasks.teachers
+    return replace(tasks, functions=functions, teachers=RecordedOutputs(teachers) if teachers is not None else None)
 
 
 def _unit(constants: Mapping[str, float], task: str, before: float) -> float:
@@ -331,17 +338,17 @@ def _measured(
     training: _Training, held: HeldOutSamples, tasks: Sequence[str], metrics: Mapping[str, AnyMetric]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Each task's loss and metric on the held-out samples, over those with a label."""
-    totals, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
+    totals, weights = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0.0)
     running = {task: read_metric(metric).accumulation() for task, metric in metrics.items()}
     with torch.no_grad(), evaluation_mode(training.tasks.network), seeded(0, training.tasks.device):
         for batch in held.batches():
-            for task, (output, labels, count) in training.tasks.judged(batch, tasks).items():
-                totals[task] += float(training.tasks.loss(task, output, labels)) * count
-                counts[task] += count
+            for task, (output, labels, weight) in training.tasks.judged(batch, tasks).items():
+                totals[task] += float(training.tasks.loss(task, output, labels)) * weight
+                weights[task] += weight
                 if task in running:
                     running[task].update(output, labels)
     measured = {task: metric.result() for task, metric in running.items()}
-    return {task: totals[task] / counts[task] for task in tasks}, measured
+    return {task: totals[task] / weights[task] for task in tasks}, measured
 
 
 def _constants(training: _Training, held: HeldOutSamples, tasks: Sequence[str]) -> dict[str, float]:
@@ -350,9 +357,10 @@ def _constants(training: _Training, held: HeldOutSamples, tasks: Sequence[str]) 
     sizes = dict.fromkeys(tasks, 0)
     with torch.no_grad(), evaluation_mode(training.tasks.network), seeded(0, training.tasks.device):
         for batch in held.batches():
-            for task, (output, labels, count) in training.tasks.judged(batch, tasks).items():
-                if isinstance(output, Tensor) and output.is_floating_point() and sizes[task] < LARGEST:
-                    kept[task].append((partial(training.tasks.loss, task), output, labels, count))
+            for task, (output, labels, weight) in training.tasks.judged(batch, tasks).items():
+                known = weight > 0 and isinstance(output, Tensor) and output.is_floating_point()
+                if known and sizes[task] < LARGEST:
+                    kept[task].append((partial(training.tasks.loss, task), output, labels, weight))
                     sizes[task] += output.numel()
     found = {task: best_constant(parts) for task, parts in kept.items() if parts}
     return {task: loss for task, loss in found.items() if loss is not None}
@@ -365,9 +373,10 @@ def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
         read_metric(metric)
 
 
-def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module) -> Any:
+def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module, seed: int) -> Any:
     if weights is None:
         return None
     from branchnet.training.weighting.named_weightings import weighting_of
 
-    return weighting_of(weights, tasks, network)
+    with seeded(seed):  # what it draws, as the seed of random weights
+        return weighting_of(weights, tasks, network)

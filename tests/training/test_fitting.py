@@ -26,8 +26,8 @@ from branchnet.errors import CheckpointError, DataError, TrainingError
 from branchnet.training import Event, accuracy, explained_variance
 from branchnet.training.constant_answer import best_constant
 from branchnet.training.matching.output_losses import output_loss
-from branchnet.training.optimization.learning_rates import RATES, largest_safe_rate
-from branchnet.training.optimization.loop import Judge
+from branchnet.training.optimization.choosing.held_out_judge import Judge
+from branchnet.training.optimization.choosing.learning_rates import RATES, largest_safe_rate
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
 TASKS = ("a", "b")

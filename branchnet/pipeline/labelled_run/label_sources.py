@@ -23,6 +23,7 @@ from branchnet.pipeline.config.training_sections import LabelSource
 from branchnet.pipeline.labelled_run.prepared_samples import PreparedSamples, known_labels_of
 from branchnet.pipeline.problem import first_tensor, on_first_tensor
 from branchnet.training import Metric, standard_losses, standard_metrics
+from branchnet.training.label_losses.counted_labels import counting
 
 VALIDATION_SHARE = 0.1
 VALIDATION = 256
@@ -134,7 +135,16 @@ def _forms(opened: Mapping[str, Any], tasks: list[str]) -> dict[str, LabelForm]:
 def _losses(config: RunConfig, folder: Path, forms: Mapping[str, LabelForm]) -> dict[str, Any]:
     own = {task: find_loss(net.loss, folder) for task, net in config.networks.items() if net.loss is not None}
     usual = standard_losses({task: form for task, form in forms.items() if task not in own})
-    return {task: own.get(task) or partial(loss_of_first_tensor, usual[task]) for task in forms}
+    return {task: own.get(task) or on_first_output(usual[task]) for task in forms}
+
+
+def on_first_output(loss: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """A loss of the first floating-point tensor of an output, which says what `loss` counts.
+
+    Args:
+        loss: of a tensor and labels.
+    """
+    return counting(getattr(loss, "counted", None))(partial(loss_of_first_tensor, loss))
 
 
 def loss_of_first_tensor(loss: Callable[[Tensor, Any], Tensor], output: Any, labels: Any) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
-from branchnet.training.optimization.weighed_losses import KnownUnits, weighed
+from branchnet.training.optimization.choosing.weighed_losses import KnownUnits, weighed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 """AdamW's usual range; networks that are trained already forget within some twenty steps at the upper end."""

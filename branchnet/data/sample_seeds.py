@@ -17,7 +17,9 @@ def set_epoch(source: Any, epoch: int) -> None:
         source: a data set, a loader, or a part of a data set; others are not told.
         epoch: 0 or more.
     """
-    for one in (source, getattr(source, "sampler", None), getattr(source, "dataset", None)):
+    batches = getattr(source, "batch_sampler", None)
+    samplers = {id(one): one for one in (getattr(source, "sampler", None), getattr(batches, "sampler", None))}
+    for one in (source, batches, *samplers.values(), getattr(source, "dataset", None)):
         if callable(tell := getattr(one, "set_epoch", None)):
             tell(epoch)
 

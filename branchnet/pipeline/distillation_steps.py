@@ -13,7 +13,8 @@ from branchnet.builder import BranchedNetwork, GroupedNetworks, SeparateNetworks
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.pipeline.config.run_config import Kind, RunOptions
-from branchnet.pipeline.problem import divide, donor_outputs, metrics_of, set_aside
+from branchnet.pipeline.output_kinds import known_kinds, metrics_of
+from branchnet.pipeline.problem import divide, donor_outputs, set_aside
 from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.stages import split_all
 from branchnet.training import Teachers, distill, evaluate, reestimate_batchnorm
@@ -73,7 +74,7 @@ def distil_and_compare(
         networks: its single-task networks by task.
         images: K samples, divided as `branchnet.run` divides them.
         options: how it is trained; with no steps only BatchNorm statistics are estimated again.
-        kinds: the kind of each task.
+        kinds: the kinds of some tasks; the others show in the outputs.
         checkpoint: a file to resume from after an interruption.
 
     Returns:
@@ -81,7 +82,8 @@ def distil_and_compare(
     """
     train, test = divide(images, options)
     targets = donor_outputs(networks, test, options.batch_size)
-    metrics = metrics_of({task: kinds[task] for task in networks})[0]
+    known = known_kinds(kinds, targets)
+    metrics = metrics_of(known)[0]
 
     def judged(name: str, network: BranchedNetwork | GroupedNetworks | SeparateNetworks) -> ComparedNetwork:
         return ComparedNetwork(name, evaluate(network, test, targets, metrics, batch_size=options.batch_size))
@@ -94,8 +96,8 @@ def distil_and_compare(
             own: Mapping[str, nn.Module] = {task: networks[task] for task in one.tasks}
             if options.distillation.get("match", "outputs") != "outputs":
                 own = split_all(own, example_of(train, own), locations=list(one.locations))
-            known = {task: kind for task, kind in kinds.items() if task in own}
-            distill_in_two_steps(one, own, train, validation, options, kinds=known, checkpoint=file)
+            of_these = {task: known[task] for task in own}
+            distill_in_two_steps(one, own, train, validation, options, kinds=of_these, checkpoint=file)
         else:
             reestimate_batchnorm(one, train)
     compared.append(judged("distilled", branched.eval()))

@@ -69,7 +69,7 @@ def reestimate_without_harm(branched: BranchedNetwork, images: Source, judge: Ju
         judge: measures each task.
     """
     before, _ = judge.measure()
-    nodes = branched.members()
+    nodes = list(branched.members())
     kept = [[buffer.clone() for buffer in node.module.buffers()] for node in nodes]
     reestimate_batchnorm(branched, images)
     changed = [

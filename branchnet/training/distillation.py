@@ -116,7 +116,8 @@ def distill(
         match: `"outputs"`; `"features"` of the last node that each task shares, through linear adapters that are thrown
             away afterwards; or `"both"`. Features need staged networks.
         kinds: what the outputs of some tasks are, which decides the loss: `"classification"` (logits, dimension 1 being
-            the classes), `"direction"` (unit vectors along dimension 1), `"regression"` (all others).
+            the classes), `"direction"` (vectors along dimension 1 whose length says nothing, as normals),
+            `"regression"` (all others). By default `"direction"` where all vectors have length 1, else `"regression"`.
         temperature: that logits are divided by.
         validation: held-out samples.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.

@@ -18,7 +18,7 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import Interface, call_form, explaining
-from branchnet.stitching.output_distances import channels_last_rows
+from branchnet.stitching.output_distances import channels_last_rows, kind_of
 from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
@@ -50,7 +50,8 @@ class Teachers:
         recorded_bytes: memory that the outputs may take.
         progress: whether to draw a progress bar on stderr.
         kinds: what the outputs of some tasks are: `"classification"` for logits (dimension 1 being the classes, of
-            dense outputs, too), `"direction"` for unit vectors, `"regression"` (the others).
+            dense outputs, too), `"direction"` for vectors whose length says nothing, `"regression"` (the others). By
+            default `"direction"` where all vectors have length 1, else `"regression"`.
         temperature: that logits are divided by.
         interface: of the example that the networks were split with, for error messages; by default that of a staged
             one.
@@ -191,7 +192,7 @@ class Teachers:
                     "finite: a constant output teaches nothing"
                 )
             self._variances[task] = spreads
-            kind = self.kinds.get(task, "regression")
+            kind = self.kinds.get(task) or kind_of(parts)
             try:
                 self.losses[task] = output_loss(kind, [tuple(parts)], self.temperature)
             except TrainingError as error:

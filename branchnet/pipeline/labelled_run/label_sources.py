@@ -21,7 +21,7 @@ from branchnet.pipeline.config.preprocessing import preprocessing
 from branchnet.pipeline.config.run_config import Kind, RunConfig
 from branchnet.pipeline.config.training_sections import LabelSource
 from branchnet.pipeline.labelled_run.prepared_samples import PreparedSamples, known_labels_of
-from branchnet.pipeline.problem import first_tensor, on_first_tensor
+from branchnet.pipeline.output_kinds import first_tensor, on_first_tensor
 from branchnet.training import Metric, standard_losses, standard_metrics
 from branchnet.training.label_losses.counted_labels import counting
 
@@ -55,12 +55,12 @@ class LabelSources:
 
     def kinds(self, config: RunConfig) -> dict[str, Kind]:
         """The kind of each task's output: as the config says, else as the labels do."""
-        stated = {task: net.kind for task, net in config.networks.items() if "kind" in net.model_fields_set}
-        classes = ("classification", "segmentation")
-        found: dict[str, Kind] = {
-            task: "classification" if form.kind in classes else "regression" for task, form in self.forms.items()
+        of_labels: dict[str, Kind] = {
+            "classification": "classification",
+            "segmentation": "classification",
+            "normals": "direction",
         }
-        return found | stated
+        return {task: of_labels.get(form.kind, "regression") for task, form in self.forms.items()} | config.kinds
 
 
 def read_sources(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> LabelSources:

@@ -369,6 +369,21 @@ def test_matching_features_alone_brings_shared_features_to_the_own_networks_up_t
         branchnet.distill(branched(), STAGED, X, match="hints", **QUICK)  # type: ignore[arg-type]
 
 
+def test_outputs_of_length_1_are_matched_as_directions() -> None:
+    class Unit(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(x[:, :3] + 0.3, dim=1)
+
+    networks = {"normals": Unit(), "numbers": nn.Linear(X.shape[1], 3)}
+    teachers = branchnet.Teachers(networks, X, progress=False)
+    assert {task: loss.kind for task, loss in teachers.losses.items()} == {
+        "normals": "direction",
+        "numbers": "regression",
+    }
+    given = branchnet.Teachers(networks, X, progress=False, kinds={"normals": "regression"})
+    assert given.losses["normals"].kind == "regression"
+
+
 # Interruption
 
 

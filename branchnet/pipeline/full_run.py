@@ -86,7 +86,7 @@ def run(
         compare: train the fully shared network and random trees in the same way, to compare the chosen tree with.
         baselines: which of `"shared"` and `"random"`, in place of `compare`.
         distill: further settings of `branchnet.distill` for whole networks: `match`, `temperature`, `every`, `keep`,
-            `patience`, `schedule`, `weights`, `divide_rate`, `precision`, `accumulate`, `clip`, `compile`.
+            `patience`, `schedule`, `weights`, `divide_rate`, `precision`, `accumulate`, `clip`, `compile`, `ema`.
         random_trees: how many random trees of about the chosen one's size, fewer where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from; None for the donors with which the
             stitched tasks lose least.

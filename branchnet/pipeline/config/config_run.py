@@ -50,7 +50,7 @@ def run_from_config(
     >>> branchnet.run_from_config("missing.yaml")
     Traceback (most recent call last):
         ...
-    branchnet.errors.SpecError: missing.yaml cannot be read: No such file or directory
+    branchnet.errors.SpecError: missing.yaml: No such file or directory
     """
     path = Path(config)
     if path.is_dir():

@@ -139,6 +139,8 @@ class LightningBranched(LightningModule):
             the scalar; None of a batch without labels.
         """
         read = read_batches(batch, self.network)
+        if self.weighting is not None:
+            self.weighting.begin_step(self.trainer.fit_loop.total_batch_idx)
         losses = self.of_tasks.losses(read)
         self._last_batch = read if losses else None
         if not losses:

@@ -178,12 +178,14 @@ class _Run:
         return self.processes.mean(losses), dict(metrics)
 
     def try_rate(self, rate: float, draws: Callable[[], Draw]) -> None:
-        """Train for some steps at a constant rate, with an optimiser of its own."""
-        draw, optimizer = draws(), self._new_optimizer(rate)
-        stepper = self.processes.prepared(optimizer)
-        for step in range(test_length(self.settings.steps)):
+        """Train for some steps as a short run of this peak rate goes, with an optimiser of its own."""
+        draw, optimizer, steps = draws(), self._new_optimizer(rate), test_length(self.settings.steps)
+        stepper, peaks = self.processes.prepared(optimizer), self._peaks(rate)
+        for step in range(steps):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * self.share(step, steps)
             self._step(draw, step, stepper)
-        check_finite(self.parameters, test_length(self.settings.steps))
+        check_finite(self.parameters, steps)
 
     def go(self, draw: Draw, state: State, saved: Checkpoint, best: BestState | None, judge: Judge | None) -> None:
         """Take the steps that are left, and put back the best state."""

@@ -374,7 +374,7 @@ def test_outputs_of_length_1_are_matched_as_directions() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.normalize(x[:, :3] + 0.3, dim=1)
 
-    networks = {"normals": Unit(), "numbers": nn.Linear(X.shape[1], 3)}
+    networks = {"normals": nn.Sequential(nn.Linear(X.shape[1], 3), Unit()), "numbers": nn.Linear(X.shape[1], 3)}
     teachers = branchnet.Teachers(networks, X, progress=False)
     assert {task: loss.kind for task, loss in teachers.losses.items()} == {
         "normals": "direction",

@@ -50,6 +50,7 @@ from .models import Constructor as Constructor
 from .models import create as create
 from .pipeline import RunResult as RunResult
 from .pipeline import run as run
+from .pipeline import run_from_config as run_from_config
 from .reporting import Report as Report
 from .reporting import plot as plot
 from .reporting import report as report

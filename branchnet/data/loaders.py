@@ -46,6 +46,12 @@ def count_in(loader: DataLoader[Any]) -> int | None:
     return len(sampler) // size * size if loader.batch_sampler.drop_last else len(sampler)
 
 
+def is_divided(loader: DataLoader[Any]) -> bool:
+    """Whether each process reads samples of its own, as a DistributedSampler draws them."""
+    sampler = _sampler(loader)
+    return isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1
+
+
 def _sampler(loader: DataLoader[Any]) -> Any:
     return getattr(loader.batch_sampler, "sampler", loader.sampler)
 
@@ -58,15 +64,3 @@ def generators_of(loader: DataLoader[Any]) -> list[torch.Generator]:
             holders.append(inner)
     found = [getattr(holder, "generator", None) for holder in holders]
     return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
-
-
-def set_epoch(source: Any, epoch: int) -> None:
-    """Tell data sets that change from epoch to epoch, as augmented ones and distributed samplers, which one begins.
-
-    Args:
-        source: a data set, a loader, or a part of a data set; others are not told.
-        epoch: 0 or more.
-    """
-    for one in (source, getattr(source, "sampler", None), getattr(source, "dataset", None)):
-        if callable(tell := getattr(one, "set_epoch", None)):
-            tell(epoch)

@@ -31,6 +31,7 @@ from branchnet.data.collation import (
 )
 from branchnet.data.images import ImageFolder
 from branchnet.data.loaders import count_in, generators_of, in_order, shuffles
+from branchnet.data.sample_seeds import fetched
 from branchnet.errors import DataError
 from branchnet.utils.random_state import with_own_state
 
@@ -56,12 +57,14 @@ class Batch:
         index: the numbers of the samples in the source, or their positions in the order of reading; None where a
             loader's order is not known.
         dropped: labels are there, and were not read.
+        own_share: of several processes this one alone has these samples, as a DistributedSampler draws them.
     """
 
     inputs: Inputs
     labels: Any = None
     index: Tensor | None = None
     dropped: bool = False
+    own_share: bool = False
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -110,11 +113,13 @@ class Samples:
         """Whether a loader is seen to give another order each time."""
         return isinstance(self.source, DataLoader) and shuffles(self.source)
 
-    def take(self, index: Tensor) -> Batch:
+    def take(self, index: Tensor, seed: int | None = None) -> Batch:
         """The samples of these numbers as one batch.
 
         Args:
             index: numbers from 0 to K - 1, (B,).
+            seed: with its number it decides what a sample draws at random, whatever the batch that it is in; None:
+                random numbers go on from where they are.
 
         Returns:
             The batch, its samples in the order of `index`.
@@ -126,9 +131,7 @@ class Samples:
             return self._batch(gather(self.source, index), index)
         if self.kind != "numbered":
             raise DataError(f"the samples are {described(self.source)}, read in its own order; {_BY_NUMBER}")
-        numbers = index.tolist()
-        fetch = getattr(self.source, "__getitems__", None)  # as DataLoader asks, too
-        return self._stacked(fetch(numbers) if fetch else [self.source[number] for number in numbers], index)
+        return self._stacked(fetched(self.source, index.tolist(), seed), index)
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
         """All samples in order, each read once; the random state outside, and that of a loader, is left as it was.

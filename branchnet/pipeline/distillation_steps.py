@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,33 @@ from branchnet.builder import BranchedNetwork, GroupedNetworks, SeparateNetworks
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.pipeline.config.run_config import Kind, RunOptions
-from branchnet.pipeline.problem import divide, donor_outputs, metrics_of, set_aside
+from branchnet.pipeline.output_kinds import known_kinds, metrics_of
+from branchnet.pipeline.problem import divide, donor_outputs, set_aside
 from branchnet.reporting import ComparedNetwork, Comparison
 from branchnet.stages import split_all
-from branchnet.training import Teachers, distill, evaluate, reestimate_batchnorm
+from branchnet.training import History, Teachers, distill, evaluate, reestimate_batchnorm
 
 STITCH_SETTINGS = ("temperature", "precision", "accumulate", "clip", "compile")
 """Settings of the section `distill` that hold for the stitching layers alone, too."""
+
+
+@dataclass(frozen=True)
+class DistillationInputs:
+    """What a branched network is distilled with.
+
+    Attributes:
+        networks: its single-task networks by task, or teachers on `train`.
+        train: images to train on.
+        validation: other images.
+        options: how it is trained.
+        kinds: the kinds of some tasks; teachers know those of theirs.
+    """
+
+    networks: Mapping[str, nn.Module] | Teachers
+    train: Source
+    validation: Source
+    options: RunOptions
+    kinds: Mapping[str, Kind] | None = None
 
 
 def teachers_for(
@@ -73,7 +94,7 @@ def distil_and_compare(
         networks: its single-task networks by task.
         images: K samples, divided as `branchnet.run` divides them.
         options: how it is trained; with no steps only BatchNorm statistics are estimated again.
-        kinds: the kind of each task.
+        kinds: the kinds of some tasks; the others show in the outputs.
         checkpoint: a file to resume from after an interruption.
 
     Returns:
@@ -81,7 +102,8 @@ def distil_and_compare(
     """
     train, test = divide(images, options)
     targets = donor_outputs(networks, test, options.batch_size)
-    metrics = metrics_of({task: kinds[task] for task in networks})[0]
+    known = known_kinds(kinds, targets)
+    metrics = metrics_of(known)[0]
 
     def judged(name: str, network: BranchedNetwork | GroupedNetworks | SeparateNetworks) -> ComparedNetwork:
         return ComparedNetwork(name, evaluate(network, test, targets, metrics, batch_size=options.batch_size))
@@ -94,8 +116,8 @@ def distil_and_compare(
             own: Mapping[str, nn.Module] = {task: networks[task] for task in one.tasks}
             if options.distillation.get("match", "outputs") != "outputs":
                 own = split_all(own, example_of(train, own), locations=list(one.locations))
-            known = {task: kind for task, kind in kinds.items() if task in own}
-            distill_in_two_steps(one, own, train, validation, options, kinds=known, checkpoint=file)
+            of_these = {task: known[task] for task in own}
+            distill_in_two_steps(one, DistillationInputs(own, train, validation, options, of_these), checkpoint=file)
         else:
             reestimate_batchnorm(one, train)
     compared.append(judged("distilled", branched.eval()))
@@ -107,34 +129,27 @@ def distil_and_compare(
 
 
 def distill_in_two_steps(
-    branched: BranchedNetwork,
-    networks: Mapping[str, nn.Module] | Teachers,
-    train: Source,
-    validation: Source,
-    options: RunOptions,
-    *,
-    kinds: Mapping[str, Kind] | None = None,
-    checkpoint: Path | None = None,
-    name: str = "branched",
-) -> None:
+    branched: BranchedNetwork, given: DistillationInputs, *, checkpoint: Path | None = None, name: str = "branched"
+) -> dict[str, History]:
     """Distil the stitching layers alone, then the whole network; both keep the best state on held-out images.
 
     Args:
         branched: the network, trained in place.
-        networks: its single-task networks, or teachers on `train`.
-        train: images to train on.
-        validation: other images.
-        options: how it is trained.
-        kinds: the kinds of some tasks; teachers know those of theirs.
+        given: what it is trained with.
         checkpoint: a file to resume the second step from after an interruption; one next to it is for the first.
         name: what the progress bars say.
+
+    Returns:
+        The history of each step that was taken, `stitches` and `whole`.
     """
-    if options.steps:
-        files = checkpoint, None if checkpoint is None else _first_checkpoint(checkpoint)
-        distill_stitches(branched, networks, train, validation, options, kinds=kinds, checkpoint=files[1], name=name)
-        distill_whole(branched, networks, train, validation, options, kinds=kinds, checkpoint=files[0], name=name)
-    if checkpoint is not None:
-        _first_checkpoint(checkpoint).unlink(missing_ok=True)
+    first = None if checkpoint is None else _first_checkpoint(checkpoint)
+    histories = {}
+    if given.options.steps:
+        histories = distill_stitches(branched, given, checkpoint=first, name=name)
+        histories |= distill_whole(branched, given, checkpoint=checkpoint, name=name)
+    if first is not None:
+        first.unlink(missing_ok=True)
+    return histories
 
 
 def _each(network: BranchedNetwork | GroupedNetworks) -> tuple[BranchedNetwork, ...]:
@@ -146,82 +161,63 @@ def _numbered(checkpoint: Path, number: int) -> Path:
 
 
 def distill_stitches(
-    branched: BranchedNetwork,
-    networks: Mapping[str, nn.Module] | Teachers,
-    train: Source,
-    validation: Source,
-    options: RunOptions,
-    *,
-    kinds: Mapping[str, Kind] | None = None,
-    checkpoint: Path | None = None,
-    name: str = "branched",
-) -> None:
+    branched: BranchedNetwork, given: DistillationInputs, *, checkpoint: Path | None = None, name: str = "branched"
+) -> dict[str, History]:
     """Distil the stitching layers alone, which match outputs at the default rate; nothing where there are none.
 
     Args:
-        branched: as `distill_in_two_steps` takes it, and so are the other arguments.
-        networks: its single-task networks, or teachers on `train`.
-        train: images to train on.
-        validation: other images.
-        options: how it is trained.
-        kinds: the kinds of some tasks.
+        branched: the network, trained in place.
+        given: what it is trained with.
         checkpoint: a file to resume from.
         name: what the progress bar says.
+
+    Returns:
+        The history under `stitches`; nothing where there was nothing to train.
     """
-    if not branched.stitches or not options.stitch_steps:
-        return
-    distill(
-        branched,
-        networks,
-        train,
-        steps=options.stitch_steps,
-        batch_size=options.batch_size,
-        scope="stitches",
-        kinds=kinds,
-        validation=validation,
-        seed=options.seed,
-        checkpoint=checkpoint,
-        description=f"distil stitches of {name}",
-        **{key: value for key, value in options.distillation.items() if key in STITCH_SETTINGS},
-    )
+    if not branched.stitches or not given.options.stitch_steps:
+        return {}
+    settings = {key: value for key, value in given.options.distillation.items() if key in STITCH_SETTINGS}
+    settings |= {"steps": given.options.stitch_steps, "scope": "stitches"}
+    return {"stitches": _distilled(branched, given, checkpoint, f"distil stitches of {name}", settings)}
 
 
 def distill_whole(
-    branched: BranchedNetwork,
-    networks: Mapping[str, nn.Module] | Teachers,
-    train: Source,
-    validation: Source,
-    options: RunOptions,
-    *,
-    kinds: Mapping[str, Kind] | None = None,
-    checkpoint: Path | None = None,
-    name: str = "branched",
-) -> None:
+    branched: BranchedNetwork, given: DistillationInputs, *, checkpoint: Path | None = None, name: str = "branched"
+) -> dict[str, History]:
     """Distil the whole network, as the section `distill` says.
 
     Args:
-        branched: as `distill_in_two_steps` takes it, and so are the other arguments.
-        networks: its single-task networks, or teachers on `train`.
-        train: images to train on.
-        validation: other images.
-        options: how it is trained.
-        kinds: the kinds of some tasks.
+        branched: the network, trained in place.
+        given: what it is trained with.
         checkpoint: a file to resume from.
         name: what the progress bar says.
+
+    Returns:
+        The history under `whole`.
     """
-    distill(
+    options = given.options
+    settings = {"steps": options.steps, "learning_rate": options.learning_rate, **options.distillation}
+    return {"whole": _distilled(branched, given, checkpoint, f"distil {name}", settings)}
+
+
+def _distilled(
+    branched: BranchedNetwork,
+    given: DistillationInputs,
+    checkpoint: Path | None,
+    description: str,
+    settings: Mapping[str, Any],
+) -> History:
+    return distill(
         branched,
-        networks,
-        train,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        kinds=kinds,
-        validation=validation,
-        seed=options.seed,
+        given.networks,
+        given.train,
+        batch_size=given.options.batch_size,
+        kinds=given.kinds,
+        validation=given.validation,
+        seed=given.options.seed,
         checkpoint=checkpoint,
-        description=f"distil {name}",
-        **options.distillation,
+        description=description,
+        **settings,
     )
 
 

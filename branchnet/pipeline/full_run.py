@@ -86,13 +86,15 @@ def run(
         compare: train the fully shared network and random trees in the same way, to compare the chosen tree with.
         baselines: which of `"shared"` and `"random"`, in place of `compare`.
         distill: further settings of `branchnet.distill` for whole networks: `match`, `temperature`, `every`, `keep`,
-            `patience`, `schedule`, `weights`, `divide_rate`, `precision`, `accumulate`, `clip`, `compile`.
+            `patience`, `schedule`, `weights`, `divide_rate`, `precision`, `accumulate`, `clip`, `compile`, `ema`.
         random_trees: how many random trees of about the chosen one's size, fewer where the budget admits fewer.
         donor: the task whose weights every node that serves it starts from; None for the donors with which the
             stitched tasks lose least.
         seed: decides the division of the images and the order of the batches.
-        kinds: for each task `"regression"` (measured by the explained variance, the default) or `"classification"` (by
-            the share of the KL divergence that is explained, and by the agreement, plain and beyond chance).
+        kinds: for some tasks `"regression"` (measured by the explained variance), `"classification"` (by the share of
+            the KL divergence that is explained, and by the agreement, plain and beyond chance) or `"direction"` (by the
+            share of the angle that is explained, and by the mean angle); by default `"direction"` where all vectors
+            along dimension 1 of the output have length 1, else `"regression"`.
         metrics: metrics (`branchnet.training.Metric`) of some tasks instead of those of their kinds; targets are the
             outputs of the single-task network.
         compiled: measure latencies compiled, too, where torch.compile works.

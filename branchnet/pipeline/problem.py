@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,16 +20,10 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError, SpecError, TrainingError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
+from branchnet.pipeline.output_kinds import first_tensor, known_kinds, metrics_of, on_first_tensor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form, explaining
-from branchnet.training import (
-    Metric,
-    cohen_kappa,
-    explained_divergence,
-    explained_variance,
-    kl_divergence,
-    top1_agreement,
-)
+from branchnet.training import Metric
 from branchnet.utils.tensor_digest import checksum
 from branchnet.utils.visible_text import invisible
 
@@ -111,7 +105,7 @@ def make_problem(
         images: K samples.
         budget: the size that the branched network may have.
         options: how the run goes.
-        kinds: the kind of each task; regression where it is not named.
+        kinds: the kinds of some tasks; the others show in the outputs.
         metrics: metrics instead of those of the kinds.
         compiled: whether latencies are measured compiled, too.
         resumable: hash weights and images, so that finished steps can be found again.
@@ -129,9 +123,10 @@ def make_problem(
     train, test = divide(samples, options)
     train, validation = set_aside(train)
     _refuse_changing(test)
-    chosen, further = metrics_of({task: (kinds or {}).get(task, "regression") for task in networks})
-    chosen |= {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()}
     targets = donor_outputs(networks, test, options.batch_size)
+    known = known_kinds(kinds or {}, targets)
+    chosen, further = metrics_of(known)
+    chosen |= {task: on_first_tensor(metric) for task, metric in (metrics or {}).items()}
     for task, metric in (*chosen.items(), *further):
         _refuse_constant(task, targets[task], metric, options.batch_size)
     hashes = [{task: weights_hash(net) for task, net in networks.items()}, images_hash(samples)] if resumable else []
@@ -148,7 +143,7 @@ def make_problem(
         identity=[*hashes, options.held_out, options.seed],
         compiled=compiled,
         further=further,
-        kinds=dict(kinds or {}),
+        kinds=known,
     )
 
 
@@ -194,8 +189,8 @@ def _check_tasks(
         if unknown := [task for task in given if task not in networks]:
             raise SpecError(f"{name}: unknown task {unknown[0]!r} (expected one of {tasks})")
     for task, kind in kinds.items():
-        if kind not in ("classification", "regression"):
-            raise SpecError(f"kinds: {kind!r} of {task!r} is unknown (expected 'classification' or 'regression')")
+        if kind not in get_args(Kind):
+            raise SpecError(f"kinds: {kind!r} of {task!r} is unknown (expected one of {', '.join(get_args(Kind))})")
 
 
 def as_samples(images: Any, source: str, form: CallForm | None = None) -> Samples:
@@ -294,27 +289,6 @@ def probe_of(train: Source, options: RunOptions) -> Any:
     return placed(chosen.inputs, torch.device("cpu"))
 
 
-def metrics_of(kinds: Mapping[str, Kind]) -> tuple[dict[str, Metric], tuple[tuple[str, Metric], ...]]:
-    """The metric of each task, and further ones: agreement with the single-task network.
-
-    Args:
-        kinds: the kind of each task.
-
-    Returns:
-        The metrics by task; the further ones as (task, metric).
-    """
-    classes = [task for task, kind in kinds.items() if kind == "classification"]
-    metrics = {
-        task: on_first_tensor(explained_divergence() if task in classes else explained_variance()) for task in kinds
-    }
-    further = tuple(
-        (task, on_first_tensor(metric))
-        for task in classes
-        for metric in (cohen_kappa(), kl_divergence(), top1_agreement())
-    )
-    return metrics, further
-
-
 def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
     """First floating-point tensor of each network's output, for all images, each of which is read once.
 
@@ -339,29 +313,6 @@ def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size:
                     output = call(network, inputs)
                 found[task].append(first_tensor(output).cpu())
     return {task: torch.cat(outputs) for task, outputs in found.items()}
-
-
-def on_first_tensor(metric: Metric) -> Metric:
-    """Apply a metric to the first floating-point tensor of an output, which may be a dict or a tuple."""
-    return replace(metric, sums=lambda output, target: metric.sums(first_tensor(output), target))
-
-
-def first_tensor(output: Any) -> Tensor:
-    """First floating-point tensor of a nested output.
-
-    Args:
-        output: a tensor, or tensors nested in dicts, tuples and the like.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        DataError: there is none.
-    """
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise DataError(f"the network's output, {type(output).__name__}, holds no floating-point tensor to compare")
 
 
 def weights_hash(network: nn.Module) -> str:

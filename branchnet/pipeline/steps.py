@@ -27,19 +27,22 @@ from branchnet.clustering import (
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.inference import compiler_problem, latency_table
-from branchnet.pipeline.distillation_steps import distill_in_two_steps, teachers_for
+from branchnet.pipeline.distillation_steps import DistillationInputs, distill_in_two_steps, teachers_for
 from branchnet.pipeline.labelled_run.labelled_steps import train_on_labels
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.search_inputs import read_latency
 from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
 from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
+from branchnet.reporting.plots.history_plot import write_histories
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching import stitch_costs
 from branchnet.training import Teachers
 from branchnet.utils.interrupt import deferred_interrupt
 
 RANDOM_TREES = 200
+CHOSEN = "branched"
+"""What the network of the chosen tree is called."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
             raise KeyboardInterrupt
     choice = choose_tree(problem, staged, limits, proposed, affinity, workspace)
     chosen = choice.chosen
-    compared = {"branched": chosen.tree}
+    compared = {CHOSEN: chosen.tree}
     if "shared" in options.compared_with:
         compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
     if "random" in options.compared_with:
@@ -218,7 +221,8 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
     Args:
         problem: what is asked.
         trees: what was found.
-        workspace: where the trained weights are kept, and the state of a training that is interrupted.
+        workspace: where the trained weights are kept, the state of a training that is interrupted, and the histories of
+            the chosen network.
 
     Returns:
         The networks by name, in eval mode, the chosen one first.
@@ -230,12 +234,14 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         branched = build_stitched(problem, trees, tree)
         if (options.steps or problem.labelled is not None) and not teachers:
             teachers.append(teachers_for(problem.networks, trees.staged, problem.train, options, problem.kinds))
+        histories = {}
         if problem.labelled is not None:
-            train_on_labels(branched, teachers[0], problem, unfinished, name)
+            histories = train_on_labels(branched, teachers[0], problem, unfinished, name)
         elif options.steps:
-            distill_in_two_steps(
-                branched, teachers[0], problem.train, problem.validation, options, checkpoint=unfinished, name=name
-            )
+            given = DistillationInputs(teachers[0], problem.train, problem.validation, options)
+            histories = distill_in_two_steps(branched, given, checkpoint=unfinished, name=name)
+        if name == CHOSEN and workspace.directory is not None:
+            write_histories(histories, workspace.directory)
         return branched
 
     def load(tree: Tree, path: Path) -> BranchedNetwork:

@@ -11,14 +11,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from branchnet.errors import AffinityError
 
-OutputKind: TypeAlias = Literal["regression", "classification"]
+OutputKind: TypeAlias = Literal["regression", "classification", "direction"]
 """`regression`: the share of the own output's variance that is not explained; `classification`: the KL divergence from
-the own output's softmax over dimension 1, divided by that of the best constant distribution."""
+the own output's softmax over dimension 1, divided by that of the best constant distribution; `direction`: 1 minus the
+cosine of vectors along dimension 1, as normals are, divided by that of the best constant direction."""
+
+UNIT = 1e-3
+"""How far from 1 the lengths of vectors may be that are taken for directions."""
 
 Sums: TypeAlias = npt.NDArray[np.float64]
 
@@ -47,6 +52,31 @@ def float_leaves(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
+def kind_of(output: Any) -> OutputKind:
+    """What an output is, as far as it shows: directions where all vectors along dimension 1 have length 1.
+
+    Classes do not show: logits are numbers as others are.
+
+    Args:
+        output: of some inputs, a tensor or a nested structure of them.
+
+    Returns:
+        `direction` or `regression`.
+
+    >>> import torch
+    >>> from branchnet.stitching.output_distances import kind_of
+    >>> normals = torch.nn.functional.normalize(torch.randn(2, 3, 4, 4), dim=1)
+    >>> kind_of(normals), kind_of(2 * normals)
+    ('direction', 'regression')
+    """
+    leaves = float_leaves(output)
+    found = leaves and all(
+        leaf.dim() > 1 and leaf.shape[1] > 1 and bool(((leaf.double().norm(dim=1) - 1).abs() < UNIT).all())
+        for leaf in leaves
+    )
+    return "direction" if found else "regression"
+
+
 @dataclass
 class OutputDistance:
     """The distance of outputs from a network's own, added up over batches; see `OutputKind`.
@@ -55,7 +85,8 @@ class OutputDistance:
         kind: how it is measured.
         errors: for each floating-point tensor of the output, and each input, the error (summed over positions).
         own: for each tensor and input what the constant predictor's error follows from: (inputs, channels) sums of the
-            own output (of its softmax), and (inputs, 2) sums of its squares (of its negative entropy) and positions.
+            own output (of its softmax, its directions), and (inputs, 2) sums of its squares (of its negative entropy,
+            of 1) and positions.
         shifts: for each tensor what is subtracted from the own output before it is squared, (channels,).
 
     >>> distance = branchnet.stitching.OutputDistance("regression")
@@ -95,7 +126,7 @@ class OutputDistance:
             raise AffinityError("the network's own output holds NaN; expected numbers")
         self.errors = self.errors or [[] for _ in others]
         self.own = self.own or [[] for _ in others]
-        sums = _classification_sums if self.kind == "classification" else _regression_sums
+        sums = _SUMS[self.kind]
         for index, (one, other) in enumerate(zip(ones, others, strict=True)):
             rows = _rows(other)
             if len(self.shifts) <= index:  # sums of squares of a large offset would cancel
@@ -121,17 +152,13 @@ class OutputDistance:
 
         Returns:
             the mean over the tensors of the output: of classifiers nats, the mutual information of input and class as
-            the network sees it; else the variance.
+            the network sees it; of directions 1 minus the cosine; else the variance.
         """
         found = []
         for own in self.own:
             first, second = (np.concatenate([sums[part] for sums in own]).sum(0) for part in (0, 1))
             mean = first / second[1]
-            if self.kind == "classification":
-                square = float(np.sum(mean * np.log(np.maximum(mean, 1e-300))))
-            else:
-                square = float(mean @ mean)
-            found.append(float(second[0] / second[1]) - square)
+            found.append(float(second[0] / second[1]) - _of_constant(self.kind, mean))
         return float(np.mean(found))
 
     def _of(self, index: int, weights: npt.NDArray[np.float64] | None) -> float:
@@ -141,10 +168,7 @@ class OutputDistance:
         w = np.ones(len(errors)) if weights is None else weights
         mean = (w @ first) / (w @ second[:, 1])
         total = w @ second[:, 0]
-        if self.kind == "classification":
-            constant = total - (w @ second[:, 1]) * float(np.sum(mean * np.log(np.maximum(mean, 1e-300))))
-        else:
-            constant = total - (w @ second[:, 1]) * float(mean @ mean)
+        constant = total - (w @ second[:, 1]) * _of_constant(self.kind, mean)
         error = float(w @ errors)
         if not np.isfinite(error):
             return float("inf")
@@ -174,7 +198,24 @@ def _classification_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sum
     return error.cpu().numpy(), shares.sum(1).cpu().numpy(), second
 
 
+def _direction_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sums, Sums, Sums]:
+    directions = F.normalize(own, dim=-1)
+    error = (1 - (F.normalize(found, dim=-1) * directions).sum(-1)).sum(1)
+    ones = torch.full_like(error, float(own.shape[1]))
+    return error.cpu().numpy(), directions.sum(1).cpu().numpy(), _second(ones, own)
+
+
+def _of_constant(kind: OutputKind, mean: Sums) -> float:
+    """What the best constant answer takes off the sums at a position, by the mean that these have."""
+    if kind == "classification":
+        return float(np.sum(mean * np.log(np.maximum(mean, 1e-300))))
+    return float(np.linalg.norm(mean)) if kind == "direction" else float(mean @ mean)
+
+
 def _second(total: Tensor, own: Tensor) -> Sums:
     positions = torch.full((len(own),), float(own.shape[1]), dtype=torch.float64, device=own.device)
     second: Sums = torch.stack([total, positions], 1).cpu().numpy()
     return second
+
+
+_SUMS = {"regression": _regression_sums, "classification": _classification_sums, "direction": _direction_sums}

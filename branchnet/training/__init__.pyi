@@ -24,6 +24,7 @@ from .judging.metrics import mean_absolute_error as mean_absolute_error
 from .judging.metrics import mean_iou as mean_iou
 from .judging.metrics import rmse as rmse
 from .judging.metrics import top1_agreement as top1_agreement
+from .judging.angle_metrics import explained_direction as explained_direction
 from .judging.angle_metrics import mean_angle as mean_angle
 from .judging.angle_metrics import median_angle as median_angle
 from .judging.angle_metrics import share_within_angle as share_within_angle
@@ -90,6 +91,7 @@ __all__ = [
     "distill",
     "edge_f_score",
     "evaluate",
+    "explained_direction",
     "explained_divergence",
     "explained_variance",
     "fit",

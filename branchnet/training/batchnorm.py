@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks, estimate_batchnorm
 from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.stages.interface import call_form
 from branchnet.stitching import StitchedStage
+from branchnet.training.optimization.choosing.held_out_judge import Judge
 from branchnet.utils.random_state import seeded
 
 SAMPLES = 512
@@ -56,3 +58,37 @@ def reestimate_batchnorm(branched: BranchedNetwork | GroupedNetworks, images: So
     inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance
     with seeded(0, device):  # a network may draw random numbers
         return estimate_batchnorm(branched, foreign_modules(branched), inputs)
+
+
+def reestimate_without_harm(branched: BranchedNetwork, images: Source, judge: Judge) -> None:
+    """Estimate BatchNorm statistics again, and take back those of nodes that serve a task which is worse with them.
+
+    Args:
+        branched: the network, changed in place.
+        images: K samples.
+        judge: measures each task.
+    """
+    before, _ = judge.measure()
+    nodes = list(branched.members())
+    kept = [[buffer.clone() for buffer in node.module.buffers()] for node in nodes]
+    reestimate_batchnorm(branched, images)
+    changed = [
+        (node, buffers)
+        for node, buffers in zip(nodes, kept, strict=True)
+        if not all(map(torch.equal, node.module.buffers(), buffers))
+    ]
+    while changed:
+        after, _ = judge.measure()
+        harmed = {task for task, loss in before.items() if not after[task] <= loss + judge.tolerance(task, loss)}
+        if not harmed:
+            return
+        taken_back = [(node, buffers) for node, buffers in changed if harmed & set(node.tasks)] or changed
+        for node, buffers in taken_back:
+            _put_back(node.module, buffers)
+        changed = [pair for pair in changed if all(pair is not one for one in taken_back)]
+
+
+def _put_back(module: nn.Module, kept: list[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, value in zip(module.buffers(), kept, strict=True):
+            buffer.copy_(value)

@@ -17,7 +17,7 @@ STEPS = 40
 
 
 def best_constant(
-    batches: Sequence[tuple[Callable[[Any, Any], Tensor], Tensor, Any, int]],
+    batches: Sequence[tuple[Callable[[Any, Any], Tensor], Tensor, Any, float]],
 ) -> float | None:
     """The smallest mean loss of outputs that are the same for all samples and positions, one number for each channel.
 

@@ -10,32 +10,31 @@ AdamW's steps do not grow with the gradient, and dividing on top only slows shar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks
 from branchnet.data.arguments import check_by_task
-from branchnet.data.collation import placed
-from branchnet.data.samples import Batch, Samples, Source, read_samples
+from branchnet.data.samples import Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stages.transforms import described_transform, holds_transform
-from branchnet.training.batchnorm import reestimate_batchnorm
+from branchnet.training.batchnorm import foreign_modules, reestimate_batchnorm, reestimate_without_harm
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
-from branchnet.training.matching.feature_matching import FeatureMatching
+from branchnet.training.matching.distilled_losses import DistilledLosses, Match
 from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import BatchOrder
+from branchnet.training.optimization.choosing.held_out_judge import Judge
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
 from branchnet.training.optimization.history import History
-from branchnet.training.optimization.loop import Judge, Objective, optimize
+from branchnet.training.optimization.loop import optimize
+from branchnet.training.optimization.objective import Objective
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -47,16 +46,10 @@ from branchnet.training.optimization.run_settings import (
 )
 from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.resuming.code_hash import code_hash
-from branchnet.training.resuming.run_identity import content_hash, network_hash, samples_hash, teachers_hash
+from branchnet.training.resuming.run_identity import content_hash
 from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope
 from branchnet.training.teachers import Teachers
-from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
-
-Match: TypeAlias = Literal["outputs", "features", "both"]
-
-EQUAL = 0.01
-"""A task's loss on held-out samples that is higher by this than it was counts as equal; a constant answer has 1."""
 
 
 @trains_each_network
@@ -84,6 +77,7 @@ def distill(
     accumulate: int = 1,
     clip: float | None = LARGEST_GRADIENT,
     compile: bool = False,
+    ema: float | None = None,
     callbacks: Sequence[Callback] = (),
     logger: Logger | Sequence[Logger] = (),
     seed: int = 0,
@@ -122,7 +116,8 @@ def distill(
         match: `"outputs"`; `"features"` of the last node that each task shares, through linear adapters that are thrown
             away afterwards; or `"both"`. Features need staged networks.
         kinds: what the outputs of some tasks are, which decides the loss: `"classification"` (logits, dimension 1 being
-            the classes), `"direction"` (unit vectors along dimension 1), `"regression"` (all others).
+            the classes), `"direction"` (vectors along dimension 1 whose length says nothing, as normals),
+            `"regression"` (all others). By default `"direction"` where all vectors have length 1, else `"regression"`.
         temperature: that logits are divided by.
         validation: held-out samples.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
@@ -138,6 +133,8 @@ def distill(
         accumulate: batches for each update.
         clip: largest norm of the gradient of all parameters; None for none.
         compile: run the network through torch.compile.
+        ema: decay of an exponential moving average of the weights, 0.999, say, which is measured and kept in place of
+            the last ones; in short runs it grows to that, see `MovingAverage`. None for none.
         callbacks: functions of an `Event`, told of every step, measurement and the end; True ends training.
         logger: one or more objects with `log_metrics(numbers, step)`, as Lightning's loggers.
         seed: of the order of the samples and of what is drawn in training.
@@ -179,9 +176,9 @@ def distill(
         check_by_task(networks, TrainingError)
     settings = Settings(
         steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,
-        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, callbacks=callbacks,
-        logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, checkpoint_every=checkpoint_every,
-        progress=progress, description=description,
+        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, ema=ema,
+        callbacks=callbacks, logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds,
+        checkpoint_every=checkpoint_every, progress=progress, description=description,
     )  # fmt: skip
     if match not in get_args(Match):
         raise TrainingError(f"match={match!r}; expected one of {', '.join(get_args(Match))}")
@@ -195,22 +192,21 @@ def distill(
     held = _held_out(branched, samples, validation, settings)
     with training_scope(branched, scope):
         tasks = trained_tasks(branched)
-        run = _Distillation(branched, teachers, tasks, settings, held, match)
+        run = DistilledLosses(branched, teachers, tasks, settings, held, match)
         rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
-        judge = None if held is None else run.judge(_judging_teachers(teachers, tasks, held, validation))
+        judge = None if held is None else run.judge()
         identity = run.identity(samples, scope, validation) if checkpoint is not None else {}
         if checkpoint is not None and weights is not None:
             identity["weighting"] = str(weights) if isinstance(weights, str | Mapping) else code_hash(weights)
         if checkpoint is not None and divide_rate:
             identity["divided rates"] = "yes"
-        # A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
-        if scope == "all" and (checkpoint is None or not Path(checkpoint).exists()):
-            _reestimate(branched, samples, judge)
+        if scope == "all":
+            judge = _reestimated(branched, samples, judge, resumed=checkpoint is not None and Path(checkpoint).exists())
         return _optimized(run, samples, rate, judge, identity, divide_rate=divide_rate, weights=weights)
 
 
 def _optimized(
-    run: _Distillation,
+    run: DistilledLosses,
     samples: Samples,
     rate: Rate | Literal["auto"],
     judge: Judge | None,
@@ -231,7 +227,8 @@ def _optimized(
     if weights is not None:
         from branchnet.training.weighting.named_weightings import weighting_of
 
-        weighting = weighting_of(weights, run.tasks, branched)
+        with seeded(settings.seed):
+            weighting = weighting_of(weights, run.tasks, branched)
         groups.append(Group(list(weighting.parameters()), 1e-3, weight_decay=0.0, scaled=False))
     return optimize(
         branched,
@@ -247,111 +244,6 @@ def _optimized(
         legacy_content=lambda: content_hash(branched, samples, branched.frozen),
         samples=samples.count if numbers is None else len(numbers),
     )
-
-
-@dataclass(frozen=True)
-class _Distillation:
-    """A student and its teachers."""
-
-    branched: BranchedNetwork
-    teachers: Teachers
-    tasks: tuple[str, ...]
-    settings: Settings
-    held: HeldOutSamples | None
-    match: Match
-    features: FeatureMatching | None = field(init=False)
-    compiled: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "compiled", torch.compile(self.branched) if self.settings.compile else None)
-        matching = None
-        if self.match != "outputs":
-            first = next(iter(self.teachers.samples.first(self.settings.batch_size, self.settings.batch_size, seed=0)))
-            inputs = placed(first.inputs, self.device)
-            with seeded(self.settings.seed):
-                matching = FeatureMatching(self.branched, self.teachers.networks, inputs, self.tasks)
-        object.__setattr__(self, "features", matching)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.branched.parameters()).device
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Each task's loss of a batch."""
-        with self._plain():
-            wanted = self.teachers.outputs(batch, self.tasks, self.device)
-        inputs = placed(batch.inputs, self.device)
-        network = self.branched if self.compiled is None else self.compiled
-        if self.features is None:
-            outputs = network(inputs, self.tasks)
-            return self._from_outputs(outputs, wanted)
-        with self.features.watching(self.branched, self.tasks) as seen:
-            outputs = network(inputs, self.tasks)
-        found = {task: self.features.loss(task, features, inputs) for task, features in seen.items()}
-        if self.match == "features":
-            return found
-        losses = self._from_outputs(outputs, wanted)
-        return {task: loss + found[task] if task in found else loss for task, loss in losses.items()}
-
-    def _from_outputs(self, outputs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {task: _named(task, self.teachers.losses[task], outputs[task], wanted[task]) for task in self.tasks}
-
-    def _plain(self) -> Any:
-        """Teachers are not run in the student's precision."""
-        return torch.autocast(self.device.type, enabled=False) if self.settings.precision != "32" else torch.no_grad()
-
-    def judge(self, judges: Teachers) -> Judge:
-        """The losses of outputs on held-out samples."""
-        return Judge(
-            self.tasks,
-            partial(self._measured, judges),
-            self._constants(judges),
-            self.held.judged_on if self.held is not None else "",
-            lambda task, before: EQUAL,
-            lambda task, before: 1.0,
-            self.held.not_finite if self.held is not None else str,
-        )
-
-    def _measured(self, judges: Teachers) -> tuple[dict[str, float], dict[str, float]]:
-        def loss(task: str, batch: Batch, outputs: Mapping[str, Any], wanted: Any) -> Tensor:
-            return _named(task, self.teachers.losses[task], outputs[task], wanted)
-
-        with evaluation_mode(self.branched):
-            return self._mean(judges, loss, lambda inputs: self.branched(inputs, self.tasks)), {}
-
-    def _constants(self, judges: Teachers) -> dict[str, float]:
-        def loss(task: str, batch: Batch, outputs: Mapping[str, Any], wanted: Any) -> Tensor:
-            return self.teachers.losses[task].constant(wanted)
-
-        return self._mean(judges, loss, lambda inputs: {})
-
-    def _mean(
-        self, judges: Teachers, loss: Callable[..., Tensor], run: Callable[[Any], Mapping[str, Any]]
-    ) -> dict[str, float]:
-        """The mean over held-out samples of each task's loss."""
-        totals, count = dict.fromkeys(self.tasks, 0.0), 0
-        assert self.held is not None
-        with torch.no_grad(), seeded(0, self.device):
-            for batch in self.held.batches():
-                wanted = judges.outputs(batch, self.tasks, self.device)
-                outputs = run(placed(batch.inputs, self.device))
-                for task in self.tasks:
-                    totals[task] += float(loss(task, batch, outputs, wanted[task])) * len(batch)
-                count += len(batch)
-        return {task: total / count for task, total in totals.items()}
-
-    def identity(self, samples: Samples, scope: Scope, validation: Source | None) -> dict[str, str]:
-        """What a checkpoint must be of."""
-        found = {"weights": network_hash(self.branched, self.branched.frozen), "samples": samples_hash(samples)}
-        found["teachers"] = teachers_hash({task: self.teachers.networks[task] for task in self.tasks})
-        found |= {} if scope == "all" else {"scope": scope}
-        found |= {} if self.match == "outputs" else {"match": self.match}
-        if self.teachers.kinds or self.teachers.temperature != 1.0:
-            found["kinds"] = f"{sorted(self.teachers.kinds.items())} {self.teachers.temperature}"
-        if validation is not None:
-            held_out = read_samples(validation, call_form(self.branched))
-            found |= {"validation": samples_hash(held_out), "every": str(self.settings.every)}
-        return found
 
 
 def _teachers(
@@ -389,36 +281,21 @@ def _held_out(
     return set_aside(samples, settings.batch_size) if settings.keep == "best" else None
 
 
-def _judging_teachers(
-    teachers: Teachers, tasks: Sequence[str], held: HeldOutSamples, validation: Source | None
-) -> Teachers:
-    """Those whose outputs are compared with on held-out samples: the same, unless these are others."""
-    if validation is None:
-        return teachers
-    return Teachers({task: teachers.networks[task] for task in tasks}, validation, progress=False)
+def _reestimated(branched: BranchedNetwork, samples: Samples, judge: Judge | None, *, resumed: bool) -> Judge | None:
+    """Estimate BatchNorm statistics again; the judge knows of the network as it was given.
 
-
-def _reestimate(branched: BranchedNetwork, samples: Samples, judge: Judge | None) -> None:
-    """Estimate BatchNorm statistics again, and take them back where held-out samples say that they were better."""
-    if judge is None:
+    A checkpoint holds the statistics of its step; estimated again, the resumed run would not be the same.
+    """
+    if judge is not None:
+        if not foreign_modules(branched):
+            return judge
+        given = replace(judge, before=judge.measure()[0])
+        if not resumed:
+            reestimate_without_harm(branched, samples, judge)
+        return given
+    if not resumed:
         reestimate_batchnorm(branched, samples)
-        return
-    before = [buffer.clone() for buffer in branched.buffers()]
-    worse = judge.measure()[0]
-    reestimate_batchnorm(branched, samples)
-    if all(torch.equal(one, other) for one, other in zip(before, branched.buffers(), strict=True)):
-        return
-    better = judge.measure()[0]
-    if sum(better.values()) > sum(worse.values()):
-        for buffer, kept in zip(branched.buffers(), before, strict=True):
-            buffer.copy_(kept)
-
-
-def _named(task: str, loss: Callable[[Any, Any], Tensor], output: Any, wanted: Any) -> Tensor:
-    try:
-        return loss(output, wanted)
-    except TrainingError as error:
-        raise TrainingError(f"task {task!r}: {error}") from error
+    return None
 
 
 def _check_teachers(branched: BranchedNetwork, teachers: Teachers, samples: Samples) -> None:

@@ -13,7 +13,7 @@ from branchnet.data.call_forms import CallForm
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
-from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
+from branchnet.training.held_out_samples import HeldOutSamples, KeptBatches, given_samples, set_aside
 from branchnet.training.labels import rows_of
 from branchnet.training.optimization.batch_order import BatchOrder, Mix, MixedOrder
 from branchnet.training.optimization.run_settings import Settings
@@ -102,8 +102,7 @@ def _held_out(
     inputs, labels = _apart(validation, form, by_task=isinstance(network, BranchedNetwork))
     given = _checked_labels(network, labels, tasks)
     if given is None:
-        held = given_samples(validation, form, settings.batch_size, labels=True)
-        return replace(held, batches=lambda: (replace(batch, index=None) for batch in held.batches()))
+        return given_samples(validation, form, settings.batch_size, labels=True)
     return _labelled(inputs, given, form, settings, network)
 
 
@@ -120,7 +119,7 @@ def _labelled(
             own = {task: rows_of(values, batch.index) for task, values in labels.items()}
             yield replace(batch, labels=own, index=None)  # the numbers are not those of the samples to train on
 
-    return HeldOutSamples(read, "validation samples")
+    return HeldOutSamples(KeptBatches(read), "validation samples")
 
 
 def _is_by_task(network: nn.Module, train: Any) -> bool:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from branchnet.builder import BranchedNetwork
-from branchnet.data.samples import Batch, Source, read_samples
-from branchnet.errors import DataError, TrainingError
-from branchnet.stages.interface import call_form
-from branchnet.training.constant_answer import LARGEST, best_constant
+from branchnet.data.samples import Source
+from branchnet.errors import TrainingError
 from branchnet.training.grouped_training import trains_each_network
-from branchnet.training.held_out_samples import MOST, HeldOutSamples
-from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
-from branchnet.training.labelled_data import LabelledData, labelled_data
+from branchnet.training.judging.foreign_metrics import AnyMetric
 from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import Mix
 from branchnet.training.optimization.groups import Group, Rate, check_rate
 from branchnet.training.optimization.history import History
-from branchnet.training.optimization.loop import Judge, Objective, optimize
-from branchnet.training.optimization.loss_parameters import loss_modules
+from branchnet.training.optimization.loop import optimize
+from branchnet.training.optimization.objective import Objective
 from branchnet.training.optimization.observers import Callback, Logger
 from branchnet.training.optimization.run_settings import (
     LARGEST_GRADIENT,
@@ -38,25 +29,17 @@ from branchnet.training.optimization.run_settings import (
     Settings,
 )
 from branchnet.training.optimization.schedules import Schedule
-from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import (
     content_hash,
-    losses_hash,
-    network_hash,
-    samples_hash,
-    teachers_hash,
 )
-from branchnet.training.task_losses import Loss, TaskLosses, losses_by_task
-from branchnet.training.teachers import Teachers
-from branchnet.utils.modes import evaluation_mode
+from branchnet.training.supervised_run import further_identity, supervised_run
+from branchnet.training.task_losses import Loss
 from branchnet.utils.random_state import seeded
 
 Losses = Loss | Mapping[str, Loss]
 
 WEIGHTING_RATE = 1e-3
 """Of parameters that weigh losses, whatever the network's rate."""
-EQUAL = 0.01
-"""A task's loss on held-out samples that is higher by this share of what it was counts as equal."""
 
 
 @trains_each_network
@@ -86,6 +69,7 @@ def fit(
     accumulate: int = 1,
     clip: float | None = LARGEST_GRADIENT,
     compile: bool = False,
+    ema: float | None = None,
     callbacks: Sequence[Callback] = (),
     logger: Logger | Sequence[Logger] = (),
     seed: int = 0,
@@ -142,6 +126,8 @@ def fit(
         accumulate: batches for each update.
         clip: largest norm of the gradient of all parameters; None for none.
         compile: run the network through torch.compile.
+        ema: decay of an exponential moving average of the weights, 0.999, say, which is measured and kept in place of
+            the last ones; in short runs it grows to that, see `MovingAverage`. None for none.
         callbacks: functions of an `Event`, told of every step, measurement and the end; True ends training.
         logger: one or more objects with `log_metrics(numbers, step)`, as Lightning's loggers.
         seed: of the order of the samples and of what is drawn in training.
@@ -183,191 +169,49 @@ def fit(
         )
     settings = Settings(
         steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,
-        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, callbacks=callbacks,
-        logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, checkpoint_every=checkpoint_every,
-        progress=progress, description=description,
+        schedule=schedule, precision=precision, accumulate=accumulate, clip=clip, compile=compile, ema=ema,
+        callbacks=callbacks, logger=logger, checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds,
+        checkpoint_every=checkpoint_every, progress=progress, description=description,
     )  # fmt: skip
     if reason := getattr(network, "eval_only", ""):
         raise TrainingError(f"this network can only be evaluated ({reason}); expected one that can be trained")
-    functions = losses_by_task(network, losses, teachers)
     if learning_rate != "auto" and not callable(learning_rate):
         check_rate(learning_rate)
-    data = labelled_data(network, train, labels, tuple(functions), validation, settings, mix)
-    judges = None
-    if teachers:
-        if data.by_task:
-            raise TrainingError("teachers and data by task are given; expected samples that all tasks have in common")
-        judges = Teachers(teachers, data.samples, progress=progress, kinds=kinds)
-        functions |= judges.losses
-    tasks = TaskLosses(network, functions, data.labels, torch.compile(network) if compile else None, judges)
-    training = _Training(tasks, data, settings)
-    rate = learning_rate if learning_rate == "auto" else 1.0
-    weighting = _weighting(weights, tasks.tasks, network)
-    given: Rate = 1.0 if learning_rate == "auto" else learning_rate
-    groups = tasks.groups(given, divide_rate)
+    run = supervised_run(network, train, losses, settings, labels, teachers, kinds, validation, mix)
+    weighting = _weighting(weights, run.tasks.tasks, network, seed)
+    groups = run.tasks.groups(1.0 if learning_rate == "auto" else learning_rate, divide_rate)
     if weighting is not None:
         own = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
         groups.append(Group(own, WEIGHTING_RATE, weight_decay=0.0, scaled=False))
+    identity: dict[str, str] = {}
+    if checkpoint is not None:
+        identity = run.identity(weights) | further_identity(network, validation, mix, kinds, divide_rate=divide_rate)
     network.train()
     try:
         history = optimize(
             network,
-            Objective(tasks.losses, tasks.counts, tasks.tasks),
+            Objective(run.tasks.losses, run.tasks.weights, run.tasks.tasks),
             groups,
             settings,
-            draws=data.draws,
-            rate=rate,
+            draws=run.data.draws,
+            rate="auto" if learning_rate == "auto" else 1.0,
             weighting=weighting,
-            beside=[module for held in tasks.modules.values() for module in held],
-            judge=training.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
-            identity=training.identity(weights) | _further(network, validation, mix, kinds, divide_rate=divide_rate)
-            if checkpoint is not None
-            else {},
-            legacy_content=lambda: content_hash(network, data.samples, training.frozen),
-            samples=data.count,
+            beside=[module for held in run.tasks.modules.values() for module in held],
+            judge=run.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
+            identity=identity,
+            legacy_content=lambda: content_hash(network, run.data.samples, run.frozen),
+            samples=run.data.count,
         )
-        never = [task for task in tasks.tasks if task not in history.losses]
-        if never and not data.samples.by_number:  # the others were looked through at the start
-            raise TrainingError(
-                f"no sample of {steps} steps had a label of {never}; expected labels under the tasks' names, or the "
-                "tasks frozen"
-            )
-        return history
     finally:
         network.eval()
+    run.check_seen(history)
+    return history
 
 
-@dataclass(frozen=True)
-class _Training:
-    """What is minimised, on which data."""
-
-    tasks: TaskLosses
-    data: LabelledData
-    settings: Settings
-
-    @property
-    def frozen(self) -> Collection[str]:
-        return self.tasks.network.frozen if isinstance(self.tasks.network, BranchedNetwork) else frozenset()
-
-    def judge(self, metrics: Mapping[str, AnyMetric] | None, *, needed: bool) -> Judge | None:
-        """Held-out samples, where something is decided or measured by them."""
-        held = self.data.held_out
-        if held is None or not (needed or metrics or held.judged_on == "validation samples"):
-            if metrics:
-                raise TrainingError("metrics are measured on held-out samples; expected validation=")
-            if not self.data.by_task and self.data.samples.by_number:
-                self._check_labelled(self.data.samples.first(MOST, self.settings.batch_size, seed=0), "first samples")
-            return None
-        self._check_labelled(held.batches(), held.judged_on)
-        tasks = self.tasks.tasks
-        _check_metrics(metrics or {}, tasks)
-        judging = replace(self, tasks=_as_judge(self.tasks))
-        constants = _constants(judging, held, tasks)
-        return Judge(
-            tasks,
-            partial(_measured, judging, held, tasks, metrics or {}),
-            constants,
-            held.judged_on,
-            lambda task, before: EQUAL * abs(before),
-            partial(_unit, constants),
-            held.not_finite,
-        )
-
-    def _check_labelled(self, batches: Iterator[Batch], which: str) -> None:
-        """Refuse tasks that none of these samples has a label for."""
-        seen = {task for batch in batches for task in self.tasks.counts(batch)}
-        if missing := [task for task in self.tasks.tasks if task not in seen]:
-            raise DataError(
-                f"the {which} lack labels of {missing}; expected some for each task that is trained: freeze the "
-                "others, or pass validation= where labels are rare"
-            )
-
-    def identity(self, weights: Any) -> dict[str, str]:
-        """What a checkpoint must be of."""
-        found = {"weights": network_hash(self.tasks.network, self.frozen), "losses": losses_hash(self.tasks.functions)}
-        if self.tasks.teachers is not None:
-            found["teachers"] = teachers_hash(self.tasks.teachers.networks)
-        if self.data.held_out is not None:
-            found["every"] = str(self.settings.every)
-        if weights is not None:
-            found["weighting"] = str(weights) if isinstance(weights, str | Mapping) else code_hash(weights)
-        return found | self.data.identity()
-
-
-def _further(
-    network: nn.Module, validation: Any, mix: Mix, kinds: Mapping[str, MatchKind] | None, *, divide_rate: bool
-) -> dict[str, str]:
-    """What else a checkpoint must be of, where it is not as by default."""
-    found = {}
-    if validation is not None and not isinstance(validation, Mapping):
-        found["validation"] = samples_hash(read_samples(validation, call_form(network), labels=True, lists="samples"))
-    elif validation is not None:
-        found["validation"] = str(
-            {task: samples_hash(read_samples(one, labels=True)) for task, one in validation.items()}
-        )
-    found |= {} if mix == "max_size_cycle" else {"mix": mix}
-    found |= {} if not kinds else {"kinds": str(sorted(kinds.items()))}
-    return found | ({"divided rates": "yes"} if divide_rate else {})
-
-
-def _as_judge(tasks: TaskLosses) -> TaskLosses:
-    """The losses as they are before training: learned uncertainties would say what they like of a network."""
-    functions = {}
-    for task, loss in tasks.functions.items():
-        found = copy.deepcopy(loss) if tasks.modules[task] else loss
-        for module in loss_modules({task: found})[task]:
-            module.eval()
-        functions[task] = found
-    return replace(tasks, functions=functions)
-
-
-def _unit(constants: Mapping[str, float], task: str, before: float) -> float:
-    """A constant answer's loss, or the loss before training: in millimetres one task would rule all others."""
-    known = abs(constants.get(task, 0.0))
-    return known if known > 0 else abs(before) if before else 1.0
-
-
-def _measured(
-    training: _Training, held: HeldOutSamples, tasks: Sequence[str], metrics: Mapping[str, AnyMetric]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Each task's loss and metric on the held-out samples, over those with a label."""
-    totals, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
-    running = {task: read_metric(metric).accumulation() for task, metric in metrics.items()}
-    with torch.no_grad(), evaluation_mode(training.tasks.network), seeded(0, training.tasks.device):
-        for batch in held.batches():
-            for task, (output, labels, count) in training.tasks.judged(batch, tasks).items():
-                totals[task] += float(training.tasks.loss(task, output, labels)) * count
-                counts[task] += count
-                if task in running:
-                    running[task].update(output, labels)
-    measured = {task: metric.result() for task, metric in running.items()}
-    return {task: totals[task] / counts[task] for task in tasks}, measured
-
-
-def _constants(training: _Training, held: HeldOutSamples, tasks: Sequence[str]) -> dict[str, float]:
-    """For each task the loss of the best constant answer, over the first held-out samples."""
-    kept: dict[str, list[Any]] = {task: [] for task in tasks}
-    sizes = dict.fromkeys(tasks, 0)
-    with torch.no_grad(), evaluation_mode(training.tasks.network), seeded(0, training.tasks.device):
-        for batch in held.batches():
-            for task, (output, labels, count) in training.tasks.judged(batch, tasks).items():
-                if isinstance(output, Tensor) and output.is_floating_point() and sizes[task] < LARGEST:
-                    kept[task].append((partial(training.tasks.loss, task), output, labels, count))
-                    sizes[task] += output.numel()
-    found = {task: best_constant(parts) for task, parts in kept.items() if parts}
-    return {task: loss for task, loss in found.items() if loss is not None}
-
-
-def _check_metrics(metrics: Mapping[str, Any], tasks: Sequence[str]) -> None:
-    for task, metric in metrics.items():
-        if task not in tasks:
-            raise TrainingError(f"metrics name {task!r}, which has no held-out labels; expected some of {list(tasks)}")
-        read_metric(metric)
-
-
-def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module) -> Any:
+def _weighting(weights: Any, tasks: Sequence[str], network: nn.Module, seed: int) -> Any:
     if weights is None:
         return None
     from branchnet.training.weighting.named_weightings import weighting_of
 
-    return weighting_of(weights, tasks, network)
+    with seeded(seed):  # what it draws, as the seed of random weights
+        return weighting_of(weights, tasks, network)

@@ -17,7 +17,9 @@ from branchnet.data.collation import moved, placed
 from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
 from branchnet.stages import call
+from branchnet.training.label_losses.counted_labels import counted_labels
 from branchnet.training.labels import KnownLabels, known_labels
+from branchnet.training.matching.recorded_outputs import RecordedOutputs
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
 from branchnet.training.optimization.loss_parameters import check_losses, loss_modules, loss_parameters
 from branchnet.training.teachers import Teachers
@@ -44,7 +46,7 @@ class TaskLosses:
     functions: Mapping[str, Loss]
     labels: Mapping[str, Any] | None = None
     compiled: Any = None
-    teachers: Teachers | None = None
+    teachers: Teachers | RecordedOutputs | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,14 +101,15 @@ class TaskLosses:
         labelled = [task for task in self.tasks if task not in self.taught]
         return known_labels(batch, self.labels if batch.labels is None else None, labelled) if labelled else {}
 
-    def counts(self, batch: Batches) -> dict[str, int]:
-        """How many samples have a label for each task.
+    def weights(self, batch: Batches) -> dict[str, float]:
+        """How many labels the mean loss of each task is over, pixels with one where the loss counts these.
 
         Args:
             batch: as for `known`.
         """
-        counts = {task: labels.count for task, labels in self.known(batch).items()}
-        return counts | dict.fromkeys(self.taught, len(batch))
+        known = self.known(batch)
+        weights = {task: counted_labels(self.functions[task], one.values, one.count) for task, one in known.items()}
+        return weights | dict.fromkeys(self.taught, float(len(batch)))
 
     def losses(self, batch: Batches) -> dict[str, Tensor]:
         """Each task's mean loss over the samples with a label; a task without any in the batch is not run.
@@ -141,8 +144,8 @@ class TaskLosses:
             )
         return loss.reshape(())
 
-    def judged(self, batch: Batches, tasks: Sequence[str]) -> dict[str, tuple[Any, Any, int]]:
-        """Outputs, labels and their number, of the samples with a label.
+    def judged(self, batch: Batches, tasks: Sequence[str]) -> dict[str, tuple[Any, Any, float]]:
+        """Outputs, labels and how many these are, as `weights` counts them, of the samples with a label.
 
         Args:
             batch: as for `known`.
@@ -155,10 +158,13 @@ class TaskLosses:
         if not known:
             return {}
         outputs = self._outputs(batch, tuple(known))
-        return {
-            task: (labels.of(outputs[task]), moved(labels.values, self.device), labels.count)
-            for task, labels in known.items()
-        }
+        found = {}
+        for task, one in known.items():
+            weight = float(one.count)
+            if task not in self.taught:
+                weight = counted_labels(self.functions[task], one.values, one.count)
+            found[task] = one.of(outputs[task]), moved(one.values, self.device), weight
+        return found
 
     def _outputs(self, batch: Batches, tasks: tuple[str, ...]) -> dict[str, Any]:
         network = self._called()

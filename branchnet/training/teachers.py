@@ -18,7 +18,7 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import Interface, call_form, explaining
-from branchnet.stitching.output_distances import channels_last_rows
+from branchnet.stitching.output_distances import channels_last_rows, kind_of
 from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
@@ -50,7 +50,8 @@ class Teachers:
         recorded_bytes: memory that the outputs may take.
         progress: whether to draw a progress bar on stderr.
         kinds: what the outputs of some tasks are: `"classification"` for logits (dimension 1 being the classes, of
-            dense outputs, too), `"direction"` for unit vectors, `"regression"` (the others).
+            dense outputs, too), `"direction"` for vectors whose length says nothing, `"regression"` (the others). By
+            default `"direction"` where all vectors have length 1, else `"regression"`.
         temperature: that logits are divided by.
         interface: of the example that the networks were split with, for error messages; by default that of a staged
             one.
@@ -106,6 +107,11 @@ class Teachers:
         """The tasks that there is a teacher for."""
         return tuple(self.networks)
 
+    @property
+    def has_recorded(self) -> bool:
+        """Whether the outputs for all samples are in memory."""
+        return bool(self._recorded)
+
     def variances(self, task: str) -> tuple[float, ...]:
         """Look up the variances of a task's output, around its mean for each channel.
 
@@ -129,11 +135,11 @@ class Teachers:
             outputs by task.
         """
         if isinstance(samples, Tensor) and self._recorded and self.samples.fixed:
-            return {task: _moved(self._recorded[task], device, samples) for task in tasks}
+            return {task: moved_outputs(self._recorded[task], device, samples) for task in tasks}
         batch = samples if isinstance(samples, Batch) else self.samples.take(samples)
         self._forget_if_others(batch)
         if self._recorded and batch.index is not None:
-            return {task: _moved(self._recorded[task], device, batch.index) for task in tasks}
+            return {task: moved_outputs(self._recorded[task], device, batch.index) for task in tasks}
         return {task: self._run(task, batch, device) for task in tasks}
 
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
@@ -143,7 +149,7 @@ class Teachers:
         explained = explaining(inputs, self.interface, TrainingError, f"the network of {task!r}")
         with torch.no_grad(), evaluation_mode(network), explained:
             output = call(network, inputs)
-        return _moved(output, device)
+        return moved_outputs(output, device)
 
     def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:
         """Read the first samples for the variances, and go on to the last where all outputs are to be kept."""
@@ -171,7 +177,7 @@ class Teachers:
             found[task].append(self._run(task, batch, torch.device("cpu")))
             advance(task)
         if not self.samples.fixed:
-            self._checksums += _checksums(batch)
+            self._checksums += checksums(batch)
 
     def _measure_variances(self, found: Outputs, count: int) -> None:
         for task, outputs in found.items():
@@ -186,7 +192,7 @@ class Teachers:
                     "finite: a constant output teaches nothing"
                 )
             self._variances[task] = spreads
-            kind = self.kinds.get(task, "regression")
+            kind = self.kinds.get(task) or kind_of(parts)
             try:
                 self.losses[task] = output_loss(kind, [tuple(parts)], self.temperature)
             except TrainingError as error:
@@ -202,13 +208,13 @@ class Teachers:
             return True
         with seeded(1):  # from other random numbers than the first time
             again = self.samples.take(torch.arange(min(_READ_AGAIN, seen)))
-        return _checksums(again) == self._checksums[: len(again)]
+        return checksums(again) == self._checksums[: len(again)]
 
     def _forget_if_others(self, batch: Batch) -> None:
         """Drop what is recorded where a data set gives other samples than those that the outputs belong to."""
         if not self._recorded or self.samples.fixed or batch.index is None:
             return
-        if _checksums(batch) != [self._checksums[number] for number in batch.index.tolist()]:
+        if checksums(batch) != [self._checksums[number] for number in batch.index.tolist()]:
             self._recorded = {}
             logger.warning(
                 "the data set gives other samples when it is read again, as with random augmentation: the single-task "
@@ -221,8 +227,12 @@ def _interface_of(networks: Mapping[str, nn.Module]) -> Interface | None:
     return next((interface for interface in found if isinstance(interface, Interface)), None)
 
 
-def _checksums(batch: Batch) -> list[int]:
-    """One number for each sample, over all its tensors."""
+def checksums(batch: Batch) -> list[int]:
+    """One number for each sample, over all its tensors.
+
+    Args:
+        batch: some samples.
+    """
     sums = [0] * len(batch)
     for leaf in leaves(batch.inputs):
         for number, row in enumerate(leaf.detach().cpu().contiguous() if leaf.dim() else ()):
@@ -230,8 +240,14 @@ def _checksums(batch: Batch) -> list[int]:
     return sums
 
 
-def _moved(output: Any, device: torch.device, index: Tensor | None = None) -> Any:
-    """An output, or of it the samples at `index`, on `device`."""
+def moved_outputs(output: Any, device: torch.device, index: Tensor | None = None) -> Any:
+    """An output, or of it the samples at `index`, on `device`.
+
+    Args:
+        output: tensors, or nested mappings and sequences of them.
+        device: where it shall be.
+        index: which samples; None: all.
+    """
 
     def move(tensor: Tensor) -> Tensor:
         return (tensor if index is None else tensor[index]).to(device)

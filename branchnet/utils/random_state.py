@@ -1,11 +1,17 @@
-"""Random numbers of one's own for a while: the random state outside is as it was before."""
+"""Random numbers of one's own for a while: the random state outside is as it was before.
+
+Those of torch, NumPy's global generator and the module `random`, as data sets draw from any of the three.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 Item = TypeVar("Item")
@@ -13,18 +19,30 @@ Item = TypeVar("Item")
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Start torch's random numbers at `seed`, on the CPU and on `device`; put their state back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-        start_generators(seed, device)
-        yield
+    """Start random numbers at `seed`, on the CPU and torch's on `device`; put their state back afterwards."""
+    outside = _states_outside_torch()
+    try:
+        with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+            start_generators(seed, device)
+            yield
+    finally:
+        _restore_outside_torch(outside)
 
 
 def start_generators(seed: int, device: torch.device | None = None) -> None:
     """Start the generators of the CPU and of `device` at `seed`; `torch.manual_seed` does so on every device."""
     torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed([seed % 2**32, seed // 2**32 % 2**32])  # noqa: NPY002
     if device is not None and device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed of several numbers, no two lists of which give the same but by chance."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def with_own_state(
@@ -41,10 +59,10 @@ def with_own_state(
         The items.
     """
     used = [torch.default_generator, *generators]
-    own: list[torch.Tensor] | None = None
+    own: list[Any] | None = None
     iterator: Iterator[Item] | None = None
     while True:
-        outside = [generator.get_state() for generator in used]
+        outside = _states(used)
         try:
             if own is not None:
                 _restore(used, own)
@@ -55,7 +73,7 @@ def with_own_state(
                 item = next(iterator)
             except StopIteration:
                 return
-            own = [generator.get_state() for generator in used]
+            own = _states(used)
         finally:
             _restore(used, outside)
         yield item
@@ -68,6 +86,20 @@ def _start(generators: Sequence[torch.Generator], seed: int) -> None:
         generator.manual_seed(int(torch.randint(2**62, ())))
 
 
-def _restore(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
-    for generator, state in zip(generators, states, strict=True):
+def _states(generators: Sequence[torch.Generator]) -> list[Any]:
+    return [_states_outside_torch(), *(generator.get_state() for generator in generators)]
+
+
+def _restore(generators: Sequence[torch.Generator], states: Sequence[Any]) -> None:
+    _restore_outside_torch(states[0])
+    for generator, state in zip(generators, states[1:], strict=True):
         generator.set_state(state)
+
+
+def _states_outside_torch() -> tuple[Any, Any]:
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def _restore_outside_torch(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002

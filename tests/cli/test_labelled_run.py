@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +216,52 @@ def test_train_writes_weights_and_history_and_goes_on(walker: Walker) -> None:
     assert not list(Path("trained").glob(".train*"))
     assert walker("train run.yaml --steps 1 --out other") == 0, walker.err  # from the config's architecture
     assert "metric of each task" in walker.out.lower()
+
+
+def killed_and_run_again(words: list[str], seconds: float) -> None:
+    """Kill a command after some time, then let it come to its end."""
+    command = [sys.executable, "-m", "branchnet", *words, "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        running.wait()
+    subprocess.run(command, env=environment, check=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [4, 7, 10])
+def test_killed_commands_end_in_the_same_bits(walker: Walker, seconds: float) -> None:
+    fit = {"steps": 40, "batch_size": 8, "learning_rate": 0.01, "every": 10, "ema": 0.9}
+    write(walker.folder, fit=fit)
+    assert walker("run run.yaml --quiet --out whole") == 0, walker.err
+    killed_and_run_again(["run", "run.yaml", "--out", "killed"], seconds)
+    for name in ("weights.safetensors", "history.csv"):
+        assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes(), name
+    write(walker.folder, supervised=None, test=None, fit=fit)
+    assert walker("train run.yaml --branched whole --quiet --out trained") == 0, walker.err
+    killed_and_run_again(["train", "run.yaml", "--branched", "whole", "--out", "killed-training"], seconds)
+    for name in ("weights.safetensors", "history.csv"):
+        assert Path("trained", name).read_bytes() == Path("killed-training", name).read_bytes(), name
+
+
+def test_a_run_with_labels_from_python_is_that_of_the_command(walker: Walker) -> None:
+    result = branchnet.run_from_config("run.yaml", quiet=True)
+    assert result.folder == Path("run-branched")
+    assert result.comparison.metric_names == {"depth": "RMSE m", "scene": "accuracy %"}
+    test = LabelledTable("data.yaml", "test")
+    for task in ("depth", "scene"):
+        assert result.comparison.networks[1].metrics[task] == pytest.approx(
+            by_hand(result.network, test, task), rel=1e-5
+        )
+    for name, steps in (("history", 3), ("history_stitches", 2)):
+        with Path("run-branched", f"{name}.csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(steps + 1)]
+    assert Path("run-branched/history.png").read_bytes().startswith(b"\x89PNG")
+    assert walker("run run.yaml --quiet --json") == 0, walker.err  # everything is read back
+    assert json.loads(walker.out)["networks"] == result.to_dict()["networks"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from branchnet.deploy import load_weights
 from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 from branchnet.pipeline import RunConfig, held_out_rows
 from branchnet.pipeline.config.run_config import RunOptions
+from branchnet.pipeline.problem import make_problem
 from branchnet.training import Metric
 from tests.cli.toys import SIZE, TASKS, Walker, make_folder
 
@@ -254,3 +255,26 @@ def test_affinities_of_another_seed_are_not_taken_up(
     second = branchnet.run(networks, images, "60% params", folder=tmp_path, seed=1, **options)
     alone = branchnet.run(networks, images, "60% params", seed=1, **options)
     assert second.affinity.probe_hash == alone.affinity.probe_hash != first.affinity.probe_hash
+
+
+def test_a_task_whose_outputs_have_length_1_is_measured_by_directions(
+    networks: dict[str, nn.Module], images: torch.Tensor
+) -> None:
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = branchnet.create("branchnet:scene_network", outputs=3, width=4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(self.network(x), dim=1)
+
+    other = next(task for task, kind in TASKS.items() if kind == "dense")
+    both = {other: networks[other], "normals": Turning().eval()}
+    problem = make_problem(both, images, "80% params", RunOptions(), resumable=False)
+    assert dict(problem.kinds) == {other: "regression", "normals": "direction"}
+    assert problem.metrics["normals"].name == "explained direction %"
+    assert [(task, metric.name) for task, metric in problem.further] == [("normals", "mean angle °")]
+    stated = make_problem(both, images, "80% params", RunOptions(), kinds={"normals": "regression"}, resumable=False)
+    assert stated.kinds["normals"] == "regression"
+    with pytest.raises(SpecError, match="expected one of regression, classification, direction"):
+        make_problem(both, images, "80% params", RunOptions(), kinds={"normals": "angle"})  # type: ignore[dict-item]

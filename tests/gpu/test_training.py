@@ -18,7 +18,8 @@ import branchnet
 from branchnet.training import History, Teachers
 from branchnet.training.optimization.batch_order import sample_indices
 from branchnet.training.optimization.groups import Group
-from branchnet.training.optimization.loop import Objective, optimize
+from branchnet.training.optimization.loop import optimize
+from branchnet.training.optimization.objective import Objective
 from branchnet.training.optimization.run_settings import Settings
 from tests.gpu.toys import TASKS, branched, images, networks
 

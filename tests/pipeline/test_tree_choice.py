@@ -22,6 +22,7 @@ from branchnet.pipeline.search_inputs import replicates_of
 from branchnet.pipeline.tree_choice import choosing
 from branchnet.pipeline.tree_choice.choosing import Choice
 from branchnet.pipeline.tree_choice.proposals import Proposal
+from branchnet.training import History
 
 TASKS = ("c", "a", "b", "d")
 BUDGET = "72% params"
@@ -223,7 +224,12 @@ def test_trained_weights_are_of_their_locations_and_donors(
     """The tree is the same each time, and the names and shapes of weights are."""
     trained: list[str] = []
     options = {"folder": tmp_path, "measure": "rsa", "steps": 1}
-    monkeypatch.setattr(steps, "distill_in_two_steps", lambda *_, name, **__: trained.append(name))
+
+    def train(*_: object, name: str, **__: object) -> dict[str, History]:
+        trained.append(name)
+        return {}
+
+    monkeypatch.setattr(steps, "distill_in_two_steps", train)
     shared = Tree.shared(TASKS, 2)
     monkeypatch.setattr(steps, "choose_tree", lambda *given: Choice(replace(given[3], tree=shared), "hand"))
     monkeypatch.setattr(steps, "choose_donors", lambda *_, **__: (("c",), ("a",)))

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.special import rel_entr, softmax
 from sklearn.metrics import r2_score
 
 import branchnet
 from branchnet.stitching import OutputDistance
+from branchnet.stitching.output_distances import kind_of
 
 
 def test_regression_is_one_minus_r_squared_weighted_by_variance():
@@ -29,11 +31,42 @@ def test_classification_is_the_divergence_over_that_of_the_mean_distribution():
     assert distance.value() == pytest.approx(rel_entr(p, q).sum() / rel_entr(p, p.mean(0)).sum())
 
 
+def test_direction_is_one_minus_the_cosine_over_that_of_the_best_constant_direction():
+    random = np.random.default_rng(0)
+    own, found = random.normal(0.5, 1, (20, 3, 4, 4)), random.normal(size=(20, 3, 4, 4))
+    distance = OutputDistance("direction")
+    for rows in (slice(0, 7), slice(7, 20)):
+        distance.add(torch.tensor(3 * found[rows]), torch.tensor(own[rows]))
+    wanted, rows = (
+        (flat := np.moveaxis(values, 1, -1).reshape(-1, 3)) / np.linalg.norm(flat, axis=1, keepdims=True)
+        for values in (own, found)
+    )
+
+    def error(answer: np.ndarray) -> float:
+        return float(1 - (wanted @ (answer / np.linalg.norm(answer))).mean())
+
+    best = minimize(error, np.ones(3)).fun
+    assert distance.value() == pytest.approx((1 - (rows * wanted).sum(1)).mean() / best)
+    assert distance.constant() == pytest.approx(best)
+
+
+def test_directions_show_by_their_length():
+    vectors = torch.nn.functional.normalize(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert kind_of(vectors) == kind_of({"normals": vectors, "numbers": torch.ones(4)[:0].long()}) == "direction"
+    for other in (
+        1.01 * vectors,
+        vectors[:, :1] / vectors[:, :1].abs(),
+        torch.ones(4),
+        {"a": vectors, "b": 2 * vectors},
+    ):
+        assert kind_of(other) == "regression"
+
+
 def test_inputs_can_be_weighted_as_if_they_were_there_several_times():
     random = np.random.default_rng(0)
     own, found = random.normal(size=(6, 3)), random.normal(size=(6, 3))
     weights = [2, 0, 1, 1, 3, 0]
-    for kind in ("regression", "classification"):
+    for kind in ("regression", "classification", "direction"):
         once, repeated = OutputDistance(kind), OutputDistance(kind)
         once.add(torch.tensor(found), torch.tensor(own))
         repeated.add(

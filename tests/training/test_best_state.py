@@ -14,7 +14,7 @@ import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training import History
-from branchnet.training.optimization.best_state import BestState
+from branchnet.training.optimization.choosing.best_state import BestState
 from branchnet.training.optimization.schedules import SCHEDULES, cosine
 
 TASKS = ("a", "b", "c")

@@ -26,8 +26,8 @@ from branchnet.errors import CheckpointError, DataError, TrainingError
 from branchnet.training import Event, accuracy, explained_variance
 from branchnet.training.constant_answer import best_constant
 from branchnet.training.matching.output_losses import output_loss
-from branchnet.training.optimization.learning_rates import RATES, largest_safe_rate
-from branchnet.training.optimization.loop import Judge
+from branchnet.training.optimization.choosing.held_out_judge import Judge
+from branchnet.training.optimization.choosing.learning_rates import RATES, largest_safe_rate
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
 TASKS = ("a", "b")
@@ -367,6 +367,21 @@ def test_matching_features_alone_brings_shared_features_to_the_own_networks_up_t
         branchnet.distill(branched(), NETWORKS, X, match="features", **QUICK)
     with pytest.raises(TrainingError, match="match='hints'; expected one of outputs, features, both"):
         branchnet.distill(branched(), STAGED, X, match="hints", **QUICK)  # type: ignore[arg-type]
+
+
+def test_outputs_of_length_1_are_matched_as_directions() -> None:
+    class Unit(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(x[:, :3] + 0.3, dim=1)
+
+    networks = {"normals": nn.Sequential(nn.Linear(X.shape[1], 3), Unit()), "numbers": nn.Linear(X.shape[1], 3)}
+    teachers = branchnet.Teachers(networks, X, progress=False)
+    assert {task: loss.kind for task, loss in teachers.losses.items()} == {
+        "normals": "direction",
+        "numbers": "regression",
+    }
+    given = branchnet.Teachers(networks, X, progress=False, kinds={"normals": "regression"})
+    assert given.losses["normals"].kind == "regression"
 
 
 # Interruption

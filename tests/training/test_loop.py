@@ -21,8 +21,8 @@ from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training import History
 from branchnet.training.optimization.batch_order import sample_indices
 from branchnet.training.optimization.groups import Group
-from branchnet.training.optimization.loop import Objective
 from branchnet.training.optimization.loop import optimize as optimize_objective
+from branchnet.training.optimization.objective import Objective
 from branchnet.training.optimization.run_settings import Settings
 from branchnet.training.optimization.schedules import cosine as schedule
 

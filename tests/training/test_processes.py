@@ -16,8 +16,9 @@ pytest.importorskip("lightning.fabric")
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
-import sys, torch, branchnet
+import os, sys, torch, branchnet
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 import torch.nn.functional as F
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -28,6 +29,17 @@ labels = {task: torch.randn(48, 2, dtype=torch.float64) for task in "abc"}
 if "missing" in sys.argv[2]:
     for number, values in enumerate(labels.values()):
         values[torch.randperm(48)[: 12 + 8 * number]] = torch.nan
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, x, labels): self.x, self.labels = x, labels
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i], {task: values[i] for task, values in self.labels.items()}
+class Both:
+    def __init__(self, shares): self.shares, self.drop_last = shares, False
+    def __len__(self): return 4
+    def set_epoch(self, epoch): [one.set_epoch(epoch) for one in self.shares]
+    def __iter__(self):
+        one, other = map(list, self.shares)
+        for k in range(0, 24, 6): yield one[k : k + 6] + other[k : k + 6]
 tree = branchnet.Tree(list("abc"), [[list("abc")], [["a", "b"], ["c"]]])
 staged = branchnet.split_all(networks, x[:2], locations=["1", "3"])
 net = branchnet.build(tree, staged, init="donor")
@@ -39,8 +51,18 @@ else:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, *labels.values()), 12)
     batches = [(a, dict(zip("abc", b))) for a, *b in loader]
     train = batches if sys.argv[2] == "loader missing" else (x, labels)
-    history = branchnet.fit(net, train, dict.fromkeys("abc", F.mse_loss), keep="last", **settings)
-import os
+    if sys.argv[2] == "sampler":  # each process reads samples of its own; one process reads those of both
+        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        data = Rows(x, labels)
+        shares = [DistributedSampler(data, 2, number, shuffle=True) for number in range(2)]
+        train = DataLoader(data, 6, sampler=shares[rank]) if count > 1 else DataLoader(data, batch_sampler=Both(shares))
+    if sys.argv[2] == "void":  # labels of pixels, most of which are missing in some samples
+        labels = {task: values.masked_fill(torch.rand(48, 2) < torch.linspace(0, 1, 48)[:, None], torch.nan)
+                  for task, values in labels.items()}
+        train = (x, labels)
+    loss = branchnet.training.squared_loss if sys.argv[2] == "void" else F.mse_loss
+    more = {"weights": "rlw"} if sys.argv[2] == "missing" else {}
+    history = branchnet.fit(net, train, dict.fromkeys("abc", loss), keep="last", **more, **settings)
 torch.save([dict(history.losses), history.after, net.state_dict()], sys.argv[1] + os.environ.get("RANK", ""))
 """
 
@@ -58,7 +80,10 @@ def run(folder: Path, name: str, kind: str, processes: int, *others: str) -> Non
     subprocess.run([*launch, str(script), str(folder / name), kind, *others], check=True, env=environment, timeout=300)
 
 
-@pytest.mark.parametrize(("kind", "processes"), [("all", 2), ("missing", 3), ("loader missing", 2), ("distil", 2)])
+@pytest.mark.parametrize(
+    ("kind", "processes"),
+    [("all", 2), ("missing", 3), ("loader missing", 2), ("distil", 2), ("sampler", 2), ("void", 2)],
+)
 def test_several_processes_train_the_network_that_one_trains(tmp_path: Path, kind: str, processes: int) -> None:
     run(tmp_path, "one", kind, 1)
     run(tmp_path, "many", kind, processes)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -77,8 +77,9 @@ def stitch_affinity(
         networks: {task: network}; plain ones, or results of `split_all`. They are left exactly as they were.
         probe: the K inputs, as `branchnet.rsa` takes them; 100 or more of the kind that the networks were trained on.
         kinds: how the outputs of some tasks are compared: `"classification"` by the KL divergence of the softmax over
-            dimension 1 divided by that of a constant distribution, else `"regression"` by the share of variance that
-            is not explained.
+            dimension 1 divided by that of a constant distribution, `"direction"` by 1 minus the cosine along dimension
+            1 divided by that of a constant direction, else `"regression"` by the share of variance that is not
+            explained.
         losses: for some tasks {task: (output, labels) -> scalar}, lower is better: these are judged by labels. The loss
             is that of the stitched network less its own network's, divided by what a constant answer (for each channel
             the mean of the own outputs) has more than the own network; 0 where the stitched network does better. Each
@@ -268,5 +269,5 @@ def _check(family: Family, kinds: Mapping[str, OutputKind]) -> None:
     for task, kind in kinds.items():
         if task not in family.tasks:
             raise AffinityError(f"kinds names the unknown task {task!r}; expected some of {list(family.tasks)}")
-        if kind not in ("regression", "classification"):
-            raise AffinityError(f"the kind of {task!r} is {kind!r}; expected 'regression' or 'classification'")
+        if kind not in get_args(OutputKind):
+            raise AffinityError(f"the kind of {task!r} is {kind!r}; expected one of {', '.join(get_args(OutputKind))}")

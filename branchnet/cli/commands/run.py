@@ -12,7 +12,6 @@ from branchnet.cli.options import AsJson, Config, Device, DryRun, Flag, Quiet
 if TYPE_CHECKING:
     from torch import nn
 
-    from branchnet.pipeline import RunResult
     from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.pipeline.plans.dry_run import Plan
 
@@ -58,11 +57,12 @@ def run(
     from branchnet.cli.loading import changed, checked_device, read_config
     from branchnet.cli.printing import print_plan, print_run, say
     from branchnet.errors import BudgetError
+    from branchnet.pipeline.config.config_run import default_folder, run_configured
     from branchnet.pipeline.config.config_sources import make_networks
     from branchnet.pipeline.config.preprocessing import preprocessing
     from branchnet.pipeline.workspace import checked_folder
 
-    folder = checked_folder(out or config.with_name(f"{config.stem}-branched"))
+    folder = checked_folder(out or default_folder(config))
     settings = changed(read_config(config), measure=measure, steps=steps, compare=compare or None, seed=seed)
     if settings.budget is None:
         raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
@@ -83,29 +83,8 @@ def run(
     }
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     command = shlex.join(["branchnet", "run", str(config), *words, *(["--compare"] if compare else [])])
-    print_run(_run(settings, config, networks, folder=folder, command=command, quiet=quiet), as_json=as_json)
-
-
-def _run(
-    settings: RunConfig, config: Path, networks: dict[str, nn.Module], *, folder: Path, command: str, quiet: bool
-) -> RunResult:
-    """With labels, or from images alone."""
-    from branchnet.pipeline import run as run_networks
-    from branchnet.pipeline.config.config_sources import read_images
-    from branchnet.pipeline.labelled_run.labelled_pipeline import run_labelled
-
-    if settings.supervised:
-        return run_labelled(settings, config.parent, networks, folder=folder, command=command, quiet=quiet)
-    return run_networks(
-        networks,
-        read_images(settings, config.parent, networks),
-        str(settings.budget),
-        folder=folder,
-        kinds=settings.kinds,
-        command=command,
-        quiet=quiet,
-        **settings.options(),
-    )
+    result = run_configured(settings, config.parent, networks, folder=folder, command=command, quiet=quiet)
+    print_run(result, as_json=as_json)
 
 
 def _plan(settings: RunConfig, config: Path, networks: dict[str, nn.Module]) -> Plan:

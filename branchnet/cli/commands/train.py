@@ -58,7 +58,7 @@ def train(config: Config, *, options: TrainOptions = TrainOptions()) -> None:
     from branchnet.pipeline.labelled_run.branched_training import fit_and_compare
     from branchnet.pipeline.labelled_run.label_sources import read_sources
     from branchnet.pipeline.workspace import checked_folder
-    from branchnet.reporting import draw_history, history_plot_data, save_figure
+    from branchnet.reporting.plots.history_plot import write_histories
     from branchnet.specification import Architecture
     from branchnet.utils.progress import silence
 
@@ -77,8 +77,7 @@ def train(config: Config, *, options: TrainOptions = TrainOptions()) -> None:
     spec = read_spec(path)
     described = Architecture.from_network(network, search=spec.search, description=spec.description)
     save(network.cpu(), out, architecture=described)
-    history.to_csv(out / "history.csv")
-    save_figure(draw_history(history_plot_data(history)), out / "history.png")
+    write_histories({"labels": history}, out)
     unfinished.unlink(missing_ok=True)
     worse = dict(history.worse)
     if options.as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,15 +13,15 @@ from branchnet.data.augmentation.joint_transform import JointTransform
 from branchnet.data.labelled.label_forms import LabelForm
 from branchnet.data.labelled.labelled_images import Labels
 from branchnet.errors import DataError
-from branchnet.utils.random_state import seeded
+from branchnet.utils.random_state import mixed_seed, seeded
 
 
 class Augmented(Dataset[tuple[Tensor, Labels]]):
     """A data set with a transform of torchvision applied to images and labels together.
 
-    What is drawn depends on (seed, epoch, number of the sample) alone, and not on the order, the number of workers or
-    what was drawn before: a run that resumes in the middle of an epoch sees what it would have seen. torch's random
-    state outside is left as it was; transforms that draw from NumPy or `random` are not repeatable.
+    What is drawn, from torch, NumPy's global generator or `random`, depends on (seed, epoch, number of the sample)
+    alone, and not on the order, the number of workers or what was drawn before: a run that resumes in the middle of an
+    epoch sees what it would have seen. The random state outside is left as it was.
 
     Args:
         source: whatever has a length and gives (image, {task: label or None}) by number.
@@ -64,7 +63,7 @@ class Augmented(Dataset[tuple[Tensor, Labels]]):
         """A sample as it is in the epoch that was set, or, by (epoch, number), in another one."""
         epoch, number = index if isinstance(index, tuple) else (self.epoch, index)
         image, labels = self._source[number]
-        with seeded(_mixed(self._seed, epoch, number if number >= 0 else number + len(self))):
+        with seeded(mixed_seed(self._seed, epoch, number if number >= 0 else number + len(self))):
             return self._transform(image, labels)
 
     @property
@@ -91,9 +90,3 @@ class Augmented(Dataset[tuple[Tensor, Labels]]):
         """
         read = getattr(self._source, "labels", None)
         return read(index) if callable(read) else self._source[index][1]  # type: ignore[no-any-return]
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed of several numbers, no two lists of which give the same but by chance."""
-    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

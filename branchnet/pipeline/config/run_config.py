@@ -26,7 +26,7 @@ from branchnet.specification.sections import NetworkSection
 from branchnet.specification.validation import RuleError, model_problems
 from branchnet.utils.document_keys import Keys
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["regression", "classification", "direction"]
 Baseline = Literal["shared", "random"]
 Channels = tuple[float, float, float]
 Spreads = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -43,7 +43,9 @@ class NetworkConfig(StrictSection):
         weights: safetensors file, or one of torch.save (.pt, .pth) with tensors alone; without it the factory's own
             weights count, and with `supervised: true` a network of a constructor is trained.
         kind: `"classification"` is measured by the share of the KL divergence that is explained, and by the KL
-            divergence and the agreement, plain and beyond chance; `"regression"` by the explained variance.
+            divergence and the agreement, plain and beyond chance; `"direction"` by the share of the angle that is
+            explained, and by the mean angle; `"regression"` by the explained variance. By default `"direction"` where
+            all vectors along dimension 1 of the output have length 1, else `"regression"`.
         loss: `package.module:function` of (output, labels of a batch): affinities by gradients need it, training on
             labels takes it in place of the usual loss.
         mean: what the network's training subtracted from each channel of an image in [0, 1]; by default what timm or
@@ -56,7 +58,7 @@ class NetworkConfig(StrictSection):
     constructor: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
-    kind: Kind = "regression"
+    kind: Kind | None = None
     loss: FactoryName | None = None
     mean: Channels | None = None
     std: Spreads | None = None
@@ -271,8 +273,8 @@ class RunConfig(RunOptions):
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """The kind of each task."""
-        return {task: network.kind for task, network in self.networks.items()}
+        """The kinds that are stated."""
+        return {task: network.kind for task, network in self.networks.items() if network.kind is not None}
 
     def options(self) -> dict[str, Any]:
         """The options by name, as `branchnet.run` takes them."""

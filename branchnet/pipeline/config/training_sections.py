@@ -34,6 +34,7 @@ class TrainingSection(StrictSection):
         accumulate: batches for each update.
         clip: largest norm of the gradient; null for none.
         compile: run the network through torch.compile.
+        ema: decay of an average of the weights that is measured and kept; null for none.
     """
 
     every: Count | None = None
@@ -46,6 +47,7 @@ class TrainingSection(StrictSection):
     accumulate: Count = 1
     clip: Annotated[float, Field(gt=0)] | None = 5.0
     compile: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that are there, as `fit` and `distill` take them."""

@@ -56,7 +56,8 @@ class SceneTask:
     @property
     def output_kind(self) -> OutputKind:
         """How outputs are compared with those of another network."""
-        return "classification" if self.loss is F.cross_entropy else "regression"
+        kinds: dict[Any, OutputKind] = {F.cross_entropy: "classification", cosine_loss: "direction"}
+        return kinds.get(self.loss, "regression")
 
     def samples(self, name: str, labels: Tensor, outputs: Mapping[str, Tensor]) -> TaskSamples:
         """Truth and each network's predictions for some images, in the form in which they are drawn."""

@@ -21,8 +21,9 @@ from branchnet.pipeline.config.preprocessing import preprocessing
 from branchnet.pipeline.config.run_config import Kind, RunConfig
 from branchnet.pipeline.config.training_sections import LabelSource
 from branchnet.pipeline.labelled_run.prepared_samples import PreparedSamples, known_labels_of
-from branchnet.pipeline.problem import first_tensor, on_first_tensor
+from branchnet.pipeline.output_kinds import first_tensor, on_first_tensor
 from branchnet.training import Metric, standard_losses, standard_metrics
+from branchnet.training.label_losses.counted_labels import counting
 
 VALIDATION_SHARE = 0.1
 VALIDATION = 256
@@ -54,12 +55,12 @@ class LabelSources:
 
     def kinds(self, config: RunConfig) -> dict[str, Kind]:
         """The kind of each task's output: as the config says, else as the labels do."""
-        stated = {task: net.kind for task, net in config.networks.items() if "kind" in net.model_fields_set}
-        classes = ("classification", "segmentation")
-        found: dict[str, Kind] = {
-            task: "classification" if form.kind in classes else "regression" for task, form in self.forms.items()
+        of_labels: dict[str, Kind] = {
+            "classification": "classification",
+            "segmentation": "classification",
+            "normals": "direction",
         }
-        return found | stated
+        return {task: of_labels.get(form.kind, "regression") for task, form in self.forms.items()} | config.kinds
 
 
 def read_sources(config: RunConfig, folder: Path, networks: Mapping[str, nn.Module]) -> LabelSources:
@@ -134,7 +135,16 @@ def _forms(opened: Mapping[str, Any], tasks: list[str]) -> dict[str, LabelForm]:
 def _losses(config: RunConfig, folder: Path, forms: Mapping[str, LabelForm]) -> dict[str, Any]:
     own = {task: find_loss(net.loss, folder) for task, net in config.networks.items() if net.loss is not None}
     usual = standard_losses({task: form for task, form in forms.items() if task not in own})
-    return {task: own.get(task) or partial(loss_of_first_tensor, usual[task]) for task in forms}
+    return {task: own.get(task) or on_first_output(usual[task]) for task in forms}
+
+
+def on_first_output(loss: Callable[[Tensor, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """A loss of the first floating-point tensor of an output, which says what `loss` counts.
+
+    Args:
+        loss: of a tensor and labels.
+    """
+    return counting(getattr(loss, "counted", None))(partial(loss_of_first_tensor, loss))
 
 
 def loss_of_first_tensor(loss: Callable[[Tensor, Any], Tensor], output: Any, labels: Any) -> Tensor:

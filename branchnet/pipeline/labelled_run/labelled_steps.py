@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from branchnet.builder import BranchedNetwork
-from branchnet.pipeline.distillation_steps import distill_stitches, distill_whole
+from branchnet.pipeline.distillation_steps import DistillationInputs, distill_stitches, distill_whole
 from branchnet.pipeline.problem import Problem
 from branchnet.training import History, Teachers, fit
 
 
 def train_on_labels(
     branched: BranchedNetwork, teachers: Teachers, problem: Problem, unfinished: Path | None, name: str
-) -> History:
+) -> dict[str, History]:
     """Distil the stitching layers, then the whole network where the options have steps for it, then train on labels.
 
     The stitching layers were fitted one by one, and the single-task networks say on every input, labelled or not, what
@@ -26,18 +26,18 @@ def train_on_labels(
         name: what the progress bars say.
 
     Returns:
-        The history of the training on labels.
+        The history of each phase, that of the training on labels, `labels`, last.
     """
     labelled, options = problem.labelled, problem.options
     assert labelled is not None
     files = {
         part: None if unfinished is None else _beside(unfinished, part) for part in ("stitches", "distilled", "fit")
     }
-    train, validation = problem.train, problem.validation
-    distill_stitches(branched, teachers, train, validation, options, checkpoint=files["stitches"], name=name)
+    given = DistillationInputs(teachers, problem.train, problem.validation, options)
+    histories = distill_stitches(branched, given, checkpoint=files["stitches"], name=name)
     if options.steps:
-        distill_whole(branched, teachers, train, validation, options, checkpoint=files["distilled"], name=name)
-    history = fit(
+        histories |= distill_whole(branched, given, checkpoint=files["distilled"], name=name)
+    histories["labels"] = fit(
         branched,
         labelled.train,
         labelled.losses,
@@ -50,7 +50,7 @@ def train_on_labels(
     for file in files.values():
         if file is not None:
             file.unlink(missing_ok=True)
-    return history
+    return histories
 
 
 def _beside(unfinished: Path, part: str) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from branchnet.errors import BranchnetError
-from branchnet.reporting.plots.figures import styled
+from branchnet.reporting.plots.figures import save_figure, styled
 from branchnet.reporting.plots.palette import MUTED, task_marks
 from branchnet.utils.visible_text import visible
 
@@ -134,3 +136,19 @@ def draw_history(plot: HistoryPlot) -> Figure:
     axes.set_ylabel("loss" if plot.window == 1 else f"loss (thick: mean of {plot.window} steps)")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def write_histories(histories: Mapping[str, History], directory: Path) -> None:
+    """Write the history of the last phase of a training as `history.csv` and `history.png`, earlier ones as tables.
+
+    Args:
+        histories: by phase, in their order; nothing is written where there is none.
+        directory: where `history_<phase>.csv` go, too.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    *earlier, last = histories or [""]
+    for phase in earlier:
+        histories[phase].to_csv(directory / f"history_{phase}.csv")
+    if last:
+        histories[last].to_csv(directory / "history.csv")
+        save_figure(draw_history(history_plot_data(histories[last])), directory / "history.png")

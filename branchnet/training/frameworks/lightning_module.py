@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.training.frameworks.foreign_batches import batch_size, combined, read_batches, trained_losses
-from branchnet.training.judging.foreign_metrics import AnyMetric, ForeignMetric, read_metric
+from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.judging.metric import Accumulation
 from branchnet.training.optimization.groups import Rate
 from branchnet.training.optimization.run_settings import OptimizerFactory
@@ -139,6 +139,8 @@ class LightningBranched(LightningModule):
             the scalar; None of a batch without labels.
         """
         read = read_batches(batch, self.network)
+        if self.weighting is not None:
+            self.weighting.begin_step(self.trainer.fit_loop.total_batch_idx)
         losses = self.of_tasks.losses(read)
         self._last_batch = read if losses else None
         if not losses:
@@ -196,7 +198,8 @@ class LightningBranched(LightningModule):
             numbers["validation/loss"] = torch.stack(list(numbers.values())).mean()
         if not self.trainer.sanity_checking:
             for task, running in self._running.items():
-                numbers[f"validation/metric/{task}"] = torch.tensor(self._result(task, running), device=self.device)
+                running.gather()
+                numbers[f"validation/metric/{task}"] = torch.tensor(running.result(), device=self.device)
         self.log_dict(numbers)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -247,12 +250,3 @@ class LightningBranched(LightningModule):
             rate = 1e-3 if callable(self.learning_rate) else self.learning_rate
             found.append({"name": "weighting", "params": own, "lr": rate, "weight_decay": 0.0})
         return found
-
-    def _result(self, task: str, running: Accumulation) -> float:
-        """A metric of all processes; torchmetrics objects add up over processes on their own."""
-        if self.trainer.world_size > 1 and not isinstance(self.metrics[task], ForeignMetric):
-            raise TrainingError(
-                f"the metric of {task!r} is measured by {self.trainer.world_size} processes; expected one, or an "
-                "object of torchmetrics, which adds up over processes"
-            )
-        return running.result()

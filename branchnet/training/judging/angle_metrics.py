@@ -37,6 +37,39 @@ def mean_angle(*, ignore: float | None = None) -> Metric:
     return Metric("mean angle °", False, sums, ratio, constant=mean_direction(ignore))
 
 
+def explained_direction() -> Metric:
+    """Share of 1 minus the cosine to the best constant direction that an output explains; in percent.
+
+    `100 (1 - mean(1 - cos(output, target)) / mean(1 - cos(constant, target)))`, where the constant is the direction of
+    the targets' mean: 100 for the same directions, 0 for that constant. As explained variance, but for directions.
+
+    Returns:
+        a metric of outputs and targets (B, C, ...); targets of length 0 or with NaN do not count.
+
+    >>> import torch, branchnet
+    >>> metric = branchnet.training.explained_direction()
+    >>> target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> metric.result(metric.sums(2 * target, target)), round(metric.result(metric.sums(torch.ones(2, 2), target)), 4)
+    (100.0, 0.0)
+    """
+
+    def sums(output: Tensor, target: Tensor) -> Tensor:
+        found, wanted = (F.normalize(values.double(), dim=1) for values in known_vectors(output, target, None))
+        error = (1 - (found * wanted).sum(1)).sum()
+        return torch.cat([torch.stack([error, torch.full_like(error, len(wanted))]), wanted.sum(0)])
+
+    def result(total: Tensor) -> float:
+        check_any(total[1])
+        constant = float(total[1] - total[2:].norm())
+        if constant <= 1e-9 * float(total[1]):
+            raise TrainingError(
+                f"the targets are the same direction for all {total[1]:.0f} vectors; expected some that differ"
+            )
+        return 100 * (1 - float(total[0]) / constant)
+
+    return Metric("explained direction %", True, sums, result, constant=mean_direction())
+
+
 def median_angle(*, ignore: float | None = None) -> Metric:
     """Median angle between vectors along dimension 1; in degrees, to within 0.001.
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from branchnet.errors import TrainingError
@@ -26,6 +27,9 @@ class Accumulation(Protocol):
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch of outputs and targets."""
+
+    def gather(self) -> None:
+        """Take in what the other processes have added; torchmetrics objects do so on their own, in `result`."""
 
     def result(self) -> float:
         """Give the metric of all batches."""
@@ -70,6 +74,10 @@ class _Sums:
         sums = self.metric.sums(output, target)
         self.total = sums if self.total is None else self.total + sums
 
+    def gather(self) -> None:
+        parts = [part for part in _of_all_processes(self.total) if part is not None]
+        self.total = torch.stack(parts).sum(0) if parts else None
+
     def result(self) -> float:
         if self.total is None:
             raise TrainingError("no sample has a target; expected some to compute the metric of")
@@ -84,10 +92,24 @@ class _Rows:
     def update(self, output: Tensor, target: Tensor) -> None:
         self.rows.append(self.metric.sums(output, target).cpu())
 
+    def gather(self) -> None:
+        own = torch.cat(self.rows) if self.rows else None
+        self.rows = [rows for rows in _of_all_processes(own) if rows is not None]
+
     def result(self) -> float:
         if not self.rows:
             raise TrainingError("no sample has a target; expected some to compute the metric of")
         return self.metric.result(torch.cat(self.rows))
+
+
+def _of_all_processes(own: Tensor | None) -> list[Any]:
+    """What each process has, on the CPU, by rank."""
+    own = None if own is None else own.cpu()
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
 
 
 def pair(total: Tensor, count: Tensor | int) -> Tensor:

@@ -1,6 +1,6 @@
 """Losses for labels: means over what is labelled, so that missing labels change neither the loss nor its gradient.
 
-All are 0, with a gradient of 0, where a batch has no label.
+All are 0, with a gradient of 0, where a batch has no label; all say what they count, see `counted_labels`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from branchnet.errors import TrainingError
+from branchnet.training.label_losses.counted_labels import (
+    counting,
+    has_direction,
+    known_answers,
+    known_numbers,
+    known_vectors,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels of a batch to a scalar."""
@@ -33,17 +40,26 @@ def class_loss(*, ignore: int | None = None, weights: Tensor | None = None) -> L
     True
     """
 
+    def is_known(labels: Tensor) -> Tensor:
+        return (labels >= 0) if ignore is None else (labels >= 0) & (labels != ignore)
+
+    def counted(target: Tensor) -> Tensor:
+        labels = target.long()
+        known = is_known(labels)
+        return known.sum() if weights is None else (weights.to(labels.device)[labels.where(known, 0)] * known).sum()
+
+    @counting(counted)
     def loss(output: Tensor, target: Tensor) -> Tensor:
         labels = target.long()
-        known = (labels >= 0) if ignore is None else (labels >= 0) & (labels != ignore)
         scale = None if weights is None else weights.to(output)
-        terms = F.cross_entropy(output, labels.where(known, -100), scale, ignore_index=-100, reduction="none")
-        counted = known.to(output) if scale is None else scale[labels.where(known, 0)] * known
-        return terms.sum() / _at_least_one(counted.sum())
+        marked = labels.where(is_known(labels), -100)
+        terms = F.cross_entropy(output, marked, scale, ignore_index=-100, reduction="none")
+        return terms.sum() / _at_least_one(counted(target).to(output))
 
     return loss
 
 
+@counting(known_numbers)
 def absolute_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference, as for depth.
 
@@ -61,6 +77,7 @@ def absolute_loss(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs().mul(known).sum() / _at_least_one(known.sum())
 
 
+@counting(known_numbers)
 def squared_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference.
 
@@ -78,6 +95,7 @@ def squared_loss(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mul(known).sum() / _at_least_one(known.sum())
 
 
+@counting(known_vectors)
 def direction_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of unit vectors (B, C, ...), as for normals in Maninis et al. (2019).
 
@@ -92,11 +110,12 @@ def direction_loss(output: Tensor, target: Tensor) -> Tensor:
         TrainingError: different shapes.
     """
     _check(output, target)
-    known = (target.nan_to_num(0) != 0).any(1, keepdim=True) & ~target.isnan().any(1, keepdim=True)
+    known = has_direction(target).unsqueeze(1)
     error = (F.normalize(output, dim=1) - F.normalize(target.nan_to_num(0), dim=1)).abs()
     return error.mul(known).sum() / _at_least_one(known.sum() * output.shape[1])
 
 
+@counting(known_vectors)
 def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean of 1 minus the cosine between vectors (B, C, ...).
 
@@ -111,7 +130,7 @@ def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
         TrainingError: different shapes.
     """
     _check(output, target)
-    known = (target.nan_to_num(0) != 0).any(1) & ~target.isnan().any(1)
+    known = has_direction(target)
     return (1 - F.cosine_similarity(output, target.nan_to_num(0), dim=1)).mul(known).sum() / _at_least_one(known.sum())
 
 
@@ -135,6 +154,7 @@ def binary_loss(*, positive_weight: float | str | None = None) -> Loss:
             f"positive_weight={positive_weight!r}; expected None, 'balanced' or a number between 0 and 1"
         )
 
+    @counting(known_answers)
     def loss(output: Tensor, target: Tensor) -> Tensor:
         known = target >= 0  # false for NaN
         output, target, _ = _values(output, torch.where(known, target.to(output), 0.0))

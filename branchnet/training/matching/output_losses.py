@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from branchnet.errors import TrainingError
-from branchnet.stitching.output_distances import channels_last_rows, float_leaves
+from branchnet.stitching.output_distances import OutputKind, channels_last_rows, float_leaves
 
-MatchKind: TypeAlias = Literal["regression", "classification", "direction"]
+MatchKind: TypeAlias = OutputKind
 """`regression`: the squared error; `classification`: the divergence of softmax over dimension 1; `direction`: the angle
 between vectors along dimension 1, as normals are."""
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from branchnet.data.loaders import set_epoch
+from branchnet.data.loaders import is_divided
+from branchnet.data.sample_seeds import set_epoch
 from branchnet.data.samples import Batch, Samples
 from branchnet.errors import DataError, TrainingError
+from branchnet.utils.random_state import mixed_seed
 
 Mix: TypeAlias = Literal["max_size_cycle", "round_robin", "proportional"]
 """How data sets of several tasks are drawn from: `max_size_cycle`: every step takes a batch of each; `round_robin`:
@@ -46,9 +50,10 @@ def epoch_order(epoch: int, samples: int, seed: int) -> Tensor:
 class BatchOrder:
     """The batch of each step, for steps that follow one another.
 
-    Samples that have numbers are drawn without replacement, epoch after epoch. Others are read in the order of their
-    source, over and over; shuffling and augmentation draw from (seed, epoch) alone. A run that is resumed reads past
-    the batches of the steps that are done.
+    Samples that have numbers are drawn without replacement, epoch after epoch; what a data set draws for one of them
+    depends on (seed, epoch, number) alone, whatever the batch, the process and the step that was resumed at. Others
+    are read in the order of their source, over and over; shuffling and augmentation draw from (seed, epoch) alone. A
+    run that is resumed reads past the batches of the steps that are done.
 
     Args:
         samples: what is drawn from.
@@ -62,6 +67,7 @@ class BatchOrder:
         self._step = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._batches = _epochs(samples, batch_size, seed)
+        self._divided = isinstance(samples.source, DataLoader) and is_divided(samples.source)
 
     def __call__(self, step: int) -> Batch:
         """The batch of this step, which comes after that of the call before."""
@@ -73,12 +79,13 @@ class BatchOrder:
                 self._order = (epoch, epoch_order(epoch, count, self.seed))
             index = self._order[1][position * size : (position + 1) * size]
             set_epoch(self.samples.source, epoch)
-            return self.samples.take(index if self.numbers is None else self.numbers[index])
+            seed = mixed_seed(self.seed, epoch)
+            return self.samples.take(index if self.numbers is None else self.numbers[index], seed)
         while self._step < step:
             next(self._batches)
             self._step += 1
         self._step += 1
-        return next(self._batches)
+        return replace(next(self._batches), own_share=self._divided)
 
 
 class MixedOrder:

@@ -6,32 +6,37 @@ random state is restored afterwards. With a checkpoint file, an interrupted run 
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from branchnet.data.finite_inputs import not_finite_in
-from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
-from branchnet.training.optimization.best_state import BestState
+from branchnet.training.optimization.choosing.best_state import BestState
+from branchnet.training.optimization.choosing.held_out_judge import Judge
+from branchnet.training.optimization.choosing.learning_rates import largest_safe_rate, test_length
 from branchnet.training.optimization.groups import Group
-from branchnet.training.optimization.history import History, Measurement
-from branchnet.training.optimization.learning_rates import largest_safe_rate, test_length
+from branchnet.training.optimization.history import History
 from branchnet.training.optimization.loss_parameters import check_all_trained
+from branchnet.training.optimization.moving_average import MovingAverage
+from branchnet.training.optimization.objective import Objective
 from branchnet.training.optimization.observers import Event, Observers
 from branchnet.training.optimization.processes import Processes
+from branchnet.training.optimization.run_record import (
+    check_finite,
+    held_out_text,
+    record_step,
+    run_checkpoint,
+    run_history,
+)
 from branchnet.training.optimization.run_settings import Settings
 from branchnet.training.optimization.schedules import share_of
-from branchnet.training.resuming.checkpoint import Checkpoint, Run, State
-from branchnet.training.resuming.code_hash import code_hash
+from branchnet.training.resuming.checkpoint import Checkpoint, State
 from branchnet.training.resuming.run_identity import Identity
 from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.progress import progress_bar
@@ -39,45 +44,6 @@ from branchnet.utils.random_state import seeded, start_generators
 
 Draw = Callable[[int], Any]
 """From a number to the batch of that number; they are asked for one after the other."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised.
-
-    Attributes:
-        losses: from a batch to each task's loss, the mean over its samples with a label; tasks without any are left
-            out.
-        counts: from a batch to how many samples of it have a label for each task; None where all have.
-        tasks: the tasks.
-    """
-
-    losses: Callable[[Any], Mapping[str, Tensor]]
-    counts: Callable[[Any], Mapping[str, int]] | None = None
-    tasks: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What held-out samples say of the network.
-
-    Attributes:
-        tasks: the tasks that are judged.
-        measure: computes each task's loss with the network as it is, and the metrics that were asked for.
-        constant: the loss of the best constant answer for each task, where it is known.
-        judged_on: which samples these are; see `History`.
-        tolerance: from a task and its loss before training to how much more counts as equal.
-        scale: from a task and its loss before training to the unit in which losses of tasks are added up.
-        cause: says why losses are not finite, where the samples show it.
-    """
-
-    tasks: tuple[str, ...]
-    measure: Callable[[], tuple[Mapping[str, float], Mapping[str, float]]]
-    constant: Mapping[str, float] = field(default_factory=dict)
-    judged_on: str = "validation samples"
-    tolerance: Callable[[str, float], float] = lambda task, before: 0.0
-    scale: Callable[[str, float], float] = lambda task, before: 1.0
-    cause: Callable[[], str] = str
 
 
 def optimize(
@@ -131,13 +97,16 @@ def optimize(
     processes = Processes(settings.precision, _device(module))
     if settings.patience is not None and judge is None:
         raise TrainingError("patience needs held-out samples to judge by; expected validation=, or keep='best'")
+    if judge is not None and judge.before is not None:
+        judge = replace(judge, before=processes.mean(judge.before))
     modules = [*beside, *([weighting] if weighting is not None else [])]
     best = None if judge is None else BestState(module, judge.tasks, modules)
-    run = _Run(module, objective, groups, settings, processes, weighting)
-    kept = [*modules, *([best] if best else [])]
-    saved = _checkpoint(module, groups, settings, rate, kept, samples, identity or {}, legacy_content)
+    average = None if settings.ema is None else MovingAverage(module, settings.ema)
+    run = _Run(module, objective, groups, settings, processes, weighting, average)
+    kept = [*modules, *([best] if best else []), *([average] if average else [])]
+    saved = run_checkpoint(module, groups, settings, rate, kept, samples, identity or {}, legacy_content)
     with seeded(settings.seed, _device(module)):
-        for one in (module, *modules):
+        for one in (module, *modules, *([average] if average else [])):
             processes.broadcast(one)
         state = saved.restore(module, run.optimizer)
         if rate == "auto" and not state.rate:
@@ -154,7 +123,7 @@ def optimize(
         run.set_peaks(state.rate if rate == "auto" else float(rate))
         resumed_at = state.step
         run.go(draws(), state, saved, best, judge)
-    return _history(run, state, best, judge, started, resumed_at, rate)
+    return run_history(groups, settings, state, best, judge, started, resumed_at, rate)
 
 
 class _Run:
@@ -168,9 +137,10 @@ class _Run:
         settings: Settings,
         processes: Processes,
         weighting: Any,
+        average: MovingAverage | None,
     ) -> None:
         self.module, self.objective, self.groups, self.settings = module, objective, groups, settings
-        self.processes, self.weighting = processes, weighting
+        self.processes, self.weighting, self.average = processes, weighting, average
         self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.share = share_of(settings.schedule)
         self.optimizer = self._new_optimizer(1.0)
@@ -205,17 +175,17 @@ class _Run:
         """Measure the network, with the statistics and the numbers that all processes agree on."""
         self.processes.average_buffers(self.module)
         losses, metrics = judge.measure()
-        count = self.processes.count
-        agreed = self.processes.summed(dict(losses), list(losses))
-        return {task: loss / count for task, loss in agreed.items()}, dict(metrics)
+        return self.processes.mean(losses), dict(metrics)
 
     def try_rate(self, rate: float, draws: Callable[[], Draw]) -> None:
-        """Train for some steps at a constant rate, with an optimiser of its own."""
-        draw, optimizer = draws(), self._new_optimizer(rate)
-        stepper = self.processes.prepared(optimizer)
-        for step in range(test_length(self.settings.steps)):
+        """Train for some steps as a short run of this peak rate goes, with an optimiser of its own."""
+        draw, optimizer, steps = draws(), self._new_optimizer(rate), test_length(self.settings.steps)
+        stepper, peaks = self.processes.prepared(optimizer), self._peaks(rate)
+        for step in range(steps):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * self.share(step, steps)
             self._step(draw, step, stepper)
-        _check_finite(self.parameters, test_length(self.settings.steps))
+        check_finite(self.parameters, steps)
 
     def go(self, draw: Draw, state: State, saved: Checkpoint, best: BestState | None, judge: Judge | None) -> None:
         """Take the steps that are left, and put back the best state."""
@@ -235,8 +205,10 @@ class _Run:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * self.share(state.step, steps)
                 losses = self._step(draw, state.step, self.stepper, check=state.step == first)
-                loss = _record(state, losses, self.parameters, self.last)
-                advance(f"loss {loss:.3f}{_held_out_text(state)}")
+                if self.average is not None:
+                    self.average.update()
+                loss = record_step(state, losses, self.parameters, self.last)
+                advance(f"loss {loss:.3f}{held_out_text(state)}")
                 rate = self.optimizer.param_groups[0]["lr"]
                 ended = state.ended = observers.tell(Event("step", state.step, self.module, losses, {}, rate))
                 if self.processes.first and not ended:
@@ -246,7 +218,7 @@ class _Run:
                         saved.save(self.module, self.optimizer, state)
                     raise KeyboardInterrupt
                 ended = self.processes.agreed(ended)
-        _check_finite(self.parameters, state.step)
+        check_finite(self.parameters, state.step)
         self.processes.average_buffers(self.module)
         if best is not None:
             self._measure(best, judge, state, observers)
@@ -256,6 +228,8 @@ class _Run:
         self.processes.wait()
         if best is not None and settings.keep == "best":
             best.put_back()
+        elif self.average is not None:
+            self.average.put_in()
         observers.tell(Event("end", state.step, self.module))
 
     def _step(self, draw: Draw, step: int, stepper: Any, *, check: bool = False) -> dict[str, float]:
@@ -271,10 +245,12 @@ class _Run:
         stepper.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         weighted: dict[str, Tensor] = {}
-        for batch, factor in zip(batches, factors, strict=True):
+        for number, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
             if batch is None:
                 weighted = {}
                 continue
+            if self.weighting is not None:
+                self.weighting.begin_step(step * self.settings.accumulate + number)
             with self.processes.autocast():
                 losses = self.objective.losses(batch)
             if check:
@@ -318,10 +294,10 @@ class _Run:
         return self.processes.share(batch) if self.processes.count > 1 else batch
 
     def _factors(self, batches: Sequence[Any]) -> list[dict[str, float]]:
-        """What each batch's mean losses are multiplied by, so that every sample of all batches counts the same."""
-        if self.objective.counts is None or len(batches) * self.processes.count == 1:
+        """What each batch's mean losses are multiplied by, so that every label of all batches counts the same."""
+        if self.objective.weights is None or len(batches) * self.processes.count == 1:
             return [{} for _ in batches]
-        counts = [{} if batch is None else self.objective.counts(batch) for batch in batches]
+        counts = [{} if batch is None else self.objective.weights(batch) for batch in batches]
         total: dict[str, float] = {}
         for own in counts:
             for task, count in own.items():
@@ -340,104 +316,17 @@ class _Run:
     def _measure(self, best: BestState, judge: Judge | None, state: State, observers: Observers) -> bool:
         if state.measurements and state.measurements[-1]["step"] >= state.step:
             return False
-        self.processes.average_buffers(self.module)
         assert judge is not None
-        losses, metrics = self.judged(judge)
-        best.keep(state.step, losses, judge)
-        state.measurements.append({"step": state.step, "losses": losses, "metrics": metrics})
-        return observers.tell(Event("validation", state.step, self.module, losses, metrics))
+        self.processes.average_buffers(self.module)
+        with nullcontext() if self.average is None else self.average.in_place():
+            losses, metrics = self.judged(judge)
+            best.keep(state.step, losses, judge)
+            state.measurements.append({"step": state.step, "losses": losses, "metrics": metrics})
+            return observers.tell(Event("validation", state.step, self.module, losses, metrics))
 
     def _out_of_patience(self, best: BestState, state: State) -> bool:
         patience = self.settings.patience
         return patience is not None and state.step - int(best.step) >= patience * self.settings.measured_every
-
-
-def _checkpoint(
-    module: nn.Module,
-    groups: Sequence[Group],
-    settings: Settings,
-    rate: float | str,
-    beside: Sequence[nn.Module],
-    samples: int | None,
-    identity: Identity,
-    legacy_content: Callable[[], str],
-) -> Checkpoint:
-    """The file that a run is kept in, by what makes it this run."""
-    peaks = [rate if isinstance(rate, str) else rate * group.learning_rate for group in groups]
-    shapes = [(name, *tensor.shape) for name, tensor in module.state_dict().items()]
-    plain = f"{settings.batch_size} {settings.seed} {samples} {peaks} {shapes}"
-    defaults = Settings(steps=1, batch_size=1)
-    further = [
-        f"{name}={getattr(settings, name)!r}"
-        for name in ("accumulate", "clip", "precision", "schedule", "keep", "patience")
-        if getattr(settings, name) != getattr(defaults, name) and not callable(getattr(settings, name))
-    ]
-    further += [
-        f"{name}={code_hash(given)}" for name in ("optimizer", "schedule") if callable(given := getattr(settings, name))
-    ]
-
-    run = Run(
-        {"settings": _hashed(" ".join([plain, *further])), **identity},
-        settings.steps,
-        legacy=lambda: _hashed(f"{settings.steps} {plain} {legacy_content()}"),
-    )
-    path = None if settings.checkpoint is None else Path(settings.checkpoint)
-    return Checkpoint(path, run, settings.checkpoint_seconds, beside, every=settings.checkpoint_every)
-
-
-def _history(
-    run: _Run,
-    state: State,
-    best: BestState | None,
-    judge: Judge | None,
-    started: float,
-    resumed_at: int,
-    rate: float | str,
-) -> History:
-    losses = {task: tuple(values) for task, values in state.losses.items()}
-    seconds = time.monotonic() - started
-    measurements = tuple(
-        Measurement(one["step"], dict(one["losses"]), dict(one["metrics"])) for one in state.measurements
-    )
-    rates = {group.learning_rate for group in run.groups}
-    chosen = state.rate if rate == "auto" else rates.pop() if len(rates) == 1 else None
-    if best is None or judge is None:
-        return History(losses, seconds, resumed_at, measurements=measurements, learning_rate=chosen)
-    before = best.losses("first")
-    last = dict(measurements[-1].losses)
-    kept = run.settings.keep == "best"
-    return History(
-        losses,
-        seconds,
-        resumed_at,
-        before,
-        best.losses("best") if kept else last,
-        int(best.step) if kept else state.step,
-        judge.constant,
-        judge.judged_on,
-        measurements,
-        chosen,
-        {task: judge.tolerance(task, loss) for task, loss in before.items()},
-    )
-
-
-def _record(
-    state: State, losses: Mapping[str, float], parameters: Sequence[nn.Parameter], batches: Sequence[Any]
-) -> float:
-    for task, value in losses.items():
-        if not math.isfinite(value):
-            which = f"the loss of {task!r}" if len(losses) > 1 else "the loss"
-            cause = next(filter(None, (not_finite_in(one) for one in batches if isinstance(one, Batch))), "")
-            raise TrainingError(f"{which} became {value} at step {state.step}; {cause or _remedy(parameters)}")
-        state.losses.setdefault(task, [math.nan] * state.step)
-    for task, values in state.losses.items():
-        values.append(losses.get(task, math.nan))
-    state.step += 1
-    return sum(losses.values())
-
-
-def _held_out_text(state: State) -> str:
-    return f", held-out {sum(state.measurements[-1]['losses'].values()):.3f}" if state.measurements else ""
 
 
 def _values(losses: Mapping[str, Tensor]) -> dict[str, float]:
@@ -450,28 +339,6 @@ def _values(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _times(loss: Tensor, factor: float) -> Tensor:
     return loss if factor == 1.0 else loss * factor
-
-
-def _check_finite(parameters: Sequence[nn.Parameter], steps: int) -> None:
-    """What the last step made of the weights, no loss has seen."""
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        raise TrainingError(f"weights became NaN or infinite by step {steps - 1}; {_remedy(parameters)}")
-
-
-def _remedy(parameters: Sequence[nn.Parameter]) -> str:
-    half = sorted(
-        {str(p.dtype).removeprefix("torch.") for p in parameters if p.dtype in (torch.float16, torch.bfloat16)}
-    )
-    if not half:
-        return "lower the learning rate"
-    return (
-        f"weights are {' and '.join(half)}, too coarse for the optimiser's steps; expected float32 weights, "
-        "network.float(), and for speed training under torch.autocast(device_type, dtype)"
-    )
-
-
-def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _device(module: nn.Module) -> torch.device:

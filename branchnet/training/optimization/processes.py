@@ -83,8 +83,11 @@ class Processes:
             self._fabric.clip_gradients(_Parameters(parameters), optimizer, max_norm=norm, error_if_nonfinite=False)
 
     def share(self, batch: Batch) -> Batch | None:
-        """Every `count`-th sample of a batch, beginning with the one numbered `rank`; None where there is none."""
-        if self.count == 1:
+        """Every `count`-th sample of a batch, beginning with the one numbered `rank`; None where there is none.
+
+        A batch that is this process's share already, as a DistributedSampler draws it, stays as it is.
+        """
+        if self.count == 1 or batch.own_share:
             return batch
         numbers = torch.arange(self.rank, len(batch), self.count)
         if not len(numbers):
@@ -99,6 +102,10 @@ class Processes:
         values = torch.tensor([counts.get(name, 0.0) for name in names], dtype=torch.float64, device=self.device)
         dist.all_reduce(values)
         return dict(zip(names, values.tolist(), strict=True))
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean over processes of some numbers by name, which all have."""
+        return {name: total / self.count for name, total in self.summed(values, list(values)).items()}
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """The mean over processes of each gradient; one that a process lacks counts as 0, one that all lack is none."""

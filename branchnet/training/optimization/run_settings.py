@@ -47,6 +47,7 @@ class Settings:
     accumulate: int = 1
     clip: float | None = LARGEST_GRADIENT
     compile: bool = False
+    ema: float | None = None
     callbacks: Sequence[Callback] = ()
     logger: Logger | Sequence[Logger] = ()
     checkpoint: str | os.PathLike[str] | None = None
@@ -66,6 +67,8 @@ class Settings:
             raise TrainingError(f"checkpoint_seconds={self.checkpoint_seconds!r}; expected a number of 0 or more")
         if self.clip is not None and not (_is_number(self.clip) and self.clip > 0):
             raise TrainingError(f"clip={self.clip!r}; expected a positive norm of the gradient, or None")
+        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
+            raise TrainingError(f"ema={self.ema!r}; expected a decay between 0 and 1, as 0.999, or None")
         if self.keep not in get_args(Keep):
             raise TrainingError(f"keep={self.keep!r}; expected 'best' or 'last'")
         if self.precision not in get_args(Precision):

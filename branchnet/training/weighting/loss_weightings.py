@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from branchnet.training.weighting.weighting_base import ScalarWeighting
+from branchnet.utils.random_state import mixed_seed
 
 
 class EqualWeighting(ScalarWeighting):
@@ -109,11 +110,28 @@ class ImpartialLossWeighting(ScalarWeighting):
 
 class RandomWeighting(ScalarWeighting):
     """RLW, weights drawn at every step: the softmax of normal numbers ("Reasonable Effectiveness of Random Weighting",
-    Lin et al. 2022). They come from the global random state, and are the same on all processes.
+    Lin et al. 2022). They depend on the step and on a seed that is drawn here from torch's random numbers: on processes
+    that start with the same they are the same, also where some of these have no labels in a step.
 
     Args:
         tasks: their names.
     """
+
+    step: Tensor
+    seed: Tensor
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        super().__init__(tasks)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seed", torch.randint(2**62, ()))
+
+    def begin_step(self, number: int) -> None:
+        """Draw the weights of this step.
+
+        Args:
+            number: as for every `Weighting`.
+        """
+        self.step.fill_(number)
 
     def objective(self, values: Tensor, where: list[int]) -> Tensor:
         """Return the weighted sum.
@@ -121,10 +139,9 @@ class RandomWeighting(ScalarWeighting):
         Args:
             values, where: as for every `ScalarWeighting`.
         """
-        drawn = torch.randn(len(self.tasks)).to(self.current)
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(drawn, src=0)
-        self.current[where] = drawn[where].softmax(0)
+        generator = torch.Generator().manual_seed(mixed_seed(int(self.seed), int(self.step)))
+        self.step += 1
+        self.current[where] = torch.randn(len(self.tasks), generator=generator).to(self.current)[where].softmax(0)
         return (self.current[where] * values).sum()
 
 

@@ -54,6 +54,13 @@ class Weighting(nn.Module, ABC):
             TrainingError: no loss, one of an unknown task, or one that the method cannot take.
         """
 
+    def begin_step(self, number: int) -> None:
+        """Learn which batch comes next; most methods do nothing. A loop that does not call it counts from 0.
+
+        Args:
+            number: of the batch, the same on all processes.
+        """
+
     def after_step(self, losses_again: Callable[[], Mapping[str, Tensor]]) -> None:
         """Learn from what the optimiser's step did; most methods do nothing, and do not call the function.
 

@@ -62,3 +62,19 @@ def test_r_squared_equals_sklearn() -> None:
 def test_a_bound_that_is_no_angle_is_refused() -> None:
     with pytest.raises(TrainingError, match="degrees=0"):
         training.share_within_angle(0)
+
+
+def test_explained_direction_is_100_for_the_same_directions_and_0_for_the_best_constant() -> None:
+    generator = np.random.default_rng(0)
+    target, output = generator.normal(0.4, 1, (9, 3, 5)), generator.normal(size=(9, 3, 5))
+    wanted, found = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (target, output))
+    mean = wanted.mean((0, 2))
+    constant = 1 - np.einsum("bcp,c->bp", wanted, mean / np.linalg.norm(mean)).mean()
+    error = 1 - (wanted * found).sum(1).mean()
+    metric = training.explained_direction()
+    assert value(metric, torch.tensor(2 * output), torch.tensor(target)) == pytest.approx(100 * (1 - error / constant))
+    assert value(metric, torch.tensor(target), torch.tensor(5 * target)) == pytest.approx(100)
+    answer = torch.tensor(mean)[None, :, None].expand(9, 3, 5)
+    assert value(metric, answer, torch.tensor(target)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(TrainingError, match="the same direction for all 45 vectors"):
+        value(metric, torch.tensor(output), answer)

@@ -92,11 +92,14 @@ def test_a_window_without_a_tasks_labels_leaves_its_rate_as_it_was() -> None:
 
 
 def test_random_weights_are_positive_sum_to_one_and_follow_the_seed() -> None:
+    torch.manual_seed(5)
     weighting = named("rlw")
-    torch.manual_seed(5)
     first, second = slopes(weighting, BATCHES[0]), slopes(weighting, BATCHES[0, :2])
-    torch.manual_seed(5)
+    weighting.begin_step(0)  # as in a process that had no labels in the step before
     assert slopes(weighting, BATCHES[0]) == first != second
+    torch.manual_seed(5)
+    assert slopes(named("rlw"), BATCHES[0]) == first
+    assert slopes(named("rlw"), BATCHES[0]) != first
     assert (sum(first), sum(second)) == pytest.approx((1, 1))
     assert min(first) > 0
     drawn = torch.tensor([slopes(weighting, BATCHES[0]) for _ in range(2000)])

@@ -1,7 +1,9 @@
 """The learning rate that a network can stand, found by a short range test on the network itself.
 
 After "Cyclical Learning Rates for Training Neural Networks" (Smith 2017, section 3.3), with another question: not the
-rate at which the loss falls fastest, but the largest one at which no task gets worse on held-out samples.
+rate at which the loss falls fastest, but the largest one at which no task gets worse on held-out samples. Each test is
+a short run with the run's own schedule: at a constant rate, what is measured at its end is mostly the noise of the last
+steps, which a schedule that falls takes out again.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
-from branchnet.training.optimization.weighed_losses import KnownUnits, weighed
+from branchnet.training.optimization.choosing.weighed_losses import KnownUnits, weighed
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 """AdamW's usual range; networks that are trained already forget within some twenty steps at the upper end."""
@@ -53,7 +55,7 @@ def largest_safe_rate(
 
     Args:
         modules: whose tensors training changes.
-        train: trains for some steps at a rate.
+        train: trains for some steps at a peak rate.
         judge: each task's loss on held-out samples, and metrics, which do not count.
         known: what counts as equal, and the unit in which losses of tasks are added up.
         rates: those that are tried, from small to large.

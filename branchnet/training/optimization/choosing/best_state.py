@@ -6,22 +6,14 @@ It is a module, so that a checkpoint keeps it with the other modules of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
-from branchnet.training.optimization.weighed_losses import KnownUnits, weighed
-
-
-class Units(KnownUnits, Protocol):
-    """What is known of losses on held-out samples."""
-
-    @property
-    def cause(self) -> Callable[[], str]:
-        """Says why losses are not finite, where that is known."""
+from branchnet.training.optimization.choosing.held_out_judge import Judge
+from branchnet.training.optimization.choosing.weighed_losses import weighed
 
 
 class BestState(nn.Module):
@@ -56,7 +48,7 @@ class BestState(nn.Module):
         trained = [p for network in self.network for p in network.parameters() if p.requires_grad]
         return [*trained, *(buffer for network in self.network for buffer in network.buffers())]
 
-    def keep(self, step: int, losses: Mapping[str, float], judge: Units) -> None:
+    def keep(self, step: int, losses: Mapping[str, float], judge: Judge) -> None:
         """Keep the network where it is better than before.
 
         Args:
@@ -74,7 +66,8 @@ class BestState(nn.Module):
                 f"{judge.cause() or 'expected finite numbers'}"
             )
         if step == 0:
-            self.first.copy_(values)
+            given = judge.before or losses
+            self.first.copy_(torch.tensor([given[task] for task in self.tasks], dtype=torch.float64))
         before = self.losses("first")
         if step == 0 or weighed(losses, before, judge) < weighed(self.losses("best"), before, judge):
             self.best.copy_(values)

@@ -22,12 +22,14 @@ _FROZEN = (
 
 
 def check_common(alignment: Alignment, candidates: Sequence[Location], tasks: Sequence[str]) -> None:
-    """Raise a SplitError that shows both sides of the first difference if there is nowhere to cut.
+    """Raise a SplitError that shows both sides of the first difference if there is nothing to share.
 
     Raises:
-        SplitError: several networks have no location in common.
+        SplitError: several networks have no location in common, or none that has weights or multiply-adds before it.
     """
-    difference = None if candidates else first_difference(alignment, candidates, tasks)
+    last = candidates[-1] if candidates else None
+    nothing = last is None or not (last.params or last.flops)
+    difference = first_difference(alignment, candidates, tasks) if nothing and len(tasks) > 1 else None
     if difference is not None:
         raise SplitError(
             "the networks have too little in common to share a stage; expected the same backbone up to the end of at "

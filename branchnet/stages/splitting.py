@@ -56,9 +56,10 @@ def split_all(
     """Split several networks at the same places of the longest structure that they have in common.
 
     Layers that are only written in another way (functions for modules, identities and dropout, BatchNorm with an
-    activation inside) are the same. What differs becomes each network's head; `first_difference` of the results says
-    where that begins. A cut carries every tensor that some network needs later, so cuts are
-    the same in all of them; a head ignores what it does not need.
+    activation inside) are the same. So are norms with another `eps`, which goes with the weights: every network keeps
+    its own, and so does a node that is copied from it. What differs becomes each network's head; `first_difference` of
+    the results says where that begins. A cut carries every tensor that some network needs later, so cuts are the same
+    in all of them; a head ignores what it does not need.
 
     Args:
         networks: networks by task.

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from branchnet.stages.first_difference import check_common, first_difference
+from branchnet.errors import SplitError
+from branchnet.stages.first_difference import check_common, check_passed, first_difference
 from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.graph.dataflow import cost_of_whole
+from branchnet.stages.graph.early_leaving import leaving_groups
 from branchnet.stages.interface import Example
 from branchnet.stages.location_choice import Locations, choose
 from branchnet.stages.locations import Location, find_locations
 from branchnet.stages.stage_assembly import assemble, in_both_modes, training_places
 from branchnet.stages.staged import StagedNetwork
 from branchnet.stages.tracing.trace import trace_all, trace_network
+
+Depth: TypeAlias = Literal["common", "auto"]
 
 
 def split(network: nn.Module, example: Example, *, locations: Locations = None) -> StagedNetwork:
@@ -52,6 +57,7 @@ def split_all(
     *,
     locations: Locations = None,
     transforms: Mapping[str, nn.Module] | None = None,
+    depth: Depth = "common",
 ) -> dict[str, StagedNetwork]:
     """Split several networks at the same places of the longest structure that they have in common.
 
@@ -66,9 +72,13 @@ def split_all(
         example: one example that all of them take.
         locations: as for `split`; names are those of the first network.
         transforms: preprocessing by task (normalisation, resizing), run first as part of that network's stage 0.
+        depth: `"common"`: all networks pass all stages. `"auto"`: where some of them have more in common than all, the
+            others may leave the trunk early: their `depth` is smaller, the stages from there on are empty in them, and
+            all that they do then is in their heads. Those are chosen that save the most parameters. Locations have the
+            names of the first network that passes all of them.
 
     Returns:
-        Staged networks by task, with the same locations and cuts of the same shapes.
+        Staged networks by task, with the same locations, and cuts of the same shapes as far as they pass them.
 
     Raises:
         SplitError: a network cannot be traced or cut, too little is in common, or preprocessing leaves images of
@@ -83,12 +93,21 @@ def split_all(
     >>> staged["colour"](torch.zeros(2, 4)).shape
     torch.Size([2, 5])
     """
+    if depth not in get_args(Depth):
+        raise SplitError(f"depth is {depth!r}; expected one of {', '.join(map(repr, get_args(Depth)))}")
     traced = trace_all(networks, example, transforms or {})
     alignment = align([network.evaluation for network in traced])
+    groups = None
+    if depth == "auto" and len(traced) > 2:
+        groups = leaving_groups(alignment.flows)
+        alignment = align(alignment.flows, groups)
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
-    training = training_places(traced)
-    chosen = choose(candidates, in_both_modes(candidates, training), locations, cost_of_whole(alignment.flows[0]))
+    training = training_places(traced, groups)
+    exits = sorted({*alignment.lengths} - {len(alignment.common)})
+    preferred = in_both_modes(candidates, alignment, training)
+    chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[alignment.reference]), exits)
+    check_passed(alignment, chosen, tuple(networks))
     difference = first_difference(alignment, candidates, tuple(networks))
     return dict(zip(networks, assemble(traced, alignment, chosen, training, example, difference), strict=True))
 

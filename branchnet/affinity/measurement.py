@@ -91,6 +91,7 @@ def assemble(
         probe.content,
         drawn,
         reliability,
+        depths=family.depths,
     )
 
 

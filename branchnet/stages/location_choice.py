@@ -80,9 +80,7 @@ def _with_exits(
     return sorted({place.position: place for place in kept}.values(), key=lambda place: place.position)
 
 
-def _moved_to_exits(
-    chosen: Sequence[Location], places: Sequence[Location], exits: Sequence[int]
-) -> list[Location]:
+def _moved_to_exits(chosen: Sequence[Location], places: Sequence[Location], exits: Sequence[int]) -> list[Location]:
     """The chosen places, of which those nearest to exits are moved there, as far as there are enough."""
     kept = list(chosen)
     for exit_place in _last_before(places, exits)[: len(kept)]:

@@ -109,9 +109,7 @@ def _cuttable(alignment: Alignment, carried: Sequence[tuple[int, ...]]) -> set[i
     good = {
         position
         for position in range(len(alignment.common))
-        if all(
-            len({at[k] <= position for at in overwritten_at if len(at) > position}) == 1 for k in carried[position]
-        )
+        if all(len({at[k] <= position for at in overwritten_at if len(at) > position}) == 1 for k in carried[position])
     }
     for network, flow in enumerate(alignment.flows):
         order = alignment.order(network)

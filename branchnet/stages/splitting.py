@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
 from branchnet.errors import SplitError
+from branchnet.stages.costs import StageCosts
 from branchnet.stages.first_difference import check_common, check_passed, first_difference
 from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.graph.dataflow import cost_of_whole
@@ -109,7 +111,16 @@ def split_all(
     chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[alignment.reference]), exits)
     check_passed(alignment, chosen, tuple(networks))
     difference = first_difference(alignment, candidates, tuple(networks))
-    return dict(zip(networks, assemble(traced, alignment, chosen, training, example, difference), strict=True))
+    found = assemble(traced, alignment, chosen, training, example, difference)
+    _count_trunk(dict(zip(networks, found, strict=True)), found[alignment.reference].costs)
+    return dict(zip(networks, found, strict=True))
+
+
+def _count_trunk(staged: Mapping[str, StagedNetwork], costs: StageCosts) -> None:
+    """Give all networks the costs of the whole trunk, and who leaves it where."""
+    depths = {task: network.depth for task, network in staged.items() if network.depth < len(costs)}
+    for network in staged.values() if depths else ():
+        network.costs = replace(costs, depths=depths)
 
 
 def candidate_locations(network: nn.Module, example: Example) -> list[Location]:

@@ -75,9 +75,7 @@ def training_places(traced: Sequence[TracedNetwork], groups: Groups | None = Non
     return TrainingPlaces(alignment, {alias: place.position for place in places for alias in place.aliases})
 
 
-def in_both_modes(
-    candidates: Sequence[Location], alignment: Alignment, training: TrainingPlaces
-) -> list[Location]:
+def in_both_modes(candidates: Sequence[Location], alignment: Alignment, training: TrainingPlaces) -> list[Location]:
     """The places of evaluation mode that training mode has, too, under the names that they have there.
 
     Training may write to a buffer on both sides of a place. All places where none is left, or nothing can be trained.

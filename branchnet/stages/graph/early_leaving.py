@@ -8,7 +8,7 @@ networks share saves p (n - 1) of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 
 from branchnet.stages.graph.dataflow import Dataflow
 from branchnet.stages.graph.node_keys import node_keys
@@ -32,7 +32,7 @@ def leaving_groups(flows: Sequence[Dataflow]) -> list[tuple[int, ...]]:
     def common(members: _Members) -> int:
         return sum(weight for holders, weight in weights.items() if holders >= members)
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(members: _Members) -> tuple[int, tuple[_Members, ...]]:
         """Parameters saved behind what `members` share, and the further groups."""
         options = [(0, ())]

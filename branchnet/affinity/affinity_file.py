@@ -66,6 +66,7 @@ def read_affinity_file(path: str | os.PathLike[str]) -> dict[str, Any]:
             _check_description(description)
             arrays = _read_arrays(file, len(description["locations"]), len(description["tasks"]))
         _check_weights(description)
+        _check_depths(description)
         return {**description, **arrays, "reliability": _reliability(description)}
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
@@ -92,7 +93,7 @@ def _read_description(file: NpzReader) -> dict[str, Any]:
 
 
 def _check_description(description: dict[str, Any]) -> None:
-    if description.keys() - {"task_weights"} != _KINDS.keys():
+    if description.keys() - {"task_weights", "depths"} != _KINDS.keys():
         raise NpzError(f"its description has the keys {sorted(description)}; expected {sorted(_KINDS)}")
     for key, kinds in _KINDS.items():
         if not isinstance(description[key], kinds):
@@ -138,6 +139,16 @@ def _check_weights(description: dict[str, Any]) -> None:
         and all(type(weight) in (int, float) and 0 <= weight < float("inf") for weight in weights.values())
     ):
         raise NpzError("its task_weights are no numbers by task")
+
+
+def _check_depths(description: dict[str, Any]) -> None:
+    depths, most = description.get("depths", {}), len(description["locations"])
+    if not (
+        isinstance(depths, dict)
+        and depths.keys() <= set(description["tasks"])
+        and all(type(depth) is int and 0 < depth <= most for depth in depths.values())
+    ):
+        raise NpzError("its depths are no numbers of stages by task")
 
 
 def _check_numbers(array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:

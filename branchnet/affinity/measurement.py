@@ -93,6 +93,7 @@ def assemble(
         probe.content,
         drawn,
         reliability,
+        depths=family.depths,
     )
 
 

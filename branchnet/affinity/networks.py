@@ -50,6 +50,13 @@ class Family:
         """Task names, in order."""
         return tuple(dict.fromkeys(member.task for member in self.members))
 
+    @property
+    def depths(self) -> dict[str, int]:
+        """How many stages the tasks pass that leave the trunk early."""
+        most = len(self.locations)
+        found = {member.task: int(getattr(member.network, "depth", most)) for member in self.members}
+        return {task: depth for task, depth in found.items() if depth < most}
+
 
 def form_of(networks: Networks) -> CallForm:
     """What the first network takes.

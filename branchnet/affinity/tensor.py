@@ -42,9 +42,11 @@ class Affinity:
         reliability: how similar networks of different seeds are, or None where each task has one network.
         directed: whether `[i, j]` (effect of i on j) and `[j, i]` are different things.
         task_weights: what a task's losses count where losses of several tasks are added up, or None for 1 each.
+        depths: how many stages the tasks pass that leave the trunk early, 1 to D - 1; other tasks pass all of them.
+            From there on their values are 0, and 1 on the diagonal, whatever is given: there is nothing to share.
 
     Raises:
-        AffinityError: shapes that do not fit, names that repeat, or values that are not finite.
+        AffinityError: shapes that do not fit, names that repeat, values that are not finite, or depths out of range.
 
     >>> values = np.array([[[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]])
     >>> affinity = branchnet.Affinity(["depth", "normals", "scene"], ["layer4"], values)
@@ -64,12 +66,14 @@ class Affinity:
     reliability: Reliability | None = None
     directed: bool = False
     task_weights: Mapping[str, float] | None = None
+    depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field in ("tasks", "locations"):
             object.__setattr__(self, field, _names(getattr(self, field), field))
         if self.task_weights is not None:
             _check_weights(self.task_weights, self.tasks)
+        object.__setattr__(self, "depths", _checked_depths(self.depths, self.tasks, len(self.locations)))
         shape = (len(self.locations), len(self.tasks), len(self.tasks))
         object.__setattr__(self, "values", self._checked("values", self.values, shape))
         if self.samples is not None:
@@ -79,8 +83,12 @@ class Affinity:
             object.__setattr__(self, "standard_errors", errors)
 
     def _checked(self, field: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        """A read-only float64 copy of `array`, which must be finite and of the given shape."""
+        """A read-only float64 copy of `array`, which must be finite and of the given shape; without what is beyond."""
         checked = np.array(array, dtype=np.float64)
+        if self.depths and checked.shape == shape:
+            beyond = np.broadcast_to(~self.both_pass, shape)
+            alone = np.eye(len(self.tasks)) if field != "standard_errors" else 0.0
+            checked = np.where(beyond, alone, checked)
         if checked.shape != shape:
             raise AffinityError(f"{field} has shape {checked.shape}; expected {shape}, (locations, tasks, tasks)")
         if not np.isfinite(checked).all():
@@ -91,6 +99,13 @@ class Affinity:
             )
         checked.setflags(write=False)
         return checked
+
+    @property
+    def both_pass(self) -> npt.NDArray[np.bool_]:
+        """Which pairs of tasks both pass a stage, (D, N, N): the others have left the trunk, and share nothing."""
+        stages = np.arange(len(self.locations))[:, None]
+        passing = stages < np.array([self.depths.get(task, len(self.locations)) for task in self.tasks])
+        return np.asarray(passing[:, :, None] & passing[:, None, :])
 
     def replicates(self, n: int | None = None) -> npt.NDArray[np.float64]:
         """The values recomputed on resampled probe inputs.
@@ -173,6 +188,7 @@ class Affinity:
             self.probe_hash,
             samples,
             self.reliability,
+            depths=self.depths,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -195,6 +211,8 @@ class Affinity:
         }
         if self.task_weights is not None:
             description["task_weights"] = dict(self.task_weights)
+        if self.depths:
+            description["depths"] = dict(self.depths)
         write_affinity_file(path, arrays, description)
 
     @classmethod
@@ -260,6 +278,17 @@ def _names(names: Sequence[str], field: str) -> tuple[str, ...]:
     if repeated:
         raise AffinityError(f"{field} repeats {sorted(repeated)}; expected distinct names")
     return checked
+
+
+def _checked_depths(depths: Mapping[str, int], tasks: Sequence[str], most: int) -> dict[str, int]:
+    """The depths of tasks that leave early, in the order of the tasks."""
+    for task, depth in depths.items():
+        if task not in tasks or type(depth) is not int or not 1 <= depth <= most:
+            raise AffinityError(
+                f"depths has {depth!r} for {task!r}; expected a number of stages from 1 to {most} for some of "
+                f"{list(tasks)}"
+            )
+    return {task: depths[task] for task in tasks if depths.get(task, most) < most}
 
 
 def _both_ways(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -152,6 +152,8 @@ class SizeModel:
         unit: the unit of these numbers.
         uncounted: operators that FLOPs count as nothing; none in another unit.
         limited_by: where the networks' structures part, if less than half of the parameters lies before.
+        depths: how many stages the tasks pass that leave the trunk early. They count in the widths of the later ones,
+            and nothing in their sizes: the table has what is left of a width without them.
     """
 
     table: Floats
@@ -159,6 +161,7 @@ class SizeModel:
     unit: str
     uncounted: tuple[str, ...] = ()
     limited_by: FirstDifference | None = None
+    depths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def separate(self) -> float:
@@ -227,6 +230,7 @@ def size_model(
     unit: str,
     head_costs: HeadCosts | None,
     stitch_sizes: StitchSizes | None = None,
+    depths: Mapping[str, int] | None = None,
 ) -> SizeModel:
     """Costs per stage and width, and of all heads, in `unit`.
 
@@ -236,6 +240,7 @@ def size_model(
         unit: `"params"`, `"flops"` or `"latency"`; plain numbers and tables are taken to be in it.
         head_costs: `{task: number or StageCost}`, or None where heads are not counted.
         stitch_sizes: size of one stitch at each location, or these by unit; None where stitches are not counted.
+        depths: how many stages the tasks pass that leave the trunk early; None = as the costs say.
 
     Raises:
         BudgetError: costs or sizes that are negative, not finite or of the wrong shape, heads that do not match the
@@ -246,10 +251,26 @@ def size_model(
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
     uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
+    early = known_depths(costs, tasks) if depths is None else depths
+    table = _without_left(table, [early.get(task, len(table)) for task in tasks])
     table, stitches = with_stitches(table, stitch_sizes, unit)
     difference = costs.first_difference if isinstance(costs, StageCosts) else None
     limited_by = difference if difference is not None and difference.limits else None
-    return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by)
+    return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by, early)
+
+
+def known_depths(costs: Costs, tasks: Sequence[str]) -> dict[str, int]:
+    """How many stages those of the tasks pass that leave the trunk early, as far as the costs say it."""
+    costs, _ = stages_and_heads(costs, None)
+    found = costs.depths if isinstance(costs, StageCosts) else {}
+    return {task: found[task] for task in tasks if task in found}
+
+
+def _without_left(table: Floats, depths: Sequence[int]) -> Floats:
+    """The table by numbers of clusters, those of tasks that have left the trunk included: these cost nothing."""
+    left = np.sum(np.arange(len(table))[:, None] >= np.array(depths), axis=1)
+    copies = np.maximum(np.arange(table.shape[1]) - left[:, None], 0)
+    return np.take_along_axis(table, copies, axis=1)
 
 
 def _table(costs: PlainCosts, n_tasks: int, unit: str) -> Floats:
@@ -361,8 +382,11 @@ def tree_size(
 
     Raises:
         BudgetError: costs that do not fit the tree.
+        TreeError: a task shares a stage that it does not pass, as the costs say.
     """
-    model = size_model(costs, tree.tasks, unit, head_costs, stitch_sizes)
+    early = known_depths(costs, tree.tasks)
+    Tree(tree.tasks, tree.partitions, early)  # refuses a tree in which a task shares what its network has not
+    model = size_model(costs, tree.tasks, unit, head_costs, stitch_sizes, {**early, **tree.depths})
     if len(model.table) != tree.depth:
         raise BudgetError(f"the tree has {tree.depth} stages; expected {len(model.table)}, as the costs have")
     return model.of_widths(tree.widths)

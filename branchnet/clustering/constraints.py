@@ -6,8 +6,8 @@ pairs that must not, and the least and largest number of clusters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ class Constraints:
         together: groups of tasks that share every stage before the separate ones.
         apart: groups of tasks of which no two share any stage after the shared ones.
         extend: a tree of some of the tasks that stays as it is; the other tasks are attached to it.
+        depths: how many stages the tasks pass that leave the trunk early: they are alone from there on, and what the
+            other constraints say holds before. Staged networks and affinities that know of such tasks say so themselves.
 
     >>> values = np.array([[[1.0, 0.9, 0.8], [0.9, 1.0, 0.8], [0.8, 0.8, 1.0]],
     ...                    [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]])
@@ -44,6 +46,7 @@ class Constraints:
     together: Sequence[Sequence[str]] = ()
     apart: Sequence[Sequence[str]] = ()
     extend: Tree | None = None
+    depths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +113,15 @@ def rules_of(constraints: Constraints, tasks: Sequence[str], depth: int) -> Rule
         apart[shared:, index[:, None], index] = True
     if constraints.extend is not None:
         _extend(constraints.extend, tasks, together, apart)
+    left = _left(constraints.depths, tasks, depth)
+    beyond = left[:, :, None] | left[:, None, :]
+    together &= ~beyond
+    apart |= beyond
     diagonal = np.arange(n)
     together[:, diagonal, diagonal], apart[:, diagonal, diagonal] = True, False
     _spread(together, apart)
     _check(together, apart, tasks)
-    return Rules(together, apart, *_width_limits(constraints, together, apart, tasks))
+    return Rules(together, apart, *_width_limits(constraints, together, left.sum(axis=1)))
 
 
 def _indices(group: Sequence[str], tasks: Sequence[str]) -> npt.NDArray[np.intp]:
@@ -161,17 +168,30 @@ def _check(together: Pairs, apart: Pairs, tasks: Sequence[str]) -> None:
         )
 
 
+def _left(depths: Mapping[str, int], tasks: Sequence[str], depth: int) -> Pairs:
+    """Which tasks have left the trunk before a stage, (D, N)."""
+    for task, own in depths.items():
+        if task not in tasks or type(own) is not int or not 1 <= own <= depth:
+            raise TreeError(
+                f"depths has {own!r} for {task!r}; expected a number of stages from 1 to {depth} for some of "
+                f"{', '.join(tasks)}"
+            )
+    return np.arange(depth)[:, None] >= np.array([depths.get(task, depth) for task in tasks])
+
+
 def _width_limits(
-    constraints: Constraints, together: Pairs, apart: Pairs, tasks: Sequence[str]
+    constraints: Constraints, together: Pairs, left: npt.NDArray[np.intp]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Least and largest widths; tasks that have left, `left` of them at each stage, count besides `max_clusters`."""
     depth, n = together.shape[:2]
     given = constraints.max_clusters
     limits = [given] * depth if isinstance(given, int) else [n] * depth if given is None else list(given)
     if len(limits) != depth or any(limit < 1 for limit in limits):
         raise TreeError(f"max_clusters is {given!r}; expected a positive number, or {depth} of them")
     groups = [len({tuple(row) for row in stage.tolist()}) for stage in together]
-    largest = [min(limit, group) for limit, group in zip(limits, groups, strict=True)]
+    gone = [int(count) for count in left]
+    largest = [min(limit + beyond, group) for limit, beyond, group in zip(limits, gone, groups, strict=True)]
     # Partitions only get finer, so an early stage has no more clusters than a later one may have.
     for stage in range(depth - 2, -1, -1):
         largest[stage] = min(largest[stage], largest[stage + 1])
-    return (1,) * depth, tuple(largest)
+    return tuple(min(beyond + 1, n) for beyond in gone), tuple(largest)

@@ -92,7 +92,7 @@ def compare_sharing(
     losses = problem.losses.plain
     groups: list[Point] = []
     for _, labels in best_groupings(losses, problem.rules):
-        tree = Tree.from_labels(losses.tasks, [labels.tolist()] * losses.depth)
+        tree = Tree.from_labels(losses.tasks, [labels.tolist()] * losses.depth, problem.sizes.depths)
         cost = losses.tree_cost(tree)
         if not groups or cost < groups[-1].cost:
             groups.append(Point(problem.sizes.of_widths(tree.widths), cost, tree))

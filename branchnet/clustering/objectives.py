@@ -75,9 +75,9 @@ class Objective:
         reference = 1.0
         if self.centred and len(affinity.tasks) > 1:
             upper = np.triu_indices(len(affinity.tasks), 1)
-            pairs = values[:, upper[0], upper[1]]
+            pairs = values[:, upper[0], upper[1]][affinity.both_pass[:, upper[0], upper[1]]]
             # fsum is exactly rounded, so costs do not depend on the order of tasks.
-            reference = math.fsum(pairs.ravel()) / pairs.size
+            reference = math.fsum(pairs) / pairs.size
         losses = reference - values
         diagonal = np.arange(len(affinity.tasks))
         losses[:, diagonal, diagonal] = 0.0

@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from branchnet.clustering.budgets import (
     Costs,
     HeadCosts,
     SizeModel,
+    known_depths,
     size_model,
     stage_shares,
     stages_and_heads,
@@ -153,8 +155,11 @@ def make_problem(
     costs, head_costs = stages_and_heads(costs, head_costs)
     if isinstance(stage_weights, str):
         stage_weights = stage_shares(costs, stage_weights, unit)
+    given = _with_depths(constraints or Constraints(), affinity, costs)
+    if isinstance(affinity, Affinity) and given.depths:
+        affinity = dataclasses.replace(affinity, depths=given.depths)
     losses = _losses(affinity, objective, stage_weights, task_weights)
-    sizes = size_model(costs, losses.tasks, unit, head_costs, stitch_sizes)
+    sizes = size_model(costs, losses.tasks, unit, head_costs, stitch_sizes, given.depths)
     if len(sizes.table) != losses.depth:
         raise BudgetError(
             f"costs has {len(sizes.table)} stages, the affinities {losses.depth}; expected one cost per location"
@@ -163,13 +168,30 @@ def make_problem(
         affinity = affinity.affinity()
     if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
         affinity.check_locations(costs.names, "the costs")
-    given = constraints or Constraints()
     if shared_stages:
         given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
     rules = rules_of(given, losses.tasks, losses.depth)
     if isinstance(losses, StitchLosses):
         return StitchProblem(losses, sizes, *_widths_only(given, rules))
     return Problem(losses, sizes, rules, losses.name)
+
+
+def _with_depths(given: Constraints, affinity: Measured, costs: Costs) -> Constraints:
+    """The constraints with the tasks that leave the trunk early, as the affinity, the costs or they themselves say."""
+    tasks = tuple(affinity.tasks)
+    sources = {
+        "the constraints": given.depths,
+        "the affinity": affinity.depths if isinstance(affinity, Affinity) else {},
+        "the costs": known_depths(costs, tasks),
+    }
+    known = {name: dict(depths) for name, depths in sources.items() if depths}
+    for (name, depths), (other, theirs) in pairwise(known.items()):
+        if depths != theirs:
+            raise TreeError(
+                f"tasks leave the trunk at {depths} in {name}, at {theirs} in {other}; expected the same: measure and "
+                "search with the result of one split_all"
+            )
+    return dataclasses.replace(given, depths=next(iter(known.values()), {}))
 
 
 def _losses(
@@ -199,7 +221,7 @@ def _widths_only(given: Constraints, rules: Rules) -> tuple[tuple[int, ...], tup
         )
     n, depth = rules.together.shape[1], len(rules.max_width)
     separate = depth - given.separate_stages
-    return tuple(n if d >= separate else 1 for d in range(depth)), rules.max_width
+    return tuple(n if d >= separate else rules.min_width[d] for d in range(depth)), rules.max_width
 
 
 def warn_uncounted(sizes: SizeModel) -> None:

@@ -181,6 +181,7 @@ def drawn_replicates(affinity: Affinity, samples: int, seed: int) -> list[Affini
                 values + noise,
                 measure=affinity.measure,
                 directed=affinity.directed,
+                depths=affinity.depths,
             )
         )
     return replicates

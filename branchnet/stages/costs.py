@@ -67,15 +67,17 @@ class FirstDifference:
 
 @dataclass(frozen=True)
 class StageCosts(Sequence[StageCost]):
-    """The costs of the D stages of one network, from input to output.
+    """The costs of the D stages of one network, from input to output; of the whole trunk where it leaves that early.
 
     Attributes:
         stages: one entry per stage.
         first_difference: where the networks that were split together part, or None.
+        depths: how many stages the tasks pass that leave the trunk early; of the others nothing is said.
     """
 
     stages: tuple[StageCost, ...]
     first_difference: FirstDifference | None = field(default=None, compare=False)
+    depths: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -22,17 +22,33 @@ _FROZEN = (
 
 
 def check_common(alignment: Alignment, candidates: Sequence[Location], tasks: Sequence[str]) -> None:
-    """Raise a SplitError that shows both sides of the first difference if there is nowhere to cut.
+    """Raise a SplitError that shows both sides of the first difference if there is nothing to share.
 
     Raises:
-        SplitError: several networks have no location in common.
+        SplitError: several networks have no location in common, or none that has weights or multiply-adds before it.
     """
-    difference = None if candidates else first_difference(alignment, candidates, tasks)
+    last = next((place for place in reversed(candidates) if place.position < min(alignment.lengths)), None)
+    nothing = last is None or not (last.params or last.flops)
+    difference = first_difference(alignment, candidates, tasks) if nothing and len(tasks) > 1 else None
     if difference is not None:
         raise SplitError(
             "the networks have too little in common to share a stage; expected the same backbone up to the end of at "
             f"least one module; {difference}"
         )
+
+
+def check_passed(alignment: Alignment, chosen: Sequence[Location], tasks: Sequence[str]) -> None:
+    """Refuse locations of which a network passes none.
+
+    Raises:
+        SplitError: names the network and the first location.
+    """
+    for task, length in zip(tasks, alignment.lengths, strict=True):
+        if chosen[0].position >= length:
+            raise SplitError(
+                f"the network of {task!r} leaves the trunk before {chosen[0].name!r}, the first location; expected one "
+                "that all networks pass, or depth='common'"
+            )
 
 
 def first_difference(
@@ -51,10 +67,11 @@ def first_difference(
     nodes = _first_nodes(alignment)
     if not any(nodes):
         return None
-    shared = candidates[-1].params if candidates else 0
+    reached = [[place.params for place in candidates if place.position < length] for length in alignment.lengths]
+    shared = sum(params[-1] for params in reached if params)
     total = sum(cost_of_whole(flow)[0] for flow in alignment.flows)
     sides = {task: _described(flow, node) for task, flow, node in zip(tasks, alignment.flows, nodes, strict=True)}
-    return FirstDifference(sides, len(tasks) * shared / total if total else 1.0, _reason(alignment.flows, nodes, sides))
+    return FirstDifference(sides, shared / total if total else 1.0, _reason(alignment.flows, nodes, sides))
 
 
 def _first_nodes(alignment: Alignment) -> list[fx.Node | None]:

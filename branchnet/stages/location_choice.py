@@ -31,7 +31,11 @@ Locations = int | Sequence[str] | None
 
 
 def choose(
-    candidates: Sequence[Location], preferred: Sequence[Location], wanted: Locations, whole: tuple[int, int]
+    candidates: Sequence[Location],
+    preferred: Sequence[Location],
+    wanted: Locations,
+    whole: tuple[int, int],
+    exits: Sequence[int] = (),
 ) -> list[Location]:
     """Choose locations.
 
@@ -40,6 +44,8 @@ def choose(
         preferred: those among which to choose otherwise, unless more are asked for.
         wanted: None for a few at the ends of stages or blocks, an int for that many of equal cost, or names.
         whole: parameters and multiply-adds of the whole network.
+        exits: positions before which some networks leave the trunk; the last place before each is chosen, too, unless
+            names are given.
 
     Returns:
         The chosen locations, from input to output.
@@ -52,11 +58,12 @@ def choose(
             "there is no place at which to cut; expected a module that ends between the input and the last parameters"
         )
     if wanted is None:
-        return _meaningful(preferred, whole)
+        return _with_exits(_meaningful(preferred, whole), preferred, exits, whole)
     if isinstance(wanted, bool | str):
         raise SplitError(f"locations is {wanted!r}; expected None, a number or a list of module names")
     if isinstance(wanted, int):
-        return _balanced(preferred if wanted <= len(preferred) else candidates, wanted, whole)
+        places = preferred if wanted <= len(preferred) else candidates
+        return _moved_to_exits(_balanced(places, wanted, whole), places, exits)
     return _named(candidates, wanted)
 
 
@@ -67,6 +74,33 @@ def with_samples_first(candidates: Sequence[Location], batch: int | None) -> lis
     length, channels), is no good place to branch.
     """
     return [place for place in candidates if any(shape[:1] == (batch,) for shape in place.shapes)] or list(candidates)
+
+
+def _with_exits(
+    chosen: Sequence[Location], places: Sequence[Location], exits: Sequence[int], whole: tuple[int, int]
+) -> list[Location]:
+    """The last place before every exit with the chosen ones, in place of those that are next to it."""
+    kept = list(chosen)
+    last = _last_before(places, exits)
+    for exit_place in last:
+        near = [place for place in kept if abs(_share(place, whole) - _share(exit_place, whole)) < _TRIVIAL]
+        same = next((place for place in near if place.position == exit_place.position), exit_place)
+        kept = [place for place in kept if place not in near or place in last] + [same]
+    return sorted({place.position: place for place in kept}.values(), key=lambda place: place.position)
+
+
+def _moved_to_exits(chosen: Sequence[Location], places: Sequence[Location], exits: Sequence[int]) -> list[Location]:
+    """The chosen places, of which those nearest to exits are moved there, as far as there are enough."""
+    kept = list(chosen)
+    for exit_place in _last_before(places, exits)[: len(kept)]:
+        near = min(kept, key=lambda place: abs(place.position - exit_place.position))
+        kept = [place for place in kept if place is not near] + [exit_place]
+    return sorted(kept, key=lambda place: place.position)
+
+
+def _last_before(places: Sequence[Location], exits: Sequence[int]) -> list[Location]:
+    last = [[place for place in places if place.position < position] for position in exits]
+    return [before[-1] for before in last if before]
 
 
 def _named(candidates: Sequence[Location], names: Sequence[str]) -> list[Location]:

@@ -43,16 +43,16 @@ class Location:
 
 
 def find_locations(alignment: Alignment) -> list[Location]:
-    """All places of the common structure at which every network can be cut, in order."""
-    flow = alignment.flows[0]
-    order = alignment.order(0)
+    """All places of the common structure at which every network that passes them can be cut, in order."""
+    reference = alignment.reference
+    flow, order = alignment.flows[reference], alignment.order(reference)
     ends = _call_ends(flow, order)
     carried = carried_after(alignment)
     good = _cuttable(alignment, carried)
     params, flops = _cumulative(flow, order)
     found = []
     for position in sorted(set(ends.values())):
-        # Names, shapes and costs are those of the first network; the common structure has the same in all of them.
+        # Names, shapes and costs are those of one network; the common structure has the same in all of them.
         if position in good:
             forms = [flow.facts[order[k]].form for k in carried[position]]
             tensors = [form for form in forms if isinstance(form, TensorForm)]
@@ -77,7 +77,8 @@ def carried_after(alignment: Alignment) -> list[tuple[int, ...]]:
     """For every common position, the common nodes whose values some network needs later.
 
     The union over the networks: a value that only one network's head reads is carried by all of them, so that their
-    cuts are the same; the others ignore it. Tensors come first, in the order in which they are made, then sizes.
+    cuts are the same; the others ignore it. A network that has left the trunk before needs nothing. Tensors come first,
+    in the order in which they are made, then sizes.
 
     The rule is sound: a value carried at one place was either made by the stage before it, which all networks have in
     common, or carried at the place before.
@@ -89,9 +90,10 @@ def carried_after(alignment: Alignment) -> list[tuple[int, ...]]:
         index = {node: k for k, node in enumerate(order)}
         rest = [node for node in flow.order if node not in index]
         alive = alive_after([*order, *rest], flow.output)
-        for position in range(length):
+        for position in range(len(order)):
             union[position] |= {index[node] for node in alive[position]}
-    forms = [alignment.flows[0].facts[nodes[0]].form for nodes in alignment.common]
+    flow = alignment.flows[alignment.reference]
+    forms = [flow.facts[node].form for node in alignment.order(alignment.reference)]
     return [tuple(sorted(nodes, key=lambda k: (not isinstance(forms[k], TensorForm), k))) for nodes in union]
 
 
@@ -107,7 +109,7 @@ def _cuttable(alignment: Alignment, carried: Sequence[tuple[int, ...]]) -> set[i
     good = {
         position
         for position in range(len(alignment.common))
-        if all(len({at[k] <= position for at in overwritten_at}) == 1 for k in carried[position])
+        if all(len({at[k] <= position for at in overwritten_at if len(at) > position}) == 1 for k in carried[position])
     }
     for network, flow in enumerate(alignment.flows):
         order = alignment.order(network)
@@ -116,7 +118,7 @@ def _cuttable(alignment: Alignment, carried: Sequence[tuple[int, ...]]) -> set[i
         last_write = {block: k for k, node in enumerate(everything) for block in flow.facts[node].overwritten}
         end = _last_parameter(flow, everything)
         together = _uses_of_written_state(flow, everything)
-        for position in tuple(good):
+        for position in [each for each in good if each < len(order)]:
             values = [order[k] for k in carried[position]]
             forms = [flow.facts[node].form for node in values]
             blocks = [b for node in values for b in flow.facts[node].storages if last_write.get(b, -1) > position]
@@ -180,11 +182,15 @@ def _cumulative(flow: Dataflow, order: Sequence[fx.Node]) -> tuple[list[int], li
 
 
 def own_names(alignment: Alignment, network: int, positions: Sequence[int]) -> tuple[str, ...]:
-    """What the places are called in one network: the outermost module that ends there, else the innermost around it."""
+    """What the places are called in one network: the outermost module that ends there, else the innermost around it.
+
+    Places that it does not pass have the name of the last one that it does.
+    """
     flow, order = alignment.flows[network], alignment.order(network)
     ends = _call_ends(flow, order)
     names = []
-    for position in positions:
+    last = max((position for position in positions if position < len(order)), default=-1)
+    for position in (min(position, last) for position in positions):
         here = [name for name, end in ends.items() if end == position]
         around = flow.calls(order[position]) or ("",)
         names.append(min(here, key=lambda name: name.count(".")) if here else around[-1])

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from branchnet.stages.first_difference import check_common, first_difference
+from branchnet.errors import SplitError
+from branchnet.stages.costs import StageCosts
+from branchnet.stages.first_difference import check_common, check_passed, first_difference
 from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.graph.dataflow import cost_of_whole
+from branchnet.stages.graph.early_leaving import leaving_groups
 from branchnet.stages.interface import Example, Interface
 from branchnet.stages.location_choice import Locations, choose, with_samples_first
 from branchnet.stages.locations import Location, find_locations
 from branchnet.stages.stage_assembly import assemble, in_both_modes, training_places
 from branchnet.stages.staged import StagedNetwork
 from branchnet.stages.tracing.trace import trace_all, trace_network
+
+Depth: TypeAlias = Literal["common", "auto"]
 
 
 def split(network: nn.Module, example: Example, *, locations: Locations = None) -> StagedNetwork:
@@ -52,22 +59,28 @@ def split_all(
     *,
     locations: Locations = None,
     transforms: Mapping[str, nn.Module] | None = None,
+    depth: Depth = "common",
 ) -> dict[str, StagedNetwork]:
     """Split several networks at the same places of the longest structure that they have in common.
 
     Layers that are only written in another way (functions for modules, identities and dropout, BatchNorm with an
-    activation inside) are the same. What differs becomes each network's head; `first_difference` of the results says
-    where that begins. A cut carries every tensor that some network needs later, so cuts are
-    the same in all of them; a head ignores what it does not need.
+    activation inside) are the same. So are norms with another `eps`, which goes with the weights: every network keeps
+    its own, and so does a node that is copied from it. What differs becomes each network's head; `first_difference` of
+    the results says where that begins. A cut carries every tensor that some network needs later, so cuts are the same
+    in all of them; a head ignores what it does not need.
 
     Args:
         networks: networks by task.
         example: one example that all of them take.
         locations: as for `split`; names are those of the first network.
         transforms: preprocessing by task (normalisation, resizing), run first as part of that network's stage 0.
+        depth: `"common"`: all networks pass all stages. `"auto"`: where some of them have more in common than all, the
+            others may leave the trunk early: their `depth` is smaller, the stages from there on are empty in them, and
+            all that they do then is in their heads. Those are chosen that save the most parameters. Locations have the
+            names of the first network that passes all of them.
 
     Returns:
-        Staged networks by task, with the same locations and cuts of the same shapes.
+        Staged networks by task, with the same locations, and cuts of the same shapes as far as they pass them.
 
     Raises:
         SplitError: a network cannot be traced or cut, too little is in common, or preprocessing leaves images of
@@ -82,15 +95,32 @@ def split_all(
     >>> staged["colour"](torch.zeros(2, 4)).shape
     torch.Size([2, 5])
     """
+    if depth not in get_args(Depth):
+        raise SplitError(f"depth is {depth!r}; expected one of {', '.join(map(repr, get_args(Depth)))}")
     traced = trace_all(networks, example, transforms or {})
     alignment = align([network.evaluation for network in traced])
+    groups = None
+    if depth == "auto" and len(traced) > 2:
+        groups = leaving_groups(alignment.flows)
+        alignment = align(alignment.flows, groups)
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
-    training = training_places(traced)
-    preferred = with_samples_first(in_both_modes(candidates, training), Interface.of(example).batch)
-    chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[0]))
+    training = training_places(traced, groups)
+    exits = sorted({*alignment.lengths} - {len(alignment.common)})
+    preferred = with_samples_first(in_both_modes(candidates, alignment, training), Interface.of(example).batch)
+    chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[alignment.reference]), exits)
+    check_passed(alignment, chosen, tuple(networks))
     difference = first_difference(alignment, candidates, tuple(networks))
-    return dict(zip(networks, assemble(traced, alignment, chosen, training, example, difference), strict=True))
+    found = assemble(traced, alignment, chosen, training, example, difference)
+    _count_trunk(dict(zip(networks, found, strict=True)), found[alignment.reference].costs)
+    return dict(zip(networks, found, strict=True))
+
+
+def _count_trunk(staged: Mapping[str, StagedNetwork], costs: StageCosts) -> None:
+    """Give all networks the costs of the whole trunk, and who leaves it where."""
+    depths = {task: network.depth for task, network in staged.items() if network.depth < len(costs)}
+    for network in staged.values() if depths else ():
+        network.costs = replace(costs, depths=depths)
 
 
 def candidate_locations(network: nn.Module, example: Example) -> list[Location]:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from branchnet.stages.codegen.program import Program
 from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
-from branchnet.stages.graph.common_subgraph import Alignment, align
+from branchnet.stages.graph.common_subgraph import Alignment, Groups, align
 from branchnet.stages.graph.dataflow import Dataflow, subgraph
 from branchnet.stages.graph.propagation import TensorForm
 from branchnet.stages.interface import Example, Interface, flat_example
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where one network's dataflow is cut: the nodes of each subgraph and the values of each cut."""
+    """Where one network's dataflow is cut: the nodes of each subgraph and the values of each cut.
+
+    From `depth` on, where the network leaves the trunk, stages have no nodes and return the cut before them.
+    """
 
     flow: Dataflow
     subgraphs: tuple[tuple[fx.Node, ...], ...]
     cuts: tuple[tuple[fx.Node, ...], ...]
+    depth: int
 
     def graphs(self) -> list[fx.Graph]:
         """One graph per stage, then the head's."""
@@ -54,26 +58,33 @@ class TrainingPlaces:
     positions: Mapping[str, int]
     reason: str | None = None
 
+    def passing(self, name: str) -> tuple[int, ...] | None:
+        """The networks that pass a place; None where it is not one."""
+        if self.alignment is None or name not in self.positions:
+            return None
+        return self.alignment.passing(self.positions[name])
 
-def training_places(traced: Sequence[TracedNetwork]) -> TrainingPlaces:
-    """Find where all networks can be cut in training mode."""
+
+def training_places(traced: Sequence[TracedNetwork], groups: Groups | None = None) -> TrainingPlaces:
+    """Find where all networks can be cut in training mode; `groups` as for `align`."""
     flows = [network.training for network in traced if network.training is not None]
     if len(flows) < len(traced):
         return TrainingPlaces(None, {}, next(network.eval_only for network in traced if network.eval_only))
-    alignment = align(flows)
+    alignment = align(flows, groups)
     # A training trace may have other nodes (auxiliary heads, stochastic depth), so its cuts are found by name.
     places = find_locations(alignment)
     return TrainingPlaces(alignment, {alias: place.position for place in places for alias in place.aliases})
 
 
-def in_both_modes(candidates: Sequence[Location], training: TrainingPlaces) -> list[Location]:
+def in_both_modes(candidates: Sequence[Location], alignment: Alignment, training: TrainingPlaces) -> list[Location]:
     """The places of evaluation mode that training mode has, too, under the names that they have there.
 
     Training may write to a buffer on both sides of a place. All places where none is left, or nothing can be trained.
     """
     kept = []
     for place in candidates:
-        names = tuple(name for name in place.aliases if name in training.positions)
+        passing = alignment.passing(place.position)
+        names = tuple(name for name in place.aliases if training.passing(name) == passing)
         if names:
             kept.append(replace(place, name=names[0], aliases=names))
     return kept or list(candidates)
@@ -96,7 +107,7 @@ def assemble(
         networks = zip(traced, evaluation, training, own, strict=True)
         return [_staged(*network, names, example, reason, difference) for network in networks]
 
-    training, reason = _training_plans(len(traced), places, names)
+    training, reason = _training_plans(evaluation, places, names)
     found = staged(training, reason)
     for network, stages in zip(traced, found, strict=True):
         check_evaluation(network, stages, example)
@@ -109,26 +120,31 @@ def assemble(
 
 def _plans(alignment: Alignment, positions: Sequence[int]) -> list[_Plan]:
     carried = carried_after(alignment)
-    starts = (0, *(position + 1 for position in positions))
     plans = []
     for network, flow in enumerate(alignment.flows):
         order = alignment.order(network)
+        passed = [position for position in positions if position < len(order)]
+        starts = (0, *(position + 1 for position in passed))
         stages = [order[start:end] for start, end in pairwise(starts)]
         before = set(order[: starts[-1]])
         head = tuple(node for node in flow.order if node not in before)
-        cuts = tuple(tuple(order[k] for k in carried[position]) for position in positions)
-        plans.append(_Plan(flow, (*stages, head), cuts))
+        cuts = [tuple(order[k] for k in carried[position]) for position in passed]
+        beyond = len(positions) - len(passed)
+        subgraphs = (*stages, *[()] * beyond, head)
+        plans.append(_Plan(flow, subgraphs, (*cuts, *cuts[-1:] * beyond), len(passed)))
     return plans
 
 
 def _training_plans(
-    count: int, places: TrainingPlaces, names: Sequence[str]
+    evaluation: Sequence[_Plan], places: TrainingPlaces, names: Sequence[str]
 ) -> tuple[list[_Plan] | list[None], str | None]:
     """Plans of training mode with cuts at the same places, or None for each network and the reason."""
+    nothing = [None] * len(evaluation)
     if places.alignment is None:
-        return [None] * count, places.reason
-    if missing := [name for name in names if name not in places.positions]:
-        return [None] * count, f"in training mode it cannot be cut at {', '.join(missing)}"
+        return nothing, places.reason
+    passing = [tuple(k for k, plan in enumerate(evaluation) if stage < plan.depth) for stage in range(len(names))]
+    if missing := [name for name, those in zip(names, passing, strict=True) if places.passing(name) != those]:
+        return nothing, f"in training mode it cannot be cut at {', '.join(missing)}"
     return _plans(places.alignment, [places.positions[name] for name in names]), None
 
 
@@ -178,6 +194,7 @@ def _staged(
         constructor=_constructor_of(traced),
         traced_by=plan.flow.trace.method,
         eval_only=eval_only,
+        depth=plan.depth,
     )
     _set_modes(staged, traced.root, traced.network.training and eval_only is None)
     if eval_only is not None:

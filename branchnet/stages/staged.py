@@ -163,6 +163,8 @@ class StagedNetwork(nn.Module):
         constructor: how the network was made by name, or None.
         traced_by: `"fx"`, `"export"` or `"chain"`.
         eval_only: why it cannot be trained, or None.
+        depth: how many of the stages it passes; from there on its stages are empty and return what they take, as the
+            network leaves the trunk that others follow further, and its head holds all the rest.
 
     >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     >>> staged = branchnet.split(network, torch.zeros(1, 4), locations=["1", "3"])
@@ -189,6 +191,7 @@ class StagedNetwork(nn.Module):
         constructor: Constructor | None,
         traced_by: str,
         eval_only: str | None,
+        depth: int,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -203,6 +206,7 @@ class StagedNetwork(nn.Module):
         self.constructor = constructor
         self.traced_by = traced_by
         self.eval_only = eval_only
+        self.depth = depth
 
     @property
     def first_difference(self) -> FirstDifference | None:

@@ -137,6 +137,7 @@ def stitch_affinity(
         fixed.content,
         drawn,
         directed=True,
+        depths=family.depths,
         task_weights=_weights(family.tasks, {family.tasks[j]: float(loss[-1]) for (_, _, j), loss in found.items()}),
     )
 
@@ -174,7 +175,8 @@ def _measured(family: Family, probe: Probe, judging: _Judging, settings: Options
     device = settings.place or device_of(family.members[0].network)
     division, dimensions = prepare_fits(family, probe, device)
     pairs = list(permutations(range(len(family.tasks)), 2))
-    keys = [(d, i, j) for d in range(len(family.locations)) for i, j in pairs]
+    depths = [family.depths.get(task, len(family.locations)) for task in family.tasks]
+    keys = [(d, i, j) for d in range(len(family.locations)) for i, j in pairs if d < min(depths[i], depths[j])]
     cache = LossCache(
         None if settings.cache is None else Path(settings.cache),
         family,

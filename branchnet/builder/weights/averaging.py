@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import node_id
@@ -82,7 +83,8 @@ def average_nodes(
 ) -> set[str]:
     """Give each node the mean over its tasks of their donors' weights and buffers.
 
-    Integers (counters) are taken from the node's own donor.
+    Integers (counters) are taken from the node's own donor. Where the `eps` of BatchNorms differ, a task's running
+    variance goes into the mean with the difference to the donor's added, with which the donor's `eps` gives the same.
 
     Args:
         branched: the network, changed in place.
@@ -106,7 +108,13 @@ def average_nodes(
             targets = tensors_of(branched.nodes[stage][number])  # type: ignore[index]
             same = True
             for name in names[donor]:
-                adapted = [adapt(task, stage, name, tensors[task][names[task][name]].detach()) for task in cluster]
+                own = {task: (modules[task], names[task][name]) for task in cluster}
+                adapted = [
+                    _at_eps_of(
+                        own[donor], own[task], adapt(task, stage, name, tensors[task][names[task][name]].detach())
+                    )
+                    for task in cluster
+                ]
                 same &= all(torch.equal(adapted[0].cpu(), one.cpu()) for one in adapted[1:])
                 mean = _mean(adapted) if adapted[0].is_floating_point() else adapted[cluster.index(donor)]
                 with torch.no_grad():
@@ -145,6 +153,15 @@ def counterparts(first: Stage, other: Stage) -> dict[str, str]:
         more = f"; {len(differences) - 1} more of its tensors differ" if differences[1:] else ""
         raise BuildError(f"two donors differ in a stage: {differences[0]}{more}")
     return renamed
+
+
+def _at_eps_of(donor: tuple[Stage, str], own: tuple[Stage, str], tensor: Tensor) -> Tensor:
+    """A running variance as it gives the same with the donor's `eps`; any other tensor as it is."""
+    layers = [stage.get_submodule(name.rpartition(".")[0]) for stage, name in (donor, own)]
+    if not (own[1].endswith("running_var") and all(isinstance(layer, _BatchNorm) for layer in layers)):
+        return tensor
+    wanted, eps = (float(layer.eps) for layer in layers)  # type: ignore[arg-type]
+    return tensor if eps == wanted else tensor + (eps - wanted)
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ _FRONT_BUDGETS = 24
 
 def judged(problem: AnyProblem, labels: Labels, limit: float, method: str, why: str) -> SearchResult:
     """The tree with its cost, without a bound yet."""
-    tree = Tree.from_labels(problem.losses.tasks, labels)
+    tree = Tree.from_labels(problem.losses.tasks, labels, problem.sizes.depths)
     verdict = problem.losses.verdict(tree)
     return SearchResult(
         tree=tree,

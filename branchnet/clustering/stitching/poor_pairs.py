@@ -62,7 +62,7 @@ def poor_pairs(affinity: Affinity, weighted: Floats) -> PoorPairs | None:
     if not measures_stitches(affinity):
         return None
     losses = 1.0 - affinity.values
-    mask = (losses >= POOR) & (weighted > 0)
+    mask = (losses >= POOR) & (weighted > 0) & affinity.both_pass
     return PoorPairs(affinity.tasks, affinity.locations, losses, mask) if mask.any() else None
 
 

@@ -81,7 +81,8 @@ class StitchLosses:
         if poor is None:
             return self
         extra = surcharge(self.plain)
-        return replace(self, pairs=self.plain + extra * poor.mask, surcharge=extra, poor=poor)
+        pairs = self.plain + extra * poor.mask
+        return replace(self, pairs=_barred(pairs, affinity), surcharge=extra, poor=poor)
 
 
 def stitch_losses(affinity: Affinity, task_weights: Mapping[str, float] | None = None) -> StitchLosses:
@@ -102,4 +103,17 @@ def stitch_losses(affinity: Affinity, task_weights: Mapping[str, float] | None =
     diagonal = np.arange(len(factors))
     plain[:, diagonal, diagonal] = 0.0
     tie = RELATIVE_TIE * affinity.largest_dissimilarity * float(factors.max())
+    plain = _barred(plain, affinity)
     return StitchLosses(tuple(affinity.tasks), plain, plain, tie)
+
+
+def _barred(pairs: Floats, affinity: Affinity) -> Floats:
+    """Losses with which no path leaves a donor where one of the two tasks has left the trunk.
+
+    A task that leaves early then has its last change of donor before, and nobody is fed by it from there on. One such
+    pair loses more than the worst tree, which always exists: every task may have a network of its own.
+    """
+    if not affinity.depths:
+        return pairs
+    allowed = affinity.both_pass | np.eye(len(affinity.tasks), dtype=np.bool_)
+    return np.where(allowed, pairs, surcharge(np.where(allowed, pairs, 0.0)))

@@ -2,7 +2,8 @@
 
 Counting by widths: S(N, w_{D-1}) S(w_{D-1}, w_{D-2}) ... S(w_1, w_0) trees have the widths w. A tree is drawn by its
 widths first, then from the last stage to the first: a uniform partition of N tasks into w_{D-1} clusters, then a
-uniform partition of those clusters into w_{D-2}, and so on. Under a budget, vectors of widths are counted by meeting in
+uniform partition of those clusters into w_{D-2}, and so on. Of tasks that leave the trunk early, e_d have left it before
+stage d; they are alone there, and S(w_{d+1} - e_d, w_d - e_d) takes the place of S(w_{d+1}, w_d). Under a budget, vectors of widths are counted by meeting in
 the middle: the first stages' sizes against the last stages' sorted sizes with running sums of exact integers.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -46,7 +47,7 @@ def random_tree(
         shared_stages: the first so many stages are shared by all tasks.
 
     Returns:
-        The tree.
+        The tree; tasks leave its trunk early where the costs say so.
 
     Raises:
         BudgetError: no tree fits the budget, or only one of `costs` and `budget` is given.
@@ -71,10 +72,12 @@ class TreeSampler:
     Attributes:
         tasks: the task names.
         count: how many trees there are to draw from.
+        depths: how many stages the tasks pass that leave the trunk early.
     """
 
     tasks: tuple[str, ...]
     count: int
+    depths: Mapping[str, int]
     _halves: _Halves
 
     def draw(self, generator: random.Random) -> Tree:
@@ -86,25 +89,34 @@ class TreeSampler:
         Returns:
             The tree.
         """
-        return random_tree_of_widths(self.tasks, self._halves.pick(generator.randrange(self.count)), generator)
+        widths = self._halves.pick(generator.randrange(self.count))
+        return random_tree_of_widths(self.tasks, widths, generator, self.depths)
 
 
-def random_tree_of_widths(tasks: Sequence[str], widths: Sequence[int], generator: random.Random) -> Tree:
+def random_tree_of_widths(
+    tasks: Sequence[str], widths: Sequence[int], generator: random.Random, depths: Mapping[str, int] | None = None
+) -> Tree:
     """Draw a tree uniformly among all trees with so many nodes in each stage.
 
     Args:
         tasks: the task names.
         widths: nodes of each stage, from the input on, not falling and at most the number of tasks.
         generator: the source of random numbers.
+        depths: of tasks that leave the trunk early how many stages they have.
 
     Returns:
         The tree.
     """
-    labels = [_random_partition(len(tasks), widths[-1], generator)]
-    for fine, coarse in pairwise(reversed(widths)):
-        merged = _random_partition(fine, coarse, generator)
+    leaving = depths or {}
+    labels = [list(range(len(tasks)))]
+    for stage in range(len(widths) - 1, -1, -1):
+        left = {labels[-1][i] for i, task in enumerate(tasks) if leaving.get(task, len(widths)) <= stage}
+        free = sorted(set(labels[-1]) - left)
+        blocks = _random_partition(len(free), widths[stage] - len(left), generator)
+        merged = dict(zip(free, blocks, strict=True))
+        merged |= {label: widths[stage] + place for place, label in enumerate(sorted(left))}
         labels.append([merged[label] for label in labels[-1]])
-    return Tree.from_labels(tasks, reversed(labels))
+    return Tree.from_labels(tasks, reversed(labels[1:]), leaving)
 
 
 def tree_sampler(
@@ -148,37 +160,44 @@ def tree_sampler(
         if len(sizes.table) != depth:
             raise BudgetError(f"costs has {len(sizes.table)} stages; expected {depth}, as the tree")
         limit = sizes.limit(wanted)
-    halves = _Halves(len(names), depth, sizes, limit, shared_stages)
+    early = sizes.depths if sizes else {}
+    left = [sum(early.get(task, depth) <= stage for task in names) for stage in range(depth)]
+    halves = _Halves(len(names), depth, sizes, limit, shared_stages, left)
     if not halves.total:
         raise BudgetError(
             f"no tree fits the budget of {limit:.6g}; expected at least {halves.smallest:.6g}", smallest=halves.smallest
         )
-    return TreeSampler(names, halves.total, halves)
+    return TreeSampler(names, halves.total, early, halves)
 
 
 class _Halves:
     """Counts of trees by widths: first stages one by one, last stages sorted by size with running counts."""
 
-    def __init__(self, n: int, depth: int, sizes: SizeModel | None, limit: float, shared: int) -> None:
+    def __init__(
+        self, n: int, depth: int, sizes: SizeModel | None, limit: float, shared: int, left: Sequence[int]
+    ) -> None:
         middle = (depth + 1) // 2
         if math.comb(n + middle - 1, middle) > _LARGEST_HALF:
             raise TreeError(
                 f"{n} tasks with {depth} stages have too many vectors of widths to be counted; expected fewer stages"
             )
         self._n, self._depth, self._sizes, self._shared = n, depth, sizes, shared
+        # Widths count those that have left, too, `left` of them at each stage.
+        self._left, self._least = left, [min(gone + 1, n) for gone in left]
         self._limit = limit + 1e-12 * abs(limit) - (sizes.fixed if sizes else 0.0)
         self._tails = {first: self._tail(first, depth - middle) for first in range(1, n + 1)} if depth > middle else {}
         self._heads = list(self._vectors(1, middle, 0))
         self._running = list(accumulate(self._count(head) for head in self._heads))
         self.total = self._running[-1]
-        ones = sizes.of_widths([1] * depth) if sizes else 0.0
+        ones = sizes.of_widths(self._least) if sizes else 0.0
         self.smallest = ones if sizes else None
 
     def _vectors(self, least: int, length: int, stage: int) -> Iterator[tuple[int, ...]]:
         if length == 0:
             yield ()
             return
-        for width in range(least, (1 if stage < self._shared else self._n) + 1):
+        most = self._least[stage] if stage < self._shared else self._n
+        for width in range(max(least, self._least[stage]), most + 1):
             for rest in self._vectors(width, length - 1, stage + 1):
                 yield (width, *rest)
 
@@ -190,11 +209,11 @@ class _Halves:
     def _tail(self, first: int, length: int) -> tuple[list[float], list[tuple[int, ...]], list[int]]:
         """All last stages whose first width is `first`: sizes in order, their widths, running counts."""
         stage = self._depth - length
-        if stage < self._shared and first > 1:
+        if first < self._least[stage] or (stage < self._shared and first > self._least[stage]):
             return [], [], []
         vectors = [(first, *rest) for rest in self._vectors(first, length - 1, stage + 1)]
         ordered = sorted((self._size(vector, stage), vector) for vector in vectors)
-        counts = [_links((*vector, self._n)) for _, vector in ordered]
+        counts = [self._links((*vector, self._n), stage) for _, vector in ordered]
         return [size for size, _ in ordered], [vector for _, vector in ordered], list(accumulate(counts))
 
     def _fitting(self, head: tuple[int, ...], first: int) -> int:
@@ -205,9 +224,18 @@ class _Halves:
 
     def _count(self, head: tuple[int, ...]) -> int:
         if not self._tails:
-            return _links((*head, self._n)) if self._size(head, 0) <= self._limit else 0
+            return self._links((*head, self._n), 0) if self._size(head, 0) <= self._limit else 0
         firsts = range(head[-1], self._n + 1)
-        return _links(head) * sum(stirling(first, head[-1]) * self._fitting(head, first) for first in firsts)
+        ways = sum(self._merges(first, head[-1], len(head) - 1) * self._fitting(head, first) for first in firsts)
+        return self._links(head, 0) * ways
+
+    def _links(self, widths: Sequence[int], stage: int) -> int:
+        """Ways to merge from the last of these widths to the first, which is that of `stage`."""
+        return math.prod(self._merges(fine, coarse, stage + i) for i, (coarse, fine) in enumerate(pairwise(widths)))
+
+    def _merges(self, fine: int, coarse: int, stage: int) -> int:
+        """Ways to merge `fine` clusters into `coarse` ones at a stage; those that have left it stay alone."""
+        return stirling(fine - self._left[stage], coarse - self._left[stage])
 
     def pick(self, number: int) -> tuple[int, ...]:
         """Widths of the tree with this number out of `total`."""
@@ -215,18 +243,14 @@ class _Halves:
         head = self._heads[row]
         if not self._tails:
             return head
-        rest = (number - (self._running[row - 1] if row else 0)) // _links(head)
+        rest = (number - (self._running[row - 1] if row else 0)) // self._links(head, 0)
         for first in range(head[-1], self._n + 1):
-            ways, fitting = stirling(first, head[-1]), self._fitting(head, first)
+            ways, fitting = self._merges(first, head[-1], len(head) - 1), self._fitting(head, first)
             if rest < ways * fitting:
                 _, vectors, running = self._tails[first]
                 return head + vectors[bisect_right(running, rest // ways)]
             rest -= ways * fitting
         raise AssertionError("unreachable: counts and picks disagree")
-
-
-def _links(widths: Sequence[int]) -> int:
-    return math.prod(stirling(fine, coarse) for coarse, fine in pairwise(widths))
 
 
 def _random_partition(n: int, k: int, generator: random.Random) -> list[int]:

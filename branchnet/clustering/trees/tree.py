@@ -2,12 +2,15 @@
 
 Conventions: stage 0 is nearest to the input and may already be split; a cluster of stage d is one node, one copy of
 stage d's weights. Tasks inside a cluster stand in task order, clusters in the order of their first task.
+
+A task may leave the trunk early, at its depth: it is alone from that stage on, its clusters there are no nodes and cost
+nothing, and its head hangs off its last node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -26,16 +29,18 @@ Labels = tuple[tuple[int, ...], ...]
 class Tree:
     """Which tasks share which stages; immutable and canonical.
 
-    Two trees are equal if they have the same tasks and the same clusters at every stage, in whatever order the tasks,
-    the clusters or the tasks of a cluster were given.
+    Two trees are equal if they have the same tasks, the same clusters at every stage, in whatever order the tasks, the
+    clusters or the tasks of a cluster were given, and tasks leave the trunk at the same depths.
 
     Attributes:
         tasks: N distinct task names.
         partitions: for each of D stages the clusters, each a tuple of task names.
+        depths: how many stages the tasks pass that leave the trunk early, 1 to D - 1; other tasks pass all of them.
 
     Raises:
-        TreeError: tasks that repeat or are empty, no stage, a stage that does not hold every task exactly once, or a
-            stage that joins tasks which an earlier stage has separated.
+        TreeError: tasks that repeat or are empty, no stage, a stage that does not hold every task exactly once, a
+            stage that joins tasks which an earlier stage has separated, or depths out of range or of tasks that are not
+            alone from there on.
 
     >>> tree = branchnet.Tree(["depth", "normals", "scene"], [
     ...     [["depth", "normals", "scene"]],
@@ -52,8 +57,14 @@ class Tree:
 
     tasks: tuple[str, ...]
     partitions: tuple[Partition, ...]
+    depths: Mapping[str, int] = field(repr=False)
 
-    def __init__(self, tasks: Iterable[str], partitions: Iterable[Iterable[Iterable[str]]]) -> None:
+    def __init__(
+        self,
+        tasks: Iterable[str],
+        partitions: Iterable[Iterable[Iterable[str]]],
+        depths: Mapping[str, int] | None = None,
+    ) -> None:
         names = _checked_tasks(tasks)
         order = {task: index for index, task in enumerate(names)}
         stages = tuple(_canonical(stage, clusters, order) for stage, clusters in enumerate(partitions))
@@ -62,14 +73,16 @@ class Tree:
         _check_nesting(stages)
         object.__setattr__(self, "tasks", names)
         object.__setattr__(self, "partitions", stages)
+        object.__setattr__(self, "depths", _checked_depths(depths or {}, names, stages))
 
     @classmethod
-    def shared(cls, tasks: Iterable[str], depth: int) -> Tree:
-        """The tree in which all tasks share all stages.
+    def shared(cls, tasks: Iterable[str], depth: int, depths: Mapping[str, int] | None = None) -> Tree:
+        """The tree in which all tasks share all stages that they pass.
 
         Args:
             tasks: N distinct names.
             depth: number of stages.
+            depths: as for the class.
 
         Returns:
             The tree.
@@ -78,15 +91,21 @@ class Tree:
             TreeError: as the class.
         """
         names = tuple(tasks)
-        return cls(names, [[names]] * depth)
+        own = depths or {}
+        stages = [
+            [[t for t in names if own.get(t, depth) > d], *([t] for t in names if own.get(t, depth) <= d)]
+            for d in range(depth)
+        ]
+        return cls(names, [[cluster for cluster in stage if cluster] for stage in stages], depths)
 
     @classmethod
-    def separate(cls, tasks: Iterable[str], depth: int) -> Tree:
+    def separate(cls, tasks: Iterable[str], depth: int, depths: Mapping[str, int] | None = None) -> Tree:
         """The tree of separate networks: no stage is shared.
 
         Args:
             tasks: N distinct names.
             depth: number of stages.
+            depths: as for the class.
 
         Returns:
             The tree.
@@ -95,7 +114,7 @@ class Tree:
             TreeError: as the class.
         """
         names = tuple(tasks)
-        return cls(names, [[[task] for task in names]] * depth)
+        return cls(names, [[[task] for task in names]] * depth, depths)
 
     @classmethod
     def grouped(cls, groups: Iterable[Iterable[str]], depth: int) -> Tree:
@@ -115,12 +134,15 @@ class Tree:
         return cls([task for cluster in clusters for task in cluster], [clusters] * depth)
 
     @classmethod
-    def from_labels(cls, tasks: Sequence[str], labels: Iterable[Sequence[int]]) -> Tree:
+    def from_labels(
+        cls, tasks: Sequence[str], labels: Iterable[Sequence[int]], depths: Mapping[str, int] | None = None
+    ) -> Tree:
         """Tree from cluster numbers: tasks i and j share stage d if `labels[d][i] == labels[d][j]`.
 
         Args:
             tasks: N distinct names.
             labels: for each stage the cluster number of each task.
+            depths: as for the class.
 
         Returns:
             The tree.
@@ -134,7 +156,7 @@ class Tree:
             for task, label in zip(tasks, stage, strict=True):
                 clusters.setdefault(int(label), []).append(task)
             partitions.append(list(clusters.values()))
-        return cls(tasks, partitions)
+        return cls(tasks, partitions, depths)
 
     @property
     def depth(self) -> int:
@@ -143,8 +165,38 @@ class Tree:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """Number of clusters of each stage; never decreasing."""
+        """Number of clusters of each stage, those of tasks that have left the trunk included; never decreasing."""
         return tuple(len(clusters) for clusters in self.partitions)
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """Number of nodes of each stage, which is of copies of its weights: clusters that have not left the trunk."""
+        return tuple(
+            sum(self.is_node(stage, number) for number in range(width)) for stage, width in enumerate(self.widths)
+        )
+
+    def is_node(self, stage: int, number: int) -> bool:
+        """Whether a cluster has weights of its own.
+
+        Args:
+            stage: number of the stage.
+            number: number of the cluster.
+
+        Returns:
+            False where it is that of a task that has left the trunk before.
+        """
+        return stage < self.depth_of(self.partitions[stage][number][0])
+
+    def depth_of(self, task: str) -> int:
+        """How many stages a task passes.
+
+        Args:
+            task: its name.
+
+        Returns:
+            1..D; D where it does not leave the trunk early.
+        """
+        return self.depths.get(task, self.depth)
 
     @cached_property
     def parents(self) -> tuple[tuple[int, ...], ...]:
@@ -255,8 +307,9 @@ class Tree:
         return tree_dot(self)
 
     @cached_property
-    def _key(self) -> tuple[frozenset[frozenset[str]], ...]:
-        return tuple(frozenset(frozenset(cluster) for cluster in clusters) for clusters in self.partitions)
+    def _key(self) -> tuple[frozenset[object], ...]:
+        stages = [frozenset(frozenset(cluster) for cluster in clusters) for clusters in self.partitions]
+        return (*stages, frozenset(self.depths.items()))
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Tree) else NotImplemented
@@ -322,6 +375,23 @@ def _check_nesting(stages: Sequence[Partition]) -> None:
                     f"stage {stage + 1} joins {cluster[0]!r} and {other!r}, which stage {stage} has separated; "
                     "expected clusters that only split: a branch cannot grow together again"
                 )
+
+
+def _checked_depths(depths: Mapping[str, int], tasks: tuple[str, ...], stages: Sequence[Partition]) -> dict[str, int]:
+    """The depths of tasks that leave early, in the order of the tasks."""
+    if unknown := sorted(set(depths) - set(tasks)):
+        raise TreeError(f"depths names the unknown task {unknown[0]!r}; expected some of {', '.join(tasks)}")
+    found = {task: depths[task] for task in tasks if depths.get(task, len(stages)) != len(stages)}
+    for task, depth in found.items():
+        if type(depth) is not int or not 1 <= depth < len(stages):
+            raise TreeError(f"the depth of {task!r} is {depth!r}; expected a number of stages from 1 to {len(stages)}")
+        together = next((cluster for cluster in stages[depth] if task in cluster and len(cluster) > 1), None)
+        if together is not None:
+            raise TreeError(
+                f"stage {depth} joins {', '.join(map(repr, together))}, and {task!r} leaves the trunk before it; "
+                "expected it alone from there on"
+            )
+    return found
 
 
 def _stage_labels(clusters: Partition, names: Sequence[str]) -> tuple[int, ...]:

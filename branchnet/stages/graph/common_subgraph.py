@@ -3,13 +3,14 @@
 Two nodes are the same if they do the same thing (operator, or module of equal type, settings and parameter shapes) to
 the same earlier values and give a result of the same shape and type. Names and ways of writing do not count. What is
 common is closed under "what it was computed from", so it starts at the inputs; several networks may run it in different
-orders, with nodes of their own in between.
+orders, with nodes of their own in between. Some networks may leave it before others, which have more in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -21,31 +22,58 @@ from branchnet.stages.graph.position_means import even_out_means
 from branchnet.stages.graph.propagation import NodeFacts
 from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
 
+Groups = Sequence[tuple[int, ...]]
+"""The networks that share a first stretch of the trunk (all of them), then those that share a further one, and so on."""
+
 
 @dataclass(frozen=True)
 class Alignment:
-    """Nodes that all networks have in common, in the order in which the first network runs them.
+    """Nodes that networks have in common, in an order in which all of them can run theirs.
 
     Attributes:
         flows: one dataflow per network.
-        common: for each common node its counterpart in every network.
+        common: for each common node its counterpart in every network; None in networks that have left the trunk before.
     """
 
     flows: tuple[Dataflow, ...]
-    common: tuple[tuple[fx.Node, ...], ...]
+    common: tuple[tuple[fx.Node | None, ...], ...]
 
     def order(self, network: int) -> tuple[fx.Node, ...]:
         """The common nodes of one network, in the common order."""
-        return tuple(nodes[network] for nodes in self.common)
+        return tuple(node for nodes in self.common if (node := nodes[network]) is not None)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """How many of the common nodes, from the first on, each network has."""
+        return tuple(len(self.order(network)) for network in range(len(self.flows)))
+
+    def passing(self, position: int) -> tuple[int, ...]:
+        """The networks that have the common node of a position."""
+        return tuple(network for network, length in enumerate(self.lengths) if position < length)
+
+    @property
+    def reference(self) -> int:
+        """The first network that has all common nodes; what they are called and cost is read there."""
+        return self.lengths.index(len(self.common))
 
 
-def align(flows: Sequence[Dataflow]) -> Alignment:
-    """Find the largest common structure; the graphs get operations that change nothing, where others have them."""
-    for change in (even_out_means, even_out) if len(flows) > 1 else ():
-        if change(flows):
-            flows = _again(flows)
-    alignment = _align(flows)
-    return _align(_again(flows)) if _share_queries(alignment) else alignment
+def align(flows: Sequence[Dataflow], groups: Groups | None = None) -> Alignment:
+    """Find the largest common structure; the graphs get operations that change nothing, where others have them.
+
+    Args:
+        flows: one dataflow per network.
+        groups: who shares how far, each a subset of the one before, the first all networks; None = all or nothing.
+
+    Returns:
+        What all networks have in common, then what further groups do.
+    """
+    groups = groups or (tuple(range(len(flows))),)
+    for members in groups:
+        for change in (even_out_means, even_out) if len(members) > 1 else ():
+            if change([flows[network] for network in members]):
+                flows = _again(flows)
+    alignment = _align(flows, groups)
+    return _align(_again(flows), groups) if _share_queries(alignment) else alignment
 
 
 def _again(flows: Sequence[Dataflow]) -> list[Dataflow]:
@@ -60,9 +88,10 @@ def _share_queries(alignment: Alignment) -> bool:
     """
     added = False
     for nodes in alignment.common:
-        if not any(map(shape_query, nodes)):
+        present = [(node, flow) for node, flow in zip(nodes, alignment.flows, strict=True) if node is not None]
+        if not any(shape_query(node) for node, _ in present):
             continue
-        for node, flow in zip(nodes, alignment.flows, strict=True):
+        for node, flow in present:
             if shape_query(node) is None:
                 query = add_shape_query(flow.trace.graph, node)
                 flow.propagation.facts[query] = NodeFacts(torch.Size(flow.facts[node].form.shape))
@@ -70,18 +99,24 @@ def _share_queries(alignment: Alignment) -> bool:
     return added
 
 
-def _align(flows: Sequence[Dataflow]) -> Alignment:
+def _align(flows: Sequence[Dataflow], groups: Groups) -> Alignment:
     if len(flows) == 1:
         return Alignment(tuple(flows), tuple((node,) for node in flows[0].order))
     keys = [node_keys(flow) for flow in flows]
-    shared = set.intersection(*(set(found.values()) for found in keys))
-    for flow, found in zip(flows, keys, strict=True):
-        shared -= _overwrites_too_early(flow, found, shared)
     inverse = [{key: node for node, key in found.items()} for found in keys]
-    common = tuple(
-        tuple(nodes[keys[0][node]] for nodes in inverse) for node in flows[0].order if keys[0][node] in shared
-    )
-    return Alignment(tuple(flows), common)
+    common: list[tuple[fx.Node | None, ...]] = []
+    done: set[int] = set()
+    for members in groups:
+        shared = set.intersection(*(set(keys[network].values()) for network in members))
+        for network in members:
+            shared -= _overwrites_too_early(flows[network], keys[network], shared)
+        first = keys[members[0]]
+        for node in flows[members[0]].order:
+            key = first[node]
+            if key in shared and key not in done:
+                common.append(tuple(found[key] if k in members else None for k, found in enumerate(inverse)))
+        done |= shared
+    return Alignment(tuple(flows), tuple(common))
 
 
 def _overwrites_too_early(flow: Dataflow, keys: dict[fx.Node, int], shared: set[int]) -> set[int]:

@@ -31,6 +31,9 @@ _IN_TRAINING_ONLY: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
     (_DropoutNd, frozenset({"p"})),
     (_NormBase, frozenset({"momentum"})),
 )
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_OF_NORMS = frozenset({"eps"})
+"""A constant that goes with the weights: a stage is copied with it, so it computes what its donor's does."""
 _OF_RECURRENT_LAYERS = frozenset({"_flat_weights", "_flat_weight_refs"})
 """The parameters in another form."""
 _OF_LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})
@@ -105,7 +108,7 @@ def _settings(module: nn.Module, kind: type[nn.Module], state: Collection[int]) 
 
 
 def _ignored(kind: type[nn.Module]) -> frozenset[str]:
-    """Names of settings that change no result of such modules in evaluation mode."""
+    """Names of settings that change no result of such modules in evaluation mode, or that go with their weights."""
     if issubclass(kind, nn.RNNBase):
         return _OF_RECURRENT_LAYERS
     if not kind.forward.__module__.startswith(_LIBRARIES):
@@ -113,6 +116,8 @@ def _ignored(kind: type[nn.Module]) -> frozenset[str]:
     known = [names for base, names in _IN_TRAINING_ONLY if issubclass(kind, base)]
     if is_dropping(kind):
         known.append(_OF_DROPPING_LAYERS)
+    if issubclass(kind, _NORMS):
+        known.append(_OF_NORMS)
     return frozenset({"inplace"}).union(*known)
 
 

@@ -271,7 +271,7 @@ def _random_trees(like: Tree, count: int, name: str) -> list[Tree]:
     """Different trees of the widths of another, itself left out."""
     source, drawn = random.Random(0), dict[Tree, None]()
     for _ in range(1000 * max(count, 1)):
-        tree = random_tree_of_widths(like.tasks, like.widths, source)
+        tree = random_tree_of_widths(like.tasks, like.widths, source, like.depths)
         if tree != like:
             drawn[tree] = None
         if len(drawn) >= count:

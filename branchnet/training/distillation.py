@@ -31,6 +31,7 @@ from branchnet.training.batchnorm import reestimate_batchnorm
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.matching.feature_matching import FeatureMatching
+from branchnet.training.matching.output_forms import OutputFunctions, applied, check_forms
 from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import BatchOrder
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
@@ -57,6 +58,8 @@ Match: TypeAlias = Literal["outputs", "features", "both"]
 
 EQUAL = 0.01
 """A task's loss on held-out samples that is higher by this than it was counts as equal; a constant answer has 1."""
+_COMPARED = 2
+"""Samples on which the forms of outputs are compared; BatchNorm in training mode needs two."""
 
 
 @trains_each_network
@@ -72,6 +75,7 @@ def distill(
     match: Match = "outputs",
     kinds: Mapping[str, MatchKind] | None = None,
     temperature: float = 1.0,
+    outputs: OutputFunctions | None = None,
     validation: Source | None = None,
     every: int | None = None,
     keep: Keep = "best",
@@ -124,6 +128,8 @@ def distill(
         kinds: what the outputs of some tasks are, which decides the loss: `"classification"` (logits, dimension 1 being
             the classes), `"direction"` (unit vectors along dimension 1), `"regression"` (all others).
         temperature: that logits are divided by.
+        outputs: functions of some tasks' outputs, applied to both sides before they are compared: to leave tensors out,
+            or to bring two forms into one.
         validation: held-out samples.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
         keep: `"best"`: the state with the smallest losses on held-out samples, in units of constant answers, where what
@@ -155,7 +161,8 @@ def distill(
 
     Raises:
         TrainingError: tasks without a network, networks without the transforms that the branched network has, one that
-            cannot be trained or is frozen throughout, a constant output, a diverging loss, an extra that is needed and
+            cannot be trained or is frozen throughout, outputs of another form than the teacher's (found before
+            anything is changed), a constant output, a diverging loss, an extra that is needed and
             not installed.
         CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
             written.
@@ -190,11 +197,12 @@ def distill(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
     samples = read_samples(images, call_form(branched))
-    teachers = _teachers(branched, networks, images, samples, kinds, temperature, settings)
+    teachers = _teachers(branched, networks, images, samples, kinds, temperature, outputs, settings)
     _check_teachers(branched, teachers, samples)
     held = _held_out(branched, samples, validation, settings)
     with training_scope(branched, scope):
         tasks = trained_tasks(branched)
+        _check_forms(branched, teachers, tasks, samples)
         run = _Distillation(branched, teachers, tasks, settings, held, match)
         rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
         judge = None if held is None else run.judge(_judging_teachers(teachers, tasks, held, validation))
@@ -294,6 +302,7 @@ class _Distillation:
         return {task: loss + found[task] if task in found else loss for task, loss in losses.items()}
 
     def _from_outputs(self, outputs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+        outputs = applied(self.teachers.output_functions, outputs)
         return {task: _named(task, self.teachers.losses[task], outputs[task], wanted[task]) for task in self.tasks}
 
     def _plain(self) -> Any:
@@ -317,7 +326,8 @@ class _Distillation:
             return _named(task, self.teachers.losses[task], outputs[task], wanted)
 
         with evaluation_mode(self.branched):
-            return self._mean(judges, loss, lambda inputs: self.branched(inputs, self.tasks)), {}
+            functions = self.teachers.output_functions
+            return self._mean(judges, loss, lambda inputs: applied(functions, self.branched(inputs, self.tasks))), {}
 
     def _constants(self, judges: Teachers) -> dict[str, float]:
         def loss(task: str, batch: Batch, outputs: Mapping[str, Any], wanted: Any) -> Tensor:
@@ -348,6 +358,9 @@ class _Distillation:
         found |= {} if self.match == "outputs" else {"match": self.match}
         if self.teachers.kinds or self.teachers.temperature != 1.0:
             found["kinds"] = f"{sorted(self.teachers.kinds.items())} {self.teachers.temperature}"
+        if self.teachers.output_functions:
+            functions = sorted(self.teachers.output_functions.items())
+            found["outputs"] = str([(task, code_hash(function)) for task, function in functions])
         if validation is not None:
             held_out = read_samples(validation, call_form(self.branched))
             found |= {"validation": samples_hash(held_out), "every": str(self.settings.every)}
@@ -361,6 +374,7 @@ def _teachers(
     samples: Samples,
     kinds: Mapping[str, MatchKind] | None,
     temperature: float,
+    outputs: OutputFunctions | None,
     settings: Settings,
 ) -> Teachers:
     if not isinstance(networks, Teachers):
@@ -371,6 +385,7 @@ def _teachers(
             kinds=kinds,
             temperature=temperature,
             interface=branched.interface,
+            outputs=outputs,
         )
     if networks.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
@@ -378,7 +393,19 @@ def _teachers(
         raise TrainingError(
             f"kinds are {dict(kinds)} and the teachers were made with {networks.kinds}; expected Teachers(..., kinds=)"
         )
+    if outputs is not None and dict(outputs) != networks.output_functions:
+        raise TrainingError("outputs are given next to Teachers; expected them in Teachers(..., outputs=)")
     return networks
+
+
+def _check_forms(branched: BranchedNetwork, teachers: Teachers, tasks: Sequence[str], samples: Samples) -> None:
+    batch = next(iter(samples.first(_COMPARED, _COMPARED, seed=0)))
+    device = next(branched.parameters()).device
+    inputs = placed(batch.inputs, device)
+    with torch.no_grad(), seeded(0, device):
+        wanted = teachers.outputs(batch, tasks, device)
+    functions = teachers.output_functions
+    check_forms(branched, lambda network: applied(functions, network(inputs, tuple(tasks))), wanted)
 
 
 def _held_out(
@@ -395,7 +422,9 @@ def _judging_teachers(
     """Those whose outputs are compared with on held-out samples: the same, unless these are others."""
     if validation is None:
         return teachers
-    return Teachers({task: teachers.networks[task] for task in tasks}, validation, progress=False)
+    networks = {task: teachers.networks[task] for task in tasks}
+    functions = {task: function for task, function in teachers.output_functions.items() if task in networks}
+    return Teachers(networks, validation, progress=False, outputs=functions)
 
 
 def _reestimate(branched: BranchedNetwork, samples: Samples, judge: Judge | None) -> None:

@@ -59,6 +59,8 @@ from .stages import Interface as Interface
 from .stages import Location as Location
 from .stages import StagedNetwork as StagedNetwork
 from .stages import candidate_locations as candidate_locations
+from .stages import decode as decode
+from .stages import raw_heads as raw_heads
 from .stages import split as split
 from .stages import split_all as split_all
 from .training import Study as Study

@@ -1,6 +1,7 @@
 from .augmentation.augmented import Augmented as Augmented
 from .augmentation.joint_transform import JointTransform as JointTransform
 from .images import ImageFolder as ImageFolder
+from .images import load as load
 from .images import load_images as load_images
 from .images import to_images as to_images
 from .labelled.celeba import CelebA as CelebA
@@ -40,6 +41,7 @@ __all__ = [
     "Samples",
     "Scenes",
     "Taskonomy",
+    "load",
     "load_images",
     "read_samples",
     "scenes",

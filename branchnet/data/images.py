@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from branchnet.data.letterboxes import checked_letterbox, letterboxed
 from branchnet.data.npz_files import NpzError, open_npz
 from branchnet.errors import DataError
 from branchnet.utils.progress import progress_bar
@@ -44,10 +45,13 @@ class ImageFolder(Sequence[Tensor]):
         folder: the folder.
         size: height and width.
         mean, std: of each channel.
+        letterbox: height and width, or one number for both, in place of `size`: the whole image is resized to fit in,
+            and what is left on its sides is grey, as detectors of the YOLO family expect it.
 
     Attributes:
         paths: the files.
-        size: height and width.
+        size: height and width; None with a letterbox.
+        letterbox: height and width; None without one.
         mean, std: of each channel, as in this module's docstring.
 
     Raises:
@@ -56,9 +60,18 @@ class ImageFolder(Sequence[Tensor]):
             as long as the other; the error names it.
     """
 
-    def __init__(self, folder: Source, *, size: int = 224, mean: Channels = _ZERO, std: Channels = _ONE) -> None:
+    def __init__(
+        self,
+        folder: Source,
+        *,
+        size: int | None = None,
+        mean: Channels = _ZERO,
+        std: Channels = _ONE,
+        letterbox: int | tuple[int, int] | None = None,
+    ) -> None:
         self.paths = image_paths(Path(folder))
-        self.size = _checked_size(size)
+        self.letterbox = None if letterbox is None else checked_letterbox(letterbox, size)
+        self.size = _checked_size(224 if size is None else size) if letterbox is None else None
         self.mean, self.std = _checked_scale(mean, std)
 
     def __len__(self) -> int:
@@ -73,7 +86,7 @@ class ImageFolder(Sequence[Tensor]):
             chosen = copy.copy(self)
             chosen.paths = self.paths[index]
             return chosen
-        pixels = np.moveaxis(_read(self.paths[index], self.size), -1, 0)
+        pixels = np.moveaxis(_read(self.paths[index], self.letterbox or self.size), -1, 0)
         return torch.from_numpy(_scaled(np.divide(pixels, 255, dtype=np.float32, order="C"), self.mean, self.std))
 
 
@@ -105,6 +118,42 @@ def load_images(source: Source, *, size: int | None = None, mean: Channels = _ZE
     return torch.from_numpy(_scaled(images.numpy(), mean, std))
 
 
+def load(
+    source: Source,
+    *,
+    size: int | None = None,
+    letterbox: int | tuple[int, int] | None = None,
+    mean: Channels = _ZERO,
+    std: Channels = _ONE,
+) -> ImageFolder | Tensor:
+    """Images of a folder, read each time they are asked for, or of an .npz file, in memory.
+
+    Args:
+        source: the folder or file.
+        size: as for `ImageFolder` and `load_images`.
+        letterbox: as for `ImageFolder`.
+        mean, std: of each channel: `(value - mean) / std`.
+
+    Returns:
+        what every function takes as images.
+
+    Raises:
+        DataError: as `ImageFolder` and `load_images`; a letterbox for an array.
+
+    >>> import tempfile, PIL.Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     PIL.Image.new("RGB", (200, 100), "white").save(f"{folder}/wide.png")
+    ...     image = branchnet.data.load(folder, letterbox=64)[0]
+    >>> image.shape, [round(float(value), 3) for value in image[0, ::21, 32]]
+    (torch.Size([3, 64, 64]), [0.447, 1.0, 1.0, 0.447])
+    """
+    if Path(source).is_dir():
+        return ImageFolder(source, size=size, mean=mean, std=std, letterbox=letterbox)
+    if letterbox is not None:
+        raise DataError(f"{source} is no folder; expected one with letterbox=, whose images have their own sizes")
+    return load_images(source, size=size, mean=mean, std=std)
+
+
 def to_images(values: Tensor | np.ndarray, *, mean: Channels = _ZERO, std: Channels = _ONE) -> Tensor:
     """Convert images in memory to what networks take.
 
@@ -125,7 +174,7 @@ def to_images(values: Tensor | np.ndarray, *, mean: Channels = _ZERO, std: Chann
 
 
 def _load_folder(folder: ImageFolder) -> Tensor:
-    images = torch.empty(len(folder), 3, folder.size, folder.size)
+    images = torch.empty(len(folder), 3, *(folder.letterbox or (folder.size, folder.size)))
     with progress_bar("read images", len(folder), shown=len(folder) >= _BAR_FROM) as advance:
         for index, image in enumerate(folder):
             images[index] = image
@@ -164,8 +213,8 @@ def readable_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _read(path: Path, size: int) -> np.ndarray:
-    """Pixels (size, size, 3) uint8."""
+def _read(path: Path, form: int | tuple[int, int] | None) -> np.ndarray:
+    """Pixels (H, W, 3) uint8: the central square of a size, or the whole image in a letterbox of a height and width."""
     from PIL import Image, ImageOps
 
     try:
@@ -174,6 +223,9 @@ def _read(path: Path, size: int) -> np.ndarray:
                 raise DataError(f"{path} has {image.mode} pixels; expected 8 bits a channel")
             _check_sides(image.height, image.width, str(path))
             turned = ImageOps.exif_transpose(image).convert("RGB")
+            if isinstance(form, tuple):
+                return letterboxed(turned, form)
+            size = form or 224
             # Only what the crop shows is resized.
             box = _crop_box(turned.height, turned.width, size)
             fitted = turned.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.surgery import keep_tasks
 from branchnet.deploy.flat_outputs import FlatOutputs
-from branchnet.deploy.format_writers import WRITERS, batch_size
+from branchnet.deploy.format_writers import WRITERS, Dynamic, batch_size, free_sizes
 from branchnet.deploy.model_card import model_card
 from branchnet.errors import BuildError
 from branchnet.inference.inference_transforms import Fold, prepare
 from branchnet.inference.torch_compile import device_of, first_line, map_input
 from branchnet.stages import Example, call, flat_example
+from branchnet.stages.heads.raw_network import find_head
 from branchnet.utils.files import write_text
 
 Format = Literal["pt2", "aoti", "onnx", "safetensors"]
@@ -69,8 +70,9 @@ def export(
     *,
     format: Format | None = None,
     tasks: Sequence[str] | None = None,
-    dynamic: bool = True,
+    dynamic: Dynamic = True,
     fold: Fold = "exact",
+    decode: Mapping[str, nn.Module] | None = None,
 ) -> Exported:
     """Write `branched` as one file for deployment, with its specification and a model card next to it.
 
@@ -86,7 +88,8 @@ def export(
             `pip install branchnet[export]`); `"safetensors"`, weights to be loaded into the network that the
             specification describes. By default what the suffix says; `.pt2` is taken for `"pt2"`.
         tasks: the tasks to export, all by default; nodes that no such task needs are left out.
-        dynamic: whether the batch size may differ from the example's.
+        dynamic: whether the batch size may differ from the example's; `"sizes"`: heights and widths of images, too,
+            where the networks' code allows it (networks that torch.fx traced; `StagedNetwork.traced_by`).
         fold: `"exact"` folds stitches into the layers next to them where that is exact, see
             `branchnet.inference.prepare`; the specification keeps them, and so do weights in safetensors. None keeps
             them in the model, too.
@@ -95,8 +98,9 @@ def export(
         the files, the names of the outputs, and how far they are off.
 
     Raises:
-        BuildError: an example and a path in the wrong order, a format, suffix or task that is unknown, a network in
-            training mode or that cannot be exported, or one whose exported outputs differ; nothing is left behind.
+        BuildError: an example and a path in the wrong order, a format, suffix or task that is unknown, decoding that
+            no file can hold, a network in training mode or that cannot be exported, or one whose exported outputs
+            differ; nothing is left behind.
 
     >>> import tempfile, torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
@@ -120,12 +124,15 @@ def export(
     if not all(tensor.numel() for tensor in flat_example(example)):
         raise BuildError("the example has no samples; expected at least one, as the network will get them")
     network = branched if tasks is None else keep_tasks(branched, tasks)
+    decoders = _checked_decoders(decode or {}, network, chosen)
     target.parent.mkdir(parents=True, exist_ok=True)
     specification, card = target.with_suffix(".yaml"), target.with_suffix(".md")
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-"))
     try:
         deployed = prepare(network, fold=None if chosen == "safetensors" else fold, example=example)
-        written = write_model(folder / target.name, deployed, example, chosen, dynamic=dynamic, original=network)
+        written = write_model(
+            folder / target.name, deployed, example, chosen, dynamic=dynamic, original=network, decode=decoders
+        )
         Architecture.from_network(network).save(folder / specification.name)
         text = model_card(
             deployed,
@@ -172,6 +179,22 @@ def _checked_format(format: str | None, target: Path) -> str:
     return chosen
 
 
+def _checked_decoders(decode: Mapping[str, nn.Module], network: BranchedNetwork, format: str) -> dict[str, nn.Module]:
+    """What decodes which of the network's tasks."""
+    if unknown := sorted(set(decode) - set(network.tasks)):
+        raise BuildError(f"decode names {unknown}; expected some of the exported tasks {list(network.tasks)}")
+    if decode and format == "safetensors":
+        raise BuildError("weights in safetensors decode nothing; expected decode=None, or the format pt2 or onnx")
+    for task, one in decode.items():
+        found = find_head(one)
+        if found is not None and found[1].whole:
+            raise BuildError(
+                f"what {task!r} ({type(found[0]).__name__}) decodes is as long as its values say, which no exported "
+                "file can hold; expected decode= without it: the file then gives raw outputs for branchnet.decode"
+            )
+    return dict(decode)
+
+
 @dataclass(frozen=True)
 class Written:
     """What `write_model` compared: the network's outputs at the last batch size, differences by output, batch sizes."""
@@ -187,19 +210,22 @@ def write_model(
     example: Example,
     format: str,
     *,
-    dynamic: bool,
+    dynamic: Dynamic,
     original: BranchedNetwork | None = None,
+    decode: Mapping[str, nn.Module] | None = None,
 ) -> Written:
     """Write the model alone, load it and compare with the original; `export` explains the arguments and the errors."""
     batch = batch_size(example)
     # Size 1, at which programs are specialised most easily, the size of the example, and one that none has seen.
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
     examples = [_resized(example, size) for size in batches]
+    if dynamic == "sizes":
+        examples += [map_input(_larger, example)]
     # Traced at size 1, torch.export would take the batch for a constant.
     traced_with = _resized(example, max(2, batch)) if dynamic else example
     names, all_of = list(example) if isinstance(example, Mapping) else (), format != "safetensors"
-    flat = FlatOutputs(network, names, all_of=all_of)
-    compared_with = FlatOutputs(network if original is None else original, names, all_of=all_of)
+    flat = FlatOutputs(network, names, all_of=all_of, decode=decode)
+    compared_with = FlatOutputs(network if original is None else original, names, all_of=all_of, decode=decode)
     with torch.no_grad(), _without_tf32(device_of(network)):
         expected = [call(compared_with, each) for each in examples]
         try:
@@ -210,7 +236,7 @@ def write_model(
             raise
         except Exception as error:  # exporters raise errors of many kinds, none of them documented
             raise BuildError(f"{format} export failed: {type(error).__name__}: {first_line(error)}") from error
-    return Written(expected[-1], _compared(expected, found), batches)
+    return Written(expected[len(batches) - 1], _compared(expected, found), batches)
 
 
 @contextmanager
@@ -291,3 +317,12 @@ def _resized(example: Example, size: int) -> Any:
         return tensor[torch.arange(size, device=tensor.device) % batch]
 
     return map_input(resized, example)
+
+
+def _larger(images: Tensor) -> Tensor:
+    """Images of the next larger size that the same power of two divides, as networks that halve sizes need."""
+    for dim in free_sizes(images):
+        size = images.shape[dim]
+        index = torch.arange(size + (size & -size), device=images.device) % size
+        images = images.index_select(dim, index)
+    return images

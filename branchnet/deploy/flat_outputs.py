@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
 from branchnet.errors import BuildError
+from branchnet.stages.heads.raw_network import decode
 
 _SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size)
 _LEFT_OUT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_SIZES)
@@ -28,12 +29,22 @@ class FlatOutputs(nn.Module):
         network: the network.
         names: the inputs' names, where it takes named ones.
         all_of: whether values that exporters cannot unpack are refused; otherwise they are left out.
+        decode: single-task networks by task, by which the raw outputs of these tasks are decoded.
     """
 
-    def __init__(self, network: BranchedNetwork, names: Sequence[str] = (), *, all_of: bool = True) -> None:
+    def __init__(
+        self,
+        network: BranchedNetwork,
+        names: Sequence[str] = (),
+        *,
+        all_of: bool = True,
+        decode: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.all_of = all_of
+        # Not as children: their weights are none of the file's. What decoding reads of them becomes constants.
+        self.__dict__["decoders"] = dict(decode or {})
 
         def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
             return self.outputs(kwargs or (args if len(args) > 1 else args[0]))
@@ -51,7 +62,7 @@ class FlatOutputs(nn.Module):
             BuildError: two outputs of one name, a value that exporters cannot unpack, or a task without a tensor.
         """
         named = {}
-        for task, output in self.network(x).items():
+        for task, output in self._decoded(x).items():
             for keys, value in pytree.tree_flatten_with_path(output)[0]:
                 name = ".".join((task, *(str(_key(key)) for key in keys)))
                 if name in named:
@@ -66,6 +77,14 @@ class FlatOutputs(nn.Module):
             if self.all_of and not any(name == task or name.startswith(f"{task}.") for name in named):
                 raise BuildError(f"the output of {task!r} holds no tensor; expected one; leave the task out of tasks=")
         return named
+
+    def _decoded(self, x: Input) -> dict[str, Any]:
+        outputs = self.network(x)
+        if not self.decoders:
+            return outputs
+        size = next((tuple(t.shape[-2:]) for t in pytree.tree_leaves(x) if isinstance(t, Tensor) and t.dim() > 2), None)
+        decoders = self.decoders
+        return {t: decode(decoders[t], raw, size=size) if t in decoders else raw for t, raw in outputs.items()}  # type: ignore[arg-type]
 
 
 def _key(key: Any) -> Any:

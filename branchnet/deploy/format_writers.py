@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,31 +20,35 @@ from branchnet.stages import Example, call, flat_example
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+Dynamic: TypeAlias = Literal[True, False, "sizes"]
+"""What may differ from the example: the batch size, nothing, or the batch size and the heights and widths of images."""
+
 _ONNX_BYTES = 2_000_000_000
 """A protobuf message, which an ONNX file is, holds less than 2 GiB."""
 
 
-def _traced(flat: FlatOutputs, example: Example, dynamic: bool) -> ExportedProgram:
+def _traced(flat: FlatOutputs, example: Example, dynamic: Dynamic) -> ExportedProgram:
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (flat_example(example), {})
     shapes: Any = None
     if dynamic:
         batch, symbol = batch_size(example), torch.export.Dim("batch", min=1)
 
         def shape_of(tensor: Tensor) -> dict[int, Any]:
-            return {0: symbol} if tensor.dim() and tensor.shape[0] == batch else {}
+            sizes = dict.fromkeys(free_sizes(tensor), torch.export.Dim.DYNAMIC) if dynamic == "sizes" else {}
+            return ({0: symbol} if tensor.dim() and tensor.shape[0] == batch else {}) | sizes
 
         named = {name: shape_of(tensor) for name, tensor in kwargs.items()}
         shapes = named if kwargs else {"args": tuple(shape_of(tensor) for tensor in args)}
     return torch.export.export(flat, args, kwargs, dynamic_shapes=shapes)
 
 
-def _write_pt2(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+def _write_pt2(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
     torch.export.save(_traced(flat, example, dynamic), path)
     loaded = torch.export.load(path).module()
     return lambda x: call(loaded, x)
 
 
-def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
     if problem := compiler_problem(device_of(flat)):
@@ -55,7 +59,7 @@ def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) 
     return lambda x: call(loaded, x)
 
 
-def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -87,7 +91,7 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) 
     return run
 
 
-def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic: bool) -> Callable[[Example], Any]:
+def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
     save_weights(flat.network, path)
     # Loaded into zeros: weights that the file lacks cannot pass for those of the network.
     emptied = FlatOutputs(copy.deepcopy(flat.network), all_of=False)
@@ -97,13 +101,18 @@ def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic:
     return lambda x: call(emptied, x)
 
 
-WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, bool], Callable[[Example], Any]]] = {
+WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, Dynamic], Callable[[Example], Any]]] = {
     "pt2": _write_pt2,
     "aoti": _write_aoti,
     "onnx": _write_onnx,
     "safetensors": _write_safetensors,
 }
 """By format what writes a file and returns the function that was loaded from it."""
+
+
+def free_sizes(tensor: Tensor) -> range:
+    """The dimensions of an image batch, (B, C, ...), that are sizes; none of other tensors."""
+    return range(2, tensor.dim()) if tensor.is_floating_point() and tensor.dim() > 3 else range(0)
 
 
 def batch_size(example: Example) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def model_card(
     name: str,
     format: str,
     file: str,
-    dynamic: bool,
+    dynamic: Literal[True, False, "sizes"],
     outputs: Mapping[str, Tensor],
     difference: Mapping[str, float],
     tolerance: float,
@@ -48,7 +48,7 @@ def model_card(
         name: its title.
         format: see `export`.
         file: name of the exported file.
-        dynamic: whether the batch size may differ.
+        dynamic: whether the batch size, or images' sizes, too, may differ.
         outputs: the network's own outputs by name.
         difference: by output, the largest difference found, as a share of the output's largest value.
         tolerance: how large it may be.
@@ -57,11 +57,12 @@ def model_card(
     stitches = stitch_costs(network, example)
     tree, name, file = network.tree, visible(name), visible(file)
     inputs = [
-        f"| {_cell(title)} | {_form(tensor, dynamic)} |"
+        f"| {_cell(title)} | {_form(tensor, bool(dynamic), sizes=dynamic == 'sizes')} |"
         for title, tensor in zip(input_names(example), flat_example(example), strict=True)
     ]
     given = [
-        f"| {_cell(output)} | {_form(value, dynamic)} | {difference[output]:.1e} |" for output, value in outputs.items()
+        f"| {_cell(output)} | {_form(value, bool(dynamic))} | {difference[output]:.1e} |"
+        for output, value in outputs.items()
     ]
     return "\n".join(
         [
@@ -191,8 +192,10 @@ def input_names(example: Example) -> list[str]:
     return ["input"] if count == 1 else [f"input_{number}" for number in range(count)]
 
 
-def _form(tensor: Tensor, dynamic: bool) -> str:
+def _form(tensor: Tensor, dynamic: bool, *, sizes: bool = False) -> str:
     shape = ("batch", *tensor.shape[1:]) if dynamic and tensor.dim() else tensor.shape
+    if sizes and tensor.dim() == 4:
+        shape = ("batch", tensor.shape[1], "height", "width")
     return f"{' x '.join(map(str, shape)) or 'scalar'} | {str(tensor.dtype).removeprefix('torch.')}"
 
 

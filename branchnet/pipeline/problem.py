@@ -332,7 +332,8 @@ def images_hash(images: Source) -> str:
         for path in folder.paths:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(f"{folder.size} {folder.mean} {folder.std}".encode())
+        size = folder.size if folder.letterbox is None else f"letterbox {folder.letterbox}"
+        digest.update(f"{size} {folder.mean} {folder.std}".encode())
         return digest.hexdigest()
     for batch in samples.batches(_HASHED_AT_ONCE):
         leaves, form = pytree.tree_flatten(batch.inputs)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from branchnet.affinity import Affinity, rsa
 from branchnet.builder import BranchedNetwork, build, choose_donors
@@ -26,6 +27,7 @@ from branchnet.clustering import (
 )
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
+from branchnet.errors import TrainingError
 from branchnet.inference import compiler_problem, latency_table
 from branchnet.pipeline.distillation_steps import DistillationInputs, distill_in_two_steps, teachers_for
 from branchnet.pipeline.labelled_run.labelled_steps import train_on_labels
@@ -35,10 +37,13 @@ from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
 from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting.plots.history_plot import write_histories
-from branchnet.stages import StagedNetwork, split_all
+from branchnet.stages import StagedNetwork, call, split_all
+from branchnet.stages.tracing.trace_check import at_least_two
 from branchnet.stitching import stitch_costs
 from branchnet.training import Teachers
+from branchnet.training.matching.output_forms import check_forms
 from branchnet.utils.interrupt import deferred_interrupt
+from branchnet.utils.modes import evaluation_mode
 
 RANDOM_TREES = 200
 CHOSEN = "branched"
@@ -95,9 +100,12 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         SplitError: networks without a common structure.
         AffinityError: a probe that nothing can be learnt from.
         BudgetError: a budget below the smallest tree.
+        TrainingError: outputs whose forms differ between training and evaluation mode, which cannot be distilled.
     """
     options = problem.options
     staged = split_all(problem.networks, problem.example, locations=options.locations)
+    if difference := form_difference(problem, staged):
+        raise TrainingError(difference)
     first = next(iter(staged.values()))
     limits = _limits(problem, staged, workspace)
     check_budget(problem, first.locations, limits)
@@ -124,6 +132,25 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     if "random" in options.compared_with:
         compared |= _random_trees_of_same_size(chosen, limits, problem)
     return Trees(staged, affinity, front, chosen, compared, limits, proposed, choice)
+
+
+def form_difference(problem: Problem, staged: Mapping[str, StagedNetwork]) -> str:
+    """Why outputs cannot be compared with those of the single-task networks in training; empty where they can."""
+    if not problem.options.steps or problem.labelled is not None:
+        return ""
+    example = at_least_two(problem.example)
+    for task, network in staged.items():
+        with torch.no_grad(), evaluation_mode(problem.networks[task]):
+            wanted = {task: call(problem.networks[task], example)}
+        try:
+            check_forms(network, partial(_called, task, example), wanted, modes=(True, False))
+        except TrainingError as error:
+            return str(error)
+    return ""
+
+
+def _called(task: str, example: Any, network: Any) -> dict[str, Any]:
+    return {task: call(network, example)}
 
 
 def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Workspace) -> Limits:

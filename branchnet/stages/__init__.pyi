@@ -2,6 +2,9 @@ from .costs import FirstDifference as FirstDifference
 from .costs import StageCost as StageCost
 from .costs import StageCosts as StageCosts
 from .flops import count_flops as count_flops
+from .heads.head_form import RawHead as RawHead
+from .heads.raw_network import decode as decode
+from .heads.raw_network import raw_heads as raw_heads
 from .interface import Example as Example
 from .interface import Interface as Interface
 from .interface import TensorSpec as TensorSpec
@@ -21,6 +24,7 @@ __all__ = [
     "FirstDifference",
     "Interface",
     "Location",
+    "RawHead",
     "Stage",
     "StageCost",
     "StageCosts",
@@ -29,7 +33,9 @@ __all__ = [
     "call",
     "candidate_locations",
     "count_flops",
+    "decode",
     "flat_example",
+    "raw_heads",
     "split",
     "split_all",
 ]

@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks
 from branchnet.data.arguments import check_by_task
+from branchnet.data.collation import placed
 from branchnet.data.samples import Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import StagedNetwork
@@ -28,6 +30,7 @@ from branchnet.training.batchnorm import foreign_modules, reestimate_batchnorm, 
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.matching.distilled_losses import DistilledLosses, Match
+from branchnet.training.matching.output_forms import OutputFunctions, applied, check_forms
 from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import BatchOrder
 from branchnet.training.optimization.choosing.held_out_judge import Judge
@@ -51,6 +54,9 @@ from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope
 from branchnet.training.teachers import Teachers
 from branchnet.utils.random_state import seeded
 
+_COMPARED = 2
+"""Samples on which the forms of outputs are compared; BatchNorm in training mode needs two."""
+
 
 @trains_each_network
 def distill(
@@ -65,6 +71,7 @@ def distill(
     match: Match = "outputs",
     kinds: Mapping[str, MatchKind] | None = None,
     temperature: float = 1.0,
+    outputs: OutputFunctions | None = None,
     validation: Source | None = None,
     every: int | None = None,
     keep: Keep = "best",
@@ -119,6 +126,8 @@ def distill(
             the classes), `"direction"` (vectors along dimension 1 whose length says nothing, as normals),
             `"regression"` (all others). By default `"direction"` where all vectors have length 1, else `"regression"`.
         temperature: that logits are divided by.
+        outputs: functions of some tasks' outputs, applied to both sides before they are compared: to leave tensors out,
+            or to bring two forms into one.
         validation: held-out samples.
         every: steps between two measurements on them; by default a tenth of the run, between 10 and 200.
         keep: `"best"`: the state with the smallest losses on held-out samples, in units of constant answers, where what
@@ -152,7 +161,8 @@ def distill(
 
     Raises:
         TrainingError: tasks without a network, networks without the transforms that the branched network has, one that
-            cannot be trained or is frozen throughout, a constant output, a diverging loss, an extra that is needed and
+            cannot be trained or is frozen throughout, outputs of another form than the teacher's (found before
+            anything is changed), a constant output, a diverging loss, an extra that is needed and
             not installed.
         CheckpointError: a checkpoint of another run (what differs is named), a damaged one, or one that cannot be
             written.
@@ -187,11 +197,12 @@ def distill(
             f"this network can only be evaluated ({branched.eval_only}); expected one that can be trained"
         )
     samples = read_samples(images, call_form(branched))
-    teachers = _teachers(branched, networks, images, samples, kinds, temperature, settings)
+    teachers = _teachers(branched, networks, images, samples, kinds, temperature, outputs, settings)
     _check_teachers(branched, teachers, samples)
     held = _held_out(branched, samples, validation, settings)
     with training_scope(branched, scope):
         tasks = trained_tasks(branched)
+        _check_forms(branched, teachers, tasks, samples)
         run = DistilledLosses(branched, teachers, tasks, settings, held, match)
         rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
         judge = None if held is None else run.judge()
@@ -253,6 +264,7 @@ def _teachers(
     samples: Samples,
     kinds: Mapping[str, MatchKind] | None,
     temperature: float,
+    outputs: OutputFunctions | None,
     settings: Settings,
 ) -> Teachers:
     if not isinstance(networks, Teachers):
@@ -263,6 +275,7 @@ def _teachers(
             kinds=kinds,
             temperature=temperature,
             interface=branched.interface,
+            outputs=outputs,
         )
     if networks.images is not images:
         raise TrainingError("the teachers are of other images; expected branchnet.Teachers(networks, images) of these")
@@ -270,7 +283,19 @@ def _teachers(
         raise TrainingError(
             f"kinds are {dict(kinds)} and the teachers were made with {networks.kinds}; expected Teachers(..., kinds=)"
         )
+    if outputs is not None and dict(outputs) != networks.output_functions:
+        raise TrainingError("outputs are given next to Teachers; expected them in Teachers(..., outputs=)")
     return networks
+
+
+def _check_forms(branched: BranchedNetwork, teachers: Teachers, tasks: Sequence[str], samples: Samples) -> None:
+    batch = next(iter(samples.first(_COMPARED, _COMPARED, seed=0)))
+    device = next(branched.parameters()).device
+    inputs = placed(batch.inputs, device)
+    with torch.no_grad(), seeded(0, device):
+        wanted = teachers.outputs(batch, tasks, device)
+    functions = teachers.output_functions
+    check_forms(branched, lambda network: applied(functions, network(inputs, tuple(tasks))), wanted)
 
 
 def _held_out(

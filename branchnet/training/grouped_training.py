@@ -101,8 +101,16 @@ def _teachers_once(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> di
     tasks = {task for network in grouped.branched_networks for task in network.tasks}
     used = {task: network for task, network in teachers.items() if task in tasks}
     kinds = {task: kind for task, kind in (arguments["kinds"] or {}).items() if task in used}
-    made = Teachers(used, images, progress=arguments["progress"], kinds=kinds, temperature=arguments["temperature"])
-    return {**arguments, "images": images, "networks": made, "kinds": None}
+    outputs = {task: function for task, function in (arguments["outputs"] or {}).items() if task in used}
+    made = Teachers(
+        used,
+        images,
+        progress=arguments["progress"],
+        kinds=kinds,
+        temperature=arguments["temperature"],
+        outputs=outputs,
+    )
+    return {**arguments, "images": images, "networks": made, "kinds": None, "outputs": None}
 
 
 def _joined(grouped: GroupedNetworks, histories: list[History]) -> GroupedHistory:

@@ -19,6 +19,7 @@ from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import Interface, call_form, explaining
 from branchnet.stitching.output_distances import channels_last_rows, kind_of
+from branchnet.training.matching.output_forms import OutputFunctions, applied, check_same_form
 from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
@@ -55,6 +56,8 @@ class Teachers:
         temperature: that logits are divided by.
         interface: of the example that the networks were split with, for error messages; by default that of a staged
             one.
+        outputs: functions of some tasks' outputs; what they return is what the student's outputs, passed through the
+            same functions, are compared with.
 
     Attributes:
         networks: the networks.
@@ -83,10 +86,13 @@ class Teachers:
         kinds: Mapping[str, MatchKind] | None = None,
         temperature: float = 1.0,
         interface: Interface | None = None,
+        outputs: OutputFunctions | None = None,
     ) -> None:
         check_by_task(networks, TrainingError)
         if unknown := sorted(set(kinds or {}) - set(networks)):
             raise TrainingError(f"kinds name {unknown}, which have no network; expected some of {list(networks)}")
+        if unknown := sorted(set(outputs or {}) - set(networks)):
+            raise TrainingError(f"outputs name {unknown}, which have no network; expected some of {list(networks)}")
         if not networks:
             raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
@@ -98,6 +104,7 @@ class Teachers:
         self._checksums: list[int] = []
         self._variances: dict[str, tuple[float, ...]] = {}
         self.kinds, self.temperature = dict(kinds or {}), temperature
+        self.output_functions = dict(outputs or {})
         self.losses: dict[str, OutputLoss] = {}
         with seeded(0):  # a network may draw random numbers
             self._read(batch_size, recorded_bytes, progress)
@@ -148,7 +155,7 @@ class Teachers:
         inputs = placed(batch.inputs, own)
         explained = explaining(inputs, self.interface, TrainingError, f"the network of {task!r}")
         with torch.no_grad(), evaluation_mode(network), explained:
-            output = call(network, inputs)
+            output = applied(self.output_functions, {task: call(network, inputs)})[task]
         return moved_outputs(output, device)
 
     def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:
@@ -181,6 +188,7 @@ class Teachers:
 
     def _measure_variances(self, found: Outputs, count: int) -> None:
         for task, outputs in found.items():
+            check_same_form(task, outputs)
             leaves_of_all = zip(*map(_float_leaves, outputs), strict=True)
             parts = [torch.cat(parts)[:count] for parts in leaves_of_all]
             spreads = tuple(float(channels_last_rows(part.double()).var(0, correction=0).mean()) for part in parts)

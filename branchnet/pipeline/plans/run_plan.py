@@ -19,7 +19,7 @@ from branchnet.pipeline.plans.dry_run import (
 )
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.search_inputs import COMPARED_PER_SECOND, REPLICATES
-from branchnet.pipeline.steps import check_budget, limits_of, nothing_known
+from branchnet.pipeline.steps import check_budget, form_difference, limits_of, nothing_known
 from branchnet.pipeline.tree_choice.work import FEWEST_TREES, FITTED, MOST_TREES, work_of
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stitching.probe_division import LEAST_FITTED, MOST_JUDGED
@@ -57,9 +57,11 @@ def plan_run(problem: Problem) -> Plan:
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
         check_budget(problem, first.locations, limits_of(problem, staged))
     difference = first.first_difference
-    notes = (str(difference),) if difference is not None and difference.limits else ()
+    notes = [str(difference)] if difference is not None and difference.limits else []
+    if forms := form_difference(problem, staged):
+        notes.append(f"the run would stop: {forms}")
     plan = plan_comparison(
-        Plan("run", notes=notes),
+        Plan("run", notes=tuple(notes)),
         problem.networks,
         problem.example,
         count=count_samples(problem.probe),

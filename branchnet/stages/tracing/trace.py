@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_map, tree_structure
 from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import Dataflow, attribute
 from branchnet.stages.graph.propagation import Propagation, TensorForm, dry_run, propagate
+from branchnet.stages.heads.raw_network import check_heads
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 from branchnet.stages.tracing.chain.module_chain import trace_chain
@@ -38,8 +39,9 @@ from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
 from branchnet.stages.tracing.two_calls import TwoCalls
 from branchnet.utils.modes import mode_of
 
-# A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted.
-_WHOLE_SHARE = 0.25
+# A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted, and up
+# to half of them where only the output follows: it is a head, behind all places where the network would be cut.
+_WHOLE_SHARE, _WHOLE_HEAD_SHARE = 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def trace_all(
         raise SplitError(f"transforms names unknown tasks {unknown}; expected some of {sorted(networks)}")
     for network in networks.values():
         check_supported(unwrap(network), example)
+    check_heads(networks)
     roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
     subjects = [subject_of(root, example) for root in roots]
@@ -168,7 +171,7 @@ def _trace(subject: Subject) -> Trace:
     reasons = []
     try:
         found = _by_fx(subject)
-        if _largest_share(subject.root, found.kept_whole) <= _WHOLE_SHARE:
+        if _opens_enough(found):
             return found
     except SplitError as error:
         reasons.append(error)
@@ -263,11 +266,30 @@ def _right_at_one(trace: Trace, example: Example, lengths: Sequence[Sequence[int
     return True
 
 
-def _largest_share(root: nn.Module, types: Iterable[type]) -> float:
-    """Share of the parameters that lies in the largest module of these types."""
-    total = sum(parameter.numel() for parameter in root.parameters())
-    sizes = [sum(p.numel() for p in module.parameters()) for module in root.modules() if type(module) in set(types)]
-    return max(sizes, default=0) / total if total else 0.0
+def _opens_enough(trace: Trace) -> bool:
+    """Whether no module that had to be kept whole holds too large a share of the parameters."""
+    total = sum(parameter.numel() for parameter in trace.root.parameters())
+    shares = {True: 0.0, False: 0.0}
+    for node in trace.graph.nodes:
+        if node.op == "call_module":
+            module = trace.root.get_submodule(str(node.target))
+            if type(module) in trace.kept_whole:
+                ends = _ends_the_network(node)
+                shares[ends] = max(shares[ends], sum(p.numel() for p in module.parameters()) / max(total, 1))
+    return shares[False] <= _WHOLE_SHARE and shares[True] <= _WHOLE_HEAD_SHARE
+
+
+def _ends_the_network(node: fx.Node) -> bool:
+    """Whether nothing with parameters follows a node."""
+    followers, queue = {node}, [node]
+    while queue:
+        for user in queue.pop().users:
+            if user.op == "call_module" or any(other.op == "get_attr" for other in user.all_input_nodes):
+                return False
+            if user not in followers:
+                followers.add(user)
+                queue.append(user)
+    return True
 
 
 def _largest_node(trace: Trace) -> int:

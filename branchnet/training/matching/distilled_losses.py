@@ -17,9 +17,11 @@ from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
 from branchnet.training.held_out_samples import HeldOutSamples
 from branchnet.training.matching.feature_matching import FeatureMatching
+from branchnet.training.matching.output_forms import applied
 from branchnet.training.matching.recorded_outputs import RecordedOutputs
 from branchnet.training.optimization.choosing.held_out_judge import Judge
 from branchnet.training.optimization.run_settings import Settings
+from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import network_hash, samples_hash, teachers_hash
 from branchnet.training.scope import Scope
 from branchnet.training.teachers import Teachers
@@ -93,6 +95,7 @@ class DistilledLosses:
         return {task: loss + found[task] if task in found else loss for task, loss in losses.items()}
 
     def _from_outputs(self, outputs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+        outputs = applied(self.teachers.output_functions, outputs)
         return {task: _named(task, self.teachers.losses[task], outputs[task], wanted[task]) for task in self.tasks}
 
     def _plain(self) -> Any:
@@ -123,7 +126,8 @@ class DistilledLosses:
             return _named(task, self.teachers.losses[task], outputs[task], wanted)
 
         with evaluation_mode(self.branched):
-            return self._mean(judges, loss, lambda inputs: self.branched(inputs, self.tasks)), {}
+            functions = self.teachers.output_functions
+            return self._mean(judges, loss, lambda inputs: applied(functions, self.branched(inputs, self.tasks))), {}
 
     def _constants(self, judges: RecordedOutputs) -> dict[str, float]:
         def loss(task: str, outputs: Mapping[str, Any], wanted: Any) -> Tensor:
@@ -160,6 +164,9 @@ class DistilledLosses:
         found |= {} if self.match == "outputs" else {"match": self.match}
         if self.teachers.kinds or self.teachers.temperature != 1.0:
             found["kinds"] = f"{sorted(self.teachers.kinds.items())} {self.teachers.temperature}"
+        if self.teachers.output_functions:
+            functions = sorted(self.teachers.output_functions.items())
+            found["outputs"] = str([(task, code_hash(function)) for task, function in functions])
         if validation is not None:
             held_out = read_samples(validation, call_form(self.branched))
             found |= {"validation": samples_hash(held_out), "every": str(self.settings.every)}

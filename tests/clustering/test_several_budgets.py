@@ -162,3 +162,17 @@ def test_several_resources_come_from_staged_networks():
     for one in found.resources:
         assert one.size == pytest.approx(tree_size(found.tree, costs, head_costs=heads, unit=one.unit))
     assert found.budget is not None and str(found.budget).count(",") == 1
+
+
+def test_a_front_over_two_units_is_drawn():
+    front = pareto_front(affinity_of(2), COSTS, unit=("params", "flops"))
+    chosen = search(affinity_of(2), COSTS, "70% params, 60% flops")
+    figure = branchnet.plot(front, chosen=chosen)
+    axes, bar = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == (
+        "parameters", "multiply-adds", "clustering cost (mean-pair)",
+    )  # fmt: skip
+    assert len(axes.collections[0].get_offsets()) == len(front)
+    assert [line.get_xdata()[0] for line in axes.lines][0] == chosen.limit
+    with pytest.raises(branchnet.BranchnetError, match="the same in all results"):
+        branchnet.plot([*front, search(affinity_of(2), COSTS["params"], "70% params")])

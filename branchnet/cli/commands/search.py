@@ -179,11 +179,16 @@ def _front_table(results: list[SearchResult]) -> Table:
     from branchnet.reporting.units import si
 
     rows = tuple(
-        (result.size, result.cost, " ".join(map(str, result.tree.widths)), "yes" if result.proven else "no")
+        (
+            *(one.size for one in result.resources),
+            result.cost,
+            " ".join(map(str, result.tree.widths)),
+            "yes" if result.proven else "no",
+        )
         for result in results
     )
     columns = (
-        Column(f"size ({results[0].unit})", si),
+        *(Column(f"size ({one.unit})", si) for one in results[0].resources),
         Column("clustering cost", "{:.5g}".format),
         Column("clusters per stage"),
         Column("proven"),

@@ -12,8 +12,8 @@ from .grouping.network_selection import selection_front as selection_front
 from .grouping.network_selection import task_sets as task_sets
 from .grouping.task_grouping import Grouping as Grouping
 from .grouping.task_grouping import group_by_affinity as group_by_affinity
-from .objective_comparison import SharingComparison as SharingComparison
-from .objective_comparison import compare_sharing as compare_sharing
+from .grouping.sharing_comparison import SharingComparison as SharingComparison
+from .grouping.sharing_comparison import compare_sharing as compare_sharing
 from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import Objective as Objective
 from .additive_losses import StageLosses as StageLosses

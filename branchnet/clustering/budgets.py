@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,9 @@ class CountedNetwork(Protocol):
 Costs = PlainCosts | Mapping[str, CountedNetwork]
 """What stages cost; or the staged networks by task, the result of `split_all`, whose heads count, too."""
 HeadCosts = Mapping[str, float] | Mapping[str, StageCost]
+CostsByUnit: TypeAlias = Costs | Mapping[str, Costs]
+"""The same, or for several budgets one for each unit."""
+HeadCostsByUnit: TypeAlias = HeadCosts | Mapping[str, HeadCosts]
 
 UNITS = ("params", "flops", "latency")
 _WRITTEN = {"params": "params", "flops": "MACs", "latency": "ms"}
@@ -66,18 +69,22 @@ _PATTERN = re.compile(rf"\s*({_NUMBER})\s*(%)?\s*([a-z ]*)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper bound on the size of a tree.
+    """An upper bound on the size of a tree, or several of them in different units.
 
     Attributes:
         amount: the bound: parameters, multiply-adds or milliseconds; a share (0.6 for 60%) if `relative`.
         unit: `"params"`, `"flops"` or `"latency"`.
         relative: whether the amount is a share of N separate networks, heads included where they are known.
+        also: further budgets, each in a unit of its own, that the tree must meet, too.
 
     Raises:
-        BudgetError: an amount that is not a positive number, or an unknown unit.
+        BudgetError: an amount that is not a positive number, an unknown unit, or two budgets in one unit.
 
     >>> branchnet.Budget.parse("60% params")
     Budget(amount=0.6, unit='params', relative=True)
+    >>> both = branchnet.Budget.parse("60% params, 45% flops")
+    >>> [budget.unit for budget in both.each], str(both)
+    (['params', 'flops'], '60% params, 45% flops')
     >>> branchnet.Budget.parse("8 GFLOPs") == branchnet.Budget.parse("4 GMACs")       # a multiply-add is two FLOPs
     True
     """
@@ -85,12 +92,21 @@ class Budget:
     amount: float
     unit: str = "params"
     relative: bool = False
+    also: tuple[Budget, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.amount, (int, float, np.number)) and math.isfinite(self.amount) and self.amount > 0):
             raise BudgetError(f"the budget is {self.amount!r}; expected a positive number")
         if self.unit not in UNITS:
             raise BudgetError(f"unknown unit {self.unit!r} of a budget; expected one of {', '.join(UNITS)}")
+        units = [budget.unit for budget in self.each]
+        if len(set(units)) < len(units) or any(budget.also for budget in self.also):
+            raise BudgetError(f"the budgets are in {', '.join(units)}; expected one for each unit at most")
+
+    @property
+    def each(self) -> tuple[Budget, ...]:
+        """All budgets, one by one."""
+        return (replace(self, also=()), *self.also) if self.also else (self,)
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -99,7 +115,8 @@ class Budget:
         MACs are multiply-adds; a FLOP written out counts half of one. Percentages are of the separate networks.
 
         Args:
-            text: such as `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`.
+            text: such as `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`, or
+                several of them, `"25M params, 4 ms"`.
 
         Returns:
             The budget.
@@ -107,6 +124,9 @@ class Budget:
         Raises:
             BudgetError: text of another form.
         """
+        if "," in text:
+            first, *others = (cls.parse(part) for part in text.split(","))
+            return replace(first, also=tuple(others))
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise _unreadable(text)
@@ -120,6 +140,8 @@ class Budget:
         return cls(number * factor, unit)
 
     def __str__(self) -> str:
+        if self.also:
+            return ", ".join(map(str, self.each))
         if self.relative:
             return f"{100 * self.amount:g}% {self.unit}"
         return f"{self.amount:g} {_WRITTEN[self.unit]}"
@@ -140,6 +162,9 @@ def _unreadable(text: str) -> BudgetError:
         f"cannot read the budget {text!r}; expected for example '60% params', '25e6 params', '4 GMACs', '8 GFLOPs' "
         "(two per multiply-add) or '4 ms'"
     )
+
+
+AnyBudget: TypeAlias = Budget | float | str | Sequence[Budget | float | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +204,8 @@ class SizeModel:
         return math.fsum([*stages, self.fixed])
 
     def limit(self, budget: Budget) -> float:
-        """The budget as an absolute number."""
+        """The budget in this unit as an absolute number."""
+        budget = next((one for one in budget.each if one.unit == self.unit), budget)
         if budget.unit != self.unit:
             raise BudgetError(f"the budget is in {budget.unit}; expected {self.unit}, as the costs are in it")
         return budget.amount * self.separate if budget.relative else float(budget.amount)
@@ -190,11 +216,35 @@ def fits(size: float | Floats, limit: float) -> bool | npt.NDArray[np.bool_]:
     return size <= limit + _TOLERANCE * abs(limit)
 
 
-def as_budget(budget: Budget | float | str) -> Budget:
-    """A budget from a budget, its text, or a number of parameters."""
+def as_budget(budget: AnyBudget) -> Budget:
+    """A budget from a budget, its text, a number of parameters, or several of these."""
     if isinstance(budget, Budget):
         return budget
+    if isinstance(budget, Sequence) and not isinstance(budget, str):
+        if not budget:
+            raise BudgetError("there is no budget in the list; expected one or more")
+        first, *others = (as_budget(one) for one in budget)
+        return replace(first, also=(*first.also, *(one for other in others for one in other.each)))
     return Budget.parse(budget) if isinstance(budget, str) else Budget(float(budget))
+
+
+def in_unit(costs: Any, unit: str) -> Any:
+    """What is given by unit, in one of them; what is not given by unit as it is.
+
+    Args:
+        costs: of stages or heads.
+        unit: the one that is wanted.
+
+    Raises:
+        BudgetError: nothing is given for the unit.
+    """
+    if not isinstance(costs, Mapping) or not costs or not set(costs) <= set(UNITS):
+        return costs
+    if any(hasattr(value, "costs") or isinstance(value, float | int | StageCost) for value in costs.values()):
+        return costs  # of tasks that are called as units are
+    if unit not in costs:
+        raise BudgetError(f"costs are given in {', '.join(costs)}, the budget in {unit}; expected costs in it, too")
+    return costs[unit]
 
 
 def stages_and_heads(costs: Costs, head_costs: HeadCosts | None) -> tuple[PlainCosts, HeadCosts | None]:
@@ -225,10 +275,10 @@ def stages_and_heads(costs: Costs, head_costs: HeadCosts | None) -> tuple[PlainC
 
 
 def size_model(
-    costs: Costs,
+    costs: CostsByUnit,
     tasks: Sequence[str],
     unit: str,
-    head_costs: HeadCosts | None,
+    head_costs: HeadCostsByUnit | None,
     stitch_sizes: StitchSizes | None = None,
     depths: Mapping[str, int] | None = None,
 ) -> SizeModel:
@@ -246,7 +296,7 @@ def size_model(
         BudgetError: costs or sizes that are negative, not finite or of the wrong shape, heads that do not match the
             tasks, or a latency asked of StageCosts, which know none.
     """
-    costs, head_costs = stages_and_heads(costs, head_costs)
+    costs, head_costs = stages_and_heads(in_unit(costs, unit), in_unit(head_costs, unit))
     table = _table(costs, len(tasks), unit)
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise BudgetError(f"costs is {np.array(costs, dtype=object)}; expected finite numbers, none of them negative")
@@ -362,9 +412,9 @@ def stage_shares(costs: Costs, by: str = "params", unit: str = "params") -> list
 
 def tree_size(
     tree: Tree,
-    costs: Costs,
+    costs: CostsByUnit,
     *,
-    head_costs: HeadCosts | None = None,
+    head_costs: HeadCostsByUnit | None = None,
     unit: str = "params",
     stitch_sizes: StitchSizes | None = None,
 ) -> float:
@@ -384,7 +434,7 @@ def tree_size(
         BudgetError: costs that do not fit the tree.
         TreeError: a task shares a stage that it does not pass, as the costs say.
     """
-    early = known_depths(costs, tree.tasks)
+    early = known_depths(in_unit(costs, unit), tree.tasks)
     Tree(tree.tasks, tree.partitions, early)  # refuses a tree in which a task shares what its network has not
     model = size_model(costs, tree.tasks, unit, head_costs, stitch_sizes, {**early, **tree.depths})
     if len(model.table) != tree.depth:

@@ -7,6 +7,7 @@ There are two kinds of problems, with the same methods: objectives that are sums
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,13 @@ from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.budgets import (
     Budget,
     Costs,
+    CostsByUnit,
     HeadCosts,
+    HeadCostsByUnit,
+    PlainCosts,
     SizeModel,
+    fits,
+    in_unit,
     known_depths,
     size_model,
     stage_shares,
@@ -31,6 +37,7 @@ from branchnet.clustering.budgets import (
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
+from branchnet.clustering.further_limits import FurtherLimit, largest_shares, shares_of_limits
 from branchnet.clustering.heuristics.local_search import Landscape
 from branchnet.clustering.objectives import Objective, no_stage_weights, stage_losses
 from branchnet.clustering.pairwise_estimates import expected_losses
@@ -61,10 +68,14 @@ class Problem:
     sizes: SizeModel
     rules: Rules
     objective: str
+    further: tuple[FurtherLimit, ...] = ()
 
     def landscape(self, limit: float) -> Landscape:
         """The problem under a budget, for the heuristics; what every tree has is subtracted from the limit."""
-        return Landscape(self.losses, self.rules, self.sizes.table, limit - self.sizes.fixed)
+        if not self.further:
+            return Landscape(self.losses, self.rules, self.sizes.table, limit - self.sizes.fixed)
+        shares = shares_of_limits(self.sizes, limit, self.further)
+        return Landscape(self.losses, self.rules, largest_shares(shares), 1.0, shares)
 
     def work(self) -> tuple[int, int]:
         """Numbers that the exact method compares, and bytes that it holds."""
@@ -103,12 +114,14 @@ class StitchProblem:
     least: tuple[int, ...]
     most: tuple[int, ...]
     objective: str = STITCH
+    further: tuple[FurtherLimit, ...] = ()
 
-    def allowed_sizes(self) -> npt.NDArray[np.float64]:
-        """(D, N + 1) size of every stage at every width; inf where the constraints do not allow it."""
-        width = np.arange(self.sizes.table.shape[1])
+    def allowed_sizes(self, table: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+        """(D, N + 1) size of every stage at every width, or another table; inf where constraints do not allow it."""
+        table = self.sizes.table if table is None else table
+        width = np.arange(table.shape[1])
         allowed = (width >= np.array(self.least)[:, None]) & (width <= np.array(self.most)[:, None])
-        return np.where(allowed, self.sizes.table, np.inf)
+        return np.where(allowed, table, np.inf)
 
     def work(self) -> tuple[int, int]:
         """Numbers that the exact method compares, and bytes that it holds."""
@@ -138,42 +151,60 @@ class StitchProblem:
 
 def make_problem(
     affinity: Measured,
-    costs: Costs,
+    costs: CostsByUnit,
     unit: str,
-    head_costs: HeadCosts | None = None,
+    head_costs: HeadCostsByUnit | None = None,
     objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     shared_stages: int = 0,
     constraints: Constraints | None = None,
     task_weights: Mapping[str, float] | None = None,
     stitch_sizes: StitchSizes | None = None,
+    also: Sequence[Budget | str] = (),
 ) -> Problem | StitchProblem:
-    """Check that the inputs of a search fit together; arguments and errors as `search`."""
+    """Check that the inputs of a search fit together; arguments and errors as `search`.
+
+    `also` has the further budgets, or the units of a front without limits.
+    """
     by_stitching = getattr(affinity, "measure", "") == STITCH
-    if stitch_sizes is None and by_stitching and isinstance(costs, Mapping) and unit != "latency":
-        stitch_sizes = sizes_between(costs)
-    costs, head_costs = stages_and_heads(costs, head_costs)
+
+    def sized(unit: str) -> tuple[PlainCosts, HeadCosts | None, StitchSizes | None]:
+        own, stitches = in_unit(costs, unit), stitch_sizes
+        if stitches is None and by_stitching and isinstance(own, Mapping) and unit != "latency":
+            stitches = sizes_between(own)
+        return *stages_and_heads(own, in_unit(head_costs, unit)), stitches
+
+    every = {unit: sized(unit) for unit in (unit, *(one if isinstance(one, str) else one.unit for one in also))}
+    stages, heads, stitches = every[unit]
     if isinstance(stage_weights, str):
-        stage_weights = stage_shares(costs, stage_weights, unit)
-    given = _with_depths(constraints or Constraints(), affinity, costs)
+        stage_weights = stage_shares(stages, stage_weights, unit)
+    given = _with_depths(constraints or Constraints(), affinity, stages)
     if isinstance(affinity, Affinity) and given.depths:
         affinity = dataclasses.replace(affinity, depths=given.depths)
     losses = _losses(affinity, objective, stage_weights, task_weights)
-    sizes = size_model(costs, losses.tasks, unit, head_costs, stitch_sizes, given.depths)
+    sizes = size_model(stages, losses.tasks, unit, heads, stitches, given.depths)
     if len(sizes.table) != losses.depth:
         raise BudgetError(
             f"costs has {len(sizes.table)} stages, the affinities {losses.depth}; expected one cost per location"
         )
     if isinstance(affinity, PairMeasurements):
         affinity = affinity.affinity()
-    if isinstance(affinity, Affinity) and isinstance(costs, StageCosts):
-        affinity.check_locations(costs.names, "the costs")
+    if isinstance(affinity, Affinity) and isinstance(stages, StageCosts):
+        affinity.check_locations(stages.names, "the costs")
     if shared_stages:
         given = dataclasses.replace(given, shared_stages=max(shared_stages, given.shared_stages))
     rules = rules_of(given, losses.tasks, losses.depth)
+    further = []
+    for one in also:
+        unit, budget = (one, None) if isinstance(one, str) else (one.unit, one)
+        stages, heads, stitches = every[unit]
+        model = size_model(stages, losses.tasks, unit, heads, stitches, given.depths)
+        if len(model.table) != losses.depth:
+            raise BudgetError(f"costs in {unit} have {len(model.table)} stages, the affinities {losses.depth}")
+        further.append(FurtherLimit(model, math.inf if budget is None else model.limit(budget), budget))
     if isinstance(losses, StitchLosses):
-        return StitchProblem(losses, sizes, *_widths_only(given, rules))
-    return Problem(losses, sizes, rules, losses.name)
+        return StitchProblem(losses, sizes, *_widths_only(given, rules), further=tuple(further))
+    return Problem(losses, sizes, rules, losses.name, tuple(further))
 
 
 def _with_depths(given: Constraints, affinity: Measured, costs: Costs) -> Constraints:
@@ -259,6 +290,29 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
         f"no tree fits the budget of {budget} ({limit:.6g} {unit}); the smallest feasible one is "
         f"{smallest:.10g} {unit}{share}{hint}{known}",
         smallest=smallest,
+    )
+
+
+def infeasible_together(
+    problem: Problem | StitchProblem, limit: float, budget: str, least: Sequence[float]
+) -> BudgetError:
+    """The error for budgets that nothing fits: the one that binds, or that they do so together.
+
+    Args:
+        problem: with its further budgets.
+        limit: of the first budget.
+        budget: all of them, as written.
+        least: the smallest size in each unit that any tree has.
+    """
+    others = [(one.sizes, one.limit, str(one.budget)) for one in problem.further]
+    limits = [(problem.sizes, limit, budget.split(", ")[0]), *others]
+    for (sizes, most, written), size in zip(limits, least, strict=True):
+        if not fits(size, most):
+            return infeasible(written, most, size, sizes)
+    smallest = ", ".join(f"{size:.10g} {sizes.unit}" for (sizes, _, _), size in zip(limits, least, strict=True))
+    return BudgetError(
+        f"no tree fits the budgets {budget} together, though some tree fits each of them; the smallest sizes are "
+        f"{smallest}, not all of one tree: relax one of them"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from branchnet.clustering.budgets import Budget
 from branchnet.clustering.trees.tree import Tree
 from branchnet.stages.costs import FirstDifference
 from branchnet.utils.visible_text import visible
@@ -28,6 +30,20 @@ class ForcedPair(NamedTuple):
     def __str__(self) -> str:
         task, donor = visible(self.task), visible(self.donor)
         return f"{task} on features of {donor} at {visible(self.location)} (loss {self.loss:.3g})"
+
+
+class Resource(NamedTuple):
+    """What a tree needs of something that a budget limits.
+
+    Attributes:
+        unit: `"params"`, `"flops"` or `"latency"`.
+        size: what the tree needs, heads included where they are known.
+        limit: the budget as an absolute number; infinite for a point of a front.
+    """
+
+    unit: str
+    size: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class SearchResult:
             budget does without: (location, donor, task, loss) each. Donors are chosen so that they are as few as can
             be, so where they are avoided the cost may be above `clustering_cost`, which only minimises the loss.
         donors: with `objective="stitch"`, the donors that the cost is meant for, as `build(donors=)` takes them.
+        also: with several budgets, size and limit in the units of the further ones.
         first_difference: where the networks' structures part, if less than half of the parameters lies before.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
@@ -90,7 +107,20 @@ class SearchResult:
     uncounted: tuple[str, ...] = ()
     forced: tuple[ForcedPair, ...] = ()
     donors: tuple[tuple[str, ...], ...] | None = None
+    also: tuple[Resource, ...] = ()
     first_difference: FirstDifference | None = field(default=None, compare=False)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """Size and limit in every unit, that of the first budget first."""
+        return (Resource(self.unit, self.size, self.limit), *self.also)
+
+    @property
+    def budget(self) -> Budget | None:
+        """The limits as a budget in absolute numbers; None for a point of a front."""
+        if not math.isfinite(self.limit):
+            return None
+        return Budget(self.limit, self.unit, also=tuple(Budget(one.limit, one.unit) for one in self.also))
 
     @property
     def gap(self) -> float:
@@ -112,5 +142,6 @@ class SearchResult:
 
     def __str__(self) -> str:
         bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"
-        lines = [str(self.tree), f"size {self.size:.6g} {self.unit}, cost {self.cost:.6g} ({self.objective}; {bound})"]
+        sizes = ", ".join(f"{one.size:.6g} {one.unit}" for one in self.resources)
+        lines = [str(self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
         return "\n".join([*lines, *filter(None, [self.forced_note()])])

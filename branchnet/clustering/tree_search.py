@@ -12,17 +12,25 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, fits
+from branchnet.clustering.budgets import AnyBudget, CostsByUnit, HeadCostsByUnit, SizeModel, as_budget, fits
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable
 from branchnet.clustering.heuristics.bounded_search import AnyProblem, judged, searched, searched_front
 from branchnet.clustering.objectives import Objective
-from branchnet.clustering.search_problem import choose_method, infeasible, make_problem, warn_limited, warn_uncounted
+from branchnet.clustering.search_problem import (
+    choose_method,
+    infeasible,
+    infeasible_together,
+    make_problem,
+    warn_limited,
+    warn_uncounted,
+)
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.chain_fronts import ChainTable
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import BudgetError
 
 Table = WidthTable | ChainTable
 # From here on a local search comes first, so that an interrupted exact search has a tree to return.
@@ -31,10 +39,10 @@ _LONG_WORK = 200_000_000
 
 def search(
     affinity: Affinity | PairMeasurements | StageLosses,
-    costs: Costs,
-    budget: Budget | float | str,
+    costs: CostsByUnit,
+    budget: AnyBudget,
     *,
-    head_costs: HeadCosts | None = None,
+    head_costs: HeadCostsByUnit | None = None,
     objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
@@ -57,9 +65,10 @@ def search(
         affinity: values (D, N, N), larger = better shared; or PairMeasurements, by their expected losses
             (`expected_losses`); or StageLosses. The latter two are objectives themselves: `objective` is not used.
         costs: the staged networks by task, the result of `split_all`, whose heads count, too; or StageCosts, one number
-            per stage, or a table `costs[stage][width]` for widths 0..N.
+            per stage, or a table `costs[stage][width]` for widths 0..N. For budgets in several units, of which these
+            tell one alone, by unit: `{"params": staged, "latency": table.costs}`.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
-            included where they are known.
+            included where they are known. Several at once, `"60% params, 45% flops"`, or a list: the tree meets all.
         head_costs: `{task: number or StageCost}`; None = those of the staged networks; with other costs, heads are
             not counted then.
         objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`. Directed
@@ -112,6 +121,7 @@ def search(
         constraints,
         task_weights,
         stitch_sizes,
+        wanted.also,
     )
     limit = problem.sizes.limit(wanted)
     warn_uncounted(problem.sizes)
@@ -137,10 +147,10 @@ def search(
 
 def pareto_front(
     affinity: Affinity | PairMeasurements | StageLosses,
-    costs: Costs,
+    costs: CostsByUnit,
     *,
-    unit: str = "params",
-    head_costs: HeadCosts | None = None,
+    unit: str | Sequence[str] = "params",
+    head_costs: HeadCostsByUnit | None = None,
     objective: str | Objective = "mean-pair",
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
@@ -160,7 +170,8 @@ def pareto_front(
     Args:
         affinity: as `search` takes it.
         costs: as `search` takes them.
-        unit: the unit in which sizes are counted: `"params"`, `"flops"` or `"latency"`.
+        unit: the unit in which sizes are counted: `"params"`, `"flops"` or `"latency"`; or several of them, by the
+            exact method: no point needs as little of each and costs less, or costs as little and needs less.
         head_costs: as `search` takes them.
         objective: as `search` takes it.
         stage_weights: as `search` takes them.
@@ -173,7 +184,8 @@ def pareto_front(
         progress: whether to draw a progress bar on stderr.
 
     Returns:
-        The points of the front, sizes rising and costs falling.
+        The points of the front, sizes rising and costs falling; of several units ordered by the first, the sizes in
+        the others in `also`.
 
     Raises:
         BudgetError: no tree meets the constraints, or costs do not fit the affinities.
@@ -191,10 +203,11 @@ def pareto_front(
     11 million parameters, cost 0.067, widths (2, 3)
     12 million parameters, cost 0.000, widths (3, 3)
     """
+    first, *others = [unit] if isinstance(unit, str) else unit
     problem = make_problem(
         affinity,
         costs,
-        unit,
+        first,
         head_costs,
         objective,
         stage_weights,
@@ -202,14 +215,23 @@ def pareto_front(
         constraints,
         task_weights,
         stitch_sizes,
+        others,
     )
     warn_uncounted(problem.sizes)
     chosen, why = choose_method(problem, method)
     with Deadline(show=progress) as deadline:
+        if chosen != "exact" and others:
+            raise BudgetError(
+                f"a front over {', '.join([first, *others])} needs the exact method ({why}); expected one unit"
+            )
         if chosen != "exact":
             return searched_front(problem, chosen, why, seed, deadline)
         table = problem.solve(deadline)
-    rows = _front_rows(table, _table_sizes(problem.sizes, table))
+    if others:
+        sizes = [_table_sizes(model, table) for model in (problem.sizes, *(one.sizes for one in problem.further))]
+        rows = _surface_rows(table, np.array(sizes))
+    else:
+        rows = _front_rows(table, _table_sizes(problem.sizes, table))
     costs = [float(table.costs[row]) for row in rows]
     return [
         _proven(problem, table, row, cost + table.tolerance, cost, math.inf, why)
@@ -225,8 +247,14 @@ def _takes_long(problem: AnyProblem) -> bool:
 def _best(problem: AnyProblem, table: Table, limit: float, budget: str, why: str) -> SearchResult:
     sizes = _table_sizes(problem.sizes, table)
     possible = np.isfinite(table.costs)
+    further = [_table_sizes(one.sizes, table) for one in problem.further]
     feasible = possible & fits(sizes, limit)
+    for one, known in zip(problem.further, further, strict=True):
+        feasible &= fits(known, one.limit)
     if not feasible.any():
+        if further and possible.any():
+            least = [float(known[possible].min()) for known in (sizes, *further)]
+            raise infeasible_together(problem, limit, budget, least)
         smallest = float(sizes[possible].min()) if possible.any() else None
         raise infeasible(budget, limit, smallest, problem.sizes)
     best = float(table.costs[feasible].min())
@@ -254,6 +282,18 @@ def _front_rows(table: Table, sizes: npt.NDArray[np.float64]) -> list[int]:
         if math.isfinite(cost) and (not rows or cost < best - table.tolerance):
             rows.append(row)
             best = cost
+    return rows
+
+
+def _surface_rows(table: Table, sizes: npt.NDArray[np.float64]) -> list[int]:
+    """Rows that no other one is as good as in every size, (units, V), and in cost; the smallest in the first first."""
+    rows: list[int] = []
+    order = np.lexsort((table.costs, *sizes[::-1]))
+    for row in order[np.isfinite(table.costs[order])].tolist():
+        kept = np.array(rows, dtype=np.int64)
+        smaller = (sizes[:, kept] <= sizes[:, row, None] * (1 + 1e-12)).all(axis=0)
+        if not (smaller & (table.costs[kept] <= table.costs[row] + table.tolerance)).any():
+            rows.append(row)
     return rows
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts
+from branchnet.clustering.budgets import AnyBudget, CostsByUnit, HeadCostsByUnit
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
@@ -58,10 +58,10 @@ class Stability:
 def stability(
     result: SearchResult | Tree,
     replicates: Affinity | Iterable[Affinity],
-    costs: Costs,
-    budget: Budget | float | str | None = None,
+    costs: CostsByUnit,
+    budget: AnyBudget | None = None,
     *,
-    head_costs: HeadCosts | None = None,
+    head_costs: HeadCostsByUnit | None = None,
     objective: str | None = None,
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
@@ -107,7 +107,7 @@ def stability(
     """
     tree = result if isinstance(result, Tree) else result.tree
     if isinstance(result, SearchResult):
-        budget = Budget(result.limit, result.unit) if budget is None else budget
+        budget = result.budget if budget is None else budget
         objective = result.objective if objective is None else objective
     if budget is None:
         raise AffinityError("a tree alone does not say under which budget it was the best; expected budget=")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
-    from branchnet.clustering.budgets import Costs, HeadCosts
+    from branchnet.clustering.budgets import Costs, CostsByUnit, HeadCosts
     from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.inference import LatencyTable
     from branchnet.pipeline.plans.dry_run import Plan
@@ -89,9 +89,7 @@ def searched_with(found: Affinity, objective: str) -> Affinity:
     return found if objective in ("medoid", STITCH) else found.symmetric()
 
 
-def stitch_sizes_for(
-    found: Affinity, spec: Architecture, unit: str, latency: Path | None = None
-) -> Sequence[float] | None:
+def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str, latency: Path | None = None) -> StitchSizes | None:
     """The size of one stitch at each location, which trees found by stitching losses will have.
 
     Args:
@@ -101,13 +99,14 @@ def stitch_sizes_for(
         latency: the file of measured stages, or None.
 
     Returns:
-        D sizes; None with other affinities, for milliseconds that were not measured, and where the specification does
-        not say how all networks are made.
+        D sizes by unit; None with other affinities, for milliseconds that were not measured, and where the
+        specification does not say how all networks are made.
     """
     if not found.measure.startswith("stitch"):
         return None
     if unit == "latency":
-        return None if latency is None else read_latency(latency).stitch_sizes
+        measured = None if latency is None else read_latency(latency).stitch_sizes
+        return None if measured is None else {"latency": measured}
     from branchnet.specification.realisation import interface_of, make_all
     from branchnet.stages import split_all
     from branchnet.stitching import stitch_costs
@@ -116,7 +115,7 @@ def stitch_sizes_for(
     if not known:
         return None
     staged = split_all(make_all(spec, {}), interface_of(spec).random(), locations=list(spec.locations))
-    return stitch_costs(staged[spec.tasks[0]])[unit]
+    return stitch_costs(staged[spec.tasks[0]])
 
 
 def read_latency(path: Path) -> LatencyTable:
@@ -157,7 +156,13 @@ def replicates_of(found: Affinity) -> list[Affinity]:
 
 
 def plan_search(
-    found: Affinity | PairMeasurements, costs: Costs, budget: Budget, *, method: str, objective: str, shared_stages: int
+    found: Affinity | PairMeasurements,
+    costs: CostsByUnit,
+    budget: Budget,
+    *,
+    method: str,
+    objective: str,
+    shared_stages: int,
 ) -> Plan:
     """The plan of a search: how many trees there are, and what the method that fits compares and holds.
 
@@ -176,7 +181,7 @@ def plan_search(
     from branchnet.clustering.search_problem import choose_method, make_problem
     from branchnet.pipeline.plans.dry_run import Plan
 
-    problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages)
+    problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages, also=budget.also)
     chosen, why = choose_method(problem, method)
     trees = count_trees(len(found.tasks), len(found.locations))
     plan = Plan("search").step(f"{trees:.3g} trees of {len(found.tasks)} tasks and {len(found.locations)} stages")
@@ -213,7 +218,8 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
     costs, heads = spec.stage_costs, spec.head_costs or None
     assert costs is not None
     stitches = stitch_sizes_for(found, spec, unit)
-    problem = make_problem(found, costs, unit, heads, objective, stitch_sizes=stitches)
+    also = budget.also if budget and not any(one.unit == "latency" for one in budget.also) else ()
+    problem = make_problem(found, costs, unit, heads, objective, stitch_sizes=stitches, also=also)
     cost = clustering_cost(spec.tree, found, objective=objective)
     bound = recorded.lower_bound if recorded and recorded.lower_bound is not None else float("-inf")
     return SearchResult(
@@ -227,6 +233,7 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         objective=objective,
         unit=unit,
         limit=problem.sizes.limit(budget) if budget else float("inf"),
+        also=tuple(one.resource(spec.tree.widths) for one in problem.further),
         uncounted=uncounted_operators(costs, heads) if unit == "flops" else (),
     )
 
@@ -236,7 +243,7 @@ def front_of(
     found: Affinity,
     costs: StageCosts,
     heads: Mapping[str, StageCost] | None,
-    stitch_sizes: Sequence[float] | None = None,
+    stitch_sizes: StitchSizes | None = None,
 ) -> FrontPlot:
     """The front around a chosen tree, with random trees of its budget.
 
@@ -250,13 +257,13 @@ def front_of(
     Returns:
         What is drawn.
     """
-    from branchnet.clustering import Budget, Tree, pareto_front, tree_size
+    from branchnet.clustering import Tree, pareto_front, tree_size
     from branchnet.reporting import front_plot_data
 
     tree, unit = chosen.tree, chosen.unit
     counted: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitch_sizes}
     front = pareto_front(found, costs, unit=unit, objective=chosen.objective, **counted)
-    budget = Budget(chosen.limit, unit) if chosen.limit < float("inf") else None
+    budget = chosen.budget
     return front_plot_data(
         front,
         tree_size(Tree.separate(tree.tasks, tree.depth), costs, head_costs=heads, unit=unit),

@@ -25,6 +25,8 @@ from branchnet.clustering import (
     random_tree,
     tree_size,
 )
+from branchnet.clustering.budgets import Costs, HeadCosts
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights
 from branchnet.errors import TrainingError
@@ -46,6 +48,7 @@ from branchnet.utils.interrupt import deferred_interrupt
 from branchnet.utils.modes import evaluation_mode
 
 RANDOM_TREES = 200
+COUNTED = ("params", "flops")
 CHOSEN = "branched"
 """What the network of the chosen tree is called."""
 
@@ -155,7 +158,7 @@ def _called(task: str, example: Any, network: Any) -> dict[str, Any]:
 
 def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Workspace) -> Limits:
     """What stages, stitches and heads cost in the budget's unit; milliseconds are measured here and now."""
-    if problem.budget.unit != "latency":
+    if "latency" not in {budget.unit for budget in problem.budget.each}:
         return limits_of(problem, staged)
     first = next(iter(staged.values()))
     compiled = problem.compiled and not compiler_problem(problem.device.type)
@@ -167,7 +170,11 @@ def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wo
         load=read_latency,
     )
     workspace.console.print(str(table), markup=False, highlight=False)
-    return Limits(table.costs, table.head_costs, problem.budget, table.stitch_sizes)
+    heads = {task: network.head_cost for task, network in staged.items()}
+    costs: dict[str, Costs] = {"latency": table.costs, **dict.fromkeys(COUNTED, first.costs)}
+    head_costs: dict[str, HeadCosts] = {"latency": table.head_costs, **dict.fromkeys(COUNTED, heads)}
+    stitches: StitchSizes | None = table.stitch_sizes and {"latency": table.stitch_sizes, **stitch_costs(first)}
+    return Limits(costs, head_costs, problem.budget, stitches)
 
 
 def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork]) -> Limits:
@@ -182,7 +189,7 @@ def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork]) -> Limits:
     """
     first = next(iter(staged.values()))
     heads = {task: network.head_cost for task, network in staged.items()}
-    return Limits(first.costs, heads, problem.budget, stitch_costs(first)[problem.budget.unit])
+    return Limits(first.costs, heads, problem.budget, stitch_costs(first))
 
 
 def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> None:
@@ -207,7 +214,7 @@ def _random_trees_of_same_size(chosen: SearchResult, limits: Limits, problem: Pr
     draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=limits.costs)
     drawn = dict.fromkeys(draw(budget=limits.budget, head_costs=limits.heads) for _ in range(RANDOM_TREES))
     shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
-    others = [tree for tree in drawn if tree not in (chosen.tree, shared) and limits.size(tree) <= chosen.limit]
+    others = [tree for tree in drawn if tree not in (chosen.tree, shared) and limits.fits(tree, chosen)]
     others.sort(key=lambda tree: abs(limits.size(tree) - chosen.size))
     nearest = others[: problem.options.random_trees]
     return {f"random {number}": tree for number, tree in enumerate(nearest, start=1)}

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering.objective_comparison import SharingComparison
+from branchnet.clustering.grouping.sharing_comparison import SharingComparison
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BranchnetError
@@ -17,6 +17,7 @@ from branchnet.inference.latency_tables import LatencyTable
 from branchnet.reporting.measured_tree import MeasuredTree
 from branchnet.reporting.plots.affinity_plot import affinity_plot_data, draw_affinity
 from branchnet.reporting.plots.front_plot import draw_front, front_plot_data
+from branchnet.reporting.plots.fronts.surface_plot import draw_surface, surface_plot_data
 from branchnet.reporting.plots.history_plot import draw_history, history_plot_data
 from branchnet.reporting.plots.latency_plot import draw_latency_table
 from branchnet.reporting.plots.measured_plot import draw_measured, measured_plot_data
@@ -43,7 +44,7 @@ def plot(x: Any, **options: Any) -> Figure:
               leaves, and each cluster is framed.
             - a `Tree`: stages from left to right. `locations=` names them, `stage_params=` makes nodes as thick as they
               have parameters.
-            - `SearchResult`s, as `pareto_front` returns them: clustering cost against size. `separate_size=` is what
+            - `SearchResult`s, as `pareto_front` returns them: clustering cost against size, or by colour over two sizes. `separate_size=` is what
               sizes are a share of, `chosen=` a result to mark. One result alone: its tree.
             - trees that were measured before training, as `RunResult.measured` holds them: measured against predicted
               losses.
@@ -98,6 +99,8 @@ def _(
     results = [item for item in x if isinstance(item, SearchResult)]
     if others := sorted({type(item).__name__ for item in x if not isinstance(item, SearchResult)}):
         raise BranchnetError(f"a {type(x).__name__} of {', '.join(others)} cannot be drawn; expected {_KINDS}")
+    if any(result.also for result in results):
+        return draw_surface(surface_plot_data(results, chosen))
     objective = f"clustering cost ({results[0].objective})" if results else "clustering cost"
     resource = {"params": "parameters", "flops": "FLOPs"}.get(results[0].unit, results[0].unit) if results else ""
     return draw_front(front_plot_data(results, separate_size, chosen=chosen, resource=resource, objective=objective))

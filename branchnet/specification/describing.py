@@ -47,8 +47,7 @@ def search_section(
     result: SearchResult, affinity: Affinity | None, budget: Budget | str | None, seed: int | None
 ) -> SearchSection:
     """Describe how a tree was found; arguments as in `Architecture.from_search`."""
-    if budget is None and result.limit < float("inf"):
-        budget = Budget(result.limit, result.unit)
+    budget = result.budget if budget is None else budget
     return SearchSection(
         budget=None if budget is None else budget_text(budget),
         objective=result.objective,

@@ -196,5 +196,7 @@ def budget_text(budget: Budget | str) -> str:
     text = str(budget)
     if Budget.parse(text) == budget:
         return text
+    if budget.also:
+        return ", ".join(map(budget_text, budget.each))
     unit = {"params": "params", "flops": "MACs", "latency": "ms"}[budget.unit]
     return f"{100 * budget.amount!r}% {budget.unit}" if budget.relative else f"{budget.amount!r} {unit}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +13,8 @@ from branchnet.cli.options import AsJson, DryRun, Flag, Quiet, Seed
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import SearchResult
-    from branchnet.clustering.budgets import Costs, HeadCosts
+    from branchnet.clustering.budgets import CostsByUnit, HeadCostsByUnit
+    from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.reporting.tables import Table
 
 Affinities = Annotated[
@@ -81,7 +81,9 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     found = searched_with(pairs.affinity() if pairs else read_affinity(affinity), options.objective)
     judged = pairs or found
     wanted = Budget.parse(options.budget)
-    costs, heads = costs_for(wanted.unit, found, spec, options.latency, affinity, split)
+    every = {one.unit: costs_for(one.unit, found, spec, options.latency, affinity, split) for one in wanted.each}
+    costs: CostsByUnit = {unit: stages for unit, (stages, _) in every.items()}
+    heads = {unit: of_heads for unit, (_, of_heads) in every.items() if of_heads is not None} or None
     how: dict[str, Any] = {name: getattr(options, name) for name in ("objective", "method", "shared_stages")}
     if options.dry_run:
         plan = plan_search(judged, costs, wanted, **how)
@@ -91,7 +93,7 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     sizes: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitches}
     how |= sizes | {"seed": options.seed}
     if options.front:
-        results = pareto_front(judged, costs, unit=wanted.unit, **how)
+        results = pareto_front(judged, costs, unit=[one.unit for one in wanted.each], **how)
         print_json(list(map(as_record, results))) if options.as_json else print_tables([_front_table(results)])
         return
     with deferred_interrupt() as interrupted:
@@ -121,6 +123,7 @@ def as_record(result: SearchResult) -> dict[str, object]:
         "cost": result.cost,
         "size": result.size,
         "unit": result.unit,
+        "also": [resource._asdict() for resource in result.also],
         "lower_bound": result.lower_bound,
         "proven": result.proven,
         "method": result.method,
@@ -135,10 +138,10 @@ def as_record(result: SearchResult) -> dict[str, object]:
 def _sentences(
     result: SearchResult,
     found: Affinity,
-    costs: Costs,
+    costs: CostsByUnit,
     *,
-    head_costs: HeadCosts | None,
-    stitch_sizes: Sequence[float] | None,
+    head_costs: HeadCostsByUnit | None,
+    stitch_sizes: StitchSizes | None,
 ) -> list[str]:
     from branchnet.clustering import Tree, stability, tree_size
     from branchnet.pipeline.search_inputs import replicates_of
@@ -146,11 +149,14 @@ def _sentences(
     from branchnet.reporting.units import percent, si
 
     alone = Tree.separate(result.tree.tasks, result.tree.depth)
-    separate = tree_size(alone, costs, head_costs=head_costs, unit=result.unit)
-    unit = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}[result.unit]
+    units = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}
+    sizes = []
+    for one in result.resources:
+        separate = tree_size(alone, costs, head_costs=head_costs, unit=one.unit)
+        sizes.append(f"{si(one.size)} {units[one.unit]}, {percent(one.size / separate)} of separate networks")
     bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"
     lines = [
-        f"size: {si(result.size)} {unit}, {percent(result.size / separate)} of separate networks",
+        f"size: {'; '.join(sizes)}",
         f"cost: {result.cost:.6g} ({result.objective}); {bound}",
         f"method: {result.method} ({result.why})",
     ]
@@ -173,11 +179,16 @@ def _front_table(results: list[SearchResult]) -> Table:
     from branchnet.reporting.units import si
 
     rows = tuple(
-        (result.size, result.cost, " ".join(map(str, result.tree.widths)), "yes" if result.proven else "no")
+        (
+            *(one.size for one in result.resources),
+            result.cost,
+            " ".join(map(str, result.tree.widths)),
+            "yes" if result.proven else "no",
+        )
         for result in results
     )
     columns = (
-        Column(f"size ({results[0].unit})", si),
+        *(Column(f"size ({one.unit})", si) for one in results[0].resources),
         Column("clustering cost", "{:.5g}".format),
         Column("clusters per stage"),
         Column("proven"),

@@ -8,17 +8,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
 from branchnet.clustering.deadline import Deadline, OutOfTime
+from branchnet.clustering.further_limits import largest_shares, mixtures, of_widths, shares_of_limits
 from branchnet.clustering.heuristics.beam_search import beam_search
 from branchnet.clustering.heuristics.heuristic import heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
-from branchnet.clustering.heuristics.local_search import Labels
-from branchnet.clustering.search_problem import Problem, StitchProblem, infeasible
+from branchnet.clustering.heuristics.local_search import Labels, Landscape
+from branchnet.clustering.search_problem import Problem, StitchProblem, infeasible, infeasible_together
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.chain_descent import smallest_widths
 from branchnet.clustering.stitching.chain_search import SECONDS, search_chains
 from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import BudgetError
 
 AnyProblem = Problem | StitchProblem
 _FRONT_BUDGETS = 24
@@ -39,6 +42,7 @@ def judged(problem: AnyProblem, labels: Labels, limit: float, method: str, why: 
         objective=problem.objective,
         unit=problem.sizes.unit,
         limit=limit,
+        also=tuple(one.resource(tree.widths) for one in problem.further),
         uncounted=problem.sizes.uncounted,
         first_difference=problem.sizes.limited_by,
         forced=verdict.forced,
@@ -62,24 +66,50 @@ def searched(
         return _searched_chains(problem, limit, budget, method, why, seed, deadline, share)
     land = problem.landscape(limit)
     smallest = smallest_tree(problem.rules, land.sizes)
-    least = land.size(smallest)
-    if least > land.limit * (1 + 1e-12):
-        raise infeasible(budget, limit, least + problem.sizes.fixed, problem.sizes)
+    if not problem.further and land.size(smallest) > land.limit * (1 + 1e-12):
+        raise infeasible(budget, limit, land.size(smallest) + problem.sizes.fixed, problem.sizes)
     if method == "beam":
-        labels, stopped = beam_search(land, deadline, seed=seed), ""
-        if labels is None:
-            raise infeasible(budget, limit, least + problem.sizes.fixed, problem.sizes)
+        labels, stopped = _beam(land, deadline, seed), ""
     else:
         found = heuristic_search(land, deadline, seed=seed)
-        if found is None:
-            raise infeasible(budget, limit, least + problem.sizes.fixed, problem.sizes)
-        labels, stopped = found.labels, found.stopped
+        labels, stopped = (None, "") if found is None else (found.labels, found.stopped)
+    if labels is None:
+        raise _nothing_fits(problem, limit, budget)
     result = judged(problem, labels, limit, method, "; ".join(filter(None, [why, stopped])))
     known, effort = None if stopped else result.cost, round(EFFORT * share)
     # With forced pairs bounds must hold for trees with as many of them; those without surcharges do.
     losses = problem.losses.plain if result.forced else problem.losses
-    bounds = rising_bounds(losses, problem.rules, land.sizes, land.limit, target=known, effort=effort)
+    bounds = _bounds(losses, land, known, effort)
     return _with_bound(result, bounds, problem.losses.tie, deadline, effort)
+
+
+def _beam(land: Landscape, deadline: Deadline, seed: int) -> Labels | None:
+    """The beam's tree; with several budgets the cheapest that fits them of those found under each surrogate."""
+    if land.shares is None:
+        return beam_search(land, deadline, seed=seed)
+    tables = [land.sizes, *mixtures(land.shares)]
+    found = [beam_search(dataclasses.replace(land, sizes=one, shares=None), deadline, seed=seed) for one in tables]
+    fitting = [labels for labels in found if labels is not None and land.size(labels) <= 1 + 1e-12]
+    return min(fitting, key=land.cost, default=None)
+
+
+def _nothing_fits(problem: Problem, limit: float, budget: str) -> BudgetError:
+    models = [problem.sizes, *(one.sizes for one in problem.further)]
+    widths = [[int(row.max()) + 1 for row in smallest_tree(problem.rules, model.table)] for model in models]
+    least = [model.of_widths(one) for model, one in zip(models, widths, strict=True)]
+    if not problem.further:
+        return infeasible(budget, limit, least[0], problem.sizes)
+    return infeasible_together(problem, limit, budget, least)
+
+
+def _bounds(losses: StageLosses, land: Landscape, known: float | None, effort: int) -> Iterator[float]:
+    """Bounds of which each is better; with several budgets those under any mixture of them."""
+    if land.shares is None:
+        yield from rising_bounds(losses, land.rules, land.sizes, land.limit, target=known, effort=effort)
+        return
+    tables = list(mixtures(land.shares))
+    for table in tables:
+        yield from rising_bounds(losses, land.rules, table, 1.0, target=known, effort=max(1, effort // len(tables)))
 
 
 def _with_bound(
@@ -115,6 +145,8 @@ def _searched_chains(
     widths = smallest_widths(sizes)
     if widths is None:
         raise infeasible(budget, limit, None, problem.sizes)
+    if problem.further:
+        return _chains_under_several(problem, limit, budget, method, why, seed, deadline, share)
     if sum(float(row[width]) for row, width in zip(sizes, widths, strict=True)) > room * (1 + 1e-12):
         raise infeasible(budget, limit, problem.sizes.of_widths(widths), problem.sizes)
     found = search_chains(
@@ -123,6 +155,49 @@ def _searched_chains(
     result = judged(problem, found.labels, limit, method, "; ".join(filter(None, [why, found.stopped])))
     proven = found.fewest and found.bound >= result.cost - problem.losses.tie
     return dataclasses.replace(result, lower_bound=min(found.bound, result.cost), proven=proven)
+
+
+def _chains_under_several(
+    problem: StitchProblem,
+    limit: float,
+    budget: str,
+    method: str,
+    why: str,
+    seed: int,
+    deadline: Deadline,
+    share: float,
+) -> SearchResult:
+    """The best of the trees that are searched under surrogates and fit all budgets, and the best of their bounds."""
+    shares = shares_of_limits(problem.sizes, limit, problem.further)
+    surrogates = [largest_shares(shares), *mixtures(shares)]
+    best: SearchResult | None = None
+    bound, stopped = -math.inf, ""
+    for number, table in enumerate(surrogates):
+        sizes = problem.allowed_sizes(table)
+        widths = smallest_widths(sizes)
+        if widths is None or sum(float(row[w]) for row, w in zip(sizes, widths, strict=True)) > 1 + 1e-12:
+            if number:  # of a mixture, which every tree that fits would fit
+                break
+            continue
+        found = search_chains(
+            problem.losses, sizes, 1.0, deadline, seed=seed, exact=method == "milp",
+            seconds=SECONDS * share / len(surrogates),
+        )  # fmt: skip
+        if number and found.fewest:
+            bound = max(bound, found.bound)
+        stopped = stopped or found.stopped
+        result = judged(problem, found.labels, limit, method, why)
+        fitting = of_widths(shares, result.tree.widths) <= 1 + 1e-12
+        if fitting and (best is None or _improves(result, best, problem.losses.tie)):
+            best = result
+    if best is None:
+        models = [problem.sizes, *(one.sizes for one in problem.further)]
+        chosen = [smallest_widths(problem.allowed_sizes(model.table)) for model in models]
+        least = [model.of_widths(one) for model, one in zip(models, chosen, strict=True) if one is not None]
+        raise infeasible_together(problem, limit, budget, least)
+    proven = not best.forced and bound >= best.cost - problem.losses.tie
+    why = "; ".join(filter(None, [why, stopped]))
+    return dataclasses.replace(best, lower_bound=min(bound, best.cost), proven=proven, why=why)
 
 
 def searched_front(problem: AnyProblem, method: str, why: str, seed: int, deadline: Deadline) -> list[SearchResult]:

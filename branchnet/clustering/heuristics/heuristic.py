@@ -6,11 +6,13 @@ and descends again; the best tree is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from branchnet.clustering.deadline import Deadline, OutOfTime
+from branchnet.clustering.further_limits import mixtures
 from branchnet.clustering.heuristics.initial_trees import start_trees
 from branchnet.clustering.heuristics.local_search import Labels, Landscape, Moves, apply_move, descend, price_moves
 
@@ -33,7 +35,7 @@ def heuristic_search(
     land: Landscape, deadline: Deadline, *, seed: int, rounds: int | None = None, start: Labels | None = None
 ) -> Found | None:
     """The best tree found from several starts; None if no start fits the budget and the rules."""
-    starts = list(start_trees(land.losses, land.rules, land.sizes, land.limit))
+    starts = list(_start_trees(land))
     if start is not None:
         starts.append(start)
     if not starts:
@@ -59,6 +61,15 @@ def heuristic_search(
     except KeyboardInterrupt:
         return Found(seen.best, "interrupted")
     return Found(seen.best, "")
+
+
+def _start_trees(land: Landscape) -> Iterator[Labels]:
+    """Trees to start from that fit all budgets."""
+    yield from start_trees(land.losses, land.rules, land.sizes, land.limit)
+    for table in mixtures(land.shares) if land.shares is not None else ():
+        for labels in start_trees(land.losses, land.rules, table, 1.0):
+            if land.size(labels) <= 1 + 1e-12:
+                yield labels
 
 
 class _Candidates:

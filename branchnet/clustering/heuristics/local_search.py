@@ -18,6 +18,7 @@ import numpy.typing as npt
 from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.constraints import Rules
 from branchnet.clustering.deadline import Deadline
+from branchnet.clustering.further_limits import of_widths
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -33,15 +34,20 @@ class Landscape:
         rules: the constraints.
         sizes: (D, N + 1) size of every stage at every width.
         limit: largest size.
+        shares: with several budgets, (budgets, D, N + 1) every stage's share of each limit; `sizes` are the largest of
+            them then, and a tree's size is its largest share.
     """
 
     losses: StageLosses
     rules: Rules
     sizes: Floats
     limit: float
+    shares: Floats | None = None
 
     def size(self, labels: Labels) -> float:
         """Size of a tree, heads not included."""
+        if self.shares is not None:
+            return of_widths(self.shares, [int(row.max()) + 1 for row in labels])
         return float(sum(self.sizes[d, row.max() + 1] for d, row in enumerate(labels)))
 
     def cost(self, labels: Labels) -> float:
@@ -177,19 +183,21 @@ def price_moves(land: Landscape, labels: Labels) -> Moves:
     # other.
     alone_cost = np.cumsum([prices.alone_cost for prices in stages][::-1], axis=0)[::-1]
     alone_size = np.cumsum([prices.alone_size for prices in stages][::-1], axis=0)[::-1]
-    costs, sizes = [alone_cost[0][:, None]], [alone_size[0][:, None]]
+    costs, sizes = [alone_cost[0][:, None]], [alone_size[0][..., None]]
     joined_cost = joined_size = np.zeros((len(sets), 1))
     parents = np.zeros(int(labels[0].max()) + 1, np.int64)
     for t in range(1, depth + 1):
         joined_cost = joined_cost[:, parents] + stages[t - 1].join_cost
-        joined_size = joined_size[:, parents] + stages[t - 1].join_size
+        joined_size = joined_size[..., parents] + stages[t - 1].join_size
         rest_cost = alone_cost[t][:, None] if t < depth else 0.0
-        rest_size = alone_size[t][:, None] if t < depth else 0.0
+        rest_size = alone_size[t][..., None] if t < depth else 0.0
         costs.append(joined_cost + rest_cost)
         sizes.append(joined_size + rest_size)
         if t < depth:
             _, representative = np.unique(labels[t], return_index=True)
             parents = labels[t - 1][representative]
+    if land.shares is not None:
+        sizes = [shares.max(axis=0) for shares in sizes]
     return Moves(sets, first, costs, sizes)
 
 
@@ -212,9 +220,9 @@ class StagePrices(NamedTuple):
 
     Attributes:
         join_cost: (M, K), after set m joined cluster k.
-        join_size: (M, K), the same for the size.
+        join_size: (M, K), the same for the size; with several budgets (budgets, M, K).
         alone_cost: (M,), after set m was left alone.
-        alone_size: (M,), the same for the size.
+        alone_size: (M,), the same for the size; with several budgets (budgets, M).
     """
 
     join_cost: Floats
@@ -264,7 +272,8 @@ def _priced(
     n = land.sizes.shape[1] - 1
     scale = np.array([0.0] + [land.losses.scale(w) for w in range(1, n + 1)])
     widths = np.clip(widths, 1, n)  # only forbidden moves leave 1..N
-    return np.where(forbidden, np.inf, totals * scale[widths]), land.sizes[d][widths]
+    sizes = land.sizes[d][widths] if land.shares is None else land.shares[:, d][:, widths]
+    return np.where(forbidden, np.inf, totals * scale[widths]), sizes
 
 
 def _forbidden(rules: Rules, d: int, sets: Bools, clusters: Bools, whole: Bools, stay: Bools) -> tuple[Bools, Bools]:

@@ -16,13 +16,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from branchnet.clustering.budgets import Budget, Costs, HeadCosts, SizeModel, as_budget, size_model
+from branchnet.clustering.budgets import (
+    AnyBudget,
+    CostsByUnit,
+    HeadCostsByUnit,
+    SizeModel,
+    as_budget,
+    fits,
+    size_model,
+)
 from branchnet.clustering.trees.counting import stirling
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError, TreeError
 
 # Vectors of widths of one half; they are listed and sorted in Python.
 _LARGEST_HALF = 2_000_000
+_DRAWS = 10_000
 
 
 def random_tree(
@@ -30,9 +39,9 @@ def random_tree(
     depth: int,
     *,
     seed: int | random.Random,
-    costs: Costs | None = None,
-    budget: Budget | float | str | None = None,
-    head_costs: HeadCosts | None = None,
+    costs: CostsByUnit | None = None,
+    budget: AnyBudget | None = None,
+    head_costs: HeadCostsByUnit | None = None,
     shared_stages: int = 0,
 ) -> Tree:
     """Draw a tree uniformly among all trees, or among all that fit the budget.
@@ -71,7 +80,7 @@ class TreeSampler:
 
     Attributes:
         tasks: the task names.
-        count: how many trees there are to draw from.
+        count: how many trees there are to draw from; of several budgets those that meet the first.
         depths: how many stages the tasks pass that leave the trunk early.
     """
 
@@ -79,6 +88,7 @@ class TreeSampler:
     count: int
     depths: Mapping[str, int]
     _halves: _Halves
+    _further: tuple[tuple[SizeModel, float], ...] = ()
 
     def draw(self, generator: random.Random) -> Tree:
         """Draw one tree, each with the same probability.
@@ -88,9 +98,17 @@ class TreeSampler:
 
         Returns:
             The tree.
+
+        Raises:
+            BudgetError: of several budgets, none of many trees that meet the first meets the others.
         """
-        widths = self._halves.pick(generator.randrange(self.count))
-        return random_tree_of_widths(self.tasks, widths, generator, self.depths)
+        for _ in range(_DRAWS if self._further else 1):
+            widths = self._halves.pick(generator.randrange(self.count))
+            if all(fits(sizes.of_widths(widths), limit) for sizes, limit in self._further):
+                return random_tree_of_widths(self.tasks, widths, generator, self.depths)
+        raise BudgetError(
+            f"none of {_DRAWS} trees that meet the first budget meets the others; expected the scarcest one first"
+        )
 
 
 def random_tree_of_widths(
@@ -123,9 +141,9 @@ def tree_sampler(
     tasks: Iterable[str],
     depth: int,
     *,
-    costs: Costs | None = None,
-    budget: Budget | float | str | None = None,
-    head_costs: HeadCosts | None = None,
+    costs: CostsByUnit | None = None,
+    budget: AnyBudget | None = None,
+    head_costs: HeadCostsByUnit | None = None,
     shared_stages: int = 0,
 ) -> TreeSampler:
     """Count the trees that fit and prepare to draw from them.
@@ -153,13 +171,15 @@ def tree_sampler(
         )
     if (costs is None) != (budget is None):
         raise BudgetError("one of costs and budget is missing; expected both: a budget needs the costs of the stages")
-    sizes, limit = None, math.inf
+    sizes, limit, further = None, math.inf, []
     if costs is not None and budget is not None:
         wanted = as_budget(budget)
         sizes = size_model(costs, names, wanted.unit, head_costs)
         if len(sizes.table) != depth:
             raise BudgetError(f"costs has {len(sizes.table)} stages; expected {depth}, as the tree")
         limit = sizes.limit(wanted)
+        models = [size_model(costs, names, one.unit, head_costs) for one in wanted.also]
+        further = [(model, model.limit(wanted)) for model in models]
     early = sizes.depths if sizes else {}
     left = [sum(early.get(task, depth) <= stage for task in names) for stage in range(depth)]
     halves = _Halves(len(names), depth, sizes, limit, shared_stages, left)
@@ -167,7 +187,7 @@ def tree_sampler(
         raise BudgetError(
             f"no tree fits the budget of {limit:.6g}; expected at least {halves.smallest:.6g}", smallest=halves.smallest
         )
-    return TreeSampler(names, halves.total, early, halves)
+    return TreeSampler(names, halves.total, early, halves, tuple(further))
 
 
 class _Halves:

@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from branchnet.affinity import Affinity
 from branchnet.clustering import Budget, SearchResult, Tree, clustering_cost, random_tree, search, tree_size
-from branchnet.clustering.budgets import Costs, HeadCosts
+from branchnet.clustering.budgets import CostsByUnit, HeadCostsByUnit
+from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.errors import BudgetError
 from branchnet.pipeline.tree_choice.work import FEWEST_TREES, MOST_TREES, Work
 
@@ -46,20 +47,25 @@ class Limits:
     """What decides how large a tree is, and how large it may be.
 
     Attributes:
-        costs: of the stages in the budget's unit.
+        costs: of the stages in the budget's units.
         heads: of the heads.
         budget: the size that a tree may have.
-        stitch_sizes: of one stitch at each location in that unit; None where it is not known.
+        stitch_sizes: of one stitch at each location in these units; None where it is not known.
     """
 
-    costs: Costs
-    heads: HeadCosts
+    costs: CostsByUnit
+    heads: HeadCostsByUnit
     budget: Budget
-    stitch_sizes: Sequence[float] | None
+    stitch_sizes: StitchSizes | None
 
-    def size(self, tree: Tree) -> float:
-        """The size of a tree in the budget's unit, stitches and heads included."""
-        return tree_size(tree, self.costs, head_costs=self.heads, unit=self.budget.unit, stitch_sizes=self.stitch_sizes)
+    def size(self, tree: Tree, unit: str = "") -> float:
+        """The size of a tree, by default in the first budget's unit, stitches and heads included."""
+        unit = unit or self.budget.unit
+        return tree_size(tree, self.costs, head_costs=self.heads, unit=unit, stitch_sizes=self.stitch_sizes)
+
+    def fits(self, tree: Tree, found: SearchResult) -> bool:
+        """Whether a tree is within the limits that another one was found under."""
+        return all(self.size(tree, one.unit) <= one.limit for one in found.resources)
 
     def search(self, affinity: Affinity, objective: str, seed: int, budget: Budget | None = None) -> SearchResult:
         """The best tree by an affinity and an objective."""
@@ -135,8 +141,13 @@ def _proposals(
     grouped = ((Tree(tasks, [clusters] * depth), "whole groups", None) for clusters in first.tree.partitions)
     smaller = (proposed for proposals in zip_longest(*searches) for proposed in proposals if proposed is not None)
     for proposed in chain([shared], islice(drawn, RANDOM_PROPOSALS), smaller, grouped, drawn):
-        if limits.size(proposed[0]) <= first.limit:  # some were made without their stitches
+        if limits.fits(proposed[0], first):  # some were made without their stitches
             yield proposed
+
+
+def _smaller(size: float, budget: Budget) -> Budget:
+    """Less than a size in the first budget's unit; the others as they are."""
+    return Budget(SMALLER * size, budget.unit, also=budget.also)
 
 
 def _shrinking(name: str, affinity: Affinity, objective: str, limits: Limits, seed: int) -> Iterator[_Proposed]:
@@ -145,7 +156,7 @@ def _shrinking(name: str, affinity: Affinity, objective: str, limits: Limits, se
     yield result.tree, f"{name} ({objective})", result
     for _ in range(SMALLEST):
         try:
-            result = limits.search(affinity, objective, seed, Budget(SMALLER * result.size, limits.budget.unit))
+            result = limits.search(affinity, objective, seed, _smaller(result.size, limits.budget))
         except BudgetError:  # it is among the smallest trees that there are
             return
         yield result.tree, f"{name} ({objective}, smaller)", result

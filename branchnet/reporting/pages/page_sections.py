@@ -92,8 +92,8 @@ def asked(given: Mapping[str, str], chosen: SearchResult | None) -> Section | No
         pairs["tasks"] = f"{len(chosen.tree.tasks)}: {', '.join(chosen.tree.tasks)}"
         pairs["objective"] = chosen.objective
         if np.isfinite(chosen.limit):
-            pairs["limit"] = f"{si(chosen.limit)} {chosen.unit}"
-        pairs["size of the chosen tree"] = f"{si(chosen.size)} {chosen.unit}"
+            pairs["limit"] = ", ".join(f"{si(one.limit)} {one.unit}" for one in chosen.resources)
+        pairs["size of the chosen tree"] = ", ".join(f"{si(one.size)} {one.unit}" for one in chosen.resources)
         pairs["clustering cost"] = f"{chosen.cost:.4g}"
         if chosen.first_difference is not None:
             pairs["what limits sharing"] = str(chosen.first_difference)

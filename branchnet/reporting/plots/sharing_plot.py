@@ -12,7 +12,7 @@ from branchnet.reporting.plots.palette import series_marks
 from branchnet.reporting.units import si
 
 if TYPE_CHECKING:
-    from branchnet.clustering.objective_comparison import SharingComparison
+    from branchnet.clustering.grouping.sharing_comparison import SharingComparison
 
 GROUPS, TREES = "groups of whole networks", "branched trees"
 

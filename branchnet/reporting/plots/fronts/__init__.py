@@ -1,0 +1,4 @@
+"""Fronts over two resources.
+
+The plot of one resource lies in the folder above.
+"""

@@ -387,8 +387,8 @@ def _leaving_early(tree: Tree, staged: Mapping[str, StagedNetwork]) -> Tree:
     depths = _depths(tree.tasks, staged)
     if tree.depths and dict(tree.depths) != depths:
         raise BuildError(
-            f"tasks leave the trunk at {dict(tree.depths)} in the tree, at {depths} in the networks; expected the same: "
-            "split_all(networks, example, depth='auto') lets networks leave early"
+            f"tasks leave the trunk at {dict(tree.depths)} in the tree, at {depths} in the networks; expected the "
+            "same: split_all(networks, example, depth='auto') lets networks leave early"
         )
     try:
         return Tree(tree.tasks, tree.partitions, depths)

@@ -33,7 +33,7 @@ class Node(Section):
     donor: str | None = Field(default=None, description="The task whose network gives the initial weights.")
     branches: tuple[Branch, ...] = Field(
         min_length=1,
-        description="What follows: nodes, or tasks (their heads), which leave the trunk early before the last location.",
+        description="What follows: nodes, or tasks (their heads); before the last location they leave the trunk early.",
     )
 
     @property

@@ -2,6 +2,7 @@ from .costs import FirstDifference as FirstDifference
 from .costs import StageCost as StageCost
 from .costs import StageCosts as StageCosts
 from .flops import count_flops as count_flops
+from .identical_stages import identical_prefixes as identical_prefixes
 from .interface import Example as Example
 from .interface import Interface as Interface
 from .interface import TensorSpec as TensorSpec
@@ -30,6 +31,7 @@ __all__ = [
     "candidate_locations",
     "count_flops",
     "flat_example",
+    "identical_prefixes",
     "split",
     "split_all",
 ]

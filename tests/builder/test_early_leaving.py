@@ -168,12 +168,9 @@ def alone(tree: branchnet.Tree) -> bool:
 
 def test_means_are_taken_of_those_that_pass(staged):
     related = {task: copy.deepcopy(network) for task, network in staged.items()}
-    state = related["people"].state_dict()
-    related["cars"].load_state_dict(
-        {k: v if "head" not in k else related["cars"].state_dict()[k] for k, v in state.items()}
-    )
-    for stage in range(2):
-        related["classify"].stages[stage].load_state_dict(related["people"].stages[stage].state_dict())
+    for task, depth in {"cars": 4, "classify": 2}.items():
+        for stage in range(depth):
+            related[task].stages[stage].load_state_dict(related["people"].stages[stage].state_dict())
     tree = branchnet.Tree.shared(list(staged), 4, {"classify": 2})
     one = branchnet.build(tree, related, init="mean").eval()
     with torch.no_grad():
@@ -221,9 +218,8 @@ def test_it_can_be_changed(donors, branched):
 
 def test_it_runs_fused_in_streams_and_exported(branched, tmp_path):
     with torch.no_grad():
-        apart = split_node(
-            split_node(branched, "nodes.2.1", [["people"], ["cars"]]), "nodes.0.0", [["classify"], ["people", "cars"]]
-        ).eval()
+        apart = split_node(branched, "nodes.2.1", [["people"], ["cars"]])
+        apart = split_node(apart, "nodes.0.0", [["classify"], ["people", "cars"]]).eval()
         wanted = apart(IMAGES)
         for task, output in FusedNetwork(apart, [2, 3])(IMAGES).items():
             torch.testing.assert_close(output, wanted[task], rtol=1e-4, atol=1e-5)

@@ -84,10 +84,14 @@ def assemble(
     if reliability is not None and (noisy := reliability.noise(family.locations)):
         logger.warning("the order of the pairs is mostly seed noise at: %s", ", ".join(noisy))
     drawn = _task_samples(np.stack(samples, axis=1), family, options) if samples else None
+    # Features of identical weights are identical: what is found besides is rounding.
+    values, identical = task_values(matrices, family), family.identical
+    values = np.where(identical, 1.0, values)
+    drawn = None if drawn is None else np.where(identical, 1.0, drawn)
     return Affinity(
         family.tasks,
         family.locations,
-        task_values(matrices, family),
+        values,
         measure,
         None if drawn is None else drawn.std(axis=0, ddof=1),
         probe.content,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from branchnet.data.call_forms import CallForm, Inputs
@@ -49,6 +51,20 @@ class Family:
     def tasks(self) -> tuple[str, ...]:
         """Task names, in order."""
         return tuple(dict.fromkeys(member.task for member in self.members))
+
+    @property
+    def identical(self) -> npt.NDArray[np.bool_]:
+        """Which pairs of tasks have identical weights up to a location, (D, N, N); none of tasks with several."""
+        from branchnet.stages import StagedNetwork, identical_prefixes
+
+        found = np.zeros((len(self.locations), len(self.tasks), len(self.tasks)), np.bool_)
+        networks = {member.task: member.network for member in self.members}
+        if len(networks) == len(self.members) and all(isinstance(each, StagedNetwork) for each in networks.values()):
+            for d, groups in enumerate(identical_prefixes(networks)):
+                for group in groups:
+                    members = np.array([self.tasks.index(task) for task in group])
+                    found[d, members[:, None], members] = True
+        return found
 
     @property
     def depths(self) -> dict[str, int]:

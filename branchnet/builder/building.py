@@ -14,7 +14,7 @@ from branchnet.builder.network.grouped_networks import GroupedNetworks
 from branchnet.builder.weights.donors import Donors, choose_donors
 from branchnet.clustering.trees.tree import Tree
 from branchnet.data.arguments import check_by_task
-from branchnet.errors import BuildError
+from branchnet.errors import BuildError, TreeError
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stages.interface import call_form
 from branchnet.stages.staged import original_key
@@ -132,7 +132,7 @@ def build(
     True
     """
     _check_options(init, probe, state, networks)
-    staged = _staged(networks, example, locations, affinity)
+    staged = _staged(networks, example, locations, affinity, tree)
     tree, donors = _tree_of(tree, donors)
     if not isinstance(tree, Tree):
         if donors is not None:
@@ -140,7 +140,14 @@ def build(
         return _build_groups(
             tree, staged, init=init, affinity=affinity, probe=probe, kinds=kinds, state=state, seed=seed
         )
+    _check_networks(tree, staged)
+    tree = _leaving_early(tree, staged)
     _check_fit(tree, staged, affinity)
+    if init == "merge" and tree.depths:
+        raise BuildError(
+            f"init='merge' does not know tasks that leave the trunk early, as {', '.join(tree.depths)}; expected "
+            "init='stitch', 'donor' or 'mean'"
+        )
     donors = choose_donors(tree, affinity) if donors is None else _checked_donors(donors, tree)
     branched = _copied(tree, staged, donors)
     _warn_of_hooks({task: staged[task] for task in tree.tasks})
@@ -181,9 +188,9 @@ def _build_groups(
             f"the selection has tasks {missing} without a network; expected one for each, found {sorted(staged)}"
         )
     depth = len(staged[next(iter(chosen.assignment))].stages)
+    trees = [Tree.shared(tree.tasks, depth, _depths(tree.tasks, staged)) for tree in chosen.trees(depth)]
     networks = [
-        build(tree, {task: staged[task] for task in tree.tasks}, seed=seed + k, **how)
-        for k, tree in enumerate(chosen.trees(depth))
+        build(tree, {task: staged[task] for task in tree.tasks}, seed=seed + k, **how) for k, tree in enumerate(trees)
     ]
     return GroupedNetworks(networks, {task: k for k, own in enumerate(chosen.served) for task in own})
 
@@ -322,6 +329,7 @@ def _staged(
     example: Input | None,
     locations: Sequence[str] | int | None,
     affinity: Affinity | None,
+    tree: Any,
 ) -> dict[str, StagedNetwork]:
     staged = {task: net for task, net in networks.items() if isinstance(net, StagedNetwork)}
     if len(staged) == len(networks):
@@ -338,7 +346,8 @@ def _staged(
         raise BuildError("expected example= to split plain networks with, or the result of branchnet.split_all")
     if locations is None and affinity is not None:
         locations = affinity.locations
-    return split_all(networks, example, locations=locations)
+    early = getattr(getattr(tree, "tree", tree), "depths", None) or (affinity is not None and affinity.depths)
+    return split_all(networks, example, locations=locations, depth="auto" if early else "common")
 
 
 def _checked_donors(donors: Donors, tree: Tree) -> Donors:
@@ -352,7 +361,7 @@ def _checked_donors(donors: Donors, tree: Tree) -> Donors:
     return donors
 
 
-def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:
+def _check_networks(tree: Tree, staged: Mapping[str, StagedNetwork]) -> None:
     missing = [task for task in tree.tasks if task not in staged]
     if missing:
         raise BuildError(
@@ -364,6 +373,9 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
             raise BuildError(
                 f"the network of {task!r} has {len(network.stages)} stages; expected {tree.depth}, as the tree has"
             )
+
+
+def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:
     for stage, clusters in enumerate(tree.partitions):
         for first, *others in clusters:
             for task in others:
@@ -382,6 +394,25 @@ def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affini
             )
         if not any(tuple(network.locations) == tuple(affinity.locations) for network in staged.values()):
             affinity.check_locations(staged[first].locations, f"the network of {first!r}")
+
+
+def _depths(tasks: Sequence[str], staged: Mapping[str, StagedNetwork]) -> dict[str, int]:
+    """How many stages those of the tasks pass that leave the trunk early."""
+    return {task: staged[task].depth for task in tasks if staged[task].depth < len(staged[task].stages)}
+
+
+def _leaving_early(tree: Tree, staged: Mapping[str, StagedNetwork]) -> Tree:
+    """The tree, whose tasks leave the trunk where their networks do."""
+    depths = _depths(tree.tasks, staged)
+    if tree.depths and dict(tree.depths) != depths:
+        raise BuildError(
+            f"tasks leave the trunk at {dict(tree.depths)} in the tree, at {depths} in the networks; expected the "
+            "same: split_all(networks, example, depth='auto') lets networks leave early"
+        )
+    try:
+        return Tree(tree.tasks, tree.partitions, depths)
+    except TreeError as error:
+        raise BuildError(f"the tree does not fit the networks: {error}") from error
 
 
 def _mismatch(one: StagedNetwork, other: StagedNetwork, stage: int) -> str:

@@ -179,6 +179,7 @@ class SizeModel:
         limited_by: where the networks' structures part, if less than half of the parameters lies before.
         depths: how many stages the tasks pass that leave the trunk early. They count in the widths of the later ones,
             and nothing in their sizes: the table has what is left of a width without them.
+        identical: for each stage the groups of tasks with identical weights up to its end; empty where not known.
     """
 
     table: Floats
@@ -187,6 +188,7 @@ class SizeModel:
     uncounted: tuple[str, ...] = ()
     limited_by: FirstDifference | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
+    identical: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
     @property
     def separate(self) -> float:
@@ -271,7 +273,17 @@ def stages_and_heads(costs: Costs, head_costs: HeadCosts | None) -> tuple[PlainC
     if not costs:
         raise BudgetError("costs is empty; expected the staged networks by task, the result of branchnet.split_all")
     heads = {task: network.head_cost for task, network in costs.items()} if head_costs is None else head_costs
-    return next(iter(costs.values())).costs, heads
+    return _now_identical(costs), heads
+
+
+def _now_identical(networks: Mapping[str, Any]) -> StageCosts:
+    """The costs of staged networks, with what is identical now: weights may have changed since they were split."""
+    costs: StageCosts = next(iter(networks.values())).costs
+    if not costs.identical:
+        return costs
+    from branchnet.stages import identical_prefixes  # networks are at hand, so torch is imported already
+
+    return replace(costs, identical=identical_prefixes(networks))
 
 
 def size_model(
@@ -306,7 +318,14 @@ def size_model(
     table, stitches = with_stitches(table, stitch_sizes, unit)
     difference = costs.first_difference if isinstance(costs, StageCosts) else None
     limited_by = difference if difference is not None and difference.limits else None
-    return SizeModel(table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by, early)
+    return SizeModel(
+        table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by, early, identical_tasks(costs)
+    )
+
+
+def identical_tasks(costs: Costs) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """For each stage the groups of tasks with identical weights up to its end, as far as the costs say it."""
+    return costs.identical if isinstance(costs, StageCosts) else ()
 
 
 def known_depths(costs: Costs, tasks: Sequence[str]) -> dict[str, int]:

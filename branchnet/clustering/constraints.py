@@ -29,8 +29,8 @@ class Constraints:
         together: groups of tasks that share every stage before the separate ones.
         apart: groups of tasks of which no two share any stage after the shared ones.
         extend: a tree of some of the tasks that stays as it is; the other tasks are attached to it.
-        depths: how many stages the tasks pass that leave the trunk early: they are alone from there on, and what the
-            other constraints say holds before. Staged networks and affinities that know of such tasks say so themselves.
+        depths: how many stages the tasks pass that leave the trunk early: they are alone from there on, and the other
+            constraints hold before. Staged networks and affinities that know of such tasks say so themselves.
 
     >>> values = np.array([[[1.0, 0.9, 0.8], [0.9, 1.0, 0.8], [0.8, 0.8, 1.0]],
     ...                    [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]])

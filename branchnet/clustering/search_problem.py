@@ -28,6 +28,7 @@ from branchnet.clustering.budgets import (
     PlainCosts,
     SizeModel,
     fits,
+    identical_tasks,
     in_unit,
     known_depths,
     size_model,
@@ -58,6 +59,7 @@ _EXACT_BYTES = 6_000_000_000
 _CHAIN_WORK = 1_500_000_000
 _CHAIN_BYTES = 2_000_000_000
 _MOST_BYTES = 32_000_000_000
+_OF_TRAINING = ("look-ahead", "first-order", "gradient", "measured")
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +183,8 @@ def make_problem(
     given = _with_depths(constraints or Constraints(), affinity, stages)
     if isinstance(affinity, Affinity) and given.depths:
         affinity = dataclasses.replace(affinity, depths=given.depths)
+    if isinstance(affinity, Affinity):
+        affinity = _lossless(affinity, identical_tasks(stages))
     losses = _losses(affinity, objective, stage_weights, task_weights)
     sizes = size_model(stages, losses.tasks, unit, heads, stitches, given.depths)
     if len(sizes.table) != losses.depth:
@@ -205,6 +209,21 @@ def make_problem(
     if isinstance(losses, StitchLosses):
         return StitchProblem(losses, sizes, *_widths_only(given, rules), further=tuple(further))
     return Problem(losses, sizes, rules, losses.name, tuple(further))
+
+
+def _lossless(affinity: Affinity, identical: Sequence[Sequence[Sequence[str]]]) -> Affinity:
+    """The affinity with 1 for tasks with identical weights, where it is a similarity of features or outputs.
+
+    What effects of training steps and of sharing are measured as is another matter.
+    """
+    if affinity.measure.startswith(_OF_TRAINING) or len(identical) != len(affinity.locations):
+        return affinity
+    values = affinity.values.copy()
+    for stage, groups in enumerate(identical):
+        for group in groups:
+            members = np.array([affinity.tasks.index(task) for task in group if task in affinity.tasks], np.intp)
+            values[stage, members[:, None], members] = 1.0
+    return dataclasses.replace(affinity, values=values)
 
 
 def _with_depths(given: Constraints, affinity: Measured, costs: Costs) -> Constraints:

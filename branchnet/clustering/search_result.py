@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from branchnet.clustering.budgets import Budget
-from branchnet.clustering.trees.tree import Tree
+from branchnet.clustering.trees.tree import Cluster, Partition, Tree
 from branchnet.stages.costs import FirstDifference
 from branchnet.utils.visible_text import visible
 
@@ -85,6 +86,8 @@ class SearchResult:
         donors: with `objective="stitch"`, the donors that the cost is meant for, as `build(donors=)` takes them.
         also: with several budgets, size and limit in the units of the further ones.
         first_difference: where the networks' structures part, if less than half of the parameters lies before.
+        lossless: for each stage the clusters of tasks with identical weights up to its end, as far as staged networks
+            or their costs said it: one copy of the stage serves these tasks without any loss.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -109,6 +112,7 @@ class SearchResult:
     donors: tuple[tuple[str, ...], ...] | None = None
     also: tuple[Resource, ...] = ()
     first_difference: FirstDifference | None = field(default=None, compare=False)
+    lossless: tuple[Partition, ...] = ()
 
     @property
     def resources(self) -> tuple[Resource, ...]:
@@ -140,8 +144,40 @@ class SearchResult:
         none, pairs = "no tree" if self.proven else "no tree that was found", "; ".join(map(str, self.forced))
         return f"near a constant predictor, but {none} within the budget does without: {pairs}"
 
+    def lossless_note(self) -> str:
+        """Say which stages are shared by tasks with identical weights.
+
+        Returns:
+            A sentence; empty where there are none.
+        """
+        runs: dict[Cluster, list[int]] = {}
+        for stage, clusters in enumerate(self.lossless):
+            for cluster in clusters:
+                runs.setdefault(cluster, []).append(stage)
+        shown = [
+            f"stage{'s' if stages[1:] else ''} {'-'.join(map(str, dict.fromkeys((stages[0], stages[-1]))))} of "
+            f"{', '.join(map(visible, cluster))}"
+            for cluster, stages in runs.items()
+        ]
+        return f"lossless, as the weights are identical: {'; '.join(shown)}" if shown else ""
+
     def __str__(self) -> str:
         bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"
         sizes = ", ".join(f"{one.size:.6g} {one.unit}" for one in self.resources)
         lines = [str(self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
-        return "\n".join([*lines, *filter(None, [self.forced_note()])])
+        return "\n".join([*lines, *filter(None, [self.lossless_note(), self.forced_note()])])
+
+
+def lossless_clusters(tree: Tree, identical: Sequence[Sequence[Sequence[str]]]) -> tuple[Partition, ...]:
+    """For each stage the clusters of several tasks with identical weights up to its end.
+
+    Args:
+        tree: the tree.
+        identical: for each stage the groups of such tasks; empty where they are not known.
+    """
+    if len(identical) != tree.depth:
+        return ()
+    return tuple(
+        tuple(c for c in clusters if len(c) > 1 and any(set(c) <= set(group) for group in groups))
+        for clusters, groups in zip(tree.partitions, identical, strict=True)
+    )

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from branchnet.clustering.budgets import tree_size
+from branchnet.clustering.trees.tree import Tree
 from branchnet.data.arguments import check_by_task
 from branchnet.data.samples import Source, as_example
 from branchnet.errors import BuildError
@@ -26,10 +27,10 @@ from branchnet.inference.latency import Latency
 from branchnet.inference.measuring.stage_runs import measure_runs, stage_runs
 from branchnet.inference.torch_compile import compiled_apart, compiler_problem, device_of, map_input
 from branchnet.stages import StagedNetwork, flat_example, split_all
+from branchnet.stages.staged import deepest
 from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
-    from branchnet.clustering import Tree
     from branchnet.stages import Example
 
 _EVERY_WIDTH = 8
@@ -50,6 +51,7 @@ class LatencyTable:
         setting: how and on what it was measured, in words.
         stitches: one stitch at each location, as large as it may be there and unfolded; none where they were not
             measured.
+        depths: how many stages the tasks pass that leave the trunk early.
 
     >>> import torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
@@ -70,6 +72,7 @@ class LatencyTable:
     heads: Mapping[str, Latency]
     setting: str
     stitches: tuple[Latency, ...] = ()
+    depths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def costs(self) -> tuple[tuple[float, ...], ...]:
@@ -104,6 +107,7 @@ class LatencyTable:
         Raises:
             BuildError: stitches that were not measured.
         """
+        tree = Tree(tree.tasks, tree.partitions, self.depths)
         sizes = [1e3 * latency.median for latency in self._measured_stitches()] if stitched else None
         return tree_size(tree, self.costs, head_costs=self.head_costs, unit="latency", stitch_sizes=sizes)
 
@@ -140,6 +144,7 @@ class LatencyTable:
             "heads": {task: list(latency.samples) for task, latency in self.heads.items()},
             "setting": self.setting,
             "stitches": [list(latency.samples) for latency in self.stitches],
+            "depths": dict(self.depths),
         }
 
     @classmethod
@@ -167,6 +172,7 @@ class LatencyTable:
                 {task: _latency(samples) for task, samples in plain["heads"].items()},
                 plain["setting"],
                 tuple(_latency(samples) for samples in plain.get("stitches", ())),  # files of 0.1 have none
+                dict(plain.get("depths", {})),
             )
             whole = _is_whole(table)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -199,6 +205,8 @@ def _is_whole(table: LatencyTable) -> bool:
         and set(table.heads) == set(table.tasks)
         and len(set(table.tasks)) == len(table.tasks)
         and len(table.stitches) in (0, len(table.locations))
+        and set(table.depths) <= set(table.tasks)
+        and all(type(depth) is int and 0 < depth < len(table.locations) for depth in table.depths.values())
     )
 
 
@@ -289,7 +297,7 @@ def table_and_others(
     wanted = _checked_widths(widths, len(networks))
     example = as_example(example)
     staged = _staged(networks, example, locations)
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     place = torch.device(device_of(first) if device is None else device)
     if compiled and (problem := compiler_problem(place.type)):
         raise BuildError(f"torch.compile does not work here: {problem}; use compiled=False to measure without it")
@@ -310,6 +318,7 @@ def table_and_others(
         heads={task: times["head", task] for task in staged},
         setting=_setting(x, place, compiled, mode),
         stitches=tuple(times.get(("stitch", number), Latency((0.0,) * repeats)) for number in rows),
+        depths={task: network.depth for task, network in staged.items() if network.depth < len(first.stages)},
     )
     return table, {name: times["other", name] for name in others}
 
@@ -328,12 +337,13 @@ def predicted_rounds(table: LatencyTable, tree: Tree, *, stitched: bool = False)
     Raises:
         BuildError: a width that was not measured.
     """
-    if missing := set(tree.widths) - set(table.widths):
+    copies = Tree(tree.tasks, tree.partitions, table.depths).copies
+    if missing := set(copies) - {0} - set(table.widths):
         raise BuildError(
             f"widths {sorted(missing)} of the tree were not measured; expected some of {list(table.widths)}; "
             "measure them with widths="
         )
-    entries = [row[table.widths.index(width)] for row, width in zip(table.unfused, tree.widths, strict=True)]
+    entries = [row[table.widths.index(width)] for row, width in zip(table.unfused, copies, strict=True) if width]
     entries += [table.heads[task] for task in tree.tasks]
     if stitched:
         widths = [*tree.widths, len(tree.tasks)]

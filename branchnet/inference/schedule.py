@@ -101,6 +101,8 @@ def make_schedule(tree: Tree, tasks: Sequence[str] | None = None) -> Schedule:
         for task in wanted:
             served.setdefault(tree.cluster_of(task, stage), []).append(task)
         for cluster, members in served.items():
+            if not tree.is_node(stage, cluster):
+                continue  # its head takes what its last node returned
             issue(node_id(stage, cluster), members)
     for task in wanted:
         issue(head_id(tree.tasks.index(task)), [task], is_head=True)

@@ -43,8 +43,9 @@ def shared_network(
     Returns:
         The network.
     """
-    staged = split_all(networks, example, locations=list(spec.locations))
-    tree = Tree.shared(spec.tasks, len(spec.locations))
+    depths = spec.tree.depths
+    staged = split_all(networks, example, locations=list(spec.locations), depth="auto" if depths else "common")
+    tree = Tree.shared(spec.tasks, len(spec.locations), depths)
     return build(tree, staged, init="donor", donors=choose_donors(tree, preferred=donor))
 
 

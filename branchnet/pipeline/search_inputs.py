@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 
@@ -114,7 +114,9 @@ def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str, latency: Pa
     known = spec.input is not None and all(constructor is not None for constructor in spec.constructors.values())
     if not known:
         return None
-    staged = split_all(make_all(spec, {}), interface_of(spec).random(), locations=list(spec.locations))
+    networks, example = make_all(spec, {}), interface_of(spec).random()
+    depth: Literal["auto", "common"] = "auto" if spec.tree.depths else "common"
+    staged = split_all(networks, example, locations=list(spec.locations), depth=depth)
     return stitch_costs(staged[spec.tasks[0]])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -306,7 +307,8 @@ class Architecture(Section):
     @property
     def stage_costs(self) -> StageCosts | None:
         """Cost of one copy of each stage."""
-        return None if self.costs is None else self.costs.stage_costs(self.locations)
+        costs = None if self.costs is None else self.costs.stage_costs(self.locations)
+        return None if costs is None else replace(costs, depths=self.tree.depths)
 
     @property
     def head_costs(self) -> dict[str, StageCost]:

@@ -31,7 +31,10 @@ class Node(Section):
 
     until: str = Field(description="The location at whose end the node splits.")
     donor: str | None = Field(default=None, description="The task whose network gives the initial weights.")
-    branches: tuple[Branch, ...] = Field(min_length=1, description="What follows: nodes, or tasks (their heads).")
+    branches: tuple[Branch, ...] = Field(
+        min_length=1,
+        description="What follows: nodes, or tasks (their heads); before the last location they leave the trunk early.",
+    )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -65,10 +68,19 @@ def nest(tree: Tree, locations: Sequence[str], donors: Donors | None = None) -> 
 def _nest(tree: Tree, locations: Sequence[str], donors: Donors | None, stage: int, number: int) -> Node:
     donor = donors[stage][number] if donors else None
     children = _children(tree, stage, number)
-    while len(children) == 1 and (donors is None or donors[stage + 1][children[0]] == donor):
+    while (
+        len(children) == 1
+        and tree.is_node(stage + 1, children[0])
+        and (donors is None or donors[stage + 1][children[0]] == donor)
+    ):
         stage, number = stage + 1, children[0]
         children = _children(tree, stage, number)
-    branches: tuple[Branch, ...] = tuple(_nest(tree, locations, donors, stage + 1, child) for child in children)
+    branches: tuple[Branch, ...] = tuple(
+        _nest(tree, locations, donors, stage + 1, child)
+        if tree.is_node(stage + 1, child)
+        else tree.partitions[stage + 1][child][0]
+        for child in children
+    )
     return Node(until=locations[stage], donor=donor, branches=branches or tree.partitions[stage][number])
 
 
@@ -84,7 +96,22 @@ def flatten(roots: Sequence[Node], tasks: Sequence[str], locations: Sequence[str
     for node, first, last in _spans(roots, locations):
         for stage in range(first, last + 1):
             partitions[stage].append(node.tasks)
-    return Tree(tasks, partitions)
+    depths = _depths(roots, locations)
+    for task, depth in depths.items():
+        for stage in range(depth, len(locations)):
+            partitions[stage].append((task,))
+    return Tree(tasks, partitions, depths)
+
+
+def _depths(roots: Sequence[Node], locations: Sequence[str]) -> dict[str, int]:
+    """How many stages those tasks pass whose heads come before the last location."""
+    found = {
+        branch: last + 1
+        for node, _, last in _spans(roots, locations)
+        for branch in node.branches
+        if isinstance(branch, str)
+    }
+    return {task: depth for task, depth in found.items() if depth < len(locations)}
 
 
 def donors_of(roots: Sequence[Node], tree: Tree, locations: Sequence[str]) -> Donors | None:
@@ -96,6 +123,7 @@ def donors_of(roots: Sequence[Node], tree: Tree, locations: Sequence[str]) -> Do
     }
     if None in named.values():
         return None
+    named |= {(stage, task): task for task, depth in tree.depths.items() for stage in range(depth, tree.depth)}
     home = {key: tree.cluster_of(key[1], key[0]) for key in named}
     return tuple(
         tuple(str(named[key]) for key in sorted((k for k in named if k[0] == stage), key=home.__getitem__))
@@ -125,6 +153,9 @@ def _tree_problems(
     missing = [task for task in tasks if task not in seen]
     if missing:
         yield (), f"lacks the task{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}"
+    ends = {node.until for root in roots for node in _walk(root)}
+    if locations and ends <= set(locations[:-1]):
+        yield (), f"has no node until {locations[-1]!r}, the last location (add a node)"
     given = {node.donor is not None for root in roots for node in _walk(root)}
     if len(given) == 2:
         yield (), "names donors of some nodes (name all or none)"
@@ -142,8 +173,6 @@ def _node_problems(node: Node, keys: Keys, before: int, locations: Sequence[str]
         inside = (*keys, "branches", number)
         if isinstance(branch, Node):
             yield from _node_problems(branch, inside, before if stage is None else stage, locations)
-        elif stage is not None and stage < len(locations) - 1:
-            yield inside, f"the head of {branch!r} comes after {locations[-1]!r}, not {node.until!r} (add a node)"
 
 
 def _donor_changes(node: Node, keys: Keys) -> Iterator[tuple[Keys, str]]:

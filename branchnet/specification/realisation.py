@@ -30,7 +30,12 @@ def build_architecture(architecture: Architecture, networks: Mapping[str, nn.Mod
                 f"the networks of {list(staged)} are staged, the others plain; expected all of them staged, or none"
             )
         interface = interface_of(architecture) if example is None else Interface.of(example)
-        staged = split_all(made, interface.random() if example is None else example, locations=architecture.locations)
+        staged = split_all(
+            made,
+            interface.random() if example is None else example,
+            locations=architecture.locations,
+            depth="auto" if architecture.tree.depths else "common",
+        )
     _check_stages(architecture, staged)
     branched = build(architecture.tree, staged, init="donor", donors=architecture.donors)
     _insert_stitches(branched, architecture.stitches, staged)

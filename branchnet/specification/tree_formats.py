@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from branchnet.clustering.trees.tree import Tree
@@ -130,7 +130,7 @@ def tree_to_autobrane(tree: Tree) -> str:
 
 
 def tree_from_json(text: str) -> Tree:
-    """Read `{"tasks": [...], "partitions": [...]}`.
+    """Read `{"tasks": [...], "partitions": [...]}`, and `"depths": {...}` where tasks leave the trunk early.
 
     Args:
         text: JSON.
@@ -139,14 +139,17 @@ def tree_from_json(text: str) -> Tree:
         SpecError: text of another form, or partitions that form no tree.
     """
     content = _parse_json(text, "a tree")
-    _require(isinstance(content, dict) and set(content) == {"tasks", "partitions"}, "a tree has `tasks`, `partitions`")
+    known = isinstance(content, dict) and set(content) - {"depths"} == {"tasks", "partitions"}
+    _require(known, "a tree has `tasks`, `partitions`, and `depths` where tasks leave the trunk early")
+    _require(isinstance(content.get("depths", {}), dict), "`depths` are numbers of stages by task")
     _require(_is_nested(content["tasks"], 1) and _is_nested(content["partitions"], 3), "partitions are lists of groups")
-    return _tree(content["tasks"], content["partitions"])
+    return _tree(content["tasks"], content["partitions"], content.get("depths"))
 
 
 def tree_to_json(tree: Tree) -> str:
-    """Write `{"tasks": [...], "partitions": [...]}`."""
-    return json.dumps({"tasks": tree.tasks, "partitions": tree.partitions}, ensure_ascii=False) + "\n"
+    """Write `{"tasks": [...], "partitions": [...]}`, and `"depths": {...}` where tasks leave the trunk early."""
+    early = {"depths": dict(tree.depths)} if tree.depths else {}
+    return json.dumps({"tasks": tree.tasks, "partitions": tree.partitions, **early}, ensure_ascii=False) + "\n"
 
 
 def _parse_json(text: str, what: str) -> Any:
@@ -174,8 +177,10 @@ def _require(holds: bool, problem: str) -> None:
         raise SpecError(problem)
 
 
-def _tree(tasks: Sequence[str], partitions: Sequence[Sequence[Sequence[str]]]) -> Tree:
+def _tree(
+    tasks: Sequence[str], partitions: Sequence[Sequence[Sequence[str]]], depths: Mapping[str, int] | None = None
+) -> Tree:
     try:
-        return Tree(tasks, partitions)
+        return Tree(tasks, partitions, depths)
     except TreeError as error:
         raise SpecError(str(error)) from error

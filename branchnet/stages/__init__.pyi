@@ -5,6 +5,7 @@ from .flops import count_flops as count_flops
 from .heads.head_form import RawHead as RawHead
 from .heads.raw_network import decode as decode
 from .heads.raw_network import raw_heads as raw_heads
+from .identical_stages import identical_prefixes as identical_prefixes
 from .interface import Example as Example
 from .interface import Interface as Interface
 from .interface import TensorSpec as TensorSpec
@@ -36,6 +37,7 @@ __all__ = [
     "decode",
     "flat_example",
     "raw_heads",
+    "identical_prefixes",
     "split",
     "split_all",
 ]

@@ -73,11 +73,14 @@ class StageCosts(Sequence[StageCost]):
         stages: one entry per stage.
         first_difference: where the networks that were split together part, or None.
         depths: how many stages the tasks pass that leave the trunk early; of the others nothing is said.
+        identical: for each stage the groups of tasks with identical weights up to its end, see `identical_prefixes`;
+            empty where that is not known.
     """
 
     stages: tuple[StageCost, ...]
     first_difference: FirstDifference | None = field(default=None, compare=False)
     depths: Mapping[str, int] = field(default_factory=dict, compare=False)
+    identical: tuple[tuple[tuple[str, ...], ...], ...] = field(default=(), compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:

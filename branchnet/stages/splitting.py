@@ -14,6 +14,7 @@ from branchnet.stages.first_difference import check_common, check_passed, first_
 from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.graph.dataflow import cost_of_whole
 from branchnet.stages.graph.early_leaving import leaving_groups
+from branchnet.stages.identical_stages import identical_prefixes
 from branchnet.stages.interface import Example, Interface
 from branchnet.stages.location_choice import Locations, choose, with_samples_first
 from branchnet.stages.locations import Location, find_locations
@@ -117,10 +118,12 @@ def split_all(
 
 
 def _count_trunk(staged: Mapping[str, StagedNetwork], costs: StageCosts) -> None:
-    """Give all networks the costs of the whole trunk, and who leaves it where."""
-    depths = {task: network.depth for task, network in staged.items() if network.depth < len(costs)}
-    for network in staged.values() if depths else ():
-        network.costs = replace(costs, depths=depths)
+    """Give all networks the costs of the whole trunk, and say who leaves it where and whose weights are identical."""
+    if len(staged) > 1:
+        depths = {task: network.depth for task, network in staged.items() if network.depth < len(costs)}
+        costs = replace(costs, depths=depths, identical=identical_prefixes(staged))
+        for network in staged.values():
+            network.costs = costs
 
 
 def candidate_locations(network: nn.Module, example: Example) -> list[Location]:

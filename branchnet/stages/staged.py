@@ -291,6 +291,11 @@ class StagedNetwork(nn.Module):
             raise CheckpointError(str(error)) from error
 
 
+def deepest(networks: Mapping[str, StagedNetwork]) -> StagedNetwork:
+    """The first of the networks that passes all stages; others may leave the trunk early."""
+    return max(networks.values(), key=lambda network: network.depth)
+
+
 def original_key(key: str) -> str:
     """The network's own name of a parameter or buffer: `stages.2.layer1.0.weight` is `layer1.0.weight`."""
     names = key.split(".")

@@ -150,11 +150,6 @@ def test_every_error_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
         ("tasks: [edges, depth, shape]", "tasks: edges", 'tasks: "edges" is wrong'),
         ("tasks: [edges, depth, shape]\n", "", "1:1: tasks: is missing"),
         ("until: stem", "until: layer2", "14:16: tree[0].branches[0].until: 'layer2' does not come after 'layer2'"),
-        (
-            "      - until: layer2\n        branches: [shape]",
-            "      - shape",
-            "comes after 'layer2', not 'stem' (add a node)",
-        ),
         ("branches: [shape]", "branches: [shape, edges]", "'edges' occurs in the tree twice"),
         ("branches: [shape]", "branches: []", "17:19: tree[0].branches[1].branches: is empty"),
         ("branches: [shape]", "branches: [shape]\n        donor: shape", "names donors of some nodes"),

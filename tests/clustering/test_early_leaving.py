@@ -187,11 +187,11 @@ def test_other_constraints_hold_as_far_as_such_tasks_go() -> None:
 
 def test_what_is_said_of_depths_must_agree() -> None:
     affinity = replace(random_affinity(3, 3, 1), depths={"t0": 1})
-    with pytest.raises(TreeError, match="'t0': 2.*in the constraints, at .*'t0': 1.*in the affinity"):
+    with pytest.raises(TreeError, match=r"'t0': 2.*in the constraints, at .*'t0': 1.*in the affinity"):
         search(affinity, [1.0] * 3, "100% params", constraints=Constraints(depths={"t0": 2}))
-    with pytest.raises(AffinityError, match="2 for 't7'.*from 1 to 3"):
+    with pytest.raises(AffinityError, match=r"2 for 't7'.*from 1 to 3"):
         search(random_affinity(3, 3, 1), [1.0] * 3, "90% params", constraints=Constraints(depths={"t7": 2}))
-    with pytest.raises(AffinityError, match="0 for 't0'.*from 1 to 3"):
+    with pytest.raises(AffinityError, match=r"0 for 't0'.*from 1 to 3"):
         replace(affinity, depths={"t0": 0})
 
 

@@ -363,7 +363,16 @@ def _summarise(
     if counts.min() > 1:
         errors = np.nanstd(values, axis=0, ddof=1) / np.sqrt(counts)
         samples = _resampled_means(values, mean, bootstrap, seed) if bootstrap else None
-    return Affinity(trunk.tasks, locations, mean, _NAMES[method], errors, None, samples, None, method != "cosine")
+    return Affinity(
+        trunk.tasks,
+        locations,
+        mean,
+        _NAMES[method],
+        errors,
+        samples=samples,
+        directed=method != "cosine",
+        depths=trunk.depths if len(locations) == trunk.depth else {},
+    )
 
 
 def _resampled_means(values: Matrix, mean: Matrix, draws: int, seed: int) -> Matrix:

@@ -6,7 +6,7 @@ Nodes are numbered by stage and place; a shared trunk has one node per stage, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -33,6 +33,7 @@ class Trunk:
         nodes: the modules of every stage.
         clusters: `clusters[d][t]`, the node of stage d that serves task t.
         heads: one per task: cut -> output.
+        depths: how many stages the tasks pass that leave the trunk early; their nodes there are empty.
     """
 
     tasks: tuple[str, ...]
@@ -40,6 +41,7 @@ class Trunk:
     nodes: tuple[tuple[nn.Module, ...], ...]
     clusters: tuple[tuple[int, ...], ...]
     heads: tuple[Callable[..., Any], ...]
+    depths: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -121,7 +123,7 @@ def _branched(model: Any, heads: Mapping[str, Callable[..., Any]] | None) -> Tru
         place = {task: node for node, group in enumerate(partition) for task in group}
         clusters.append(tuple(place[task] for task in tasks))
     nodes = tuple(tuple(stage) for stage in model.nodes)
-    return Trunk(tasks, tuple(model.locations), nodes, tuple(clusters), tuple(model.heads))
+    return Trunk(tasks, tuple(model.locations), nodes, tuple(clusters), tuple(model.heads), dict(model.tree.depths))
 
 
 def own_copy(cut: Cut) -> Cut:

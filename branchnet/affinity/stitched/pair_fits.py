@@ -53,7 +53,7 @@ def cuts_of(
 
 
 def prepare_fits(family: Family, probe: Probe, device: torch.device) -> tuple[ProbeDivision, list[dict[int, int]]]:
-    """Look at a few inputs in the first network: where every location has its channels, and how many inputs are needed.
+    """Look at a few inputs in one network: where every location has its channels, and how many inputs are needed.
 
     Args:
         family: the networks.
@@ -64,13 +64,15 @@ def prepare_fits(family: Family, probe: Probe, device: torch.device) -> tuple[Pr
         the inputs to fit and to judge on, and for each location the dimensions of the channels.
     """
     inputs, needed, dimensions = length(probe.example), 1, []
-    first = family.members[0]
+    number = next(k for k, member in enumerate(family.members) if member.task not in family.depths)
+    first = family.members[number]
     stages, depth = first.stages, len(first.stages)
-    single = list(cuts_of(family, gather(probe.example, slice(0, 1)), device, depth, [0]))
-    for d, (cuts, of_one) in enumerate(zip(cuts_of(family, probe.example, device, depth, [0]), single, strict=True)):
+    single = list(cuts_of(family, gather(probe.example, slice(0, 1)), device, depth, [number]))
+    several = cuts_of(family, probe.example, device, depth, [number])
+    for d, (cuts, of_one) in enumerate(zip(several, single, strict=True)):
         after = stages[d + 1] if d + 1 < depth else first.network.head
-        dimensions.append(feature_dimensions(cuts[0], of_one[0], stages[d], after))
-        needed = max(needed, inputs_needed(cuts[0], inputs, dimensions[-1]))
+        dimensions.append(feature_dimensions(cuts[number], of_one[number], stages[d], after))
+        needed = max(needed, inputs_needed(cuts[number], inputs, dimensions[-1]))
     return divide_probe(probe.inputs, needed, _most_judged(family, probe.inputs)), dimensions
 
 
@@ -105,11 +107,13 @@ def fit_pairs(
     Returns:
         the stitches; none where the features of two networks are equal.
     """
-    members = sorted({number for _, i, j in wanted for number in (i, j)})
+    everyone = sorted({number for _, i, j in wanted for number in (i, j)})
+    depths = [family.depths.get(task, len(dimensions)) for task in family.tasks]
     candidates: Candidates = {}
     for locations in _passes(family, probe, dimensions, wanted, device):
         pairs = {d: [(i, j) for at, i, j in wanted if at == d] for d in locations}
-        sources = {d: [(members.index(i), members.index(j)) for i, j in found] for d, found in pairs.items()}
+        members = {d: [number for number in everyone if d < depths[number]] for d in locations}
+        sources = {d: [(members[d].index(i), members[d].index(j)) for i, j in found] for d, found in pairs.items()}
         sums = _moments(family, probe, fitted, dimensions, members, sources, device, advance)
         for d, moments in sums.items():
             for (i, j), (source, target) in zip(pairs[d], sources[d], strict=True):
@@ -123,21 +127,22 @@ def _moments(
     probe: Probe,
     fitted: Sequence[int],
     dimensions: Sequence[dict[int, int]],
-    members: Sequence[int],
+    members: Mapping[int, Sequence[int]],
     pairs: Mapping[int, list[tuple[int, int]]],
     device: torch.device,
     advance: Advance,
 ) -> dict[int, LocationMoments]:
-    """The moments at some locations, from one reading of the inputs; pairs are of places in `members`."""
+    """The moments at some locations, from one reading of the inputs; pairs are of places in its `members`."""
     rank, size = world()
+    everyone = {number for those in members.values() for number in those}
 
     def read() -> dict[int, LocationMoments]:
         sums = {d: LocationMoments(dimensions[d], found, len(fitted), seed=d) for d, found in pairs.items()}
         for number, batch in enumerate(chosen_inputs(probe.batches("stitching"), fitted)):
             if number % size == rank:
-                for d, cuts in enumerate(cuts_of(family, batch, device, max(pairs) + 1, members)):
+                for d, cuts in enumerate(cuts_of(family, batch, device, max(pairs) + 1, everyone)):
                     if d in sums:
-                        sums[d].add([cuts[member] for member in members], length(batch), number)
+                        sums[d].add([cuts[member] for member in members[d]], length(batch), number)
             advance()
         return sums
 
@@ -163,7 +168,8 @@ def _passes(
     for d, cuts in enumerate(cuts_of(family, probe.example, device, len(dimensions), members)):
         if not any(at == d for at, _, _ in wanted):
             continue
-        size = sum(_bytes(list(cuts.values()), index, dimension) for index, dimension in dimensions[d].items())
+        passing = [cuts[number] for number in sorted({k for at, i, j in wanted if at == d for k in (i, j)})]
+        size = sum(_bytes(passing, index, dimension) for index, dimension in dimensions[d].items())
         if passes[-1] and held + size > MOMENT_BYTES:
             passes.append([])
             held = 0

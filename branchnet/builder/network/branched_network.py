@@ -38,7 +38,8 @@ class BranchedNetwork(nn.Module):
 
     Args:
         tree: D stages over the tasks.
-        nodes: for each stage the modules of its clusters, in the order of `tree.partitions`.
+        nodes: for each stage the modules of its clusters, in the order of `tree.partitions`; a task that has left the
+            trunk has an empty one there, which returns what it takes and is no node.
         heads: the modules of the tasks' heads, in the order of `tree.tasks`.
         locations, donors, costs, head_costs, interface, constructors, eval_only: the attributes of these names.
 
@@ -177,9 +178,9 @@ class BranchedNetwork(nn.Module):
             BuildError: a task that the network does not know.
         """
         (task,) = wanted_tasks([task], self.tasks)
-        rows = enumerate(self.nodes)
-        nodes = [row[self.tree.cluster_of(task, d)] for d, row in rows]  # type: ignore[index]
-        return TaskPath(nodes, self.heads[self.tasks.index(task)], self.locations)
+        depth = self.tree.depth_of(task)
+        nodes = [self.place(d, self.tree.cluster_of(task, d)).module for d in range(depth)]
+        return TaskPath(nodes, self.heads[self.tasks.index(task)], self.locations[:depth])
 
     def members(self) -> Iterator[Node]:
         """Go through the nodes from input to output, then through the heads.
@@ -187,13 +188,25 @@ class BranchedNetwork(nn.Module):
         Returns:
             an iterator of them.
         """
-        for stage, (row, clusters, donors) in enumerate(
-            zip(self.nodes, self.tree.partitions, self.donors, strict=True)
-        ):
-            for k, (cluster, donor) in enumerate(zip(clusters, donors, strict=True)):
-                yield Node(stage, k, tuple(cluster), donor, row[k])  # type: ignore[index]
+        for stage, clusters in enumerate(self.tree.partitions):
+            for k in range(len(clusters)):
+                if self.tree.is_node(stage, k):
+                    yield self.place(stage, k)
         for i, task in enumerate(self.tasks):
             yield Node(self.tree.depth, i, (task,), task, self.heads[i], is_head=True)
+
+    def place(self, stage: int, index: int) -> Node:
+        """Return what stands at a cluster: its node, or the empty one of a task that has left the trunk.
+
+        Args:
+            stage: number of the stage.
+            index: number of the cluster.
+
+        Returns:
+            the node.
+        """
+        module = self.nodes[stage][index]  # type: ignore[index]
+        return Node(stage, index, self.tree.partitions[stage][index], self.donors[stage][index], module)
 
     def member(self, name: str) -> Node:
         """Return the node or head of an id; `member(id).module.eval()` changes the mode of one node.
@@ -221,7 +234,8 @@ class BranchedNetwork(nn.Module):
         Returns:
             the id of the node before it; empty for a node of stage 0.
         """
-        return node_id(node.stage - 1, self.tree.cluster_of(node.tasks[0], node.stage - 1)) if node.stage else ""
+        before = (self.tree.depth_of(node.tasks[0]) if node.is_head else node.stage) - 1
+        return node_id(before, self.tree.cluster_of(node.tasks[0], before)) if node.stage else ""
 
     @property
     def stitches(self) -> dict[tuple[str, str], Stitch]:
@@ -269,7 +283,7 @@ class BranchedNetwork(nn.Module):
     def _ids(self, names: Iterable[str]) -> frozenset[str]:
         ids = {node.id: {node.id} for node in self.members()}
         for i, task in enumerate(self.tasks):
-            path = {node_id(d, labels[i]) for d, labels in enumerate(self._clusters)}
+            path = {node_id(d, labels[i]) for d, labels in enumerate(self._clusters[: self.tree.depth_of(task)])}
             ids.setdefault(task, path | {head_id(i)})
         if unknown := [name for name in names if name not in ids]:
             raise BuildError(f"unknown node or task {unknown[0]!r}{did_you_mean(unknown[0], ids)}")
@@ -307,7 +321,9 @@ class BranchedNetwork(nn.Module):
         for container in (self, self.nodes, *self.nodes, self.heads):
             container.training = mode
         others = [child for name, child in self.named_children() if name not in ("nodes", "heads")]
-        for module in (*others, *active):
+        rows = enumerate(self.tree.widths)
+        left = [self.place(d, k).module for d, width in rows for k in range(width) if not self.tree.is_node(d, k)]
+        for module in (*others, *active, *left):
             module.train(mode)
         for node in members:  # last, for the modules that they share with others
             if node.id in self.frozen:

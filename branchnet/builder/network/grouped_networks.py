@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
-from branchnet.builder.network.node import Node, head_id, node_id
+from branchnet.builder.network.node import Node, head_id
 from branchnet.builder.network.surgery import donors_of_origins
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.clustering.trees.tree import Tree
@@ -103,7 +103,8 @@ class GroupedNetworks(nn.Module):
             a network of `tasks`, which share stages where one network serves them.
         """
         networks = self.branched_networks
-        tree = Tree(self.tasks, self._served_partitions())
+        depths = {task: networks[self.serving[task]].tree.depth_of(task) for task in self.tasks}
+        tree = Tree(self.tasks, self._served_partitions(), depths)
         origins = [[self._origin(cluster[0], d) for cluster in row] for d, row in enumerate(tree.partitions)]
         heads = [self._origin(task, tree.depth) for task in tree.tasks]
         holders = {task: networks[self.serving[task]] for task in tree.tasks}
@@ -144,7 +145,7 @@ class GroupedNetworks(nn.Module):
         network = self.branched_networks[self.serving[task]]
         if stage == network.tree.depth:
             return network.member(head_id(network.tasks.index(task)))
-        return network.member(node_id(stage, network.tree.cluster_of(task, stage)))
+        return network.place(stage, network.tree.cluster_of(task, stage))
 
 
 def as_one_network(network: BranchedNetwork | GroupedNetworks) -> BranchedNetwork:

@@ -50,4 +50,4 @@ def plain_path(branched: BranchedNetwork, task: str) -> TaskPath:
         the nodes and the head; they are not copied.
     """
     path = branched.path(task)
-    return TaskPath([unstitched(node) for node in path.stages], unstitched(path.head), branched.locations)
+    return TaskPath([unstitched(node) for node in path.stages], unstitched(path.head), path.locations)

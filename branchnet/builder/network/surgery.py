@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,13 @@ def add_branch(
     _check_new_task(branched, name, beside, until)
     shared = 0 if until is None else branched.locations.index(until) + 1
     staged = _staged(branched, name, network, beside)
-    tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared))
+    if shared > staged.depth:
+        raise BuildError(
+            f"the network of {name!r} leaves the trunk after {branched.locations[staged.depth - 1]!r}; expected "
+            f"until={branched.locations[staged.depth - 1]!r} or before, not {until!r}"
+        )
+    depths = {**branched.tree.depths, name: staged.depth}
+    tree = Tree((*branched.tasks, name), _with_task(branched.tree, name, beside, shared), depths)
     # The new nodes are numbered after the last of each stage, so that no id of an existing (frozen) node is theirs.
     grown = [
         Node(d, width, (name,), name, stage)
@@ -137,7 +143,8 @@ def keep_tasks(branched: BranchedNetwork, tasks: Sequence[str]) -> BranchedNetwo
         [rest for cluster in clusters if (rest := tuple(task for task in cluster if task in kept))]
         for clusters in branched.tree.partitions
     ]
-    return _regrouped(branched, Tree(kept, partitions))
+    depths = {task: depth for task, depth in branched.tree.depths.items() if task in kept}
+    return _regrouped(branched, Tree(kept, partitions, depths))
 
 
 def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedNetwork:
@@ -173,7 +180,8 @@ def merge_nodes(branched: BranchedNetwork, kept: str, *others: str) -> BranchedN
     partitions: list[Sequence[Cluster]] = list(tree.partitions)
     partitions[stage] = [*(c for k, c in enumerate(tree.partitions[stage]) if k not in indices), joined]
     chosen = {(stage, frozenset(joined)): heir}
-    return _regrouped(without_stitches_behind(branched, merged, heir.donor), Tree(tree.tasks, partitions), chosen)
+    joined_tree = Tree(tree.tasks, partitions, tree.depths)
+    return _regrouped(without_stitches_behind(branched, merged, heir.donor), joined_tree, chosen)
 
 
 def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[str]]) -> BranchedNetwork:
@@ -210,7 +218,7 @@ def split_node(branched: BranchedNetwork, node: str, groups: Sequence[Sequence[s
                 by_group.setdefault(home.get(task), []).append(task)
             divided += [tuple(members) for members in by_group.values()]
         partitions.append(divided)
-    return _regrouped(branched, Tree(branched.tasks, partitions))
+    return _regrouped(branched, Tree(branched.tasks, partitions, branched.tree.depths))
 
 
 def _regrouped(
@@ -308,7 +316,7 @@ def _with_task(tree: Tree, name: str, beside: str, shared: int) -> list[list[tup
 
 def _origin(branched: BranchedNetwork, stage: int, cluster: Sequence[str]) -> Node:
     known = next(task for task in cluster if task in branched.tasks)
-    return branched.member(node_id(stage, branched.tree.cluster_of(known, stage)))
+    return branched.place(stage, branched.tree.cluster_of(known, stage))
 
 
 def _shared_node(branched: BranchedNetwork, name: str) -> Node:
@@ -342,7 +350,7 @@ def _staged(branched: BranchedNetwork, name: str, network: nn.Module, beside: st
         if problem:  # split with the others: their heads may need tensors that this one's does not
             paths = {f"{name} beside {task}": copy.deepcopy(plain_path(branched, task)) for task in branched.tasks}
             with suppress(SplitError):
-                staged = split_all({name: network, **paths}, example, locations=branched.locations)[name]
+                staged = _split_with(branched, {name: network, **paths}, example)[name]
                 problem = _difference(branched, beside, staged, example)
     if problem:
         raise BuildError(f"the network of {name!r} does not fit: {problem}")
@@ -360,6 +368,13 @@ def _runs(branched: BranchedNetwork, example: Example) -> bool:
     except (RuntimeError, BuildError):
         return False
     return True
+
+
+def _split_with(
+    branched: BranchedNetwork, networks: Mapping[str, nn.Module], example: Example
+) -> dict[str, StagedNetwork]:
+    depth: Literal["auto", "common"] = "auto" if branched.tree.depths else "common"
+    return split_all(networks, example, locations=branched.locations, depth=depth)
 
 
 def _difference(branched: BranchedNetwork, beside: str, network: StagedNetwork, example: Example) -> str:

@@ -166,7 +166,7 @@ class OwnFeatures:
     def rest(self, donor: str, stage: int) -> list[nn.Module]:
         """The donor's stages from one on, and its head."""
         network = self.networks[donor]
-        return [*network.stages[stage:], network.head]
+        return [*network.stages[stage : network.depth], network.head]
 
     @staticmethod
     def _key(batch: Batch, donor: str, stage: int | None) -> tuple[Any, ...]:

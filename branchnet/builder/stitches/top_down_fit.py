@@ -41,8 +41,8 @@ class Edge:
 
     @property
     def stage(self) -> int:
-        """The stage of the child."""
-        return self.child.stage
+        """The stage of the child; of a head the number of stages before it."""
+        return self.parent.stage + 1
 
 
 def foreign_edges(branched: BranchedNetwork) -> list[Edge]:

@@ -100,10 +100,13 @@ def average_nodes(
     equal: set[str] = set()
     tree = branched.tree
     for stage, clusters in enumerate(tree.partitions):
-        modules = {task: cast(Stage, networks[task].stages[stage]) for task in tree.tasks}
+        passing = [task for task in tree.tasks if stage < tree.depth_of(task)]
+        modules = {task: cast(Stage, networks[task].stages[stage]) for task in passing}
         tensors = {task: tensors_of(module) for task, module in modules.items()}
-        names = {task: counterparts(modules[tree.tasks[0]], module) for task, module in modules.items()}
+        names = {task: counterparts(modules[passing[0]], module) for task, module in modules.items()}
         for number, cluster in enumerate(clusters):
+            if not tree.is_node(stage, number):
+                continue
             donor = branched.donors[stage][number]
             targets = tensors_of(branched.nodes[stage][number])  # type: ignore[index]
             same = True

@@ -9,6 +9,7 @@ from typing import Any
 
 from branchnet.affinity import cka, rsa
 from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.task_path import TaskPath
 from branchnet.errors import AffinityError
 from branchnet.stages import StagedNetwork
 
@@ -101,7 +102,9 @@ def describe_start(
 
 def _match(branched: BranchedNetwork, task: str, network: StagedNetwork, probe: Any) -> list[tuple[float, float]]:
     """RSA and CKA of the task's own network with its path through the branched network, stage by stage."""
-    pair = {"donor": network, "branched": branched.path(task)}
+    path = branched.path(task)
+    passed = TaskPath(list(network.stages)[: len(path.stages)], network.head, path.locations)
+    pair = {"donor": passed, "branched": path}
     try:
         by_rsa, by_cka = rsa(pair, probe, bootstrap=0).values, cka(pair, probe, bootstrap=0).values
     except AffinityError as error:

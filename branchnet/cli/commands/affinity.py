@@ -207,7 +207,10 @@ class _Features:
         from branchnet.stages import split_all
 
         given = self.request.given
-        return split_all(given.networks, given.example, locations=list(self.request.spec.locations))
+        spec = self.request.spec
+        early = bool(spec.tree.depths)
+        locations = list(spec.locations)
+        return split_all(given.networks, given.example, locations=locations, depth="auto" if early else "common")
 
 
 class _Gradients:

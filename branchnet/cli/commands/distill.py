@@ -125,7 +125,7 @@ def _plan(network: BranchedNetwork | GroupedNetworks, example: Any, settings: Ru
     from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
 
     each = [network] if isinstance(network, BranchedNetwork) else network.branched_networks
-    stages = [c.activation_bytes * width for n in each for c, width in zip(n.costs, n.tree.widths, strict=True)]
+    stages = [c.activation_bytes * width for n in each for c, width in zip(n.costs, n.tree.copies, strict=True)]
     heads = [cost.activation_bytes for one in each for cost in one.head_costs.values()]
     return plan_distillation(
         Plan("distill"),

@@ -131,7 +131,7 @@ def _plan(network: BranchedNetwork, settings: RunConfig) -> Plan:
     from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
 
     device = next(network.parameters()).device
-    stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.widths, strict=True)]
+    stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.copies, strict=True)]
     return plan_distillation(
         Plan("train"),
         f"train {settings.fit.steps} batches of {settings.fit.batch_size}",

@@ -17,7 +17,7 @@ from branchnet.clustering.heuristics.heuristic import heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
 from branchnet.clustering.heuristics.local_search import Labels, Landscape
 from branchnet.clustering.search_problem import Problem, StitchProblem, infeasible, infeasible_together
-from branchnet.clustering.search_result import SearchResult
+from branchnet.clustering.search_result import SearchResult, lossless_clusters
 from branchnet.clustering.stitching.chain_descent import smallest_widths
 from branchnet.clustering.stitching.chain_search import SECONDS, search_chains
 from branchnet.clustering.trees.tree import Tree
@@ -47,6 +47,7 @@ def judged(problem: AnyProblem, labels: Labels, limit: float, method: str, why: 
         first_difference=problem.sizes.limited_by,
         forced=verdict.forced,
         donors=verdict.donors,
+        lossless=lossless_clusters(tree, problem.sizes.identical),
     )
 
 

@@ -55,10 +55,11 @@ def sizes_between(networks: Mapping[str, Any]) -> StitchSizes | None:
         one number for each location, in parameters and multiply-adds.
     """
     from branchnet.stages import StagedNetwork
+    from branchnet.stages.staged import deepest
     from branchnet.stitching import stitch_costs  # networks are at hand, so torch is imported already
 
-    first = next(iter(networks.values()), None)
-    return stitch_costs(first) if isinstance(first, StagedNetwork) else None
+    staged = {task: network for task, network in networks.items() if isinstance(network, StagedNetwork)}
+    return stitch_costs(deepest(staged)) if staged and len(staged) == len(networks) else None
 
 
 def _checked_stitch_sizes(stitch_sizes: StitchSizes, depth: int, unit: str) -> Floats:

@@ -2,9 +2,10 @@
 
 Counting by widths: S(N, w_{D-1}) S(w_{D-1}, w_{D-2}) ... S(w_1, w_0) trees have the widths w. A tree is drawn by its
 widths first, then from the last stage to the first: a uniform partition of N tasks into w_{D-1} clusters, then a
-uniform partition of those clusters into w_{D-2}, and so on. Of tasks that leave the trunk early, e_d have left it before
-stage d; they are alone there, and S(w_{d+1} - e_d, w_d - e_d) takes the place of S(w_{d+1}, w_d). Under a budget, vectors of widths are counted by meeting in
-the middle: the first stages' sizes against the last stages' sorted sizes with running sums of exact integers.
+uniform partition of those clusters into w_{D-2}, and so on. Of tasks that leave the trunk early, e_d have left before
+stage d; they are alone there, and S(w_{d+1} - e_d, w_d - e_d) takes the place of S(w_{d+1}, w_d). Under a budget,
+vectors of widths are counted by meeting in the middle: the first stages' sizes against the last stages' sorted sizes
+with running sums of exact integers.
 """
 
 from __future__ import annotations

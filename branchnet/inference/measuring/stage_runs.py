@@ -17,6 +17,7 @@ from branchnet.inference.fusion_choice import all_fused
 from branchnet.inference.latency import Latency, compare_latency, measure_latency
 from branchnet.inference.torch_compile import first_line
 from branchnet.stages import StagedNetwork, call, flat_example
+from branchnet.stages.staged import deepest
 from branchnet.stitching.largest_costs import largest_stitches
 from branchnet.utils.progress import progress_bar
 
@@ -47,11 +48,12 @@ def stage_runs(
     Returns:
         functions without arguments by `("apart" or "fused", stage, width)`, `("head", task)`, `("stitch", location)`.
     """
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     runs: dict[Any, Callable[[], Any]] = {}
     dtype = next((p.dtype for p in first.parameters() if p.is_floating_point()), torch.float32)
     stitches = largest_stitches(first, dtype)
     cut: Any = x
+    cuts: list[Any] = []
     for number, original in enumerate(first.stages):
         stage = copy.deepcopy(original).eval().to(place)
         copies = [stage, *(copy.deepcopy(stage) for _ in range(widths[-1] - 1))]
@@ -62,6 +64,7 @@ def stage_runs(
             if fusible and width > 1:
                 runs["fused", number, width] = _together(prepare(_run_fused), FusedNodes(copies[:width]), cut)
         cut = call(stage, cut)
+        cuts.append(cut)
         if stitches[number].maps:
             runs["stitch", number] = _one_by_one(prepare(_run), [stitches[number].eval().to(place)], cut)
     prepared: dict[Any, Callable[..., Any]] = {}
@@ -70,7 +73,7 @@ def stage_runs(
         form = structure(head)
         if form not in prepared:
             prepared[form] = prepare(_run)
-        runs["head", task] = _one_by_one(prepared[form], [head], cut)
+        runs["head", task] = _one_by_one(prepared[form], [head], cuts[network.depth - 1])
     return runs
 
 

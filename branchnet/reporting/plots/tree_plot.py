@@ -110,6 +110,8 @@ def tree_plot_data(
     for stage, clusters in enumerate(tree.partitions):
         share = stage_params[stage] / largest if stage_params else 0.5
         for number, cluster in enumerate(clusters):
+            if not tree.is_node(stage, number):
+                continue  # the head hangs off the last node of the task
             members = tuple(sorted(cluster, key=row.__getitem__))
             centre = (row[members[0]] + row[members[-1]]) / 2
             nodes.append(TreeNode(stage, members, centre, _THINNEST + (_THICKEST - _THINNEST) * share))
@@ -129,7 +131,7 @@ def tree_plot_data(
         task_order=tuple(tree.tasks),
         locations=tuple(locations) if locations else tuple(str(d) for d in range(len(tree.partitions))),
         stage_params=tuple(map(float, stage_params)) if stage_params else None,
-        widths=tuple(tree.widths),
+        widths=tuple(tree.copies),
         nodes=tuple(nodes),
         links=tuple(links),
         stitched_heads=tuple(task for i, task in enumerate(tree.tasks) if (tree.depth, i) in stitched),
@@ -214,13 +216,17 @@ def _draw_nodes(axes: Axes, plot: TreePlot) -> None:
 def _draw_tasks(axes: Axes, plot: TreePlot) -> None:
     depth = len(plot.locations)
     marks = task_marks(plot.task_order)
-    last = {node.tasks: node for node in plot.nodes if node.stage == depth - 1}
-    leaf = {task: node for members, node in last.items() for task in members}
+    leaf = _leaves(plot)
     for row, task in enumerate(plot.tasks):
         mark = marks[task]
-        _curve(axes, (depth - 1 + _BODY, leaf[task].row), (depth, row), mark.colour)
+        _curve(axes, (leaf[task].stage + _BODY, leaf[task].row), (depth, row), mark.colour)
         axes.plot(depth + 0.02, row, marker=mark.marker, markersize=8, color=mark.colour, markeredgewidth=0)
         axes.annotate(visible(task), (depth + 0.02, row), xytext=(9, 0), textcoords="offset points", va="center")
+
+
+def _leaves(plot: TreePlot) -> dict[str, TreeNode]:
+    """The last node of each task; nodes stand in the order of the stages."""
+    return {task: node for node in plot.nodes for task in node.tasks}
 
 
 def _draw_stitches(axes: Axes, plot: TreePlot) -> None:
@@ -228,8 +234,8 @@ def _draw_stitches(axes: Axes, plot: TreePlot) -> None:
     places = [(float(node.stage), node.row) for node in children]
     depth = len(plot.locations)
     for task in plot.stitched_heads:  # half the way from its last node to its mark
-        (last,) = (node for node in plot.nodes if node.stage == depth - 1 and task in node.tasks)
-        places.append((depth - (1 - _BODY) / 2, (last.row + plot.tasks.index(task)) / 2))
+        last = _leaves(plot)[task]
+        places.append(((last.stage + _BODY + depth) / 2, (last.row + plot.tasks.index(task)) / 2))
     for x, y in places:
         axes.plot(x, y, marker="D", markersize=5.5, color="white", markeredgecolor=INK, markeredgewidth=1.2, zorder=3)
 

@@ -23,7 +23,7 @@ from branchnet.stages.graph.propagation import NodeFacts
 from branchnet.stages.graph.shape_queries import add_shape_query, shape_query
 
 Groups = Sequence[tuple[int, ...]]
-"""The networks that share a first stretch of the trunk (all of them), then those that share a further one, and so on."""
+"""The networks that share a first stretch of the trunk (all of them), then those that share a further one, and on."""
 
 
 @dataclass(frozen=True)

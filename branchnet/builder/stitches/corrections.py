@@ -96,7 +96,7 @@ class _Below:
         for batch in self.own.batches("judged"):
             found = self.network(self.cuts(batch))
             for task, distance in judged.items():
-                distance.add(found[task], self.own.output(batch, task))
+                distance.add(found[task], self.own.own_output(batch, task, distance.kind))
         return sum(distance.value() for distance in judged.values()) / len(judged)
 
     def kept_corrections(self) -> list[str]:

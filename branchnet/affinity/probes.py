@@ -107,8 +107,8 @@ def read_probe(source: Source, batch_size: int, form: CallForm | None = None, *,
         )
     hasher, sizes, checksums, example = _Hasher(), [], [], None
     # Other iterables may hold their batches in memory themselves; they are read again, and compared each time.
-    from_files = samples.kind == "numbered" or isinstance(samples.source, DataLoader)
-    held: list[Inputs] | None = [] if from_files else None
+    fixed = samples.by_number or isinstance(samples.source, DataLoader)
+    held: list[Inputs] | None = [] if fixed else None
     size = 0
     for batch in samples.batches(batch_size):
         if example is None:

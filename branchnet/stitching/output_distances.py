@@ -77,6 +77,131 @@ def kind_of(output: Any) -> OutputKind:
     return "direction" if found else "regression"
 
 
+@dataclass(frozen=True, eq=False)
+class OwnOutput:
+    """A network's own output for a batch, with what all comparisons with it have in common.
+
+    Attributes:
+        kind: how outputs are compared.
+        leaves: its floating-point tensors.
+    """
+
+    kind: OutputKind
+    leaves: tuple[_OwnLeaf, ...]
+
+    @classmethod
+    def of(cls, own: Any, kind: OutputKind) -> OwnOutput:
+        """Prepare an output.
+
+        Args:
+            own: a tensor, or a nested structure of them.
+            kind: how it is compared.
+
+        Raises:
+            AffinityError: logits of fewer than two classes, or NaN.
+        """
+        leaves = float_leaves(own)
+        if kind == "classification" and any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in leaves):
+            raise AffinityError(
+                f"logits have the shapes {[tuple(leaf.shape) for leaf in leaves]}; expected (B, classes, ...) with two "
+                "classes or more; compare one logit as 'regression'"
+            )
+        if any(bool(leaf.isnan().any()) for leaf in leaves):
+            raise AffinityError("the network's own output holds NaN; expected numbers")
+        prepare = {"classification": _OwnLeaf.of_logits, "direction": _OwnLeaf.of_directions}.get(
+            kind, _OwnLeaf.of_values
+        )
+        return cls(kind, tuple(prepare(leaf) for leaf in leaves))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is prepared."""
+        return sum(
+            part.nbytes
+            for leaf in self.leaves
+            for part in (leaf.values, leaf.shares, leaf.excepted)
+            if part is not None
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _OwnLeaf:
+    """One tensor of an own output; tensors are (B, channels, positions) in float64.
+
+    Attributes:
+        kind: how it is compared.
+        shape: of the tensor as it was.
+        values: the tensor; of classifiers the logarithm of its softmax, of directions with length 1.
+        shares: that softmax; None where the output is no classifier's.
+        excepted: where the tensor is infinite, the softmax 0; None where it never is.
+        shift: the mean over the batch, which is subtracted before squaring, (channels,); 0 of classifiers, directions.
+        first: (B, channels) sums over positions of the shifted values, of the softmax, or of the directions.
+        second: (B, 2) sums of their squares, of the negative entropy, or of 1; and the number of positions.
+    """
+
+    kind: OutputKind
+    shape: torch.Size
+    values: Tensor
+    shares: Tensor | None
+    excepted: Tensor | None
+    shift: Sums
+    first: Sums
+    second: Sums
+
+    @classmethod
+    def of_values(cls, leaf: Tensor) -> _OwnLeaf:
+        values = _positions(leaf)
+        excepted = _where_any(values.isinf())
+        shift = values.mean((0, 2)).nan_to_num(posinf=0, neginf=0)  # sums of squares of a large offset would cancel
+        about = _without(values - shift[:, None], excepted)
+        second = _second(about.square().sum((1, 2)), values)
+        return cls(
+            "regression", leaf.shape, values, None, excepted, shift.cpu().numpy(), about.sum(2).cpu().numpy(), second
+        )
+
+    @classmethod
+    def of_logits(cls, leaf: Tensor) -> _OwnLeaf:
+        logs = _log_softmax(_positions(leaf))
+        shares, excepted = logs.exp(), _where_any(logs == -torch.inf)
+        second = _second(_without(shares * logs, excepted).sum((1, 2)), logs)
+        return cls(
+            "classification", leaf.shape, logs, shares, excepted, np.zeros(1), shares.sum(2).cpu().numpy(), second
+        )
+
+    @classmethod
+    def of_directions(cls, leaf: Tensor) -> _OwnLeaf:
+        directions = F.normalize(_positions(leaf), dim=1)
+        second = _second(torch.full_like(directions[:, 0, 0], float(directions.shape[2])), directions)
+        first = directions.sum(2).cpu().numpy()
+        return cls("direction", leaf.shape, directions, None, None, np.zeros(1), first, second)
+
+    def errors(self, found: Tensor) -> Sums:
+        """The error of each input, summed over positions: (B,)."""
+        values = _positions(found)
+        if self.kind == "direction":
+            cosines = (F.normalize(values, dim=1) * self.values).sum(1)
+            summed: Sums = (1 - cosines).sum(1).cpu().numpy()
+            return summed
+        if self.shares is None:
+            error = values - self.values
+            if self.excepted is not None:  # masked entries
+                error = error.masked_fill((values == self.values) & self.excepted, 0)
+            error = error.square()
+        else:
+            error = _without(self.shares * (self.values - _log_softmax(values)), self.excepted)
+        summed = error.sum((1, 2)).cpu().numpy()
+        return summed
+
+    def about(self, shift: Sums) -> tuple[Sums, Sums]:
+        """`first` and `second` with another shift."""
+        moved = self.shift - shift
+        if not moved.any():
+            return self.first, self.second
+        counted = self.second[:, 1:]
+        squares = self.second[:, 0] + 2 * self.first @ moved + self.second[:, 1] * float(moved @ moved)
+        return self.first + counted * moved, np.stack([squares, self.second[:, 1]], axis=1)
+
+
 @dataclass
 class OutputDistance:
     """The distance of outputs from a network's own, added up over batches; see `OutputKind`.
@@ -98,42 +223,38 @@ class OutputDistance:
     kind: OutputKind = "regression"
     errors: list[list[Sums]] = field(default_factory=list)
     own: list[list[tuple[Sums, Sums]]] = field(default_factory=list)
-    shifts: list[Tensor] = field(default_factory=list)
+    shifts: list[Sums] = field(default_factory=list)
+
+    def prepared(self, own: Any) -> OwnOutput:
+        """Prepare a network's own output for several comparisons of this kind, see `OwnOutput.of`."""
+        return OwnOutput.of(own, self.kind)
 
     def add(self, found: Any, own: Any) -> None:
         """Add a batch.
 
         Args:
             found: the output to judge.
-            own: the network's own output for the same inputs, of the same form.
+            own: the network's own output for the same inputs, of the same form; an `OwnOutput` of the same kind where
+                several outputs are compared with it.
 
         Raises:
             AffinityError: outputs without a floating-point tensor, of different form, of fewer than two classes where
                 they are logits, or own outputs that hold NaN.
         """
-        ones, others = float_leaves(found), float_leaves(own)
-        if not others or [leaf.shape for leaf in ones] != [leaf.shape for leaf in others]:
+        ones = float_leaves(found)
+        others = [leaf.shape for leaf in (own.leaves if isinstance(own, OwnOutput) else float_leaves(own))]
+        if not others or [leaf.shape for leaf in ones] != others:
             raise AffinityError(
                 f"outputs have the shapes {[tuple(leaf.shape) for leaf in ones]} and the network's own "
-                f"{[tuple(leaf.shape) for leaf in others]}; expected the same, and one floating-point tensor or more"
+                f"{[tuple(shape) for shape in others]}; expected the same, and one floating-point tensor or more"
             )
-        if self.kind == "classification" and any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in others):
-            raise AffinityError(
-                f"logits have the shapes {[tuple(leaf.shape) for leaf in others]}; expected (B, classes, ...) with two "
-                "classes or more; compare one logit as 'regression'"
-            )
-        if any(bool(leaf.isnan().any()) for leaf in others):
-            raise AffinityError("the network's own output holds NaN; expected numbers")
+        prepared = own if isinstance(own, OwnOutput) else self.prepared(own)
         self.errors = self.errors or [[] for _ in others]
         self.own = self.own or [[] for _ in others]
-        sums = _SUMS[self.kind]
-        for index, (one, other) in enumerate(zip(ones, others, strict=True)):
-            rows = _rows(other)
-            if len(self.shifts) <= index:  # sums of squares of a large offset would cancel
-                self.shifts.append(rows.mean((0, 1)).nan_to_num(posinf=0, neginf=0))
-            error, first, second = sums(_rows(one), rows, self.shifts[index].to(rows.device))
-            self.errors[index].append(error)
-            self.own[index].append((first, second))
+        self.shifts = self.shifts or [leaf.shift for leaf in prepared.leaves]
+        for index, (one, other) in enumerate(zip(ones, prepared.leaves, strict=True)):
+            self.errors[index].append(other.errors(one))
+            self.own[index].append(other.about(self.shifts[index]))
 
     def value(self, weights: npt.NDArray[np.float64] | None = None) -> float:
         """The distance over all inputs.
@@ -175,34 +296,25 @@ class OutputDistance:
         return error / constant if constant > 1e-12 * abs(total) else float(error > 0)
 
 
-def _rows(leaf: Tensor) -> Tensor:
-    """(B, positions, channels) in float64."""
-    rows = leaf.detach().double()
-    return (
-        rows.reshape(len(rows), -1, 1) if rows.dim() < 2 else rows.movedim(1, -1).reshape(len(rows), -1, rows.shape[1])
-    )
+def _positions(leaf: Tensor) -> Tensor:
+    """(B, channels, positions) in float64."""
+    values = leaf.detach().to(torch.float64, memory_format=torch.contiguous_format)
+    if values.dim() < 2:
+        return values.reshape(len(values), 1, -1)
+    return values.flatten(2) if values.dim() > 2 else values[..., None]
 
 
-def _regression_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sums, Sums, Sums]:
-    same = (found == own) & found.isinf()  # masked entries
-    error = (found - own).masked_fill(same, 0).square().sum((1, 2))
-    about = (own - shift).masked_fill(own.isinf(), 0)
-    return error.cpu().numpy(), about.sum(1).cpu().numpy(), _second(about.square().sum((1, 2)), own)
+def _log_softmax(values: Tensor) -> Tensor:
+    """Over the channels, which torch does fast in the last dimension where they are many, and elsewhere else."""
+    return values[..., 0].log_softmax(1)[..., None] if values.shape[2] == 1 else values.log_softmax(1)
 
 
-def _classification_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sums, Sums, Sums]:
-    logs = own.log_softmax(-1)
-    shares, impossible = logs.exp(), logs == -torch.inf
-    error = (shares * (logs - found.log_softmax(-1))).masked_fill(impossible, 0).sum((1, 2))
-    second = _second((shares * logs).masked_fill(impossible, 0).sum((1, 2)), own)
-    return error.cpu().numpy(), shares.sum(1).cpu().numpy(), second
+def _where_any(mask: Tensor) -> Tensor | None:
+    return mask if bool(mask.any()) else None
 
 
-def _direction_sums(found: Tensor, own: Tensor, shift: Tensor) -> tuple[Sums, Sums, Sums]:
-    directions = F.normalize(own, dim=-1)
-    error = (1 - (F.normalize(found, dim=-1) * directions).sum(-1)).sum(1)
-    ones = torch.full_like(error, float(own.shape[1]))
-    return error.cpu().numpy(), directions.sum(1).cpu().numpy(), _second(ones, own)
+def _without(values: Tensor, excepted: Tensor | None) -> Tensor:
+    return values if excepted is None else values.masked_fill(excepted, 0)
 
 
 def _of_constant(kind: OutputKind, mean: Sums) -> float:
@@ -213,9 +325,6 @@ def _of_constant(kind: OutputKind, mean: Sums) -> float:
 
 
 def _second(total: Tensor, own: Tensor) -> Sums:
-    positions = torch.full((len(own),), float(own.shape[1]), dtype=torch.float64, device=own.device)
+    positions = torch.full((len(own),), float(own.shape[2]), dtype=torch.float64, device=own.device)
     second: Sums = torch.stack([total, positions], 1).cpu().numpy()
     return second
-
-
-_SUMS = {"regression": _regression_sums, "classification": _classification_sums, "direction": _direction_sums}

@@ -112,3 +112,32 @@ def test_outputs_that_are_not_finite_lose_against_all_others_and_unusable_own_on
         OutputDistance().add(torch.tensor([[0.0]]), torch.tensor([[torch.nan]]))
     with pytest.raises(branchnet.AffinityError, match="two classes or more; compare one logit as 'regression'"):
         OutputDistance("classification").add(torch.zeros(3, 1), torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("shape", [(7, 3), (7, 3, 4, 5)])
+def test_prepared_outputs_and_other_batches_give_the_same_distance(kind, shape):
+    """Own outputs are prepared once for several comparisons; batches of any sizes and orders in memory add up."""
+    random = np.random.default_rng(0)
+    own = torch.tensor(50 + random.normal(0, 2, shape))
+    found = [own + torch.tensor(random.normal(0, scale, shape)) for scale in (0.5, 1.0)]
+    whole = []
+    for one in found:
+        whole.append(OutputDistance(kind))
+        whole[-1].add(one, own)
+    parts = [OutputDistance(kind) for _ in found]
+    for rows in (slice(0, 2), slice(2, 7)):
+        prepared = parts[0].prepared(own[rows].clone())
+        for one, distance in zip(found, parts, strict=True):
+            given = one[rows]
+            if given.dim() == 4:
+                given = given.contiguous(memory_format=torch.channels_last)
+            distance.add(given, prepared)
+    weights = random.integers(0, 3, 7).astype(float)
+    for one, other in zip(whole, parts, strict=True):
+        assert other.value() == pytest.approx(one.value(), rel=1e-10)
+        assert other.value(weights) == pytest.approx(one.value(weights), rel=1e-10)
+        assert other.constant() == pytest.approx(one.constant(), rel=1e-10)
+    same = OutputDistance(kind)
+    same.add(own, same.prepared(own))
+    assert same.value() == 0

@@ -68,6 +68,10 @@ class LabelledDistance:
     judge: LabelledTask
     found: list[float] = field(default_factory=list)
 
+    def prepared(self, own: Any) -> Any:
+        """The own output as it is."""
+        return own
+
     def add(self, found: Any, own: Any) -> None:
         """Add a batch.
 

@@ -19,6 +19,9 @@ from branchnet.stitching.stitch import Stitch
 class Distance(Protocol):
     """The distance of outputs from a network's own, added up over batches."""
 
+    def prepared(self, own: Any) -> Any:
+        """What `add` takes of the network's own outputs, once for all outputs that are judged against them."""
+
     def add(self, found: Any, own: Any) -> None:
         """Add a batch: the outputs to judge, and the network's own for the same inputs."""
 
@@ -84,10 +87,13 @@ def _judged(
             {number: copied(cut) for number, cut in of_all.items()}
             for of_all in cuts_of(family, batch, device, depth, members)
         ]
-        own = {number: family.members[number].network.head(*copied(cuts[-1][number])) for number in targets}
+        own: dict[int, Any] = {}
         for (d, source, target), found in candidates.items():
+            network = family.members[target].network
             for stitch, distance in zip(found, distances[d, source, target], strict=True):
-                distance.add(_rest(family.members[target].network, d, stitch, cuts[d][source]), own[target])
+                if target not in own:
+                    own[target] = distance.prepared(network.head(*copied(cuts[-1][target])))
+                distance.add(_rest(network, d, stitch, cuts[d][source]), own[target])
         advance()
     return distances
 

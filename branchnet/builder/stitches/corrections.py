@@ -7,9 +7,10 @@ network. A linear head is refitted, by ridge regression, from the features that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
-from branchnet.builder.stitches.probe_features import ArrivingFeatures, Batch, BelowStitches, Chain, OwnFeatures
+from branchnet.builder.stitches.probe_features import ArrivingFeatures, Batch, BelowStitches, Chain, OwnFeatures, Part
 from branchnet.builder.weights.normalisation import estimate_batchnorm
 from branchnet.builder.weights.variance_correction import (
     UnitStatistics,
@@ -77,6 +78,23 @@ def below_stitches(branched: BranchedNetwork) -> list[Node]:
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What is below stitches on inputs that nothing was fitted on.
+
+    Attributes:
+        losses: for each task the distance from the own outputs.
+        given: for each task with a linear head what that layer is given, batch by batch.
+    """
+
+    losses: Mapping[str, float]
+    given: Mapping[str, Sequence[Tensor]]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.losses.values()) / len(self.losses)
+
+
 class _Below:
     """What is below stitches, run from the cuts before it, which corrections do not change."""
 
@@ -86,39 +104,73 @@ class _Below:
         self.network = BelowStitches(branched, self.nodes)
         self.arriving = ArrivingFeatures(branched, own)
         self.tasks = [node.tasks[0] for node in self.nodes if node.is_head]
+        found = {node.tasks[0]: _last_linear(node.module) for node in self.nodes if node.is_head}
+        self.heads = {task: layer for task, layer in found.items() if layer is not None}
 
     def cuts(self, batch: Batch) -> dict[str, Any]:
         return {name: self.arriving.after(batch, name) for name in self.network.before}
 
-    def loss(self) -> float:
-        """The mean over the tasks of the distance from the own outputs on inputs that nothing was fitted on."""
+    def outputs(self, part: Part) -> Iterator[tuple[Batch, dict[str, Any], dict[str, Tensor]]]:
+        """The batches of a part of the probe, the outputs by task, and what the linear heads are given."""
+        seen: dict[nn.Module, Tensor] = {}
+
+        def remember(layer: nn.Module, given: Any, _: Tensor) -> None:
+            seen[layer] = given[0]
+
+        with hooked(dict.fromkeys(self.heads.values(), remember)):
+            for batch in self.own.batches(part):
+                outputs = self.network(self.cuts(batch))
+                yield batch, outputs, {task: seen[layer] for task, layer in self.heads.items()}
+
+    def measured(self) -> _Measured:
+        """Run the network on inputs that nothing was fitted on."""
         judged = {task: OutputDistance(self.kinds.get(task, "regression")) for task in self.tasks}
-        for batch in self.own.batches("judged"):
-            found = self.network(self.cuts(batch))
+        given: dict[str, list[Tensor]] = {task: [] for task in self.heads}
+        for batch, outputs, seen in self.outputs("judged"):
             for task, distance in judged.items():
-                distance.add(found[task], self.own.output(batch, task))
-        return sum(distance.value() for distance in judged.values()) / len(judged)
+                distance.add(outputs[task], self.own.own_output(batch, task, distance.kind))
+            for task, features in seen.items():
+                given[task].append(features)
+        return _Measured({task: distance.value() for task, distance in judged.items()}, given)
 
     def kept_corrections(self) -> list[str]:
         """Try all corrections, and keep those that help; in words what was kept."""
-        best, kept = self.loss(), []
-        attempts: dict[str, Callable[[], list[Callable[[], None]]]] = {
-            "channel statistics": lambda: [self.correct_statistics],
-            "linear heads": self.head_corrections,
-        }
-        for name, corrections in attempts.items():
-            for correct in corrections():
-                before = [
-                    {key: value.clone() for key, value in node.module.state_dict().items()} for node in self.nodes
-                ]
-                correct()
-                if (now := self.loss()) < best:
-                    best = now
-                    kept.append(name)
-                    break
-                for node, state in zip(self.nodes, before, strict=True):
-                    node.module.load_state_dict(state)
-        return kept
+        best, kept = self.measured(), []
+        before = [{key: value.clone() for key, value in node.module.state_dict().items()} for node in self.nodes]
+        self.correct_statistics()
+        if (now := self.measured()).mean < best.mean:
+            best = now
+            kept.append("channel statistics")
+        else:
+            for node, state in zip(self.nodes, before, strict=True):
+                node.module.load_state_dict(state)
+        return kept + (["linear heads"] if self.heads and self.refit_heads(best) else [])
+
+    def refit_heads(self, before: _Measured) -> bool:
+        """Refit the linear heads where that helps, with the first ridge with which it does; whether it did.
+
+        A head returns what its last layer makes of what it is given, so that nothing else has to run again.
+        """
+        sums = {task: MomentSums() for task in self.heads}
+        for batch, outputs, seen in self.outputs("fitted"):
+            for task, given in seen.items():
+                missing = self.own.output(batch, task) - outputs[task]
+                sums[task].add([given.flatten(0, -2), missing.flatten(0, -2)], [(0, 0), (0, 1)])
+        moments = {task: of_task.moments(0, 1) for task, of_task in sums.items()}
+        for ridge in RIDGES:
+            refitted = {task: _refitted(layer, moments[task], ridge) for task, layer in self.heads.items()}
+            losses = {task: self._loss_of(task, layer, before.given[task]) for task, layer in refitted.items()}
+            if _Measured({**before.losses, **losses}, {}).mean < before.mean:
+                for task, layer in refitted.items():
+                    self.heads[task].load_state_dict(layer.state_dict())
+                return True
+        return False
+
+    def _loss_of(self, task: str, layer: nn.Linear, given: Sequence[Tensor]) -> float:
+        distance = OutputDistance(self.kinds.get(task, "regression"))
+        for batch, features in zip(self.own.batches("judged"), given, strict=True):
+            distance.add(layer(features), self.own.own_output(batch, task, distance.kind))
+        return distance.value()
 
     def correct_statistics(self) -> None:
         """Estimate BatchNorm again; without any, give layers the means and deviations of their own networks."""
@@ -155,36 +207,14 @@ class _Below:
     def _some(self) -> Iterator[Batch]:
         return self.own.batches("fitted", STATISTICS_INPUTS)
 
-    def head_corrections(self) -> list[Callable[[], None]]:
-        """Refits of the linear heads, each with another ridge, from one pass over the inputs; none without heads."""
-        found = {node.tasks[0]: _last_linear(node.module) for node in self.nodes if node.is_head}
-        heads = {task: layer for task, layer in found.items() if layer is not None}
-        if not heads:
-            return []
-        sums = {task: MomentSums() for task in heads}
-        seen: dict[nn.Module, Tensor] = {}
 
-        def remember(layer: nn.Module, given: Any, _: Tensor) -> None:
-            seen[layer] = given[0]
-
-        with hooked(dict.fromkeys(heads.values(), remember)):
-            for batch in self.own.batches("fitted"):
-                outputs = self.network(self.cuts(batch))
-                for task, layer in heads.items():
-                    missing = self.own.output(batch, task) - outputs[task]
-                    rows = [seen[layer].flatten(0, -2), missing.flatten(0, -2)]
-                    sums[task].add(rows, [(0, 0), (0, 1)])
-        moments = {task: of_task.moments(0, 1) for task, of_task in sums.items()}
-        return [partial(_refit, heads, moments, ridge) for ridge in RIDGES]
-
-
-def _refit(heads: Mapping[str, nn.Linear], moments: Mapping[str, Moments], ridge: float) -> None:
-    with torch.no_grad():
-        for task, layer in heads.items():
-            change = least_squares(moments[task], ridge)
-            layer.weight.add_(change.T.to(layer.weight))
-            if layer.bias is not None:
-                layer.bias.add_((moments[task].mean_y - moments[task].mean_x @ change).to(layer.bias))
+def _refitted(layer: nn.Linear, moments: Moments, ridge: float) -> nn.Linear:
+    """A copy with what it misses added, as far as least squares explains it."""
+    made, change = copy.deepcopy(layer), least_squares(moments, ridge)
+    made.weight.add_(change.T.to(made.weight))
+    if made.bias is not None:
+        made.bias.add_((moments.mean_y - moments.mean_x @ change).to(made.bias))
+    return made
 
 
 def _last_linear(head: nn.Module) -> nn.Linear | None:

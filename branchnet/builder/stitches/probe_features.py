@@ -22,6 +22,7 @@ from branchnet.data.collation import gather, length
 from branchnet.stages import StagedNetwork, call
 from branchnet.stitching.channels import copied
 from branchnet.stitching.fitting import feature_dimensions, inputs_needed
+from branchnet.stitching.output_distances import OutputKind, OwnOutput
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
 
 Part: TypeAlias = Literal["fitted", "judged"]
@@ -62,7 +63,7 @@ class Kept:
 
     def put(self, key: Any, value: Any) -> Any:
         """Keep a value if there is room, and return it."""
-        size = sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        size = sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor | OwnOutput))
         if size <= self._free and key not in self._values:
             self._values[key] = value
             self._free -= size
@@ -162,6 +163,12 @@ class OwnFeatures:
             network = self.networks[donor]
             found = self._kept.put(key, network.head(*copied(self.cut(batch, donor, len(network.stages)))))
         return found
+
+    def own_output(self, batch: Batch, donor: str, kind: OutputKind) -> OwnOutput:
+        """The same, prepared for comparisons with it."""
+        key = (*self._key(batch, donor, None), kind)
+        found: OwnOutput | None = self._kept.get(key)
+        return self._kept.put(key, OwnOutput.of(self.output(batch, donor), kind)) if found is None else found
 
     def rest(self, donor: str, stage: int) -> list[nn.Module]:
         """The donor's stages from one on, and its head."""

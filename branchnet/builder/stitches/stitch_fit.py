@@ -53,7 +53,8 @@ def fit_stitches(
                 if stitch is found[0]:  # by least squares
                     wanted = own.cut(batch, target, stage)
                     missing.add(*(_mapped_tensors(stitch, cut) for cut in (mapped, wanted)))
-                distance.add(run(own.rest(target, stage), mapped), own.output(batch, target))
+                wanted_output = own.own_output(batch, target, distance.kind)
+                distance.add(run(own.rest(target, stage), mapped), wanted_output)
     best = [
         _best(source, target, found, judged)
         for target, found, judged in zip(targets, candidates, distances, strict=True)

@@ -50,7 +50,7 @@ class PathLosses:
             for batch in self._held_out.batches("judged"):
                 head = self._held_out.networks[task].head
                 found = head(*self._entering(self._held_out, batch, path))
-                distance.add(found, self._held_out.output(batch, task))
+                distance.add(found, self._held_out.own_output(batch, task, distance.kind))
             self._losses[path] = distance.value()
         return self._losses[path]
 

@@ -25,7 +25,8 @@ from branchnet.builder.network.surgery import keep_tasks
 from branchnet.deploy.flat_outputs import FlatOutputs
 from branchnet.deploy.format_writers import WRITERS, Dynamic, batch_size, free_sizes
 from branchnet.deploy.model_card import model_card
-from branchnet.errors import BuildError
+from branchnet.errors import BuildError, SplitError
+from branchnet.inference.compilation import check_sizes, first_stages
 from branchnet.inference.inference_transforms import Fold, prepare
 from branchnet.inference.torch_compile import device_of, first_line, map_input
 from branchnet.stages import Example, call, flat_example
@@ -216,6 +217,8 @@ def write_model(
 ) -> Written:
     """Write the model alone, load it and compare with the original; `export` explains the arguments and the errors."""
     batch = batch_size(example)
+    if dynamic and format != "safetensors":
+        _check_batch_sizes(network, example)
     # Size 1, at which programs are specialised most easily, the size of the example, and one that none has seen.
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
     examples = [_resized(example, size) for size in batches]
@@ -237,6 +240,20 @@ def write_model(
         except Exception as error:  # exporters raise errors of many kinds, none of them documented
             raise BuildError(f"{format} export failed: {type(error).__name__}: {first_line(error)}") from error
     return Written(expected[len(batches) - 1], _compared(expected, found), batches)
+
+
+def _check_batch_sizes(network: BranchedNetwork, example: Example) -> None:
+    """Refuse a file for any batch size of a network that allows some: nothing in the file would check it."""
+    first, form = first_stages(network), map_input(lambda tensor: tensor.to("meta"), example)
+    size = 0
+    try:
+        for size in (*range(1, 129), *(2**k for k in range(8, 17))):
+            check_sizes(first, _resized(form, size))
+    except SplitError as error:
+        raise BuildError(
+            f"the file would be called with any batch size, and the network refuses {size}: {error}; pass "
+            "dynamic=False for files of one batch size"
+        ) from error
 
 
 @contextmanager

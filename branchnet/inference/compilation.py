@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input, check_input, unlike
 from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
+from branchnet.builder.network.separate_networks import SeparateNetworks
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.errors import BuildError
 from branchnet.inference.change_detection import ChangeDetector
@@ -31,6 +32,7 @@ from branchnet.inference.torch_compile import (
     first_line,
     records_cuda_graphs,
 )
+from branchnet.stages import Stage, StagedNetwork
 
 
 class Runner(Protocol):
@@ -93,7 +95,7 @@ class CompiledNetwork:
         self.options = CompileOptions(mode, dynamic, autocast, cast, channels_last, regions)
         self._runner: Runner = _runner(branched, self.options, streams=streams)
         self._copy_outputs = copy_outputs
-        self._find_device()
+        self._look_again()
         self._changes = ChangeDetector(branched)
 
     @property
@@ -116,6 +118,7 @@ class CompiledNetwork:
         subset = wanted_tasks(tasks, self.branched.tasks)
         if self._changes.changed():
             self._forget()
+        check_sizes({task: self._first[task] for task in subset if task in self._first}, x)
         with torch.no_grad():
             outputs = self._runner.run(subset, self._changes.modes(), x)
             return pytree.tree_map(_copied, outputs) if self._copies else outputs
@@ -123,11 +126,47 @@ class CompiledNetwork:
     def _forget(self) -> None:
         """Let go of what was compiled of a network that is another one now."""
         self._runner.forget()
-        self._find_device()
+        self._look_again()
 
-    def _find_device(self) -> None:
+    def _look_again(self) -> None:
+        self._first = first_stages(self.branched)
         on_gpu = device_of(self.branched) == "cuda"
         self._copies = self._copy_outputs and on_gpu and records_cuda_graphs(self.options.mode)
+
+
+def first_stages(network: Network) -> dict[str, Stage]:
+    """What each task's inputs reach first, where stages know which sizes they may have.
+
+    Args:
+        network: a network of several tasks.
+
+    Returns:
+        by task the stage; without tasks whose network was not split.
+    """
+    if isinstance(network, SeparateNetworks):
+        plain = zip(network.tasks, network.networks, strict=True)
+        found = {task: one.stages[0] for task, one in plain if isinstance(one, StagedNetwork)}
+    else:
+        branched = network.skeleton if isinstance(network, FusedNetwork) else network
+        found = {task: branched.path(task).stages[0] for task in branched.tasks}
+    return {task: stage for task, stage in found.items() if isinstance(stage, Stage)}
+
+
+def check_sizes(stages: Mapping[str, Stage], x: Input) -> None:
+    """Refuse inputs as the network itself does: compiled and exported code does not look at their sizes.
+
+    Args:
+        stages: of `first_stages`.
+        x: the inputs.
+
+    Raises:
+        SplitError: a size for which the code of a donor may do something else.
+    """
+    for stage in dict.fromkeys(stages.values()):
+        if isinstance(x, Mapping):
+            stage.check_sizes(**x)
+        else:
+            stage.check_sizes(*(x if isinstance(x, tuple) else (x,)))
 
 
 def _runner(network: Network, options: CompileOptions, *, streams: bool) -> Runner:

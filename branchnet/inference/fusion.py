@@ -181,6 +181,11 @@ class FusedNetwork(nn.Module):
         return tuple(self.tree.tasks)
 
     @property
+    def skeleton(self) -> BranchedNetwork:
+        """The network that was fused, without weights."""
+        return self._skeletons[0]
+
+    @property
     def interface(self) -> Interface:
         """Shapes and types of the inputs."""
         return self._skeletons[0].interface

@@ -83,13 +83,28 @@ class Stage(nn.Module):
         Raises:
             SplitError: an input of the first stage has a size for which the network's code may do something else.
         """
-        if inputs:
-            cut = (*cut, *(inputs[name] for name in self._keywords[len(cut) :]))
+        cut = self._in_order(cut, inputs)
         program = self.running
         if program.sizes is not None and not torch.compiler.is_compiling():
             program.sizes.check(cut)
         result = program.function(self, *cut)
         return result if program.output is None else tree_unflatten(tree_leaves(result), program.output)
+
+    def _in_order(self, cut: tuple[Any, ...], inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*cut, *(inputs[name] for name in self._keywords[len(cut) :])) if inputs else cut
+
+    def check_sizes(self, *cut: Any, **inputs: Any) -> None:
+        """Refuse what `forward` refuses; for code that runs without it, compiled or exported.
+
+        Args:
+            *cut: as for `forward`.
+            **inputs: as for `forward`.
+
+        Raises:
+            SplitError: an input has a size for which the network's code may do something else.
+        """
+        if (sizes := self.running.sizes) is not None:
+            sizes.check(self._in_order(cut, inputs))
 
     def train(self, mode: bool = True) -> Stage:
         """Switch between training and evaluation.

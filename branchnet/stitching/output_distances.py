@@ -179,17 +179,15 @@ class _OwnLeaf:
         """The error of each input, summed over positions: (B,)."""
         values = _positions(found)
         if self.kind == "direction":
-            cosines = (F.normalize(values, dim=1) * self.values).sum(1)
-            summed: Sums = (1 - cosines).sum(1).cpu().numpy()
-            return summed
-        if self.shares is None:
+            error = 1 - (F.normalize(values, dim=1) * self.values).sum(1, keepdim=True)
+        elif self.shares is None:
             error = values - self.values
             if self.excepted is not None:  # masked entries
                 error = error.masked_fill((values == self.values) & self.excepted, 0)
             error = error.square()
         else:
             error = _without(self.shares * (self.values - _log_softmax(values)), self.excepted)
-        summed = error.sum((1, 2)).cpu().numpy()
+        summed: Sums = error.sum((1, 2)).cpu().numpy()
         return summed
 
     def about(self, shift: Sums) -> tuple[Sums, Sums]:

@@ -5,4 +5,4 @@ Search and building come before.
 
 from branchnet.utils.lazy import attach_stub
 
-__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__, needs={"LightningBranched": "lightning"})

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def attach_stub(package: str, filename: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def attach_stub(
+    package: str, filename: str, needs: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Read `__init__.pyi` next to `filename`, and make what serves the names that it imports.
 
     In the package's `__init__.py`:
@@ -23,10 +26,12 @@ def attach_stub(package: str, filename: str) -> tuple[Callable[[str], Any], Call
     Args:
         package: the package's `__name__`.
         filename: its `__file__`.
+        needs: by name the other package without which it cannot be imported.
 
     Returns:
         `__getattr__`, which imports a name or a subpackage when it is first used and keeps it in the package;
-        `__dir__`; `__all__`, the sorted names.
+        `__dir__`; `__all__`, the sorted names, without those whose package is not installed: `from package import *`
+        imports the others.
 
     Raises:
         ImportError: there is no stub, or it imports in a way that cannot be delayed; file and line are named.
@@ -44,7 +49,8 @@ def attach_stub(package: str, filename: str) -> tuple[Callable[[str], Any], Call
         sys.modules[package].__dict__[name] = value
         return value
 
-    return load, names.copy, names.copy()
+    lacking = {name for name, other in (needs or {}).items() if importlib.util.find_spec(other) is None}
+    return load, names.copy, [name for name in names if name not in lacking]
 
 
 def _names_in(stub: Path) -> dict[str, str]:

@@ -16,9 +16,12 @@ def define_torchvision_operators() -> torch.library.Library | None:
     fails without them. Models, transforms and data sets work then; the operators themselves cannot be called.
 
     Returns:
-        The library that holds the definitions as long as it is kept; None where nothing had to be defined.
+        The library that holds the definitions as long as it is kept; None where nothing had to be defined, as they were
+        there before.
     """
     if importlib.util.find_spec("torchvision") is None or torch.version.cuda is not None:
+        return None
+    if hasattr(torch.ops.torchvision, "nms"):
         return None
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ from torch.utils import _pytree as pytree
 import branchnet
 from branchnet import Tree
 from branchnet.builder import SeparateNetworks
-from branchnet.errors import BuildError
+from branchnet.errors import BuildError, SplitError
 from branchnet.inference import CompiledNetwork, compiler_problem, prepare
 from branchnet.inference.compilation import _copied
 from branchnet.inference.torch_compile import compiled_apart
 from tests.builder.toys import KINDS, LETTERS, Unruly, images, linear_tree, split_networks
+from tests.stages.test_sizes import Padded, image
 
 
 def convolutional(tasks: tuple[str, ...] = tuple(KINDS)) -> branchnet.BranchedNetwork:
@@ -470,3 +472,24 @@ def test_inputs_that_are_not_contiguous_and_empty_batches(graphs: list[int]) -> 
     for x in (wide[:, ::2], torch.rand(6, 3).T, torch.rand(0, 6)):
         found, expected = compiled(x), network(x)
         assert all(torch.equal(found[task], expected[task]) for task in LETTERS)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_sizes_that_the_network_refuses_are_refused_compiled_as_well(graphs: list[int], separate: bool) -> None:
+    """Graphs do not look at sizes: without the check these would be padded as the example was."""
+    networks = {task: Padded().eval() for task in ("a", "b")}
+    example, other = image(2, 16, 16), image(2, 16, 20)
+    staged = branchnet.split_all(networks, example)
+    tree = Tree.separate(["a", "b"], len(staged["a"].stages))
+    network = SeparateNetworks(staged) if separate else branchnet.build(tree, staged, init="donor").eval()
+    compiled = CompiledNetwork(network)
+    torch.testing.assert_close(compiled(example)["a"], networks["a"](example), rtol=1e-5, atol=1e-6)
+    try:
+        found = network(other)
+    except SplitError as error:
+        with pytest.raises(SplitError, match=re.escape(str(error))):
+            compiled(other)
+    else:
+        torch.testing.assert_close(compiled(other)["b"], found["b"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(SplitError, match=r"\(2, 3, 16, 20\); expected"):
+        compiled(other, tasks=["b"])

@@ -400,3 +400,26 @@ def test_sizes_among_the_outputs_are_left_out_of_the_file(tmp_path: Path) -> Non
     network.heads[0] = Sized()
     x = {"left": torch.rand(2, 2), "right": torch.rand(2, 4)}
     assert branchnet.export(network, x, tmp_path / "net.pt2").outputs == ("a.values",)
+
+
+class Many(nn.Module):
+    """Goes another way in large batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l1, self.l2, self.l3 = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.l1(x))
+        return self.l3(torch.relu(self.l2(x * 2 if x.shape[0] > 100 else x)))
+
+
+def test_a_file_for_any_batch_size_is_refused_where_the_network_allows_some(tmp_path: Path) -> None:
+    """Nothing in the file would look at the size: 101 samples would be taken the way of a few."""
+    example = torch.rand(4, 8)
+    networks = {task: Many().eval() for task in ("a", "b")}
+    branched = branchnet.build(Tree.shared(["a", "b"], 1), networks, example=example, locations=["l1"], init="donor")
+    with pytest.raises(BuildError, match=r"refuses 101: .*\(101, 8\); expected.*dynamic=False"):
+        branchnet.export(branched.eval(), example, tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+    assert branchnet.export(branched, example, tmp_path / "model.pt2", dynamic=False).model.exists()

@@ -173,6 +173,6 @@ def test_a_front_over_two_units_is_drawn():
         "parameters", "multiply-adds", "clustering cost (mean-pair)",
     )  # fmt: skip
     assert len(axes.collections[0].get_offsets()) == len(front)
-    assert [line.get_xdata()[0] for line in axes.lines][0] == chosen.limit
+    assert axes.lines[0].get_xdata()[0] == chosen.limit
     with pytest.raises(branchnet.BranchnetError, match="the same in all results"):
         branchnet.plot([*front, search(affinity_of(2), COSTS["params"], "70% params")])

@@ -109,8 +109,8 @@ class ImpartialLossWeighting(ScalarWeighting):
 
 
 class RandomWeighting(ScalarWeighting):
-    """RLW, weights drawn at every step: the softmax of normal numbers for all tasks ("Reasonable Effectiveness of Random
-    Weighting", Lin et al. 2022). They depend on the step and on a seed that is drawn here from torch's random numbers:
+    """RLW, weights drawn at every step: the softmax of a normal number for each task ("Reasonable Effectiveness of
+    Random Weighting", Lin et al. 2022). They depend on the step and on a seed that is drawn here from torch's random numbers:
     on processes that start with the same they are the same, also where some of these have no labels in a step.
 
     Args:

@@ -120,9 +120,9 @@ class TaskLosses:
         Raises:
             TrainingError: a loss that is no scalar.
         """
+        run = self._run(batch, self.tasks)
         return {
-            task: self.loss(task, output, labels)
-            for task, (output, labels, _) in self.judged(batch, self.tasks).items()
+            task: self.loss(task, output, moved(known.values, self.device)) for task, (output, known) in run.items()
         }
 
     def loss(self, task: str, output: Any, labels: Any) -> Tensor:
@@ -151,20 +151,22 @@ class TaskLosses:
             batch: as for `known`.
             tasks: the tasks wanted.
         """
+        found = {}
+        for task, (output, known) in self._run(batch, tasks).items():
+            weight = float(known.count)
+            if task not in self.taught:
+                weight = counted_labels(self.functions[task], known.values, known.count)
+            found[task] = output, moved(known.values, self.device), weight
+        return found
+
+    def _run(self, batch: Batches, tasks: Sequence[str]) -> dict[str, tuple[Any, KnownLabels]]:
+        """The outputs of the samples with a label, and their labels, of tasks that have any."""
         known = {task: labels for task, labels in self.known(batch).items() if task in tasks}
         if self.teachers is not None and isinstance(batch, Batch):
             taught = self.teachers.outputs(batch, self.taught, self.device)
             known |= {task: KnownLabels(output, None, len(batch)) for task, output in taught.items() if task in tasks}
-        if not known:
-            return {}
-        outputs = self._outputs(batch, tuple(known))
-        found = {}
-        for task, one in known.items():
-            weight = float(one.count)
-            if task not in self.taught:
-                weight = counted_labels(self.functions[task], one.values, one.count)
-            found[task] = one.of(outputs[task]), moved(one.values, self.device), weight
-        return found
+        outputs = self._outputs(batch, tuple(known)) if known else {}
+        return {task: (labels.of(outputs[task]), labels) for task, labels in known.items()}
 
     def _outputs(self, batch: Batches, tasks: tuple[str, ...]) -> dict[str, Any]:
         network = self._called()

@@ -261,7 +261,7 @@ def test_a_run_with_labels_from_python_is_that_of_the_command(walker: Walker) ->
             assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(steps + 1)]
     assert Path("run-branched/history.png").read_bytes().startswith(b"\x89PNG")
     assert walker("run run.yaml --quiet --json") == 0, walker.err  # everything is read back
-    assert json.loads(walker.out)["networks"] == result.to_dict()["networks"]
+    assert json.loads(walker.out)["networks"] == json.loads(json.dumps(result.to_dict()))["networks"]
 
 
 @pytest.mark.parametrize(

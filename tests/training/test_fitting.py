@@ -28,6 +28,7 @@ from branchnet.training.constant_answer import best_constant
 from branchnet.training.matching.output_losses import output_loss
 from branchnet.training.optimization.choosing.held_out_judge import Judge
 from branchnet.training.optimization.choosing.learning_rates import RATES, largest_safe_rate
+from branchnet.training.optimization.schedules import cosine
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
 TASKS = ("a", "b")
@@ -111,6 +112,22 @@ def test_the_rate_that_was_found_is_kept_with_the_checkpoint(tmp_path: Path) -> 
     assert history.resumed_at in (11, 12) and history.learning_rate == expected.learning_rate
     assert history.losses == expected.losses and history.measurements == expected.measurements
     assert all(map(torch.equal, resumed.parameters(), whole.parameters()))
+
+
+def test_rates_are_tried_by_short_runs_with_the_schedule() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def schedule(step: int, steps: int) -> float:
+        asked.append((step, steps))
+        return cosine(step, steps)
+
+    history = branchnet.fit(
+        single(5), (X, X[:, :3]), nn.MSELoss(), steps=20, learning_rate="auto", schedule=schedule, progress=False,
+        batch_size=8,
+    )  # fmt: skip
+    tries, rest = divmod(len(asked) - 20, 5)
+    assert rest == 0 and history.learning_rate in RATES[:tries]
+    assert asked == [(step, 5) for step in range(5)] * tries + [(step, 20) for step in range(20)]
 
 
 @pytest.mark.parametrize(("constant", "expected"), [(10.0, 1e-4), (1.0, 1e-3)])

@@ -38,6 +38,7 @@ PROBE = 500
 TEST = 500
 BATCH = 64
 LEARNING_RATE = 3e-3
+"""Of single-task networks, from random weights; merged ones would forget at it."""
 STITCH_STEPS = 40
 SHOWN = 5
 RANDOM_TREES = 2
@@ -131,7 +132,6 @@ def _problem(
             steps=size.steps // 2,  # stitched networks start near their goal
             stitch_steps=min(size.steps, STITCH_STEPS),
             batch_size=BATCH,
-            learning_rate=LEARNING_RATE,
             compare=True,
             random_trees=size.random_trees,
             seed=seed,

@@ -166,6 +166,5 @@ def run_config(weights: Mapping[str, str], *, budget: str, steps: int, batch_siz
             "probe": 300,
             "steps": steps,
             "batch_size": batch_size,
-            "learning_rate": 0.003,
         }
     )

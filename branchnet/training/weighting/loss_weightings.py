@@ -109,9 +109,9 @@ class ImpartialLossWeighting(ScalarWeighting):
 
 
 class RandomWeighting(ScalarWeighting):
-    """RLW, weights drawn at every step: the softmax of normal numbers ("Reasonable Effectiveness of Random Weighting",
-    Lin et al. 2022). They depend on the step and on a seed that is drawn here from torch's random numbers: on processes
-    that start with the same they are the same, also where some of these have no labels in a step.
+    """RLW, weights drawn at every step: the softmax of a normal number for each task ("Reasonable Effectiveness of
+    Random Weighting", Lin et al. 2022). They depend on the step and on a seed that is drawn here from torch's random numbers:
+    on processes that start with the same they are the same, also where some of these have no labels in a step.
 
     Args:
         tasks: their names.
@@ -141,7 +141,8 @@ class RandomWeighting(ScalarWeighting):
         """
         generator = torch.Generator().manual_seed(mixed_seed(int(self.seed), int(self.step)))
         self.step += 1
-        self.current[where] = torch.randn(len(self.tasks), generator=generator).to(self.current)[where].softmax(0)
+        # Over all tasks, as each process would divide by the sum of those with labels of its own.
+        self.current.copy_(torch.randn(len(self.tasks), generator=generator).softmax(0))
         return (self.current[where] * values).sum()
 
 

@@ -92,6 +92,9 @@ class Given(nn.Module):
         """Return the value."""
         return self.value
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Given:
+        return self  # tensors with gradients cannot be copied
+
 
 def given_levels(values: Sequence[Tensor]) -> nn.ModuleList:
     """One `Given` for each level of a pyramid."""

@@ -94,6 +94,8 @@ def export(
         fold: `"exact"` folds stitches into the layers next to them where that is exact, see
             `branchnet.inference.prepare`; the specification keeps them, and so do weights in safetensors. None keeps
             them in the model, too.
+        decode: single-task networks by task, as they were given to `branchnet.raw_heads`: the file decodes the raw
+            outputs of these tasks as `branchnet.decode` does. It holds no suppression.
 
     Returns:
         the files, the names of the outputs, and how far they are off.

@@ -44,8 +44,8 @@ def plot(x: Any, **options: Any) -> Figure:
               leaves, and each cluster is framed.
             - a `Tree`: stages from left to right. `locations=` names them, `stage_params=` makes nodes as thick as they
               have parameters.
-            - `SearchResult`s, as `pareto_front` returns them: cost against size, or by colour over two sizes. `separate_size=` is what
-              sizes are a share of, `chosen=` a result to mark. One result alone: its tree.
+            - `SearchResult`s, as `pareto_front` returns them: cost against size, or by colour over two sizes.
+              `separate_size=` is what sizes are a share of, `chosen=` a result to mark. One result alone: its tree.
             - trees that were measured before training, as `RunResult.measured` holds them: measured against predicted
               losses.
             - a `LatencyTable`: milliseconds against the number of copies, for each stage.

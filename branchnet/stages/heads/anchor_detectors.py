@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
@@ -31,7 +31,7 @@ def _features(network: Any, images: Tensor) -> dict[str, Tensor]:
     """The maps of the backbone by name, as the networks' own code names a single one."""
     normalised = (images - _channels(network, "image_mean")) / _channels(network, "image_std")
     features = network.backbone(normalised)
-    return OrderedDict([("0", features)]) if not isinstance(features, Mapping) else OrderedDict(features)
+    return OrderedDict([("0", features)]) if isinstance(features, Tensor | fx.Proxy) else OrderedDict(features)
 
 
 def _channels(network: Any, name: str) -> Tensor:

@@ -41,18 +41,24 @@ class RawHead(Protocol):
     """
 
     def raw_outputs(self, *inputs: Any) -> Any:
-        """Return the tensors of the last layers, in the same form in training and evaluation mode.
+        """Run the last layers.
 
         Args:
             *inputs: what `forward` takes.
+
+        Returns:
+            their tensors, in the same form in training and evaluation mode.
         """
 
     def decode_outputs(self, raw: Any, size: Size) -> Any:
-        """Return what `forward` returns in evaluation mode.
+        """Make predictions of raw outputs.
 
         Args:
             raw: what `raw_outputs` returned.
             size: height and width of the images; None where the caller did not say.
+
+        Returns:
+            what `forward` returns in evaluation mode.
         """
 
 
@@ -91,6 +97,9 @@ class Given(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the value."""
         return self.value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Given:
+        return self  # tensors with gradients cannot be copied
 
 
 def given_levels(values: Sequence[Tensor]) -> nn.ModuleList:

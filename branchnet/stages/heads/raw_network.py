@@ -77,6 +77,19 @@ def decode(network: nn.Module, raw: Any, *, size: Size = None) -> Any:
 
     Raises:
         SplitError: the images' size is needed.
+
+    >>> class Head(nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x) if self.training else super().forward(x).softmax(1)
+    ...     def raw_outputs(self, x):
+    ...         return super().forward(x)
+    ...     def decode_outputs(self, raw, size):
+    ...         return raw.softmax(1)
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Head(8, 3)).eval()
+    >>> staged = branchnet.split(branchnet.raw_heads(network), torch.zeros(1, 4))
+    >>> x = torch.randn(2, 4)
+    >>> torch.equal(branchnet.decode(network, staged(x)), network(x))
+    True
     """
     network = unwrap(network)
     found = find_head(network)

@@ -145,7 +145,7 @@ class _Tracer(fx.Tracer):
     """torch.fx's tracer with childless modules as leaves, and arguments passed as the example passes them."""
 
     def __init__(self, example: Example, whole: set[type]) -> None:
-        modules, functions, leaves = _library_lists()
+        modules, functions, leaves, self._entered = _library_lists()
         super().__init__((math, *modules), functions)
         self._example = example
         self._whole = whole | leaves
@@ -204,6 +204,8 @@ class _Tracer(fx.Tracer):
         # A parametrised weight is computed from others when it is read, which only the module's own call does.
         if type(m) in self._whole or isinstance(m, torch.jit.ScriptModule) or hasattr(m, "parametrizations"):
             return True
+        if isinstance(m, self._entered):
+            return False
         if next(m.children(), None) is None:
             return True
         return type(m).__module__.startswith("torch.nn") and not isinstance(m, _ENTERED)
@@ -233,8 +235,13 @@ class _Tracer(fx.Tracer):
         return run, [self.root, *proxies]
 
 
-def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type]]:
-    """Modules and functions that torchvision and timm, where they are in use, declare as not to be entered."""
+def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type], tuple[type, ...]]:
+    """Modules and functions that torchvision and timm, where they are in use, declare as not to be entered.
+
+    The last are modules that are entered all the same, also without children: of feature pyramids, whose maps would be
+    hidden in a list or dict.
+    """
+    entered: tuple[type, ...] = ()
     modules: tuple[Any, ...] = ()
     functions: tuple[Any, ...] = ()
     leaves: set[type] = set()
@@ -248,8 +255,9 @@ def _library_lists() -> tuple[tuple[Any, ...], tuple[Any, ...], set[type]]:
         from torchvision.models.feature_extraction import _get_leaf_modules_for_ops
 
         modules = (ops,)
-        leaves |= set(_get_leaf_modules_for_ops())
-    return modules, functions, leaves
+        leaves |= set(_get_leaf_modules_for_ops()) - {ops.FeaturePyramidNetwork}
+        entered = (ops.FeaturePyramidNetwork, ops.feature_pyramid_network.ExtraFPNBlock)
+    return modules, functions, leaves, entered
 
 
 def where(error: BaseException) -> str:

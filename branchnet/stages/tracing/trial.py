@@ -115,8 +115,10 @@ def _same_memory(tensor: Tensor, memory: Tensor) -> bool:
 
 
 def _tensors_of(network: nn.Module) -> dict[int, Tensor]:
-    """The tensors that the modules hold, by identity: parameters, buffers, and attributes that are neither."""
+    """The tensors that the modules hold, by identity: parameters, buffers, and attributes or lists of them."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     for module in network.modules():
-        tensors |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
+        for value in vars(module).values():
+            held = value if isinstance(value, list | tuple) else (value,)
+            tensors |= {id(one): one for one in held if isinstance(one, Tensor)}
     return tensors

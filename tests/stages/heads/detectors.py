@@ -128,7 +128,7 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     from torchvision.ops.boxes import box_iou
 
     order = [int(k) for k in scores.argsort(descending=True, stable=True)]
-    overlaps, kept = box_iou(boxes, boxes), list[int]()
+    overlaps, kept = box_iou(boxes.detach(), boxes.detach()), list[int]()
     for k in order:
         if all(float(overlaps[k, other]) <= threshold for other in kept):
             kept.append(k)

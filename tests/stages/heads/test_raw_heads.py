@@ -57,6 +57,13 @@ def test_raw_outputs_have_one_form_in_both_modes_and_leave_the_network_alone(nam
     assert all(one is other for one, other in pairs)
 
 
+@pytest.mark.parametrize("name", ["ssd", "faster_rcnn"])
+def test_outputs_with_gradients_are_decoded(name: str) -> None:
+    network, images = detector(name), torch.rand(1, 3, SIZE, SIZE)
+    found = branchnet.decode(network, branchnet.raw_heads(network)(images), size=(SIZE, SIZE))
+    assert found[0]["boxes"].requires_grad
+
+
 @pytest.mark.parametrize("name", ["ssd", "retinanet"])
 def test_detectors_of_different_classes_are_one_network(name: str) -> None:
     models = {"people": detector(name, 0, 3), "cars": detector(name, 1, 5)}
@@ -115,6 +122,25 @@ def test_own_heads_say_what_is_raw() -> None:
 def test_several_heads_are_refused() -> None:
     with pytest.raises(SplitError, match=r"several heads that decode \(Own, Own\)"):
         branchnet.raw_heads(nn.ModuleList([Own(), Own()]))
+
+
+def test_feature_pyramids_are_entered() -> None:
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    from torchvision.models.detection.retinanet import RetinaNet
+
+    from tests.stages.heads.detectors import Backbone
+
+    pyramid = BackboneWithFPN(Backbone(), {"third": "0", "fourth": "1"}, [32, 32], 32)
+    anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
+    network = RetinaNet(pyramid, 3, anchor_generator=anchors).eval()
+    raw = branchnet.raw_heads(network)
+    staged = branchnet.split(raw, torch.rand(1, 3, SIZE, SIZE))
+    assert staged.traced_by == "fx" and staged.trainable
+    places = branchnet.candidate_locations(raw, torch.rand(1, 3, SIZE, SIZE))
+    assert "backbone.fpn" in {name for place in places for name in place.aliases}
+    x = torch.rand(2, 3, 96, 32)
+    assert equal(staged(x), raw(x))
 
 
 def test_whole_detectors_are_refused_with_the_call_to_use() -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +200,19 @@ def _checked_decoders(decode: Mapping[str, nn.Module], network: BranchedNetwork,
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_model` compared: the network's outputs at the last batch size, differences by output, batch sizes."""
+    """What `write_model` compared.
+
+    Attributes:
+        outputs: the network's, at the last batch size.
+        difference: by output, relative to its largest value.
+        batches: the batch sizes.
+        run: the function that was loaded from the file.
+    """
 
     outputs: Mapping[str, Tensor]
     difference: Mapping[str, float]
     batches: tuple[int, ...]
+    run: Callable[[Example], Mapping[str, Tensor]]
 
 
 def write_model(
@@ -241,7 +249,7 @@ def write_model(
             raise
         except Exception as error:  # exporters raise errors of many kinds, none of them documented
             raise BuildError(f"{format} export failed: {type(error).__name__}: {first_line(error)}") from error
-    return Written(expected[len(batches) - 1], _compared(expected, found), batches)
+    return Written(expected[len(batches) - 1], compared_outputs(expected, found), batches, run)
 
 
 def _check_batch_sizes(network: BranchedNetwork, example: Example) -> None:
@@ -289,8 +297,14 @@ def _without_the_warning_on_leaves() -> Iterator[None]:
         yield
 
 
-def _compared(expected: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+def compared_outputs(
+    expected: Sequence[Mapping[str, Tensor]], found: Sequence[Mapping[str, Tensor]]
+) -> dict[str, float]:
     """The largest relative difference of every output.
+
+    Args:
+        expected: the network's outputs by name, for each of several inputs.
+        found: those of what was exported.
 
     Raises:
         BuildError: other names, shapes or types, or values that differ by more than the tolerance.

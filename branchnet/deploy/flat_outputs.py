@@ -64,7 +64,7 @@ class FlatOutputs(nn.Module):
         named = {}
         for task, output in self._decoded(x).items():
             for keys, value in pytree.tree_flatten_with_path(output)[0]:
-                name = ".".join((task, *(str(_key(key)) for key in keys)))
+                name = flat_name(task, keys)
                 if name in named:
                     raise BuildError(f"two outputs are called {name!r}; expected different names; rename a task")
                 if isinstance(value, Tensor):
@@ -85,6 +85,30 @@ class FlatOutputs(nn.Module):
         size = next((tuple(t.shape[-2:]) for t in pytree.tree_leaves(x) if isinstance(t, Tensor) and t.dim() > 2), None)
         decoders = self.decoders
         return {t: decode(decoders[t], raw, size=size) if t in decoders else raw for t, raw in outputs.items()}  # type: ignore[arg-type]
+
+
+def flat_name(task: str, keys: Sequence[Any]) -> str:
+    """The name of one value of a task's output.
+
+    Args:
+        task: the task.
+        keys: the path to the value, as torch.utils._pytree gives it.
+    """
+    return ".".join((task, *(str(_key(key)) for key in keys)))
+
+
+def named_tensors(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return every tensor of outputs by task under its flat name.
+
+    Args:
+        outputs: by task.
+    """
+    return {
+        flat_name(task, keys): value
+        for task, output in outputs.items()
+        for keys, value in pytree.tree_flatten_with_path(output)[0]
+        if isinstance(value, Tensor)
+    }
 
 
 def _key(key: Any) -> Any:

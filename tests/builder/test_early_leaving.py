@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -257,3 +258,14 @@ def test_specifications_need_a_node_to_the_last_location():
         branchnet.Architecture.create(
             tasks=("a", "b"), locations=("n1", "n2"), tree=({"until": "n1", "branches": ["a", "b"]},)
         )
+
+
+def test_whole_networks_and_training_know_it(donors, staged):
+    matrix = np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]])
+    groups = branchnet.group_by_affinity(matrix, 2, tasks=list(staged))
+    served = branchnet.build(groups, staged, init="donor").eval().served_network()
+    assert served.tree.depths == {"classify": 2}
+    before = served(IMAGES)["classify"].detach()
+    branchnet.distill(served, donors, IMAGES, steps=2, batch_size=2)
+    after = served.eval()(IMAGES)
+    assert set(after) == set(donors) and not torch.equal(after["classify"], before)

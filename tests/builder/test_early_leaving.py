@@ -265,7 +265,8 @@ def test_whole_networks_and_training_know_it(donors, staged):
     groups = branchnet.group_by_affinity(matrix, 2, tasks=list(staged))
     served = branchnet.build(groups, staged, init="donor").eval().served_network()
     assert served.tree.depths == {"classify": 2}
-    before = served(IMAGES)["classify"].detach()
     branchnet.distill(served, donors, IMAGES, steps=2, batch_size=2)
-    after = served.eval()(IMAGES)
-    assert set(after) == set(donors) and not torch.equal(after["classify"], before)
+    served.train()(IMAGES)["classify"].sum().backward()
+    reached = {node.id for node in served.members() if all(p.grad is not None for p in node.module.parameters())}
+    assert {"nodes.0.0", "nodes.1.0", "heads.0"} <= reached
+    assert all(output.isfinite().all() for output in served.eval()(IMAGES).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -93,7 +93,8 @@ def distil_and_compare(
             file = checkpoint if one is branched or checkpoint is None else _numbered(checkpoint, number)
             own: Mapping[str, nn.Module] = {task: networks[task] for task in one.tasks}
             if options.distillation.get("match", "outputs") != "outputs":
-                own = split_all(own, example_of(train, own), locations=list(one.locations))
+                depth: Literal["common", "auto"] = "auto" if one.tree.depths else "common"
+                own = split_all(own, example_of(train, own), locations=list(one.locations), depth=depth)
             known = {task: kind for task, kind in kinds.items() if task in own}
             distill_in_two_steps(one, own, train, validation, options, kinds=known, checkpoint=file)
         else:

@@ -145,7 +145,7 @@ def _sentences(
     from branchnet.reporting.costing import uncounted_note
     from branchnet.reporting.units import percent, si
 
-    alone = Tree.separate(result.tree.tasks, result.tree.depth)
+    alone = Tree.separate(result.tree.tasks, result.tree.depth, result.tree.depths)
     separate = tree_size(alone, costs, head_costs=head_costs, unit=result.unit)
     unit = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}[result.unit]
     bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"

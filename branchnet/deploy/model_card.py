@@ -114,13 +114,11 @@ def model_card(
 
 
 def _costs(network: BranchedNetwork) -> list[str]:
-    separate = Tree.separate(network.tree.tasks, network.tree.depth)
+    tree = network.tree
+    separate = Tree.separate(tree.tasks, tree.depth, tree.depths)
     lines = ["| | this network | one network per task |", "|---|---|---|"]
     for unit, title in (("params", "parameters"), ("flops", "multiply-adds at the example's size")):
-        sizes = [
-            tree_size(tree, network.costs, head_costs=network.head_costs, unit=unit)
-            for tree in (network.tree, separate)
-        ]
+        sizes = [tree_size(each, network.costs, head_costs=network.head_costs, unit=unit) for each in (tree, separate)]
         lines.append(f"| {title} | {sizes[0]:,.0f} | {sizes[1]:,.0f} |")
     return lines
 

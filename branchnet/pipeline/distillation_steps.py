@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -115,7 +115,8 @@ def distil_and_compare(
             file = checkpoint if one is branched or checkpoint is None else _numbered(checkpoint, number)
             own: Mapping[str, nn.Module] = {task: networks[task] for task in one.tasks}
             if options.distillation.get("match", "outputs") != "outputs":
-                own = split_all(own, example_of(train, own), locations=list(one.locations))
+                depth: Literal["common", "auto"] = "auto" if one.tree.depths else "common"
+                own = split_all(own, example_of(train, own), locations=list(one.locations), depth=depth)
             of_these = {task: known[task] for task in own}
             distill_in_two_steps(one, DistillationInputs(own, train, validation, options, of_these), checkpoint=file)
         else:

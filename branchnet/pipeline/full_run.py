@@ -37,6 +37,7 @@ def run(
     folder: str | os.PathLike[str] | None = None,
     objective: str = "mean-pair",
     locations: int | Sequence[str] | None = None,
+    depth: Literal["common", "auto"] = "common",
     probe: int = 500,
     held_out: float = 0.2,
     measure: str = "auto",
@@ -73,6 +74,7 @@ def run(
             are kept: the same call goes on where it was interrupted. None writes nothing.
         objective: how trees are judged by the affinity, see `branchnet.clustering.objectives`.
         locations: where to branch: a number of places, their names, or None for branchnet's choice.
+        depth: `"auto"` lets networks leave the trunk early where the others have more in common, see `split_all`.
         probe: how many images the networks are compared on.
         held_out: share of the images that the results are measured on and nothing is trained on.
         measure: which affinities propose trees: `"auto"`, RSA and the stitching losses, of which the tree is taken that
@@ -125,6 +127,7 @@ def run(
     options = RunOptions.checked(
         objective=objective,
         locations=locations,
+        depth=depth,
         probe=probe,
         held_out=held_out,
         measure=measure,

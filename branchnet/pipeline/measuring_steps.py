@@ -138,7 +138,7 @@ def _compared(
     trees: Trees, name: str, network: nn.Module, seconds: Seconds, metrics: Mapping[str, float]
 ) -> ComparedNetwork:
     chosen = trees.chosen.tree
-    tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth)
+    tree = trees.compared.get(name) or Tree.separate(chosen.tasks, chosen.depth, chosen.depths)
     return ComparedNetwork(
         name,
         metrics,

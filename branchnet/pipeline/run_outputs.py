@@ -148,7 +148,7 @@ def front_data(problem: Problem, trees: Trees) -> FrontPlot:
     )
     return front_plot_data(
         trees.front,
-        trees.size(Tree.separate(chosen.tasks, chosen.depth), "params"),
+        trees.size(Tree.separate(chosen.tasks, chosen.depth, chosen.depths), "params"),
         chosen=trees.chosen if in_parameters else None,
         random=[
             (trees.size(tree, "params"), clustering_cost(tree, trees.affinity, objective=problem.options.objective))

@@ -109,6 +109,7 @@ def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str, latency: Pa
         return None if measured is None else {"latency": measured}
     from branchnet.specification.realisation import interface_of, make_all
     from branchnet.stages import split_all
+    from branchnet.stages.staged import deepest
     from branchnet.stitching import stitch_costs
 
     known = spec.input is not None and all(constructor is not None for constructor in spec.constructors.values())
@@ -117,7 +118,7 @@ def stitch_sizes_for(found: Affinity, spec: Architecture, unit: str, latency: Pa
     networks, example = make_all(spec, {}), interface_of(spec).random()
     depth: Literal["auto", "common"] = "auto" if spec.tree.depths else "common"
     staged = split_all(networks, example, locations=list(spec.locations), depth=depth)
-    return stitch_costs(staged[spec.tasks[0]])
+    return stitch_costs(deepest(staged))
 
 
 def read_latency(path: Path) -> LatencyTable:
@@ -268,7 +269,7 @@ def front_of(
     budget = chosen.budget
     return front_plot_data(
         front,
-        tree_size(Tree.separate(tree.tasks, tree.depth), costs, head_costs=heads, unit=unit),
+        tree_size(Tree.separate(tree.tasks, tree.depth, tree.depths), costs, head_costs=heads, unit=unit),
         chosen=chosen,
         random=random_points(
             found, costs, heads, unit=unit, objective=chosen.objective, budget=budget, stitch_sizes=stitch_sizes
@@ -305,7 +306,8 @@ def random_points(
     """
     from branchnet.clustering import clustering_cost, random_tree, tree_size
 
-    draw = partial(random_tree, found.tasks, len(found.locations), seed=random.Random(0))
+    depths = found.depths
+    draw = partial(random_tree, found.tasks, len(found.locations), seed=random.Random(0), depths=depths or None)
     if budget is not None:
         draw = partial(draw, costs=costs, budget=budget, head_costs=heads)
     drawn = [draw() for _ in range(RANDOM_TREES)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from branchnet.pipeline.tree_choice.proposals import Limits
 from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting.plots.history_plot import write_histories
 from branchnet.stages import StagedNetwork, call, split_all
+from branchnet.stages.staged import deepest
 from branchnet.stages.tracing.trace_check import at_least_two
 from branchnet.stitching import stitch_costs
 from branchnet.training import Teachers
@@ -79,8 +80,8 @@ class Trees:
 
     @property
     def first(self) -> StagedNetwork:
-        """The first network; its stages stand for all."""
-        return next(iter(self.staged.values()))
+        """The first network that passes all stages; they stand for those of all."""
+        return deepest(self.staged)
 
     def size(self, tree: Tree, unit: str) -> float:
         """Parameters or multiply-adds of `tree`, stitches and heads included."""
@@ -106,13 +107,14 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
         TrainingError: outputs whose forms differ between training and evaluation mode, which cannot be distilled.
     """
     options = problem.options
-    staged = split_all(problem.networks, problem.example, locations=options.locations)
+    staged = split_all(problem.networks, problem.example, locations=options.locations, depth=options.depth)
     if difference := form_difference(problem, staged):
         raise TrainingError(difference)
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     limits = _limits(problem, staged, workspace)
     check_budget(problem, first.locations, limits)
-    settings = [problem.identity, list(first.locations), count_samples(problem.probe)]
+    left = [dict(limits.depths)] if limits.depths else []
+    settings = [problem.identity, list(first.locations), count_samples(problem.probe), *left]
     affinity = workspace.step(
         "affinity.npz",
         settings,
@@ -131,7 +133,7 @@ def find_trees(problem: Problem, workspace: Workspace) -> Trees:
     chosen = choice.chosen
     compared = {CHOSEN: chosen.tree}
     if "shared" in options.compared_with:
-        compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
+        compared["shared"] = Tree.shared(chosen.tree.tasks, chosen.tree.depth, chosen.tree.depths)
     if "random" in options.compared_with:
         compared |= _random_trees_of_same_size(chosen, limits, problem)
     return Trees(staged, affinity, front, chosen, compared, limits, proposed, choice)
@@ -160,7 +162,7 @@ def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wo
     """What stages, stitches and heads cost in the budget's unit; milliseconds are measured here and now."""
     if "latency" not in {budget.unit for budget in problem.budget.each}:
         return limits_of(problem, staged)
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     compiled = problem.compiled and not compiler_problem(problem.device.type)
     table = workspace.step(
         "latency_table.json",
@@ -174,7 +176,7 @@ def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wo
     costs: dict[str, Costs] = {"latency": table.costs, **dict.fromkeys(COUNTED, first.costs)}
     head_costs: dict[str, HeadCosts] = {"latency": table.head_costs, **dict.fromkeys(COUNTED, heads)}
     stitches: StitchSizes | None = table.stitch_sizes and {"latency": table.stitch_sizes, **stitch_costs(first)}
-    return Limits(costs, head_costs, problem.budget, stitches)
+    return Limits(costs, head_costs, problem.budget, stitches, table.depths)
 
 
 def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork]) -> Limits:
@@ -187,9 +189,9 @@ def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork]) -> Limits:
     Returns:
         The limits.
     """
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     heads = {task: network.head_cost for task, network in staged.items()}
-    return Limits(first.costs, heads, problem.budget, stitch_costs(first))
+    return Limits(first.costs, heads, problem.budget, stitch_costs(first), first.costs.depths)
 
 
 def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> None:
@@ -200,7 +202,8 @@ def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> 
         locations: where the networks can be cut.
         limits: sizes, and the budget.
     """
-    limits.search(nothing_known(tuple(problem.networks), locations), problem.options.objective, seed=0)
+    unknown = replace(nothing_known(tuple(problem.networks), locations), depths=limits.depths)
+    limits.search(unknown, problem.options.objective, seed=0)
 
 
 def nothing_known(tasks: Sequence[str], locations: Sequence[str]) -> Affinity:
@@ -211,9 +214,10 @@ def nothing_known(tasks: Sequence[str], locations: Sequence[str]) -> Affinity:
 def _random_trees_of_same_size(chosen: SearchResult, limits: Limits, problem: Problem) -> dict[str, Tree]:
     """Of trees drawn uniformly under the budget those nearest to the chosen one's size: neither that nor the shared."""
     generator = random.Random(problem.options.seed)
-    draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=limits.costs)
+    depths = chosen.tree.depths
+    draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=limits.costs, depths=depths)
     drawn = dict.fromkeys(draw(budget=limits.budget, head_costs=limits.heads) for _ in range(RANDOM_TREES))
-    shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth)
+    shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth, depths)
     others = [tree for tree in drawn if tree not in (chosen.tree, shared) and limits.fits(tree, chosen)]
     others.sort(key=lambda tree: abs(limits.size(tree) - chosen.size))
     nearest = others[: problem.options.random_trees]

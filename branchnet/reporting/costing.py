@@ -178,7 +178,7 @@ class NetworkCosts:
         Returns:
             one number for each stage: the mean over its nodes, which have the same structure.
         """
-        return tuple(total.params / total.nodes for total in self.per_stage()[: len(self.locations)])
+        return tuple(total.params / max(total.nodes, 1) for total in self.per_stage()[: len(self.locations)])
 
     def exclusive_params(self, task: str) -> int:
         """Count the parameters that serve one task alone: what leaving it out would save.

@@ -44,11 +44,12 @@ class MeasuredTree:
         """Everything as JSON values.
 
         Returns:
-            the tree by its tasks and partitions, and the other attributes.
+            the tree by its tasks, partitions and depths, and the other attributes.
         """
         return {
             "tasks": list(self.tree.tasks),
             "tree": [list(map(list, stage)) for stage in self.tree.partitions],
+            "depths": dict(self.tree.depths),
             "by": self.by,
             "size": self.size,
             "predicted": self.predicted,
@@ -66,7 +67,7 @@ class MeasuredTree:
         Returns:
             an equal object.
         """
-        tree = Tree(stored["tasks"], stored["tree"])
+        tree = Tree(stored["tasks"], stored["tree"], stored.get("depths"))
         losses = {task: stored["losses"][task] for task in tree.tasks}
         weights = stored.get("weights")
         return cls(tree, stored["by"], stored["size"], stored["predicted"], losses, weights)

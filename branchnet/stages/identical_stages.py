@@ -59,10 +59,9 @@ def _identical(tasks: Sequence[str], networks: Mapping[str, StagedNetwork], stag
 
 
 def _equal(one: StagedNetwork, other: StagedNetwork, stage: int) -> bool:
-    pair = one.stages[stage], other.stages[stage]
-    if stage >= min(one.depth, other.depth) or not all(isinstance(each, Stage) for each in pair):
+    first, second = one.stages[stage], other.stages[stage]
+    if stage >= min(one.depth, other.depth) or not (isinstance(first, Stage) and isinstance(second, Stage)):
         return False  # one has left the trunk, or others have taken the stages' places
-    first, second = pair
     # Stages of one structure have their graphs' nodes in one order.
     return all(
         a is not None and b is not None and _equal_nodes((first, a), (second, b))

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -257,3 +258,25 @@ def test_specifications_need_a_node_to_the_last_location():
         branchnet.Architecture.create(
             tasks=("a", "b"), locations=("n1", "n2"), tree=({"until": "n1", "branches": ["a", "b"]},)
         )
+
+
+def test_whole_networks_and_training_know_it(donors, staged):
+    matrix = np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]])
+    groups = branchnet.group_by_affinity(matrix, 2, tasks=list(staged))
+    served = branchnet.build(groups, staged, init="donor").eval().served_network()
+    assert served.tree.depths == {"classify": 2}
+    branchnet.distill(served, donors, IMAGES, steps=2, batch_size=2)
+    served.train()(IMAGES)["classify"].sum().backward()
+    reached = {node.id for node in served.members() if all(p.grad is not None for p in node.module.parameters())}
+    assert {"nodes.0.0", "nodes.1.0", "heads.0"} <= reached
+    assert all(output.isfinite().all() for output in served.eval()(IMAGES).values())
+
+
+def test_a_whole_run_lets_tasks_leave(donors, tmp_path):
+    images = branchnet.data.scenes(60, seed=0, size=32).images
+    chosen = {"depth": "auto", "locations": LOCATIONS, "steps": 0, "compiled": False, "quiet": True}
+    result = branchnet.run(donors, images, "70% params", folder=tmp_path / "out", compare=True, **chosen)
+    assert result.network.tree.depths == {"classify": 2}
+    assert set(result.network(images[:2])) == set(donors)
+    assert {network.name for network in result.comparison.networks} >= {"separate", "branched"}
+    assert branchnet.load(tmp_path / "out", donors).tree == result.network.tree

@@ -148,7 +148,7 @@ def _sentences(
     from branchnet.reporting.costing import uncounted_note
     from branchnet.reporting.units import percent, si
 
-    alone = Tree.separate(result.tree.tasks, result.tree.depth)
+    alone = Tree.separate(result.tree.tasks, result.tree.depth, result.tree.depths)
     units = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}
     sizes = []
     for one in result.resources:

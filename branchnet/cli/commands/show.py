@@ -37,7 +37,7 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
         _show_groups(spec, unnamed, count, as_json=as_json)
         return
     tree, costs, heads = spec.tree, spec.stage_costs, spec.head_costs or None
-    separate = Tree.separate(tree.tasks, tree.depth)
+    separate = Tree.separate(tree.tasks, tree.depth, tree.depths)
     sizes = {}
     for unit in ("params", "flops") if costs is not None else ():
         assert costs is not None

@@ -44,6 +44,7 @@ def random_tree(
     budget: AnyBudget | None = None,
     head_costs: HeadCostsByUnit | None = None,
     shared_stages: int = 0,
+    depths: Mapping[str, int] | None = None,
 ) -> Tree:
     """Draw a tree uniformly among all trees, or among all that fit the budget.
 
@@ -55,9 +56,10 @@ def random_tree(
         budget: with `costs`: a Budget, its text, or a number of parameters.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         shared_stages: the first so many stages are shared by all tasks.
+        depths: how many stages the tasks pass that leave the trunk early; None = as the costs say.
 
     Returns:
-        The tree; tasks leave its trunk early where the costs say so.
+        The tree.
 
     Raises:
         BudgetError: no tree fits the budget, or only one of `costs` and `budget` is given.
@@ -71,7 +73,15 @@ def random_tree(
     """
     names = tuple(tasks)
     generator = seed if isinstance(seed, random.Random) else random.Random(seed)
-    sampler = tree_sampler(names, depth, costs=costs, budget=budget, head_costs=head_costs, shared_stages=shared_stages)
+    sampler = tree_sampler(
+        names,
+        depth,
+        costs=costs,
+        budget=budget,
+        head_costs=head_costs,
+        shared_stages=shared_stages,
+        depths=depths,
+    )
     return sampler.draw(generator)
 
 
@@ -146,6 +156,7 @@ def tree_sampler(
     budget: AnyBudget | None = None,
     head_costs: HeadCostsByUnit | None = None,
     shared_stages: int = 0,
+    depths: Mapping[str, int] | None = None,
 ) -> TreeSampler:
     """Count the trees that fit and prepare to draw from them.
 
@@ -156,6 +167,7 @@ def tree_sampler(
         budget: as `random_tree` takes it.
         head_costs: as `random_tree` takes them.
         shared_stages: as `random_tree` takes it.
+        depths: as `random_tree` takes them.
 
     Returns:
         The sampler.
@@ -175,13 +187,13 @@ def tree_sampler(
     sizes, limit, further = None, math.inf, []
     if costs is not None and budget is not None:
         wanted = as_budget(budget)
-        sizes = size_model(costs, names, wanted.unit, head_costs)
+        sizes = size_model(costs, names, wanted.unit, head_costs, depths=depths)
         if len(sizes.table) != depth:
             raise BudgetError(f"costs has {len(sizes.table)} stages; expected {depth}, as the tree")
         limit = sizes.limit(wanted)
-        models = [size_model(costs, names, one.unit, head_costs) for one in wanted.also]
+        models = [size_model(costs, names, one.unit, head_costs, depths=depths) for one in wanted.also]
         further = [(model, model.limit(wanted)) for model in models]
-    early = sizes.depths if sizes else {}
+    early = Tree.separate(names, depth, sizes.depths if sizes else depths).depths
     left = [sum(early.get(task, depth) <= stage for task in names) for stage in range(depth)]
     halves = _Halves(len(names), depth, sizes, limit, shared_stages, left)
     if not halves.total:

@@ -100,6 +100,8 @@ class RunOptions(StrictSection):
     Attributes:
         objective: how trees are judged by the affinity.
         locations: where to branch: a number of places, their names, or nothing for branchnet's choice.
+        depth: whether all networks pass all places (`"common"`), or some may leave the trunk early where the others
+            have more in common (`"auto"`).
         probe: how many images the networks are compared on.
         held_out: share of the images that the results are measured on and nothing is trained on.
         measure: which affinities propose trees: `"auto"`, RSA and the stitching losses, of which the tree is taken that
@@ -121,6 +123,7 @@ class RunOptions(StrictSection):
 
     objective: str = "mean-pair"
     locations: Annotated[int, Field(ge=1)] | list[str] | None = None
+    depth: Literal["common", "auto"] = "common"
     probe: Annotated[int, Field(ge=3)] = 500
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     measure: Literal["auto", "rsa"] = "auto"

@@ -131,7 +131,7 @@ def plan_labelled(config: RunConfig, config_folder: Path, networks: Mapping[str,
     missing = untrained(config)
     plan = Plan("run")
     if missing:
-        staged = split_all(networks, problem.example, locations=config.locations)
+        staged = split_all(networks, problem.example, locations=config.locations, depth=config.depth)
         costs = [cost for task in missing for cost in (*staged[task].costs, staged[task].head_cost)]
         count = min(config.processes, len(missing))
         plan = plan_distillation(

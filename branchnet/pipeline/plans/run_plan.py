@@ -22,6 +22,7 @@ from branchnet.pipeline.search_inputs import COMPARED_PER_SECOND, REPLICATES
 from branchnet.pipeline.steps import check_budget, form_difference, limits_of, nothing_known
 from branchnet.pipeline.tree_choice.work import FEWEST_TREES, FITTED, MOST_TREES, work_of
 from branchnet.stages import StagedNetwork, split_all
+from branchnet.stages.staged import deepest
 from branchnet.stitching.probe_division import LEAST_FITTED, MOST_JUDGED
 
 
@@ -52,8 +53,8 @@ def plan_run(problem: Problem) -> Plan:
         BudgetError: a budget of parameters or multiply-adds below the smallest tree.
     """
     options = problem.options
-    staged = split_all(problem.networks, problem.example, locations=options.locations)
-    first = next(iter(staged.values()))
+    staged = split_all(problem.networks, problem.example, locations=options.locations, depth=options.depth)
+    first = deepest(staged)
     if problem.budget.unit != "latency":  # milliseconds would have to be measured
         check_budget(problem, first.locations, limits_of(problem, staged))
     difference = first.first_difference
@@ -140,7 +141,7 @@ def plan_stitching_losses(plan: Plan, staged: Mapping[str, StagedNetwork], secon
     Returns:
         The longer plan.
     """
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     flops = [cost.flops for cost in (*first.costs, first.head_cost)]
     rests = sum(math.fsum(flops[stage + 1 :]) for stage in range(len(first.costs))) / max(1.0, math.fsum(flops))
     count = len(first.costs) * len(staged) * (len(staged) - 1)
@@ -172,7 +173,7 @@ def _plan_measurements(
     )
     count, judged = count_samples(problem.test), compared + 4
     plan = plan.step(f"measure {judged} networks on {count} held-out inputs", seconds=judged * count * pace.each)
-    first = next(iter(staged.values()))
+    first = deepest(staged)
     affinity = nothing_known(tuple(staged), first.locations)
     search = make_problem(affinity, first.costs, "params", None, problem.options.objective)
     exact = choose_method(search, "auto")[0] == "exact"

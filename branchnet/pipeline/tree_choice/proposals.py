@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, zip_longest
 from typing import TypeAlias
@@ -51,12 +51,14 @@ class Limits:
         heads: of the heads.
         budget: the size that a tree may have.
         stitch_sizes: of one stitch at each location in these units; None where it is not known.
+        depths: how many stages the tasks pass that leave the trunk early.
     """
 
     costs: CostsByUnit
     heads: HeadCostsByUnit
     budget: Budget
     stitch_sizes: StitchSizes | None
+    depths: Mapping[str, int] = field(default_factory=dict)
 
     def size(self, tree: Tree, unit: str = "") -> float:
         """The size of a tree, by default in the first budget's unit, stitches and heads included."""
@@ -135,10 +137,19 @@ def _proposals(
     if first is None:
         return
     tasks, depth = first.tree.tasks, first.tree.depth
-    draw = partial(random_tree, tasks, depth, seed=random.Random(seed), costs=limits.costs, head_costs=limits.heads)
+    early = first.tree.depths
+    draw = partial(
+        random_tree,
+        tasks,
+        depth,
+        seed=random.Random(seed),
+        costs=limits.costs,
+        head_costs=limits.heads,
+        depths=early,
+    )
     drawn = ((draw(budget=limits.budget), "chance", None) for _ in range(MOST_TREES))
-    shared = (Tree.shared(tasks, depth), "sharing everything", None)
-    grouped = ((Tree(tasks, [clusters] * depth), "whole groups", None) for clusters in first.tree.partitions)
+    shared = (Tree.shared(tasks, depth, early), "sharing everything", None)
+    grouped = ((_whole_groups(first.tree, clusters), "whole groups", None) for clusters in first.tree.partitions)
     smaller = (proposed for proposals in zip_longest(*searches) for proposed in proposals if proposed is not None)
     for proposed in chain([shared], islice(drawn, RANDOM_PROPOSALS), smaller, grouped, drawn):
         if limits.fits(proposed[0], first):  # some were made without their stitches
@@ -160,3 +171,20 @@ def _shrinking(name: str, affinity: Affinity, objective: str, limits: Limits, se
         except BudgetError:  # it is among the smallest trees that there are
             return
         yield result.tree, f"{name} ({objective}, smaller)", result
+
+
+def _whole_groups(tree: Tree, groups: Sequence[Sequence[str]]) -> Tree:
+    """The tree of one whole network for each group, whose tasks leave it where those of `tree` do."""
+    stages = [
+        [
+            part
+            for group in groups
+            for part in (
+                [task for task in group if tree.depth_of(task) > stage],
+                *([task] for task in group if tree.depth_of(task) <= stage),
+            )
+            if part
+        ]
+        for stage in range(tree.depth)
+    ]
+    return Tree(tree.tasks, stages, tree.depths)

@@ -35,7 +35,7 @@ def leaving_groups(flows: Sequence[Dataflow]) -> list[tuple[int, ...]]:
     @cache
     def best(members: _Members) -> tuple[int, tuple[_Members, ...]]:
         """Parameters saved behind what `members` share, and the further groups."""
-        options = [(0, ())]
+        options: list[tuple[int, tuple[_Members, ...]]] = [(0, ())]
         for fewer in candidates:
             if fewer < members and (gained := common(fewer) - common(members)):
                 saved, rest = best(fewer)

@@ -116,7 +116,7 @@ def _ignored(kind: type[nn.Module]) -> frozenset[str]:
     known = [names for base, names in _IN_TRAINING_ONLY if issubclass(kind, base)]
     if is_dropping(kind):
         known.append(_OF_DROPPING_LAYERS)
-    if issubclass(kind, _NORMS):
+    if issubclass(kind, _NORMS) or kind.__name__.endswith("FrozenBatchNorm2d"):
         known.append(_OF_NORMS)
     return frozenset({"inplace"}).union(*known)
 

@@ -190,8 +190,8 @@ def _as_judge(tasks: TaskLosses) -> TaskLosses:
         for module in loss_modules({task: found})[task]:
             module.eval()
         functions[task] = found
-    teachers = tasks.teachers
-    return replace(tasks, functions=functions, teachers=RecordedOutputs(teachers) if teachers is not None else None)
+    recorded = RecordedOutputs(tasks.teachers) if isinstance(tasks.teachers, Teachers) else tasks.teachers
+    return replace(tasks, functions=functions, teachers=recorded)
 
 
 def _unit(constants: Mapping[str, float], task: str, before: float) -> float:

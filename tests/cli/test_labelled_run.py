@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,31 +219,34 @@ def test_train_writes_weights_and_history_and_goes_on(walker: Walker) -> None:
     assert "metric of each task" in walker.out.lower()
 
 
-def killed_and_run_again(words: list[str], seconds: float) -> None:
-    """Kill a command after some time, then let it come to its end."""
+def killed_and_run_again(words: list[str], sign: str, seconds: float) -> None:
+    """Kill a command some time after a file is there, then let it come to its end."""
     command = [sys.executable, "-m", "branchnet", *words, "--quiet"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        running.wait(seconds)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        running.wait()
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    running = subprocess.Popen(command, env=environment)
+    while running.poll() is None and not Path(sign).exists():
+        time.sleep(0.02)
+    time.sleep(seconds)
+    running.kill()
+    running.wait()
+    subprocess.run(command, env=environment, check=True, timeout=600)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [4, 7, 10])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seconds", [0.0, 1.5])
 def test_killed_commands_end_in_the_same_bits(walker: Walker, seconds: float) -> None:
     fit = {"steps": 40, "batch_size": 8, "learning_rate": 0.01, "every": 10, "ema": 0.9}
     write(walker.folder, fit=fit)
     assert walker("run run.yaml --quiet --out whole") == 0, walker.err
-    killed_and_run_again(["run", "run.yaml", "--out", "killed"], seconds)
+    words = ["run", "run.yaml", "--out", "killed"]
+    killed_and_run_again(words, "killed/.steps/single-0.safetensors.json", seconds)
     for name in ("weights.safetensors", "history.csv"):
         assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes(), name
     write(walker.folder, supervised=None, test=None, fit=fit)
     assert walker("train run.yaml --branched whole --quiet --out trained") == 0, walker.err
-    killed_and_run_again(["train", "run.yaml", "--branched", "whole", "--out", "killed-training"], seconds)
+    words = ["train", "run.yaml", "--branched", "whole", "--out", "killed-training"]
+    killed_and_run_again(words, "killed-training/.train.unfinished", seconds)
     for name in ("weights.safetensors", "history.csv"):
         assert Path("trained", name).read_bytes() == Path("killed-training", name).read_bytes(), name
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import os, sys, torch, branchnet
+from branchnet.training import squared_loss
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ else:
         labels = {task: values.masked_fill(torch.rand(48, 2) < torch.linspace(0, 1, 48)[:, None], torch.nan)
                   for task, values in labels.items()}
         train = (x, labels)
-    loss = branchnet.training.squared_loss if sys.argv[2] == "void" else F.mse_loss
+    loss = squared_loss if sys.argv[2] == "void" else F.mse_loss
     more = {"weights": "rlw"} if sys.argv[2] == "missing" else {}
     history = branchnet.fit(net, train, dict.fromkeys("abc", loss), keep="last", **more, **settings)
 torch.save([dict(history.losses), history.after, net.state_dict()], sys.argv[1] + os.environ.get("RANK", ""))

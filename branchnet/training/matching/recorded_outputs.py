@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.data.samples import Batch
@@ -26,6 +26,11 @@ class RecordedOutputs:
     def __init__(self, teachers: Teachers, limit: int = RECORDED_BYTES) -> None:
         self.teachers, self._left = teachers, limit
         self._kept: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The teachers."""
+        return self.teachers.networks
 
     @property
     def tasks(self) -> tuple[str, ...]:

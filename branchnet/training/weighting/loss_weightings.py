@@ -109,9 +109,11 @@ class ImpartialLossWeighting(ScalarWeighting):
 
 
 class RandomWeighting(ScalarWeighting):
-    """RLW, weights drawn at every step: the softmax of a normal number for each task ("Reasonable Effectiveness of
-    Random Weighting", Lin et al. 2022). They depend on the step and on a seed that is drawn here from torch's random numbers:
-    on processes that start with the same they are the same, also where some of these have no labels in a step.
+    """RLW, weights drawn at every step: the softmax of a normal number for each task.
+
+    From "Reasonable Effectiveness of Random Weighting" (Lin et al. 2022). They depend on the step and on a seed that is
+    drawn here from torch's random numbers: on processes that start with the same they are the same, also where some of
+    these have no labels in a step.
 
     Args:
         tasks: their names.

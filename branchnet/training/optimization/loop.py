@@ -242,6 +242,7 @@ class _Run:
             batches.append(self._own(draw(step * self.settings.accumulate + number)))
         self.last = batches
         factors = self._factors(batches)
+        torch.clear_autocast_cache()  # torch 2.10 keeps weights in it that were cast without gradients
         stepper.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         weighted: dict[str, Tensor] = {}

@@ -79,11 +79,15 @@ class HeadForm:
     whole: bool = False
 
 
-OWN = HeadForm(
-    lambda module: isinstance(module, RawHead),
-    lambda module, *inputs: module.raw_outputs(*inputs),
-    lambda module, raw, size: module.decode_outputs(raw, size),
-)
+def _own_raw(module: Any, *inputs: Any) -> Any:
+    return module.raw_outputs(*inputs)
+
+
+def _own_decode(module: Any, raw: Any, size: Size) -> Any:
+    return module.decode_outputs(raw, size)
+
+
+OWN = HeadForm(lambda module: isinstance(module, RawHead), _own_raw, _own_decode)
 """Modules that say it themselves."""
 
 

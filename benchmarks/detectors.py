@@ -201,10 +201,10 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         "## What can be shared, and how long splitting takes",
         "",
-        "`split_all` with an example of 64 x 64. Shares are of four separate networks: what lies in front of the ",
-        "heads, and the size of the network that shares all of it. Exact: all decoded outputs of all four tasks are ",
-        f"bitwise equal to the originals' at {', '.join(f'{h} x {w}' for h, w in SIZES)}, once for a network that shares nothing, once for "
-        "one that shares frozen backbones.",
+        "`split_all` with an example of 64 x 64. Shares are of four separate networks: what lies in front of the heads, "
+        "and the size of the network that shares all of it. Exact: all decoded outputs of all four are bitwise those of "
+        f"the originals at {', '.join(f'{h} x {w}' for h, w in SIZES)}, of a network that shares nothing, and of one "
+        "that shares frozen backbones.",
         "",
         "| networks | split, s (CPU) | traced by | last location | parameters in front of heads, fully shared | "
         "multiply-adds | exact | exact with frozen backbones | its parameters |",

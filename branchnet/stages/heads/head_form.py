@@ -71,12 +71,14 @@ class HeadForm:
         raw: from the module and what its forward takes to its raw outputs.
         decode: from the module, raw outputs and the images' size to what its forward returns in evaluation mode.
         whole: whether the module is a whole network whose forward no tracer can take.
+        prepare: what is changed in the borrowed module besides its forward.
     """
 
     matches: Callable[[nn.Module], bool]
     raw: Callable[..., Any]
     decode: Callable[[nn.Module, Any, Size], Any]
     whole: bool = False
+    prepare: Callable[[nn.Module], None] = lambda module: None
 
 
 def _own_raw(module: Any, *inputs: Any) -> Any:

@@ -38,6 +38,7 @@ SIZES = ((64, 64), (96, 64), (64, 160))
 BACKBONE = 10
 """Layers before the neck; the last of them but one is the end of what is frozen."""
 ROUNDS = 15
+WAYS = ("eager", "ONNX Runtime", "compiled")
 
 
 def suites(family: str) -> dict[str, dict[str, nn.Module]]:
@@ -135,39 +136,19 @@ def turns(sides: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 
-def latency(models: dict[str, nn.Module], size: int, *, compiled: bool) -> dict[str, Any]:
+def latency(models: dict[str, nn.Module], size: int, way: str) -> dict[str, float]:
     """Milliseconds at batch 1 with raw outputs; in ONNX Runtime with decoded ones."""
     freeze_backbones(models)
     images = torch.rand(1, 3, size, size)
-    one, networks = sharing_backbones(models, images), raw(models)
-    found: dict[str, Any] = {"size": size, "threads": torch.get_num_threads()}
-
-    def eager() -> None:
-        with torch.no_grad():
-            for network in networks.values():
-                network(images)
-
-    def together() -> None:
-        with torch.no_grad():
-            one(images)
-
-    found["eager"] = turns({"one": together, "four": eager})
-    found["ONNX Runtime"] = onnx_latency(one, models, images)
-    if compiled:
-        fast = branchnet.compile(one, images)
-        each = [torch.compile(network) for network in networks.values()]
-
-        def four() -> None:
-            with torch.no_grad():
-                for network in each:
-                    network(images)
-
-        def quick() -> None:
-            with torch.no_grad():
-                fast(images)
-
-        found["compiled"] = turns({"one": quick, "four": four})
-    return found
+    one, networks = sharing_backbones(models, images), list(raw(models).values())
+    if way == "ONNX Runtime":
+        return onnx_latency(one, models, images)
+    together: Callable[[Tensor], Any] = one
+    each: list[Callable[[Tensor], Any]] = list(networks)
+    if way == "compiled":
+        together, each = branchnet.compile(one, images), [torch.compile(network) for network in networks]
+    with torch.no_grad():
+        return turns({"one": lambda: together(images), "four": lambda: [network(images) for network in each]})
 
 
 def onnx_latency(one: BranchedNetwork, models: Mapping[str, nn.Module], images: Tensor) -> dict[str, float]:
@@ -196,15 +177,15 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         "Made by `python benchmarks/detectors.py` (random weights from the YAML files of ultralytics "
         f"{found['versions']['ultralytics']}; torch {found['versions']['torch']}, CPU).",
-        "Times were measured on two cores shared with other work: seconds of the CPU and ratios of sides that took ",
+        "Times were measured on two cores shared with other work: seconds of the CPU and ratios of sides that took "
         "turns say more than seconds on the clock.",
         "",
         "## What can be shared, and how long splitting takes",
         "",
-        "`split_all` with an example of 64 x 64. Shares are of four separate networks: what lies in front of the heads, "
-        "and the size of the network that shares all of it. Exact: all decoded outputs of all four are bitwise those of "
-        f"the originals at {', '.join(f'{h} x {w}' for h, w in SIZES)}, of a network that shares nothing, and of one "
-        "that shares frozen backbones.",
+        "`split_all` with an example of 64 x 64. Shares are of four separate networks: what lies in front of the "
+        "heads, and the size of the network that shares all of it. Exact: all decoded outputs of all four are bitwise "
+        f"those of the originals at {', '.join(f'{h} x {w}' for h, w in SIZES)}, of a network that shares nothing, and "
+        "of one that shares frozen backbones.",
         "",
         "| networks | split, s (CPU) | traced by | last location | parameters in front of heads, fully shared | "
         "multiply-adds | exact | exact with frozen backbones | its parameters |",
@@ -224,15 +205,15 @@ def page(found: Mapping[str, Any]) -> str:
         )
     lines += ["", "## Latency", ""]
     lines += [
-        "Milliseconds for one image through all four tasks, medians of rounds in which both sides take turns; one: the "
-        "network that shares",
-        "frozen backbones (layers 0 to 9), four: the networks one after the other. ONNX files decode inside.",
+        "Milliseconds for one image through all four, medians of rounds in which both sides take turns; one: the "
+        "network that shares frozen backbones (layers 0 to 9), four: the networks one after the other. ONNX files "
+        "decode inside.",
         "",
         "| networks | pixels | way | one | four | four / one |",
         "|---|---|---|---|---|---|",
     ]
     for name, entry in found["latency"].items():
-        for way in ("eager", "compiled", "ONNX Runtime"):
+        for way in WAYS:
             if way in entry:
                 one, four = entry[way]["one"], entry[way]["four"]
                 lines.append(f"| {name} | {entry['size']} | {way} | {one:.1f} | {four:.1f} | {four / one:.2f} |")
@@ -243,13 +224,18 @@ def said(exact: Mapping[str, bool]) -> str:
     return "yes" if all(exact.values()) else f"not at {', '.join(size for size, same in exact.items() if not same)}"
 
 
+def save(found: Mapping[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text(page(found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=["yolov8n", "yolo11n"])
     parser.add_argument("--suites", nargs="+", default=["four tasks", "four detectors"])
     parser.add_argument("--part", choices=("facts", "latency"))
     parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     import ultralytics
@@ -262,9 +248,11 @@ def main() -> None:
             if options.part in (None, "facts"):
                 found["facts"][name] = facts(suites(family)[suite])
             if options.part in (None, "latency"):
-                found["latency"][name] = latency(suites(family)[suite], options.size, compiled=not options.no_compile)
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-            RESULTS.with_suffix(".md").write_text(page(found))
+                entry = found["latency"].setdefault(name, {"size": options.size})
+                for way in options.ways:
+                    entry[way] = latency(suites(family)[suite], options.size, way)
+                    save(found)
+            save(found)
             print(name, "done", file=sys.stderr, flush=True)
     print(page(found))
 

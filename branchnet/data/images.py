@@ -174,7 +174,7 @@ def to_images(values: Tensor | np.ndarray, *, mean: Channels = _ZERO, std: Chann
 
 
 def _load_folder(folder: ImageFolder) -> Tensor:
-    images = torch.empty(len(folder), 3, *(folder.letterbox or (folder.size, folder.size)))
+    images = torch.empty(len(folder), *folder[0].shape)
     with progress_bar("read images", len(folder), shown=len(folder) >= _BAR_FROM) as advance:
         for index, image in enumerate(folder):
             images[index] = image

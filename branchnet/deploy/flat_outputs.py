@@ -79,12 +79,13 @@ class FlatOutputs(nn.Module):
         return named
 
     def _decoded(self, x: Input) -> dict[str, Any]:
-        outputs = self.network(x)
-        if not self.decoders:
-            return outputs
-        size = next((tuple(t.shape[-2:]) for t in pytree.tree_leaves(x) if isinstance(t, Tensor) and t.dim() > 2), None)
-        decoders = self.decoders
-        return {t: decode(decoders[t], raw, size=size) if t in decoders else raw for t, raw in outputs.items()}  # type: ignore[arg-type]
+        outputs: dict[str, Any] = self.network(x)
+        decoders: Mapping[str, nn.Module] = self.__dict__["decoders"]
+        images = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.dim() > 3]
+        size = (images[0].shape[-2], images[0].shape[-1]) if images else None
+        for task in decoders:
+            outputs[task] = decode(decoders[task], outputs[task], size=size)
+        return outputs
 
 
 def flat_name(task: str, keys: Sequence[Any]) -> str:

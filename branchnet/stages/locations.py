@@ -158,13 +158,23 @@ def _last_parameter(flow: Dataflow, nodes: Sequence[fx.Node]) -> int:
 
 
 def _call_ends(flow: Dataflow, order: Sequence[fx.Node]) -> dict[str, int]:
-    """Position at which each module call ends, for calls that lie wholly in the common structure."""
+    """Position at which each module call ends, for calls that lie wholly in the common structure.
+
+    Arithmetic of sizes counts to no call: tracing notes it where a size was first seen, however late it is done.
+    """
     common = set(order)
-    broken = {name for node in flow.order if node not in common for name in flow.calls(node)}
+    working = {node for node in flow.order if _is_work(flow, node)}
+    broken = {name for node in working - common for name in flow.calls(node)}
     ends: dict[str, int] = {}
     for position, node in enumerate(order):
-        ends |= {name: position for name in flow.calls(node) if name not in broken}
+        if node in working:
+            ends |= {name: position for name in flow.calls(node) if name not in broken}
     return ends
+
+
+def _is_work(flow: Dataflow, node: fx.Node) -> bool:
+    facts = flow.facts[node]
+    return bool(facts.tensors or facts.overwritten or facts.flops)
 
 
 def _cumulative(flow: Dataflow, order: Sequence[fx.Node]) -> tuple[list[int], list[int]]:

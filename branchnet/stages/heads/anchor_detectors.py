@@ -30,8 +30,9 @@ _TWO_STAGES = ("backbone", "rpn", "roi_heads", "transform")
 def _features(network: Any, images: Tensor) -> dict[str, Tensor]:
     """The maps of the backbone by name, as the networks' own code names a single one."""
     normalised = (images - _channels(network, "image_mean")) / _channels(network, "image_std")
-    features = network.backbone(normalised)
-    return OrderedDict([("0", features)]) if isinstance(features, Tensor | fx.Proxy) else OrderedDict(features)
+    features: Any = network.backbone(normalised)
+    one = isinstance(features, Tensor | fx.Proxy)
+    return OrderedDict([("0", features)] if one else features)
 
 
 def _channels(network: Any, name: str) -> Tensor:

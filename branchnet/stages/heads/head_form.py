@@ -71,19 +71,25 @@ class HeadForm:
         raw: from the module and what its forward takes to its raw outputs.
         decode: from the module, raw outputs and the images' size to what its forward returns in evaluation mode.
         whole: whether the module is a whole network whose forward no tracer can take.
+        prepare: what is changed in the borrowed module besides its forward.
     """
 
     matches: Callable[[nn.Module], bool]
     raw: Callable[..., Any]
     decode: Callable[[nn.Module, Any, Size], Any]
     whole: bool = False
+    prepare: Callable[[nn.Module], None] = lambda module: None
 
 
-OWN = HeadForm(
-    lambda module: isinstance(module, RawHead),
-    lambda module, *inputs: module.raw_outputs(*inputs),
-    lambda module, raw, size: module.decode_outputs(raw, size),
-)
+def _own_raw(module: Any, *inputs: Any) -> Any:
+    return module.raw_outputs(*inputs)
+
+
+def _own_decode(module: Any, raw: Any, size: Size) -> Any:
+    return module.decode_outputs(raw, size)
+
+
+OWN = HeadForm(lambda module: isinstance(module, RawHead), _own_raw, _own_decode)
 """Modules that say it themselves."""
 
 

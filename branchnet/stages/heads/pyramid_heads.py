@@ -100,20 +100,22 @@ def _is_query_decoder(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in ("dec_bbox_head", "dec_score_head", "denoising_class_embed"))
 
 
-def _raw_queries(head: nn.Module, features: Sequence[Tensor]) -> dict[str, Tensor]:
+def _raw_queries(head: nn.Module, features: Sequence[Tensor], labels: Any = None) -> dict[str, Tensor]:
     """Of the last layer, in both modes: in training its code would return those of all layers."""
     outputs = type(head).forward(_in_evaluation(head), list(features))[1]
-    return {"boxes": outputs[0], "scores": outputs[1]}
+    return {"boxes": outputs[0][-1], "scores": outputs[1][-1]}
 
 
 def _in_evaluation(head: nn.Module) -> Any:
-    clone = with_modules(head, {name: _in_evaluation(child) for name, child in head._modules.items() if child})
+    clone = with_modules(
+        head, {name: _in_evaluation(child) for name, child in head._modules.items() if child is not None}
+    )
     clone.shapes = None  # anchors of another size
     return clone
 
 
 def _decode_queries(head: Any, raw: Mapping[str, Tensor], size: Size) -> Any:
-    boxes, scores = raw["boxes"].squeeze(0), raw["scores"].squeeze(0).sigmoid()
+    boxes, scores = raw["boxes"], raw["scores"].sigmoid()
     return head.postprocess(boxes, scores) if hasattr(head, "postprocess") else torch.cat((boxes, scores), -1)
 
 

@@ -57,6 +57,7 @@ def raw_heads(network: nn.Module) -> nn.Module:
     assert found is not None
     module, form = found
     module.forward = partial(form.raw, module)
+    form.prepare(module)
     return root
 
 

@@ -8,6 +8,7 @@ whole too, and the network is traced again around it.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ def module_calls(node: fx.Node) -> tuple[str, ...]:
     """The module calls that a node lies in, outermost first: `path`, or `path@2` within the second call."""
     names = []
     for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-        name = str(path).partition("@")[0]
+        # Sequences that code cuts from the first module on, `self.model[:-1]`, keep the names in them.
+        name = re.sub(r"\.slice\((None|0), [^)]*\)", "", str(path)).partition("@")[0]
         call = max(_call_number(str(key)), _call_number(str(path)))
         if name and not name.startswith("_empty_nn_module_stack"):
             names.append(f"{name}@{call + 1}" if call else name)

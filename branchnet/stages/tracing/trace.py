@@ -305,8 +305,8 @@ def _largest_node(trace: Trace) -> int:
 
 def _complete(network: nn.Module, trace: Trace, subject: Subject) -> TracedNetwork:
     root, example = subject.root, subject.example
-    with mode_of(root, training=False):
-        evaluation = Dataflow(trace, _propagated(trace, example))
+    evaluation = _evaluation_flow(trace, subject)
+    trace = evaluation.trace
     left = _left_in_evaluation(root)
     try:
         with mode_of(root, training=True):
@@ -316,6 +316,19 @@ def _complete(network: nn.Module, trace: Trace, subject: Subject) -> TracedNetwo
         reason = f"its training mode cannot be traced: {error}"
         return TracedNetwork(network, root, evaluation, None, reason, left, subject.evaluated)
     return TracedNetwork(network, root, evaluation, training, None, left, subject.evaluated)
+
+
+def _evaluation_flow(trace: Trace, subject: Subject) -> Dataflow:
+    """The dataflow of evaluation mode; with fixed sizes where an export with free ones cannot be run on stand-ins."""
+    with mode_of(subject.root, training=False):
+        try:
+            return Dataflow(trace, _propagated(trace, subject.example))
+        except Exception:
+            if trace.method != "export" or trace.dynamic == "none":
+                raise
+    fixed = _exported(subject, "none")
+    with mode_of(subject.root, training=False):
+        return Dataflow(fixed, _propagated(fixed, subject.example))
 
 
 def _left_in_evaluation(root: nn.Module) -> tuple[str, ...]:

@@ -78,3 +78,20 @@ def test_files_decode_inside(tmp_path: Path) -> None:
         masks, prototypes = predictions(models["segment"](other))
     for key, value in (("detect", boxes), ("segment.0", masks), ("segment.1", prototypes)):
         np.testing.assert_allclose(found[key], value, atol=1e-4 * float(value.abs().max()))
+
+
+@pytest.mark.slow
+def test_detection_transformers_are_traced_with_fixed_sizes() -> None:
+    from ultralytics.nn.tasks import RTDETRDetectionModel
+
+    torch.manual_seed(0)
+    model = RTDETRDetectionModel("yolov8n-rtdetr.yaml", verbose=False).eval()
+    raw = branchnet.raw_heads(model)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        outputs = raw(images)
+        assert torch.equal(branchnet.decode(model, outputs), model(images)[0])
+    assert {key: value.shape for key, value in raw.train()(images).items()} == {k: v.shape for k, v in outputs.items()}
+    staged = branchnet.split(raw.eval(), images, locations=["model.9"])
+    assert staged.trainable
+    torch.testing.assert_close(staged(images), outputs)

@@ -32,6 +32,8 @@ class FlatOutputs(nn.Module):
         decode: single-task networks by task, by which the raw outputs of these tasks are decoded.
     """
 
+    decoders: dict[str, nn.Module]
+
     def __init__(
         self,
         network: BranchedNetwork,

@@ -10,10 +10,10 @@ from torch import nn
 
 from branchnet.errors import SplitError
 from branchnet.stages.costs import StageCosts
-from branchnet.stages.first_difference import check_common, check_passed, first_difference
 from branchnet.stages.graph.common_subgraph import align
 from branchnet.stages.graph.dataflow import cost_of_whole
 from branchnet.stages.graph.early_leaving import leaving_groups
+from branchnet.stages.graph.first_difference import check_common, check_passed, first_difference
 from branchnet.stages.identical_stages import identical_prefixes
 from branchnet.stages.interface import Example, Interface
 from branchnet.stages.location_choice import Locations, choose, with_samples_first

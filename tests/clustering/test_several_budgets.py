@@ -18,7 +18,8 @@ OBJECTIVES = ("mean-pair", "mean-max", "diameter-sum", "medoid")
 
 
 def affinity_of(seed, tasks=TASKS, depth=3, directed=False):
-    values = np.random.default_rng(seed).uniform(0, 1, (depth, len(tasks), len(tasks)))
+    # Stitching losses below 0.9: pairs near a constant answer are avoided at any cost, which is another objective.
+    values = np.random.default_rng(seed).uniform(0.2 if directed else 0, 1, (depth, len(tasks), len(tasks)))
     values = values if directed else (values + values.transpose(0, 2, 1)) / 2
     values[:, range(len(tasks)), range(len(tasks))] = 1
     return Affinity(tasks, [f"layer{d}" for d in range(depth)], values, measure="stitch" if directed else "given",
@@ -63,9 +64,8 @@ def test_stitching_losses_under_both(seed, params, flops):
     budget = f"{100 * params!r}% params, {100 * flops!r}% flops"
     exact = search(affinity, COSTS, budget, objective="stitch")
     searched = search(affinity, COSTS, budget, objective="stitch", method="milp")
-    if not exact.forced:
-        assert exact.cost == pytest.approx(min(fitting), abs=1e-9)
-        assert searched.lower_bound <= min(fitting) + 1e-9
+    assert exact.cost == pytest.approx(min(fitting), abs=1e-9)
+    assert searched.lower_bound <= min(fitting) + 1e-9 <= searched.cost + 2e-9
     for found in (exact, searched):
         assert all(one.size <= one.limit * (1 + 1e-9) for one in found.resources)
 

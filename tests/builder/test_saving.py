@@ -296,6 +296,7 @@ def test_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_thousands_of_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
     damaged_weights_are_refused(tmp_path, 5000)
     damaged_records_are_refused(kept, 5000)

@@ -198,6 +198,7 @@ def test_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_thousands_of_damaged_files_raise_only_our_errors(tmp_path: Path) -> None:
     damaged_tables_are_refused(tmp_path, 5000)
     damaged_steps_are_made_again(tmp_path, 5000)

@@ -33,7 +33,7 @@ class _Partial:
 def beam_search(land: Landscape, deadline: Deadline, *, seed: int, width: int = 10) -> Labels | None:
     """The tree that the beam ends with, or None if the beam runs empty under the budget and the rules."""
     depth, n = land.losses.pairs.shape[:2]
-    least = np.cumsum([land.sizes[d, 1:].min() for d in range(depth)])
+    least = np.cumsum([land.sizes[d, land.rules.min_width[d] :].min() for d in range(depth)])
     beam = [_Partial((), 0.0, 0.0)]
     deadline.begin("beam search", depth)
     for d in range(depth - 1, -1, -1):
@@ -57,15 +57,29 @@ def _rank(partial: _Partial, tie: float) -> tuple[float, float, float]:
 
 
 def _proposals(land: Landscape, stage: int, fine: Row, seed: int) -> Iterator[Row]:
-    """Coarser partitions of `fine`, one for each number of clusters, and `fine` itself."""
+    """Coarser partitions of `fine`, one for each number of clusters, and `fine` itself.
+
+    Tasks that may share the stage with nobody, as those that have left the trunk, stay alone.
+    """
+    yield fine
+    n = len(fine)
+    alone = land.rules.apart[stage].sum(axis=1) == n - 1
+    inner = np.flatnonzero(~alone)
+    for row in _merged(land, stage, renumber(fine[inner][None])[0], inner, seed) if len(inner) else ():
+        whole = np.empty_like(fine)
+        whole[inner], whole[alone] = row, n + np.arange(alone.sum())
+        yield renumber(whole[None])[0]
+
+
+def _merged(land: Landscape, stage: int, fine: Row, tasks: npt.NDArray[np.intp], seed: int) -> Iterator[Row]:
+    """Coarser partitions of some tasks, from their partition `fine`."""
     clusters = membership(fine).astype(float)
     k = len(clusters)
-    yield fine
     if k == 1:
         return
     yield np.zeros_like(fine)
     counts = np.outer(clusters.sum(axis=1), clusters.sum(axis=1))
-    losses = clusters @ land.losses.pairs[stage] @ clusters.T / counts
+    losses = clusters @ land.losses.pairs[stage][np.ix_(tasks, tasks)] @ clusters.T / counts
     losses = (losses + losses.T) / 2  # losses may be directed, a graph is not
     similarity = np.maximum(losses.max() - losses, 0.0)
     np.fill_diagonal(similarity, similarity.max(initial=0.0))

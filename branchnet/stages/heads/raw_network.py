@@ -109,8 +109,11 @@ def check_heads(networks: Mapping[str, nn.Module]) -> None:
     whole = []
     for task, network in networks.items():
         found = find_head(unwrap(network))
-        # An instance's own forward is one that `raw_heads` has put there.
-        if found is not None and found[1].whole and "forward" not in vars(found[0]):
+        if found is None or not found[1].whole:
+            continue
+        # `raw_heads` puts a forward into the instance; users may have written one into a class of theirs.
+        own = type(found[0]).forward.__module__.startswith("torchvision.")
+        if own and "forward" not in vars(found[0]):
             whole.append(f"{task!r} ({type(found[0]).__name__})")
     if whole:
         raise SplitError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 from typing import Any
 
 import pytest
@@ -117,6 +119,15 @@ def test_own_heads_say_what_is_raw() -> None:
     assert torch.equal(branchnet.decode(network, staged(x)), network(x))
     assert torch.equal(branchnet.decode(raw, staged(x)), network(x))
     assert staged.train()(x).shape == (5, 3)
+
+
+def test_copies_are_independent() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), Own()).eval()
+    raw = branchnet.raw_heads(network)
+    for copied in (copy.deepcopy(raw), pickle.loads(pickle.dumps(raw))):
+        nn.init.zeros_(copied[1].layer.weight)
+        nn.init.zeros_(copied[1].layer.bias)
+        assert not copied(torch.rand(2, 4)).any() and raw(torch.rand(2, 4)).any()
 
 
 def test_several_heads_are_refused() -> None:

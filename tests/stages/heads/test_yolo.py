@@ -95,3 +95,29 @@ def test_detection_transformers_are_traced_with_fixed_sizes() -> None:
     staged = branchnet.split(raw.eval(), images, locations=["model.9"])
     assert staged.trainable
     torch.testing.assert_close(staged(images), outputs)
+
+
+@pytest.mark.slow
+def test_end_to_end_heads_are_decoded_inside(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    models = {task: yolo("yolo26n", task, seed) for seed, task in enumerate(("detect", "pose"))}
+    networks = {task: branchnet.raw_heads(model) for task, model in models.items()}
+    images = torch.rand(2, 3, 64, 64)
+    staged = branchnet.split_all(networks, images[:1], locations=["model.9"])
+    one = branchnet.build(branchnet.Tree.separate(tuple(models), 1), staged, init="donor").eval()
+    exported = branchnet.export(one, images, tmp_path / "two.onnx", decode=models, dynamic="sizes")
+    assert exported.outputs == ("detect", "pose")  # compared with the network by `export` itself
+
+
+@pytest.mark.slow
+def test_whole_networks_are_traced_with_free_sizes_and_distilled_by_raw_heads_alone() -> None:
+    models = {task: yolo("yolov8n", task, seed) for seed, task in enumerate(("detect", "segment"))}
+    staged = branchnet.split_all(models, torch.rand(1, 3, 64, 64))
+    assert all(one.traced_by == "fx" for one in staged.values())
+    images = torch.rand(2, 3, 96, 64)
+    with torch.no_grad():
+        assert equal(staged["segment"](images), models["segment"](images))
+    tree = branchnet.Tree.shared(("detect", "segment"), len(staged["detect"].locations))
+    one = branchnet.build(tree, staged, init="donor")
+    with pytest.raises(branchnet.TrainingError, match=r"in training mode .*'boxes'.* branchnet\.raw_heads"):
+        branchnet.distill(one, models, torch.rand(8, 3, 64, 64), steps=1, batch_size=4, progress=False)

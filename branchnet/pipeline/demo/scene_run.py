@@ -33,7 +33,7 @@ from branchnet.utils.files import write_text
 from branchnet.utils.progress import silence
 from branchnet.utils.random_state import seeded
 
-BUDGET = "60% params"
+BUDGET = "60% params, 45% flops"
 PROBE = 500
 TEST = 500
 BATCH = 64
@@ -41,7 +41,7 @@ LEARNING_RATE = 3e-3
 """Of single-task networks, from random weights; merged ones would forget at it."""
 STITCH_STEPS = 40
 SHOWN = 5
-RANDOM_TREES = 2
+RANDOM_TREES = 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The order in memory in which a probe's images are given to networks: on CPUs channels last, where they can take it."""
+"""The order in memory in which a probe's images are given to networks: on CPUs channels last, where possible."""
 
 from __future__ import annotations
 

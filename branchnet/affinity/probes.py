@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from branchnet.data.arguments import check_whole
 from branchnet.data.call_forms import CallForm, Inputs
-from branchnet.data.collation import gather, leaves, map_tensors
+from branchnet.data.collation import channels_last, gather, leaves, map_tensors
 from branchnet.data.finite_inputs import first_not_finite
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import AffinityError, DataError
@@ -165,16 +165,6 @@ def blaming_inputs(probe: Probe, network: nn.Module) -> Iterator[None]:
 def on_device(batch: Inputs, device: torch.device) -> Any:
     """A copy of the batch on `device`: a network that works in place never touches the probe."""
     return map_tensors(lambda tensor: tensor.to(device, copy=True), batch)
-
-
-def channels_last(batch: Inputs) -> Inputs:
-    """Images in channels-last memory order, which changes no number."""
-
-    def laid_out(tensor: Tensor) -> Tensor:
-        image = tensor.dim() == 4 and tensor.is_floating_point()
-        return tensor.contiguous(memory_format=torch.channels_last) if image else tensor
-
-    return cast(Inputs, map_tensors(laid_out, batch))
 
 
 def _compare_again(samples: Samples, first: Inputs, batch_size: int) -> None:

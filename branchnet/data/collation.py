@@ -185,17 +185,25 @@ def first_size(tree: Any) -> int:
 
 
 def placed(inputs: Any, device: torch.device) -> Any:
-    """A copy on `device`, images (4 dimensions) in channels-last memory order.
+    """A copy on `device`, in the same memory order.
 
     A network that works in place changes its own copy only. From pinned memory the copy runs during the computation.
     """
 
     def place(tensor: Tensor) -> Tensor:
         moved = _to(tensor, device)
-        moved = moved.contiguous(memory_format=torch.channels_last) if moved.dim() == 4 else moved
         return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
 
     return map_tensors(place, inputs)
+
+
+def channels_last(inputs: Any) -> Any:
+    """Images (4 dimensions) in channels-last memory order, which changes no number; see `InputOrder`."""
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return map_tensors(laid_out, inputs)
 
 
 def moved(tree: Any, device: torch.device) -> Any:

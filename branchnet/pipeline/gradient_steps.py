@@ -22,6 +22,7 @@ from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of, plan_dis
 from branchnet.specification import Architecture
 from branchnet.stages import split_all
 from branchnet.stages.interface import call_form
+from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training import fit
 
 JOINT_RATE = 1e-3
@@ -82,8 +83,9 @@ def measure_gradients(
     """
     device = next(network.parameters()).device
     count = min(options.probe, count_samples(data.images))
+    order = InputOrder(network, run_tasks)
     found = [
-        (placed(batch.inputs, device), placed(gather(data.labels, cast(Tensor, batch.index)), device))
+        (order.placed(batch.inputs, device), placed(gather(data.labels, cast(Tensor, batch.index)), device))
         for batch in read_samples(data.images, call_form(network)).first(count, options.batch_size)
     ]
     return gradient_affinity(

@@ -23,6 +23,7 @@ from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
 from branchnet.pipeline.output_kinds import first_tensor, known_kinds, metrics_of, on_first_tensor
 from branchnet.stages import call
 from branchnet.stages.interface import call_form, explaining
+from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.training import Metric
 from branchnet.utils.tensor_digest import checksum
 from branchnet.utils.visible_text import invisible
@@ -304,10 +305,11 @@ def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size:
         DataError: images that a network cannot be run on.
     """
     found: dict[str, list[Tensor]] = {task: [] for task in networks}
+    orders = {task: InputOrder(network) for task, network in networks.items()}
     with torch.no_grad():
         for batch in read_samples(images).batches(batch_size):
             for task, network in networks.items():
-                inputs = placed(batch.inputs, next(network.parameters()).device)
+                inputs = orders[task].placed(batch.inputs, next(network.parameters()).device)
                 interface = getattr(network, "interface", None)
                 with explaining(inputs, interface, DataError, f"the network of {task!r}"):
                     output = call(network, inputs)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks, estimate_batchnorm
-from branchnet.data.collation import placed
 from branchnet.data.samples import Source, read_samples
 from branchnet.stages.interface import call_form
+from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.stitching import StitchedStage
 from branchnet.training.optimization.choosing.held_out_judge import Judge
+from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
 SAMPLES = 512
@@ -55,8 +56,10 @@ def reestimate_batchnorm(branched: BranchedNetwork | GroupedNetworks, images: So
         return sum(reestimate_batchnorm(one, images, batch_size=batch_size) for one in branched.branched_networks)
     device = next(branched.parameters()).device
     batches = read_samples(images, call_form(branched)).first(SAMPLES, batch_size, seed=0)
-    inputs = (placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance
-    with seeded(0, device):  # a network may draw random numbers
+    order = InputOrder(branched, run_tasks)
+    inputs = (order.placed(batch.inputs, device) for batch in batches if len(batch) > 1)  # one sample has no variance
+    # A network may draw random numbers; the first batch is laid out for the mode in which all are run.
+    with seeded(0, device), torch.no_grad(), evaluation_mode(branched):
         return estimate_batchnorm(branched, foreign_modules(branched), inputs)
 
 

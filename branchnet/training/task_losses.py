@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.collation import moved, placed
+from branchnet.data.collation import moved
 from branchnet.data.samples import Batch
 from branchnet.errors import TrainingError
 from branchnet.stages import call
+from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training.label_losses.counted_labels import counted_labels
 from branchnet.training.labels import KnownLabels, known_labels
 from branchnet.training.matching.recorded_outputs import RecordedOutputs
@@ -40,6 +42,7 @@ class TaskLosses:
         labels: for each task the labels of all samples, where they are not in the batches.
         compiled: what torch.compile made of the network, to run in training; None for none.
         teachers: networks of tasks that learn outputs; their functions compare these.
+        order: lays out the inputs of the network.
     """
 
     network: nn.Module
@@ -47,6 +50,12 @@ class TaskLosses:
     labels: Mapping[str, Any] | None = None
     compiled: Any = None
     teachers: Teachers | RecordedOutputs | None = None
+    order: InputOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        branched = isinstance(self.network, BranchedNetwork)
+        run = partial(run_tasks, tasks=self.tasks) if branched else call
+        object.__setattr__(self, "order", InputOrder(self.network, run))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -173,9 +182,9 @@ class TaskLosses:
         if isinstance(batch, Mapping):
             found = {}
             for task in tasks:
-                found[task] = network(placed(batch[task].inputs, self.device), (task,))[task]
+                found[task] = network(self.order.placed(batch[task].inputs, self.device), (task,))[task]
             return found
-        inputs = placed(batch.inputs, self.device)
+        inputs = self.order.placed(batch.inputs, self.device)
         if isinstance(self.network, BranchedNetwork):
             return dict(network(inputs, tasks))
         return {"loss": call(network, inputs)}

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from branchnet.data.arguments import check_by_task
-from branchnet.data.collation import leaves, placed
+from branchnet.data.collation import leaves
 from branchnet.data.finite_inputs import first_not_finite
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import call
 from branchnet.stages.interface import Interface, call_form, explaining
+from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.stitching.output_distances import channels_last_rows, kind_of
 from branchnet.training.matching.output_forms import OutputFunctions, applied, check_same_form
 from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
@@ -96,6 +97,7 @@ class Teachers:
         if not networks:
             raise TrainingError("no single-task network is given; expected at least one to distill from")
         self.networks = dict(networks)
+        self._orders = {task: InputOrder(network) for task, network in networks.items()}
         self.images = images
         form = None if isinstance(images, Samples) else call_form(next(iter(networks.values())))
         self.samples = read_samples(images, form)
@@ -152,10 +154,10 @@ class Teachers:
     def _run(self, task: str, batch: Batch, device: torch.device) -> Any:
         network = self.networks[task]
         own = next(network.parameters()).device
-        inputs = placed(batch.inputs, own)
-        explained = explaining(inputs, self.interface, TrainingError, f"the network of {task!r}")
-        with torch.no_grad(), evaluation_mode(network), explained:
-            output = applied(self.output_functions, {task: call(network, inputs)})[task]
+        with torch.no_grad(), evaluation_mode(network):
+            inputs = self._orders[task].placed(batch.inputs, own)
+            with explaining(inputs, self.interface, TrainingError, f"the network of {task!r}"):
+                output = applied(self.output_functions, {task: call(network, inputs)})[task]
         return moved_outputs(output, device)
 
     def _read(self, batch_size: int, recorded_bytes: int, progress: bool) -> None:

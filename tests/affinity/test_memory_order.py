@@ -53,7 +53,7 @@ def test_numbers_do_not_depend_on_the_order(monkeypatch: pytest.MonkeyPatch) -> 
         return [*found, branchnet.build(tree, staged, probe=x).eval()(x)["b"].detach().numpy()]
 
     fast = everything()
-    monkeypatch.setattr(memory_order, "channels_last", lambda batch: (_ for _ in ()).throw(RuntimeError("no view")))
+    monkeypatch.setattr(memory_order, "takes_channels_last", lambda *_: False)
     for one, other in zip(fast, everything(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 

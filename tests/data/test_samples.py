@@ -372,10 +372,11 @@ def test_workers_give_the_same_samples(workers: int) -> None:
     assert all(torch.equal(batch.labels, batch.index) for batch in batches)
 
 
-def test_placed_inputs_are_copies_in_channels_last_order() -> None:
-    x, more = images(2), torch.arange(2)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_placed_inputs_are_copies_in_the_same_memory_order(order: torch.memory_format) -> None:
+    x, more = images(2).contiguous(memory_format=order), torch.arange(2)
     there = placed({"x": x, "more": (more, "flag")}, torch.device("cpu"))
-    assert there["x"].is_contiguous(memory_format=torch.channels_last) and torch.equal(there["x"], x)
+    assert there["x"].is_contiguous(memory_format=order) and torch.equal(there["x"], x)
     there["x"].zero_(), there["more"][0].zero_()
     assert torch.equal(x, images(2)) and torch.equal(more, torch.arange(2)) and there["more"][1] == "flag"
 

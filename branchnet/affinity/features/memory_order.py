@@ -1,20 +1,19 @@
-"""The order in memory in which images of a probe are given to networks: on CPUs channels last, where they can take it.
-
-Convolutions take a half to nine tenths of the time so. Networks that call `view` on what one returns cannot be run so.
-"""
+"""The order in memory in which a probe's images are given to networks: on CPUs channels last, where possible."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from branchnet.affinity.features.isolation import device_of, untouched
-from branchnet.affinity.probes import Probe, channels_last, on_device
+from branchnet.affinity.features.isolation import device_of
+from branchnet.affinity.probes import Probe
 from branchnet.data.collation import leaves
 from branchnet.stages import call
+from branchnet.stages.tracing.input_order import takes_channels_last
 
 
 def in_fast_order(probe: Probe, networks: Iterable[nn.Module], place: torch.device | None = None) -> Probe:
@@ -28,14 +27,14 @@ def in_fast_order(probe: Probe, networks: Iterable[nn.Module], place: torch.devi
     Returns:
         the same inputs, which differ in their order in memory alone.
     """
-    images = any(leaf.dim() == 4 and leaf.is_floating_point() for leaf in leaves(probe.example))
+    images = any(leaf.dim() == 4 for leaf in leaves(probe.example))
     different = list({id(network): network for network in networks}.values())
     if not images or any((place or device_of(network)).type != "cpu" for network in different):
         return probe
-    try:
-        for network in different:
-            with untouched(network, place) as device:
-                call(network, on_device(channels_last(probe.example), device))
-    except Exception:  # whatever it is: it comes again, and is explained, where the networks are run in the usual order
-        return probe
-    return replace(probe, channels_last=True)
+    with torch.no_grad():
+        taken = all(takes_channels_last(network, probe.example, _evaluated, place) for network in different)
+    return replace(probe, channels_last=True) if taken else probe
+
+
+def _evaluated(network: nn.Module, example: Any) -> Any:
+    return call(network.eval(), example)

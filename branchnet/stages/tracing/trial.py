@@ -18,7 +18,7 @@ def borrow(network: nn.Module) -> nn.Module:
 
     Modes and attributes of the copy can be changed without touching the network.
     """
-    return copy.deepcopy(network, _tensors_of(network))
+    return copy.deepcopy(network, tensors_of(network))
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def saved(network: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    tensors = [*_tensors_of(network).values()]
+    tensors = [*tensors_of(network).values()]
     before = [(tensor, tensor.data, tensor.detach().clone()) for tensor in tensors]
     try:
         with random_states_kept(tensors):
@@ -114,7 +114,7 @@ def _same_memory(tensor: Tensor, memory: Tensor) -> bool:
     return tensor.stride() == memory.stride() and (tensor.is_meta or tensor.data_ptr() == memory.data_ptr())
 
 
-def _tensors_of(network: nn.Module) -> dict[int, Tensor]:
+def tensors_of(network: nn.Module) -> dict[int, Tensor]:
     """The tensors that the modules hold, by identity: parameters, buffers, and attributes or lists of them."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     for module in network.modules():

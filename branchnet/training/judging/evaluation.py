@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from branchnet.data.collation import moved, placed
+from branchnet.data.collation import moved
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
+from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labels import known_labels
 from branchnet.utils.modes import evaluation_mode
@@ -96,11 +98,11 @@ def evaluate_each(
     _check_number(samples.count, targets, tasks)
     device = next(chain(network.parameters(), network.buffers())).device
     running = [(task, _named(task, read_metric, metric).accumulation()) for task, metric in metrics]
-    seen = 0
+    order, seen = InputOrder(network, partial(run_tasks, tasks=tasks)), 0
     with torch.no_grad(), evaluation_mode(network):
         for batch in samples.batches(batch_size):
             known = known_labels(batch, targets, tasks)
-            outputs = network(placed(batch.inputs, device), tasks=list(known)) if known else {}
+            outputs = network(order.placed(batch.inputs, device), tasks=list(known)) if known else {}
             seen += len(batch)
             of_tasks = {
                 task: (labels.of(outputs[task]), moved(labels.values, device)) for task, labels in known.items()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from branchnet.builder import BranchedNetwork
-from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
+from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training.held_out_samples import HeldOutSamples
 from branchnet.training.matching.feature_matching import FeatureMatching
 from branchnet.training.matching.output_forms import applied
@@ -47,6 +47,7 @@ class DistilledLosses:
         match: what is matched.
         features: of the student and the teachers, where these are matched.
         compiled: what torch.compile made of the student; None where that is not wanted.
+        order: lays out the inputs of the student.
     """
 
     branched: BranchedNetwork
@@ -57,13 +58,15 @@ class DistilledLosses:
     match: Match
     features: FeatureMatching | None = field(init=False)
     compiled: Any = field(init=False)
+    order: InputOrder = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compiled", torch.compile(self.branched) if self.settings.compile else None)
+        object.__setattr__(self, "order", InputOrder(self.branched, partial(run_tasks, tasks=self.tasks)))
         matching = None
         if self.match != "outputs":
             first = next(iter(self.teachers.samples.first(self.settings.batch_size, self.settings.batch_size, seed=0)))
-            inputs = placed(first.inputs, self.device)
+            inputs = self.order.placed(first.inputs, self.device)
             with seeded(self.settings.seed):
                 matching = FeatureMatching(self.branched, self.teachers.networks, inputs, self.tasks)
         object.__setattr__(self, "features", matching)
@@ -81,7 +84,7 @@ class DistilledLosses:
         """
         with self._plain():
             wanted = self.teachers.outputs(batch, self.tasks, self.device)
-        inputs = placed(batch.inputs, self.device)
+        inputs = self.order.placed(batch.inputs, self.device)
         network = self.branched if self.compiled is None else self.compiled
         if self.features is None:
             outputs = network(inputs, self.tasks)
@@ -144,7 +147,7 @@ class DistilledLosses:
         with torch.no_grad(), seeded(0, self.device):
             for batch in self.held.batches():
                 wanted = judges.outputs(batch, self.tasks, self.device)
-                outputs = run(placed(batch.inputs, self.device))
+                outputs = run(self.order.placed(batch.inputs, self.device))
                 for task in self.tasks:
                     totals[task] += float(loss(task, outputs, wanted[task])) * len(batch)
                 count += len(batch)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from branchnet.clustering.trees.tree import Cluster, Partition, Tree
+from branchnet.clustering.trees.tree import Tree
+from branchnet.clustering.trees.tree_checks import Cluster, Partition
 from branchnet.stages.costs import FirstDifference
 from branchnet.utils.visible_text import visible
 

@@ -131,8 +131,8 @@ def stage_table(
 
     if not networks:
         raise DataError("--stages times the stages of the single-task networks: pass --config")
-    early = bool(as_one_network(branched).tree.depths)
-    staged = split_all(networks, example, locations=list(branched.locations), depth="auto" if early else "common")
+    one = as_one_network(branched)
+    staged = split_all(networks, example, locations=list(one.locations), depth="auto" if one.tree.depths else "common")
     works = options.compiled and not compiler_problem(device_of(next(iter(networks.values()))))
     return latency_table(staged, example, compiled=works, repeats=options.repeats, progress=not options.quiet)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.network.grouped_networks import GroupedNetworks
+from branchnet.builder.tree_fit import check_fit, check_networks, early_depths, leaving_early
 from branchnet.builder.weights.donors import Donors, choose_donors
 from branchnet.clustering.trees.tree import Tree
 from branchnet.data.arguments import check_by_task
-from branchnet.errors import BuildError, TreeError
+from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stages.interface import call_form
 from branchnet.stages.staged import original_key
@@ -140,9 +141,9 @@ def build(
         return _build_groups(
             tree, staged, init=init, affinity=affinity, probe=probe, kinds=kinds, state=state, seed=seed
         )
-    _check_networks(tree, staged)
-    tree = _leaving_early(tree, staged)
-    _check_fit(tree, staged, affinity)
+    check_networks(tree, staged)
+    tree = leaving_early(tree, staged)
+    check_fit(tree, staged, affinity)
     if init == "merge" and tree.depths:
         raise BuildError(
             f"init='merge' does not know tasks that leave the trunk early, as {', '.join(tree.depths)}; expected "
@@ -188,7 +189,7 @@ def _build_groups(
             f"the selection has tasks {missing} without a network; expected one for each, found {sorted(staged)}"
         )
     depth = len(staged[next(iter(chosen.assignment))].stages)
-    trees = [Tree.shared(tree.tasks, depth, _depths(tree.tasks, staged)) for tree in chosen.trees(depth)]
+    trees = [Tree.shared(tree.tasks, depth, early_depths(tree.tasks, staged)) for tree in chosen.trees(depth)]
     networks = [
         build(tree, {task: staged[task] for task in tree.tasks}, seed=seed + k, **how) for k, tree in enumerate(trees)
     ]
@@ -359,69 +360,3 @@ def _checked_donors(donors: Donors, tree: Tree) -> Donors:
             if donor not in cluster:
                 raise BuildError(f"donor {donor!r} is not a task of its node; expected one of {list(cluster)}")
     return donors
-
-
-def _check_networks(tree: Tree, staged: Mapping[str, StagedNetwork]) -> None:
-    missing = [task for task in tree.tasks if task not in staged]
-    if missing:
-        raise BuildError(
-            f"the tree has tasks {missing} without a network; expected one for each, found {sorted(staged)}"
-        )
-    for task in tree.tasks:
-        network = staged[task]
-        if len(network.stages) != tree.depth:
-            raise BuildError(
-                f"the network of {task!r} has {len(network.stages)} stages; expected {tree.depth}, as the tree has"
-            )
-
-
-def _check_fit(tree: Tree, staged: Mapping[str, StagedNetwork], affinity: Affinity | None) -> None:
-    for stage, clusters in enumerate(tree.partitions):
-        for first, *others in clusters:
-            for task in others:
-                if problem := _mismatch(staged[first], staged[task], stage):
-                    raise BuildError(
-                        f"the networks of {first!r} and {task!r} cannot share stage {stage}: {problem}; split them "
-                        "together with branchnet.split_all(networks, example)"
-                    )
-    first = tree.tasks[0]
-    if affinity is not None:
-        unknown = [task for task in tree.tasks if task not in affinity.tasks]
-        if unknown or len(affinity.locations) != tree.depth:
-            raise BuildError(
-                f"the affinity has the tasks {list(affinity.tasks)} at {len(affinity.locations)} locations; "
-                f"expected {list(tree.tasks)} at {tree.depth}, as the tree has"
-            )
-        if not any(tuple(network.locations) == tuple(affinity.locations) for network in staged.values()):
-            affinity.check_locations(staged[first].locations, f"the network of {first!r}")
-
-
-def _depths(tasks: Sequence[str], staged: Mapping[str, StagedNetwork]) -> dict[str, int]:
-    """How many stages those of the tasks pass that leave the trunk early."""
-    return {task: staged[task].depth for task in tasks if staged[task].depth < len(staged[task].stages)}
-
-
-def _leaving_early(tree: Tree, staged: Mapping[str, StagedNetwork]) -> Tree:
-    """The tree, whose tasks leave the trunk where their networks do."""
-    depths = _depths(tree.tasks, staged)
-    if tree.depths and dict(tree.depths) != depths:
-        raise BuildError(
-            f"tasks leave the trunk at {dict(tree.depths)} in the tree, at {depths} in the networks; expected the "
-            "same: split_all(networks, example, depth='auto') lets networks leave early"
-        )
-    try:
-        return Tree(tree.tasks, tree.partitions, depths)
-    except TreeError as error:
-        raise BuildError(f"the tree does not fit the networks: {error}") from error
-
-
-def _mismatch(one: StagedNetwork, other: StagedNetwork, stage: int) -> str:
-    """Say why a stage of one network cannot take the place of the other's; empty where no reason is seen."""
-    if one.locations[stage] != other.locations[stage]:
-        return f"it ends at {one.locations[stage]!r} in one and at {other.locations[stage]!r} in the other"
-    # The batch size, dimension 0, may differ: the networks may have been split with different numbers of inputs.
-    forms = [[(len(t.shape), t.shape[1:], t.dtype) for t in network.cuts[stage]] for network in (one, other)]
-    if forms[0] == forms[1]:
-        return ""
-    shown = [", ".join(f"{t.shape} {t.dtype}" for t in network.cuts[stage]) for network in (one, other)]
-    return f"at {one.locations[stage]!r} one returns {shown[0]} and the other {shown[1]}"

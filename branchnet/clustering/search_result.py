@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from branchnet.clustering.budgets import Budget
-from branchnet.clustering.trees.tree import Cluster, Partition, Tree
+from branchnet.clustering.trees.tree import Tree
+from branchnet.clustering.trees.tree_checks import Cluster, Partition
 from branchnet.stages.costs import FirstDifference
 from branchnet.utils.visible_text import visible
 

@@ -44,8 +44,8 @@ def choose(
         preferred: those among which to choose otherwise, unless more are asked for.
         wanted: None for a few at the ends of stages or blocks, an int for that many of equal cost, or names.
         whole: parameters and multiply-adds of the whole network.
-        exits: positions before which some networks leave the trunk; the last place before each is chosen, too, unless
-            names are given.
+        exits: positions before which networks leave the trunk; where there are several, the last place before each is
+            chosen, too, unless names are given.
 
     Returns:
         The chosen locations, from input to output.
@@ -58,12 +58,13 @@ def choose(
             "there is no place at which to cut; expected a module that ends between the input and the last parameters"
         )
     if wanted is None:
-        return _with_exits(_meaningful(preferred, whole), preferred, exits, whole)
+        chosen = _meaningful(preferred, whole)
+        return _with_exits(chosen, preferred, exits, whole) if len(exits) > 1 else chosen
     if isinstance(wanted, bool | str):
         raise SplitError(f"locations is {wanted!r}; expected None, a number or a list of module names")
     if isinstance(wanted, int):
         places = preferred if wanted <= len(preferred) else candidates
-        return _moved_to_exits(_balanced(places, wanted, whole), places, exits)
+        return _moved_to_exits(_balanced(places, wanted, whole), places, exits[:-1])
     return _named(candidates, wanted)
 
 

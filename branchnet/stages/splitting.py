@@ -107,7 +107,7 @@ def split_all(
     candidates = find_locations(alignment)
     check_common(alignment, candidates, tuple(networks))
     training = training_places(traced, groups)
-    exits = sorted({*alignment.lengths} - {len(alignment.common)})
+    exits = sorted({*alignment.lengths})
     preferred = with_samples_first(in_both_modes(candidates, alignment, training), Interface.of(example).batch)
     chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[alignment.reference]), exits)
     check_passed(alignment, chosen, tuple(networks))

@@ -30,7 +30,7 @@ from branchnet.stages.staged import Stage
 from branchnet.stitching.stitch import StitchedStage
 
 if TYPE_CHECKING:
-    from branchnet.clustering.trees.tree import Cluster
+    from branchnet.clustering.trees.tree_checks import Cluster
 
 Origins = list[list[Node]]
 """For each stage and cluster of the new tree the node that its weights are copied from."""

@@ -12,10 +12,11 @@ from rich.console import Console
 from branchnet.cli.options import AsJson, Device, DryRun, Dtype, Flag, OptionalConfig, Quiet, Seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import nn
 
+    from branchnet.builder import BranchedNetwork, GroupedNetworks
     from branchnet.inference import LatencyTable
     from branchnet.pipeline.network_timing import Seconds
     from branchnet.pipeline.plans.dry_run import Plan
@@ -82,7 +83,7 @@ def bench(branched: Network, *, options: BenchOptions = BenchOptions()) -> None:
     if not alone:
         say("no single-task networks to compare with: pass --config", quiet=options.quiet)
     if options.stages:
-        table = stage_table(network.locations, alone, example, options)
+        table = stage_table(network, alone, example, options)
         _write(table.to_dict(), options)
         print_json(table.to_dict()) if options.as_json else print_text(table)
         return
@@ -113,7 +114,7 @@ def _write(measured: Any, options: BenchOptions) -> None:
 
 
 def stage_table(
-    locations: Sequence[str],
+    branched: BranchedNetwork | GroupedNetworks,
     networks: Mapping[str, nn.Module],
     example: Any,
     options: BenchOptions,
@@ -123,6 +124,7 @@ def stage_table(
     Raises:
         DataError: no single-task networks.
     """
+    from branchnet.builder.network.grouped_networks import as_one_network
     from branchnet.errors import DataError
     from branchnet.inference import compiler_problem, latency_table
     from branchnet.inference.torch_compile import device_of
@@ -130,7 +132,8 @@ def stage_table(
 
     if not networks:
         raise DataError("--stages times the stages of the single-task networks: pass --config")
-    staged = split_all(networks, example, locations=list(locations))
+    one = as_one_network(branched)
+    staged = split_all(networks, example, locations=list(one.locations), depth="auto" if one.tree.depths else "common")
     works = options.compiled and not compiler_problem(device_of(next(iter(networks.values()))))
     return latency_table(staged, example, compiled=works, repeats=options.repeats, progress=not options.quiet)
 

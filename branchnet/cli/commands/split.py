@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -20,6 +20,7 @@ def split(
     source: Source,
     *,
     locations: str | None = None,
+    depth: Literal["common", "auto"] = "common",
     candidates: Flag = False,
     out: Path = Path("split.yaml"),
     device: Device = None,
@@ -38,6 +39,8 @@ def split(
     ----------
     locations
         How many, or their names with commas between; by default a few meaningful ones.
+    depth
+        `auto`: networks may leave the trunk early where the others have more in common.
     candidates
         Only list every place where the first network can be cut.
     out
@@ -62,9 +65,9 @@ def split(
         rows = [{"location": place.name, "cut": [list(shape) for shape in place.shapes]} for place in places]
         print_json(rows) if as_json else print_tables([_candidate_table(places)])
         return
-    staged = split_all(given.networks, given.example, locations=parse_locations(locations))
+    staged = split_all(given.networks, given.example, locations=parse_locations(locations), depth=depth)
     first = next(iter(staged.values()))
-    tree = Tree.separate(tuple(staged), len(first.locations))
+    tree = Tree.separate(tuple(staged), len(first.locations), first.costs.depths)
     found = Architecture.from_tree(tree, networks=staged, description="Separate networks: where they can be shared.")
     found.save(out)
     print_json(found.to_dict()) if as_json else print_tables([_stage_table(staged)])

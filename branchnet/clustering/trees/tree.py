@@ -15,13 +15,18 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from branchnet.clustering.trees.tree_checks import (
+    Partition,
+    canonical,
+    check_nesting,
+    checked_depths,
+    checked_tasks,
+)
 from branchnet.errors import TreeError
 
 if TYPE_CHECKING:
     import networkx as nx
 
-Cluster = tuple[str, ...]
-Partition = tuple[Cluster, ...]
 Labels = tuple[tuple[int, ...], ...]
 
 
@@ -65,15 +70,15 @@ class Tree:
         partitions: Iterable[Iterable[Iterable[str]]],
         depths: Mapping[str, int] | None = None,
     ) -> None:
-        names = _checked_tasks(tasks)
+        names = checked_tasks(tasks)
         order = {task: index for index, task in enumerate(names)}
-        stages = tuple(_canonical(stage, clusters, order) for stage, clusters in enumerate(partitions))
+        stages = tuple(canonical(stage, clusters, order) for stage, clusters in enumerate(partitions))
         if not stages:
             raise TreeError("partitions is empty; expected at least one stage")
-        _check_nesting(stages)
+        check_nesting(stages)
         object.__setattr__(self, "tasks", names)
         object.__setattr__(self, "partitions", stages)
-        object.__setattr__(self, "depths", _checked_depths(depths or {}, names, stages))
+        object.__setattr__(self, "depths", checked_depths(depths or {}, names, stages))
 
     @classmethod
     def shared(cls, tasks: Iterable[str], depth: int, depths: Mapping[str, int] | None = None) -> Tree:
@@ -321,77 +326,6 @@ class Tree:
         from branchnet.clustering.trees.text_drawing import tree_text
 
         return tree_text(self)
-
-
-def _checked_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(tasks, str):
-        raise TreeError(f"tasks is the text {tasks!r}; expected a sequence of names")
-    names = tuple(tasks)
-    for task in names:
-        if not isinstance(task, str) or not task:
-            raise TreeError(f"a task is named {task!r}; expected a non-empty string")
-    repeated = sorted({task for task in names if names.count(task) > 1})
-    if repeated:
-        raise TreeError(f"tasks names more than once: {', '.join(repeated)}; expected distinct names")
-    if not names:
-        raise TreeError("tasks is empty; expected at least one name")
-    return names
-
-
-def _canonical(stage: int, clusters: Iterable[Iterable[str]], order: dict[str, int]) -> Partition:
-    given = [_cluster(stage, cluster) for cluster in clusters]
-    flat = [task for cluster in given for task in cluster]
-    for task in flat:
-        if task not in order:
-            raise TreeError(f"stage {stage} names the unknown task {task!r}; expected some of {', '.join(order)}")
-    missing = [task for task in order if task not in flat]
-    if missing:
-        raise TreeError(f"stage {stage} leaves out {', '.join(missing)}; expected every task once")
-    if len(flat) > len(order):
-        twice = sorted({task for task in flat if flat.count(task) > 1})
-        raise TreeError(f"stage {stage} names more than once: {', '.join(twice)}; expected every task once")
-    inner = [tuple(sorted(cluster, key=order.__getitem__)) for cluster in given]
-    return tuple(sorted(inner, key=lambda cluster: order[cluster[0]]))
-
-
-def _cluster(stage: int, cluster: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(cluster, str):
-        raise TreeError(
-            f"stage {stage} has the text {cluster!r}; expected a group of task names, such as [{cluster!r}]"
-        )
-    tasks = tuple(cluster)
-    if not tasks:
-        raise TreeError(f"stage {stage} has an empty cluster; expected at least one task in each")
-    return tasks
-
-
-def _check_nesting(stages: Sequence[Partition]) -> None:
-    for stage, (coarse, fine) in enumerate(pairwise(stages)):
-        home = {task: number for number, cluster in enumerate(coarse) for task in cluster}
-        for cluster in fine:
-            other = next((task for task in cluster if home[task] != home[cluster[0]]), None)
-            if other is not None:
-                raise TreeError(
-                    f"stage {stage + 1} joins {cluster[0]!r} and {other!r}, which stage {stage} has separated; "
-                    "expected clusters that only split: a branch cannot grow together again"
-                )
-
-
-def _checked_depths(depths: Mapping[str, int], tasks: tuple[str, ...], stages: Sequence[Partition]) -> dict[str, int]:
-    """The depths of tasks that leave early, in the order of the tasks."""
-    if unknown := sorted(set(depths) - set(tasks)):
-        raise TreeError(f"depths names the unknown task {unknown[0]!r}; expected some of {', '.join(tasks)}")
-    found = {task: depths[task] for task in tasks if depths.get(task, len(stages)) != len(stages)}
-    for task, depth in found.items():
-        if type(depth) is not int or not 1 <= depth < len(stages):
-            raise TreeError(f"the depth of {task!r} is {depth!r}; expected a number of stages from 1 to {len(stages)}")
-        together = next((cluster for cluster in stages[depth] if task in cluster and len(cluster) > 1), None)
-        if together is not None:
-            raise TreeError(
-                f"stage {depth} joins {', '.join(map(repr, together))}, and {task!r} leaves the trunk before it; "
-                "expected it alone from there on"
-            )
-    return found
 
 
 def _stage_labels(clusters: Partition, names: Sequence[str]) -> tuple[int, ...]:

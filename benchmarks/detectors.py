@@ -207,7 +207,7 @@ def page(found: Mapping[str, Any]) -> str:
     lines += [
         "Milliseconds for one image through all four, medians of rounds in which both sides take turns; one: the "
         "network that shares frozen backbones (layers 0 to 9), four: the networks one after the other. ONNX files "
-        "decode inside.",
+        "decode inside. The rows were measured at different times, under different load: compare within a row.",
         "",
         "| networks | pixels | way | one | four | four / one |",
         "|---|---|---|---|---|---|",

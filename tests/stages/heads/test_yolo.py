@@ -94,7 +94,8 @@ def test_detection_transformers_are_traced_with_fixed_sizes() -> None:
     assert {key: value.shape for key, value in raw.train()(images).items()} == {k: v.shape for k, v in outputs.items()}
     staged = branchnet.split(raw.eval(), images, locations=["model.9"])
     assert staged.trainable
-    torch.testing.assert_close(staged(images), outputs)
+    with torch.no_grad():  # the statistics of BatchNorm are others by now
+        torch.testing.assert_close(staged(images), raw(images))
 
 
 @pytest.mark.slow

@@ -152,7 +152,17 @@ class Study:
         return np.asarray(np.nanmean(changes, axis=1))
 
     def delta(self, arm: str) -> Estimate:
-        """The multi-task performance of an arm, relative to the reference, in percent (Maninis et al. 2019)."""
+        """The multi-task performance of an arm, relative to the reference (Maninis et al. 2019).
+
+        Args:
+            arm: its name.
+
+        Returns:
+            percent; better is positive.
+
+        Raises:
+            TrainingError: an unknown arm.
+        """
         return self.paired(arm, self.reference).delta
 
     def table(self) -> str:

@@ -172,6 +172,8 @@ def make_problem(
 
     def sized(unit: str) -> tuple[PlainCosts, HeadCosts | None, StitchSizes | None]:
         own, stitches = in_unit(costs, unit), stitch_sizes
+        if isinstance(own, StageCosts):  # alone they do not say whether identical weights have been trained since
+            own = dataclasses.replace(own, identical=())
         if stitches is None and by_stitching and isinstance(own, Mapping) and unit != "latency":
             stitches = sizes_between(own)
         return *stages_and_heads(own, in_unit(head_costs, unit)), stitches

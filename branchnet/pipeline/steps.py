@@ -173,7 +173,7 @@ def _limits(problem: Problem, staged: Mapping[str, StagedNetwork], workspace: Wo
     )
     workspace.console.print(str(table), markup=False, highlight=False)
     heads = {task: network.head_cost for task, network in staged.items()}
-    costs: dict[str, Costs] = {"latency": table.costs, **dict.fromkeys(COUNTED, first.costs)}
+    costs: dict[str, Costs] = {"latency": table.costs, **dict.fromkeys(COUNTED, staged)}
     head_costs: dict[str, HeadCosts] = {"latency": table.head_costs, **dict.fromkeys(COUNTED, heads)}
     stitches: StitchSizes | None = table.stitch_sizes and {"latency": table.stitch_sizes, **stitch_costs(first)}
     return Limits(costs, head_costs, problem.budget, stitches, table.depths)
@@ -191,7 +191,7 @@ def limits_of(problem: Problem, staged: Mapping[str, StagedNetwork]) -> Limits:
     """
     first = deepest(staged)
     heads = {task: network.head_cost for task, network in staged.items()}
-    return Limits(first.costs, heads, problem.budget, stitch_costs(first), first.costs.depths)
+    return Limits(staged, heads, problem.budget, stitch_costs(first), first.costs.depths)
 
 
 def check_budget(problem: Problem, locations: Sequence[str], limits: Limits) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -245,6 +245,7 @@ def test_branched_network_affects_only_shared_nodes() -> None:
 
     class Tree:
         partitions = ((("t0", "t1", "t2"),), (("t0", "t2"), ("t1",)), (("t0",), ("t2",), ("t1",)))
+        depths: ClassVar[dict[str, int]] = {}
 
     branched = nn.Module()
     branched.tree, branched.tasks, branched.locations = Tree(), TASKS, trunk.locations

@@ -112,7 +112,7 @@ def test_wrong_calls_are_refused():
     networks, probe = {"a": made(0), "b": made(1)}, torch.randn(40, 4).double()
     with pytest.raises(branchnet.AffinityError, match=r"unknown task 'x'; expected some of \['a', 'b'\]"):
         branchnet.stitch_affinity(networks, probe, kinds={"x": "classification"}, locations=["1"])
-    with pytest.raises(branchnet.AffinityError, match="expected 'regression' or 'classification'"):
+    with pytest.raises(branchnet.AffinityError, match="expected one of regression, classification, direction"):
         branchnet.stitch_affinity(networks, probe, kinds={"a": "depth"}, locations=["1"])
     with pytest.raises(branchnet.AffinityError, match="task 'a' has several networks; expected one"):
         branchnet.stitch_affinity({"a": [made(0), made(2)], "b": made(1)}, probe, locations=["1"])

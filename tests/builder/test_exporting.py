@@ -294,7 +294,7 @@ def test_training_mode_and_untraceable_heads_are_refused(tmp_path: Path) -> None
 
 
 def test_a_value_that_is_no_number_is_a_difference() -> None:
-    compared, nan, inf = exporting_module._compared, float("nan"), float("inf")
+    compared, nan, inf = exporting_module.compared_outputs, float("nan"), float("inf")
     masked = torch.tensor([-inf, nan, 50.0])
     assert compared([{"a": masked}], [{"a": masked.clone()}]) == {"a": 0.0}
     assert compared([{"a": masked}], [{"a": masked + 1e-3}])["a"] == pytest.approx(1e-3 / 50, rel=1e-3)

@@ -5,6 +5,7 @@ And what tests of several rooms need.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import pytest
@@ -15,6 +16,13 @@ from branchnet.utils.torchvision_operators import define_torchvision_operators
 define_torchvision_operators()
 if torch.cuda.is_available():  # TF32 keeps three digits: what is compared would differ by more than tests allow
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    settings.register_profile("suite", deadline=None)  # a machine may be busy with other things
+    settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -175,7 +175,7 @@ class Tree:
 
     @cached_property
     def copies(self) -> tuple[int, ...]:
-        """Number of nodes of each stage, which is of copies of its weights: clusters that have not left the trunk."""
+        """Number of nodes of each stage, copies of its weights, without the clusters that have left the trunk."""
         return tuple(
             sum(self.is_node(stage, number) for number in range(width)) for stage, width in enumerate(self.widths)
         )

@@ -215,6 +215,11 @@ def best_found(trees: list[dict[str, Any]], by: str) -> tuple[int, int]:
     return right, len(several)
 
 
+def share(part: float, total: int) -> str:
+    """A share of so many pairs."""
+    return f"{100 * part:.0f}% of {total}" if total else "none"
+
+
 def bench_entry(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     bench = Bench(zoo_entries.load(name, arguments.data), arguments.steps)
@@ -278,8 +283,7 @@ def as_markdown(results: dict[str, dict[str, Any]], command: str) -> str:
             right, classes = best_found(trees, by)
             correlation = spearmanr([t[by] for t in trees], [t["measured"] for t in trees]).statistic
             lines.append(
-                f"| {label} | {100 * overall[0]:.0f}% of {overall[1]} | {100 * inside[0]:.0f}% of {inside[1]} "
-                f"| {right} of {classes} | {correlation:.2f} |"
+                f"| {label} | {share(*overall)} | {share(*inside)} | {right} of {classes} | {correlation:.2f} |"
             )
         used = result["seconds"]
         lines += [

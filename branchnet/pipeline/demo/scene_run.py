@@ -33,7 +33,7 @@ from branchnet.utils.files import write_text
 from branchnet.utils.progress import silence
 from branchnet.utils.random_state import seeded
 
-BUDGET = "60% params, 45% flops"
+BUDGET = "60% params, 60% flops"
 PROBE = 500
 TEST = 500
 BATCH = 64

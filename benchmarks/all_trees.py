@@ -26,6 +26,7 @@ from tree_problems.problem import TreeProblem
 
 import branchnet
 from branchnet import Tree
+from branchnet.training.studies.tree_tables import labels_text
 from branchnet.utils.files import write_text
 
 STAGES = 3
@@ -36,17 +37,12 @@ PROBE = 256
 RESULTS = Path(__file__).parent / "results" / "all_trees"
 
 
-def labels_of(tree: Tree) -> str:
-    """The number of each task's node, stage by stage."""
-    return " ".join("".join(str(tree.cluster_of(task, stage)) for task in tree.tasks) for stage in range(tree.depth))
-
-
-def arms_of(problem: TreeProblem, seed: int) -> dict[str, Tree]:
-    """All trees, or under later seeds a sample of them where one training is long."""
-    trees = {labels_of(tree): tree for tree in branchnet.enumerate_trees(problem.tasks, STAGES)}
+def arms_of(problem: TreeProblem) -> dict[str, Tree]:
+    """All trees, or a sample of them where one training is long."""
+    trees = {labels_text(tree): tree for tree in branchnet.enumerate_trees(problem.tasks, STAGES)}
     if problem.sampled is None:
         return trees
-    always = [labels_of(tree) for tree in (Tree.shared(problem.tasks, STAGES), Tree.separate(problem.tasks, STAGES))]
+    always = [labels_text(tree) for tree in (Tree.shared(problem.tasks, STAGES), Tree.separate(problem.tasks, STAGES))]
     others = random.Random(0).sample(sorted(set(trees) - set(always)), problem.sampled - len(always))
     return {name: trees[name] for name in (*always, *others)}
 
@@ -89,7 +85,7 @@ def run(problem: TreeProblem, start: str, seed: int, folder: Path) -> None:
         settings |= {"steps": DISTILLED_STEPS, "learning_rate": DISTILLED_RATE}
     steps = settings.pop("steps")
     branchnet.compare(
-        arms_of(problem, seed),
+        arms_of(problem),
         networks,
         train=problem.train,
         test=problem.test,

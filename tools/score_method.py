@@ -21,7 +21,7 @@ from rich.console import Console
 from branchnet import Affinity, clustering_cost
 from branchnet.errors import BranchnetError, DataError
 from branchnet.reporting.tables import Column, Table
-from branchnet.training.studies.tree_tables import PredictionScore, TreeTable, score_predictions
+from branchnet.training.studies.tree_tables import PredictionScore, TreeTable, labels_text, score_predictions
 
 OBJECTIVES = ("mean-pair", "mean-max", "medoid", "stitch")
 
@@ -48,17 +48,11 @@ def by_file(table: TreeTable, path: Path) -> dict[str, list[float]]:
     """The columns of a CSV file."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = {row["tree"]: row for row in csv.DictReader(stream)}
-    names = [labels_of(table, number) for number in range(len(table.trees))]
+    names = list(map(labels_text, table.trees))
     if missing := [name for name in names if name not in rows]:
         raise DataError(f"{path} lacks {len(missing)} trees of the table, {missing[0]!r} first; expected all of them")
     methods = [column for column in next(iter(rows.values())) if column != "tree"]
     return {method: [float(rows[name][method]) for name in names] for method in methods}
-
-
-def labels_of(table: TreeTable, number: int) -> str:
-    """A tree as tables write it."""
-    tree = table.trees[number]
-    return " ".join("".join(str(tree.cluster_of(task, stage)) for task in tree.tasks) for stage in range(tree.depth))
 
 
 def row_of(method: str, score: PredictionScore) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class MeasuredTree:
         size: in the budget's unit, stitches and heads included.
         predicted: the weighted mean over tasks of stitching losses at the last change of donor; None where not known.
         losses: for each task the distance of its outputs from its own network's: 0 as that network, 1 as a constant.
-        weights: how much each task's loss counts in means, as in `Affinity.task_weights`; None for all alike.
+        weights: how much each task's loss counts in means, as in `Affinity.task_weights`; None = all the same.
 
     >>> shared = branchnet.Tree.shared(["depth", "edges"], 1)
     >>> tried = branchnet.reporting.MeasuredTree(shared, "RSA (mean-pair)", 1000.0, 0.25, {"depth": 0.0, "edges": 0.5})

@@ -1,6 +1,6 @@
 """Stages with identical weights: frozen backbones, and adapters before the first of which nothing differs.
 
-Networks whose first stages are equal to the bit compute the same there, so one copy serves all of them without loss.
+Networks whose first stages are bitwise equal compute the same there, so one copy serves all of them without loss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COUNTERS = "num_batches_tracked"
 def identical_prefixes(networks: Mapping[str, StagedNetwork]) -> tuple[tuple[tuple[str, ...], ...], ...]:
     """Group tasks whose networks have identical weights from the input on.
 
-    Parameters, buffers and constants such as the `eps` of norms count, to the bit; counters of batches do not.
+    Parameters, buffers and constants such as the `eps` of norms must be bitwise equal; counters of batches need not.
 
     Args:
         networks: the result of `split_all`.

@@ -229,9 +229,9 @@ def _optimized(
     settings, branched = run.settings, run.branched
     numbers = None if run.held is None else run.held.numbers
     groups = node_groups(branched, 1.0 if rate == "auto" else rate, divided=divide_rate)
-    beside: list[nn.Module] = []
+    further_modules: list[nn.Module] = []
     if run.features is not None:
-        beside.append(run.features)
+        further_modules.append(run.features)
         # An adapter begins as the identity or at random, and must not hold the network up.
         groups.append(Group(list(run.features.adapters.parameters()), 1e-3, scaled=False))
     weighting = None
@@ -249,7 +249,7 @@ def _optimized(
         draws=lambda: BatchOrder(samples, settings.batch_size, settings.seed, numbers),
         rate="auto" if rate == "auto" else 1.0,
         weighting=weighting,
-        beside=beside,
+        further_modules=further_modules,
         judge=judge,
         identity=identity,
         legacy_content=lambda: content_hash(branched, samples, branched.frozen),

@@ -196,7 +196,7 @@ def fit(
             draws=run.data.draws,
             rate="auto" if learning_rate == "auto" else 1.0,
             weighting=weighting,
-            beside=[module for held in run.tasks.modules.values() for module in held],
+            further_modules=[module for held in run.tasks.modules.values() for module in held],
             judge=run.judge(metrics, needed=learning_rate == "auto" or keep == "best" or patience is not None),
             identity=identity,
             legacy_content=lambda: content_hash(network, run.data.samples, run.frozen),

@@ -172,7 +172,9 @@ def _chains_under_several(
     shares = shares_of_limits(problem.sizes, limit, problem.further)
     surrogates = [largest_shares(shares), *mixtures(shares)]
     best: SearchResult | None = None
-    bound, stopped = -math.inf, ""
+    # A bound holds for trees with no more forced pairs than the tree that it was found with.
+    bounds: list[tuple[int, float]] = []
+    stopped = ""
     for number, table in enumerate(surrogates):
         sizes = problem.allowed_sizes(table)
         widths = smallest_widths(sizes)
@@ -184,10 +186,10 @@ def _chains_under_several(
             problem.losses, sizes, 1.0, deadline, seed=seed, exact=method == "milp",
             seconds=SECONDS * share / len(surrogates),
         )  # fmt: skip
-        if number and found.fewest:
-            bound = max(bound, found.bound)
         stopped = stopped or found.stopped
         result = judged(problem, found.labels, limit, method, why)
+        if number:
+            bounds.append((len(result.forced), found.bound))
         fitting = of_widths(shares, result.tree.widths) <= 1 + 1e-12
         if fitting and (best is None or _improves(result, best, problem.losses.tie)):
             best = result
@@ -196,6 +198,7 @@ def _chains_under_several(
         chosen = [smallest_widths(problem.allowed_sizes(model.table)) for model in models]
         least = [model.of_widths(one) for model, one in zip(models, chosen, strict=True) if one is not None]
         raise infeasible_together(problem, limit, budget, least)
+    bound = max((value for forced, value in bounds if forced >= len(best.forced)), default=-math.inf)
     proven = not best.forced and bound >= best.cost - problem.losses.tie
     why = "; ".join(filter(None, [why, stopped]))
     return dataclasses.replace(best, lower_bound=min(bound, best.cost), proven=proven, why=why)

@@ -106,7 +106,7 @@ def position_mean(flow: Dataflow, node: fx.Node) -> bool | None:
     """Whether a node takes the mean over the positions of images: True where it keeps their dimensions, with length 1.
 
     None where it does something else. torch computes average pooling of (B, C, H, W) to size 1 as the mean over
-    dimensions 2 and 3, so both are equal to the bit.
+    dimensions 2 and 3, so both are bitwise equal.
     """
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or source in flow.free:

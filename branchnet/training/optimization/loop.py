@@ -55,7 +55,7 @@ def optimize(
     draws: Callable[[], Draw],
     rate: float | Literal["auto"] = 1.0,
     weighting: Any = None,
-    beside: Sequence[nn.Module] = (),
+    further_modules: Sequence[nn.Module] = (),
     judge: Judge | None = None,
     identity: Identity | None = None,
     legacy_content: Callable[[], str] = str,
@@ -74,7 +74,7 @@ def optimize(
         draws: gives the batches in their order, from the first one again whenever it is called.
         rate: what the groups' rates are multiplied by; `"auto"`: the largest that the network can stand, by `judge`.
         weighting: gradients from losses; None adds the losses up.
-        beside: modules whose state belongs to the run, too, as losses with parameters.
+        further_modules: modules whose state belongs to the run, too, as losses with parameters.
         judge: held-out samples, by which the best state is kept unless the last one is asked for.
         identity: what besides the settings a checkpoint must be of.
         legacy_content: computes what a checkpoint of version 0.1.0 keeps in place of `identity`.
@@ -99,7 +99,7 @@ def optimize(
         raise TrainingError("patience needs held-out samples to judge by; expected validation=, or keep='best'")
     if judge is not None and judge.before is not None:
         judge = replace(judge, before=processes.mean(judge.before))
-    modules = [*beside, *([weighting] if weighting is not None else [])]
+    modules = [*further_modules, *([weighting] if weighting is not None else [])]
     best = None if judge is None else BestState(module, judge.tasks, modules)
     average = None if settings.ema is None else MovingAverage(module, settings.ema)
     run = _Run(module, objective, groups, settings, processes, weighting, average)

@@ -30,7 +30,7 @@ def run_checkpoint(
     groups: Sequence[Group],
     settings: Settings,
     rate: float | str,
-    beside: Sequence[nn.Module],
+    further_modules: Sequence[nn.Module],
     samples: int | None,
     identity: Identity,
     legacy_content: Callable[[], str],
@@ -42,7 +42,7 @@ def run_checkpoint(
         groups: its parameters.
         settings: of the run.
         rate: what the groups' rates are multiplied by, or `"auto"`.
-        beside: modules whose state is kept, too.
+        further_modules: modules whose state is kept, too.
         samples: how many there are to train on, where that is known.
         identity: what else a checkpoint must be of.
         legacy_content: computes what a checkpoint of version 0.1.0 keeps in place of it.
@@ -66,7 +66,7 @@ def run_checkpoint(
         legacy=lambda: _hashed(f"{settings.steps} {plain} {legacy_content()}"),
     )
     path = None if settings.checkpoint is None else Path(settings.checkpoint)
-    return Checkpoint(path, run, settings.checkpoint_seconds, beside, every=settings.checkpoint_every)
+    return Checkpoint(path, run, settings.checkpoint_seconds, further_modules, every=settings.checkpoint_every)
 
 
 def run_history(

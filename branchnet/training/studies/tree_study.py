@@ -220,7 +220,7 @@ class _Plan:
             for task, network in self.networks.items()
         }
         arms = {arm: [_text_of(tree) for tree in found] for arm, found in trees.items()}
-        data = {"train": self.train, "test": self.test, "validation": self.validation}
+        data = {"train": self.train, "test": self.test, "validation": self.validation, "probe": self.probe}
         return {
             "tasks": list(self.networks),
             "networks": given,
@@ -229,14 +229,20 @@ class _Plan:
             "losses": losses_hash(self.losses) if self.losses else "distillation",
             "metrics": {task: read_metric(metric).name for task, metric in self.metrics.items()},
             "samples": {
-                name: samples_hash(read_samples(source, labels=True))
+                name: samples_hash(read_samples(source, labels=name != "probe"))
                 for name, source in data.items()
                 if source is not None
             },
             "seeds": list(seeds),
             "steps": self.steps,
-            "settings": {name: str(value) for name, value in sorted(self.settings.items())},
+            "settings": {name: _setting(value) for name, value in sorted(self.settings.items())},
         }
+
+
+def _setting(value: Any) -> str:
+    """An argument of `fit` or `distill`, the same in every process: objects by their code."""
+    plain = value is None or isinstance(value, str | int | float | Mapping)
+    return str(value) if plain else code_hash(value)
 
 
 def _trees_of(

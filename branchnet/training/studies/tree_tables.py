@@ -22,6 +22,15 @@ Numbers = NDArray[np.float64]
 RESAMPLES = 200
 
 
+def labels_text(tree: Tree) -> str:
+    """A tree as tables write it: the number of each task's node, stage by stage, as in `"000 001"`.
+
+    Args:
+        tree: of at most ten tasks.
+    """
+    return " ".join("".join(map(str, numbers)) for numbers in tree.labels())
+
+
 @dataclass(frozen=True)
 class TreeTable:
     """What trees of the same tasks and depth reached when they were trained.

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import nn
 from torch.nn.functional import mse_loss
 
 import branchnet
@@ -99,6 +98,32 @@ def test_a_folder_holds_one_study(study, change):
         branchnet.compare(arms, dict.fromkeys(TASKS, network), folder=folder, **settings() | change)
 
 
+def test_settings_are_compared_by_what_they_do(tmp_path):
+    """Functions made anew in each process are the same setting, others are not; so is the probe."""
+    arms = {"separate": Tree.separate(TASKS, 2)}
+
+    def compared(decay, **given):
+        optimizer = lambda groups: torch.optim.SGD(groups, momentum=decay)  # noqa: E731
+        call = settings() | {"steps": 1, "seeds": [0], "optimizer": optimizer} | given
+        return branchnet.compare(arms, dict.fromkeys(TASKS, network), folder=tmp_path, **call)
+
+    first = compared(0.5)
+    assert compared(0.5) == first
+    with pytest.raises(DataError, match="other in settings"):
+        compared(0.9)
+    with pytest.raises(DataError, match="other in samples"):
+        compared(0.5, probe=rows()[0][0])
+
+
+def test_groups_are_trained_with_every_task_of_theirs(tmp_path):
+    groups = branchnet.group_by_affinity(torch.rand(3, 3).numpy(), 2, tasks=TASKS)
+    arms = {"separate": Tree.separate(TASKS, 2), "groups": groups}
+    study = branchnet.compare(arms, dict.fromkeys(TASKS, network), folder=tmp_path, **settings() | {"seeds": [0]})
+    run = study.runs[1]
+    assert run.arm == "groups" and set(run.metrics) == set(TASKS)
+    assert run.widths == (len(groups.groups),) * 2
+
+
 def test_a_damaged_result_is_named(study, tmp_path):
     _, folder = study
     file = sorted((folder / "runs").glob("*.json"))[0]
@@ -165,4 +190,3 @@ def test_a_study_is_drawn(study):
     figure = branchnet.plot(study[0])
     texts = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert texts[0] == "found" and "random (2 trees)" in texts and texts.count("sum") == 3
-    assert isinstance(network(), nn.Module)

@@ -6,7 +6,7 @@ from scipy import stats
 
 from branchnet import Tree, enumerate_trees
 from branchnet.errors import DataError
-from branchnet.training.studies.tree_tables import TreeTable, score_predictions
+from branchnet.training.studies.tree_tables import TreeTable, labels_text, score_predictions
 
 TASKS = ("a", "b", "c")
 TREES = tuple(enumerate_trees(TASKS, 2))
@@ -26,10 +26,6 @@ def trained():
     return table(50 + better * [1, -1, 1] + 0.3 * generator.normal(size=(len(TREES), 3, 3)))
 
 
-def labels(tree):
-    return " ".join("".join(str(tree.cluster_of(task, d)) for task in tree.tasks) for d in range(tree.depth))
-
-
 def test_a_table_is_read_as_it_was_written(tmp_path, trained):
     problem = {
         "tasks": {task: {"metric": "m", "lower_is_better": task == "b"} for task in TASKS},
@@ -38,7 +34,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path, trained):
     }
     (tmp_path / "problems.json").write_text(json.dumps({"toy_set": problem}))
     lines = [
-        ",".join([labels(tree), str(seed), *(repr(float(x)) for x in trained.values[k, seed])])
+        ",".join([labels_text(tree), str(seed), *(repr(float(x)) for x in trained.values[k, seed])])
         for seed in range(3)
         for k, tree in enumerate(TREES)
     ]
@@ -51,6 +47,11 @@ def test_a_table_is_read_as_it_was_written(tmp_path, trained):
         (tmp_path / "toy_set_labels.csv").write_text(damaged)
         with pytest.raises(DataError, match="cannot be read as a table of trees"):
             TreeTable.read(tmp_path / "toy_set_labels.csv")
+
+
+def test_a_tree_is_written_stage_by_stage():
+    tree = Tree(TASKS, [[("a", "c"), ("b",)], [("a",), ("c",), ("b",)]])
+    assert labels_text(tree) == "010 012"
 
 
 def test_performance_is_delta_to_the_separate_networks(trained):

@@ -37,13 +37,14 @@ PROBE = 256
 RESULTS = Path(__file__).parent / "results" / "all_trees"
 
 
-def arms_of(problem: TreeProblem) -> dict[str, Tree]:
-    """All trees, or a sample of them where one training is long."""
+def arms_of(problem: TreeProblem, *, first: bool) -> dict[str, Tree]:
+    """All trees, or a sample of them where one training is long; further seeds may have a smaller one."""
     trees = {labels_text(tree): tree for tree in branchnet.enumerate_trees(problem.tasks, STAGES)}
-    if problem.sampled is None:
+    wanted = problem.sampled if first or problem.repeated is None else problem.repeated
+    if wanted is None:
         return trees
     always = [labels_text(tree) for tree in (Tree.shared(problem.tasks, STAGES), Tree.separate(problem.tasks, STAGES))]
-    others = random.Random(0).sample(sorted(set(trees) - set(always)), problem.sampled - len(always))
+    others = random.Random(0).sample(sorted(set(trees) - set(always)), wanted - len(always))
     return {name: trees[name] for name in (*always, *others)}
 
 
@@ -85,7 +86,7 @@ def run(problem: TreeProblem, start: str, seed: int, folder: Path) -> None:
         settings |= {"steps": DISTILLED_STEPS, "learning_rate": DISTILLED_RATE}
     steps = settings.pop("steps")
     branchnet.compare(
-        arms_of(problem),
+        arms_of(problem, first=seed == 0),
         networks,
         train=problem.train,
         test=problem.test,

@@ -37,6 +37,7 @@ def problem(train: Rows, test: Rows) -> TreeProblem:
         factories={task: network(outputs) for task, (_, _, outputs) in chosen.items()},
         locations=LOCATIONS,
         steps=300,
-        batch_size=64,
+        batch_size=32,
         learning_rate=2e-3,
+        repeated=40,
     )

@@ -27,7 +27,8 @@ class TreeProblem:
         steps: updates of the weights in each training.
         batch_size: samples a batch.
         learning_rate: peak rate of AdamW.
-        sampled: how many trees are trained under every seed where not all are; None for all.
+        sampled: how many trees are trained where not all are; None for all.
+        repeated: how many of these are trained under further seeds than the first; None for all.
     """
 
     train: Rows
@@ -40,6 +41,7 @@ class TreeProblem:
     batch_size: int
     learning_rate: float
     sampled: int | None = None
+    repeated: int | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -100,6 +100,34 @@ class TreeTable:
         return np.asarray((100 * signs * (self.values - base) / np.abs(base)).mean(2))
 
     @property
+    def reached(self) -> Numbers:
+        """Mean performance over seeds, (trees,); what is common to a seed's trees is taken out of it first.
+
+        So a tree that was trained under one seed alone stands beside those of several.
+        """
+        found = self.performance
+        complete = found[~np.isnan(found).any(1)]
+        effects = complete.mean(0) - complete.mean() if len(complete) else np.zeros(found.shape[1])
+        return np.asarray(np.nanmean(found - effects, axis=1))
+
+    def of_seeds(self, seeds: Sequence[int]) -> TreeTable:
+        """The table of some seeds and of the trees that were trained under all of them.
+
+        Args:
+            seeds: which.
+
+        Raises:
+            DataError: an unknown seed, or no such tree.
+        """
+        if unknown := [seed for seed in seeds if seed not in self.seeds]:
+            raise DataError(f"seeds {unknown} are not in the table; expected some of {list(self.seeds)}")
+        values = self.values[:, [self.seeds.index(seed) for seed in seeds]]
+        rows = np.flatnonzero(~np.isnan(values).any((1, 2)))
+        if not len(rows):
+            raise DataError(f"no tree was trained under all of the seeds {list(seeds)}")
+        return replace(self, trees=tuple(self.trees[k] for k in rows), seeds=tuple(seeds), values=values[rows])
+
+    @property
     def sizes(self) -> Numbers:
         """Parameters of each tree, heads included."""
         stages = np.array([tree.widths for tree in self.trees]) @ np.array(self.stage_costs)
@@ -111,14 +139,27 @@ class TreeTable:
 
         The mean correlation of two seeds, stepped up to their number by Spearman and Brown (1910); NaN for one seed.
         """
+        return self._ceiling(_correlation)
+
+    @property
+    def noise_ceiling_within(self) -> float:
+        """The same among trees of equal widths."""
+
+        def within(one: Numbers, other: Numbers) -> float:
+            return _within(one, other, classes)
+
+        complete = ~np.isnan(self.performance).any(1)
+        trees = [tree for tree, kept in zip(self.trees, complete, strict=True) if kept]
+        classes = [np.array(members) for members in _classes(trees)]
+        return self._ceiling(within)
+
+    def _ceiling(self, correlation: Callable[[Numbers, Numbers], float]) -> float:
         found = self.performance
         complete = found[~np.isnan(found).any(1)]
         if complete.shape[1] < 2 or len(complete) < 3:
             return float("nan")
-        between = [
-            float(stats.spearmanr(complete[:, one], complete[:, other]).statistic)
-            for one, other in combinations(range(complete.shape[1]), 2)
-        ]
+        pairs = combinations(range(complete.shape[1]), 2)
+        between = [correlation(complete[:, one], complete[:, other]) for one, other in pairs]
         mean, count = sum(between) / len(between), int(complete.shape[1])
         return count * mean / (1 + (count - 1) * mean)
 
@@ -164,7 +205,7 @@ def score_predictions(table: TreeTable, costs: Sequence[float], *, seed: int = 0
         raise DataError(
             f"{predicted.shape} predictions for {len(table.trees)} trees; expected a finite number for each of them"
         )
-    reached = np.nanmean(table.performance, axis=1)
+    reached = table.reached
     classes = [np.array(members) for members in _classes(table.trees)]
     draws = np.random.default_rng(seed)
     samples = [draws.integers(0, len(reached), len(reached)) for _ in range(RESAMPLES)]

@@ -102,3 +102,35 @@ def test_the_noise_ceiling_is_the_reliability_of_the_mean_over_seeds():
     assert quiet.noise_ceiling == pytest.approx(1)
     assert abs(noisy.noise_ceiling) < 0.8
     assert np.isnan(table(quiet.values[:, :1]).noise_ceiling)
+
+
+def test_a_tree_of_one_seed_is_compared_with_that_seed(trained):
+    """Seeds that differ by a constant change nothing, whichever trees were trained under them."""
+    moved = trained.values + 10 * np.arange(3)[:, None] * np.array([1, -1, 1])
+    full = table(moved)
+    gaps = moved.copy()
+    lacking = [k for k in range(len(TREES)) if k % 3 and TREES[k] != Tree.separate(TASKS, 2)]
+    gaps[lacking, 1:] = np.nan
+    found = table(gaps)
+    alone = full.performance[:, 0]
+    others = [k for k in range(len(TREES)) if k not in lacking]
+    shift = (full.reached - alone)[others].mean()
+    np.testing.assert_allclose(found.reached[lacking], alone[lacking] + shift, atol=1e-9)
+    np.testing.assert_allclose(found.reached[others], full.reached[others], atol=1e-9)
+
+
+def test_seeds_of_a_table(trained):
+    gaps = trained.values.copy()
+    gaps[2, 1] = np.nan
+    found = table(gaps).of_seeds([1, 2])
+    assert found.seeds == (1, 2) and found.trees == tuple(tree for k, tree in enumerate(TREES) if k != 2)
+    np.testing.assert_array_equal(found.values, np.delete(trained.values, 2, 0)[:, 1:])
+    with pytest.raises(DataError, match=r"seeds \[7\] are not in the table"):
+        trained.of_seeds([0, 7])
+
+
+def test_the_ceiling_within_widths_does_not_count_what_widths_explain():
+    generator = np.random.default_rng(6)
+    nodes = np.array([sum(tree.widths) for tree in TREES])[:, None, None] * np.array([1, -1, 1])
+    found = table(100 + 5 * nodes + generator.normal(size=(len(TREES), 4, 3)))
+    assert found.noise_ceiling > 0.8 and found.noise_ceiling_within < 0.5

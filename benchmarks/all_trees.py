@@ -77,16 +77,24 @@ def settings_of(problem: TreeProblem) -> dict[str, Any]:
     }
 
 
-def run(problem: TreeProblem, start: str, seed: int, folder: Path) -> None:
-    """Train all trees of a problem under one seed."""
+def run(
+    problem: TreeProblem,
+    start: str,
+    seed: int,
+    single: Path,
+    folder: Path,
+    arms: Mapping[str, Tree],
+    share: float = 1.0,
+) -> branchnet.Study:
+    """Train trees of a problem under one seed, for a share of the steps."""
     networks: Mapping[str, nn.Module | Callable[[], nn.Module]] = problem.factories
     settings = settings_of(problem)
     if start == "distilled":
-        networks = single_networks(problem, seed, folder / "single")
+        networks = single_networks(problem, seed, single)
         settings |= {"steps": DISTILLED_STEPS, "learning_rate": DISTILLED_RATE}
-    steps = settings.pop("steps")
-    branchnet.compare(
-        arms_of(problem, first=seed == 0),
+    steps = max(1, round(share * settings.pop("steps")))
+    return branchnet.compare(
+        arms,
         networks,
         train=problem.train,
         test=problem.test,
@@ -97,7 +105,7 @@ def run(problem: TreeProblem, start: str, seed: int, folder: Path) -> None:
         example=problem.train[0][:2],
         locations=problem.locations,
         probe=problem.train[0][:PROBE] if start == "distilled" else None,
-        folder=folder / f"{start}-seed{seed}",
+        folder=folder,
         **{**settings, "progress": True},
     )
 
@@ -164,7 +172,9 @@ def main() -> None:
                 problem = tree_problems.load(name, arguments.data)
                 describe(name, problem)
                 for start in arguments.starts:
-                    run(problem, start, seed, arguments.work / name)
+                    folder = arguments.work / name
+                    arms = arms_of(problem, first=seed == 0)
+                    run(problem, start, seed, folder / "single", folder / f"{start}-seed{seed}", arms)
                     write_tables(arguments.work, [name])
     write_tables(arguments.work, arguments.problems)
 

@@ -14,6 +14,9 @@ on nothing else; bounds also use whether values are monotone. With dissimilarity
   affinities, too: `affinity[d, a, t]` is then how well representative (donor) a serves task t.
 - `gain`: the sum over pairs that share of (mean affinity of the tensor - affinity): sharing a pair that is better than
   the average gains, a worse pair loses; so it is not trivial without a budget.
+- `transfer`: the mean over tasks of minus the mean affinity from the other tasks of their cluster, as TAG estimates
+  what a group does to its tasks (Fifty et al. 2021, section 3). For affinities in units of loss, which are above 0
+  where sharing helps: without a budget it chooses between sharing and separation.
 
 A single task counts 0 everywhere. Stage weights multiply the stages' terms.
 
@@ -51,6 +54,7 @@ class Objective:
         averaged: whether a stage's clusters are averaged (divided by their number) instead of summed.
         per_task: whether a stage's sum is divided by the number of tasks.
         centred: whether a pair's loss is measured from the mean affinity of the tensor instead of from 1.
+        change: whether affinities are relative changes of a loss, so that a pair's loss is measured from 0.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Objective:
     averaged: bool = False
     per_task: bool = False
     centred: bool = False
+    change: bool = False
 
     def pair_losses(self, affinity: Affinity) -> Floats:
         """Loss of each pair at each stage.
@@ -69,10 +74,14 @@ class Objective:
             (D, N, N), zeros on the diagonal; for `"medoid"` the row is the representative's.
 
         Raises:
-            AffinityError: values that are directed where symmetric ones are needed, or not finite.
+            AffinityError: values that are directed where symmetric ones are needed, not finite, or in another unit
+                than the objective's.
         """
+        if self.change:
+            _check_changes(affinity, self.name)
+            affinity = affinity.symmetric() if affinity.directed else affinity  # both directions of a pair count
         values = affinity.values if self.kind == "medoid" else symmetric_values(affinity)
-        reference = 1.0
+        reference = 0.0 if self.change else 1.0
         if self.centred and len(affinity.tasks) > 1:
             upper = np.triu_indices(len(affinity.tasks), 1)
             pairs = values[:, upper[0], upper[1]][affinity.both_pass[:, upper[0], upper[1]]]
@@ -95,6 +104,20 @@ OBJECTIVES = {
         Objective("gain", "sum", centred=True),
     )
 }
+TRANSFER = Objective("transfer", "mean", per_task=True, change=True)
+
+
+CHANGES = ("look-ahead", "first-order")
+"""How the measures begin whose affinities say by what share a loss falls."""
+
+
+def _check_changes(affinity: Affinity, objective: str) -> None:
+    if not affinity.measure.startswith(CHANGES):
+        raise AffinityError(
+            f"objective {objective!r} needs affinities in units of loss, above 0 where sharing helps, and these are "
+            f"{affinity.measure!r}; expected those of gradient_affinity with method='lookahead' or 'first-order', or "
+            "search(PairMeasurements...) for measured pairs"
+        )
 
 
 def symmetric_values(affinity: Affinity) -> Floats:
@@ -129,11 +152,12 @@ def objective_named(objective: str | Objective) -> Objective:
     if objective == STITCH:
         raise AffinityError(
             f"objective {objective!r} is no sum over clusters; expected it in search, pareto_front or clustering_cost, "
-            f"or one of {', '.join(OBJECTIVES)} here"
+            f"or one of {', '.join(OBJECTIVES)}, {TRANSFER.name} here"
         )
-    if objective not in OBJECTIVES:
-        raise AffinityError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}, {STITCH}")
-    return OBJECTIVES[objective]
+    known = {**OBJECTIVES, TRANSFER.name: TRANSFER}
+    if objective not in known:
+        raise AffinityError(f"unknown objective {objective!r}; expected one of {', '.join(known)}, {STITCH}")
+    return known[objective]
 
 
 def stage_losses(
@@ -225,8 +249,8 @@ def clustering_cost(
         task_weights: `{task: weight}` of what tasks lose, for `"medoid"` and `"stitch"`; None = those of the affinity.
 
     Returns:
-        The cost; smaller is better, and 0 for separate networks (not for `"gain"`). For `"stitch"` it is that of the
-        donors of least loss, see `choose_donors`.
+        The cost; smaller is better, and 0 for separate networks. For `"stitch"` it is that of the donors of least loss,
+        see `choose_donors`.
 
     Raises:
         AffinityError: directed affinities where symmetric ones are needed, an unknown objective, or weights that do not

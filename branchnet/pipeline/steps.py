@@ -278,6 +278,8 @@ def train_networks(problem: Problem, trees: Trees, workspace: Workspace) -> dict
         elif options.steps:
             given = DistillationInputs(teachers[0], problem.train, problem.validation, options)
             histories = distill_in_two_steps(branched, given, checkpoint=unfinished, name=name)
+        for phase, history in histories.items():
+            workspace.console.print(f"[dim]{name}, {phase}: {history.in_words()}[/dim]", highlight=False)
         if name == CHOSEN and workspace.directory is not None:
             write_histories(histories, workspace.directory)
         return branched

@@ -138,3 +138,47 @@ def test_refuses_directed_affinities_and_other_trees() -> None:
         clustering_cost(Tree.shared(affinity.tasks, 3), affinity)
     with pytest.raises(AffinityError, match="unknown objective"):
         clustering_cost(Tree.shared(affinity.tasks, 2), affinity, objective="best")
+
+
+def changes(seed: int, n: int = 4, depth: int = 2) -> Affinity:
+    values = np.random.default_rng(seed).normal(size=(depth, n, n))
+    tasks = [f"t{k}" for k in range(n)]
+    return Affinity(tasks, ["a", "b"][:depth], values, "look-ahead Z: effect of i's step on j's loss", directed=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("budget", ["100% params", "70% params", "45% params"])
+def test_transfer_finds_the_tree_whose_groups_help_their_tasks_most(seed: int, budget: str) -> None:
+    """TAG's estimate of a group (Fifty et al. 2021, section 3), at every stage, against all trees."""
+    affinity = changes(seed)
+
+    def helped(tree: Tree) -> float:
+        total = 0.0
+        for stage, clusters in enumerate(tree.partitions):
+            for cluster in clusters:
+                for task in cluster:
+                    j = affinity.tasks.index(task)
+                    others = [affinity.values[stage, affinity.tasks.index(one), j] for one in cluster if one != task]
+                    total += sum(others) / max(len(others), 1)
+        return total / 4
+
+    found = search(affinity, [1.0, 2.0], budget, objective="transfer")
+    limit = float(budget.split("%")[0]) / 100 * 12
+    fitting = [tree for tree in all_trees(4, 2) if tree.widths[0] + 2 * tree.widths[1] <= limit + 1e-9]
+    assert found.proven
+    assert -found.cost == pytest.approx(max(map(helped, fitting)))
+    assert clustering_cost(found.tree, affinity, objective="transfer") == pytest.approx(-helped(found.tree))
+
+
+def test_transfer_shares_what_helps_without_a_budget_and_nothing_else() -> None:
+    values = np.zeros((1, 4, 4))
+    values[0, :2, :2] = 0.1
+    values[0, 2, 3] = values[0, 3, 2] = values[0, 0, 2] = -0.1
+    affinity = Affinity([f"t{k}" for k in range(4)], ["a"], values, "first-order Z", directed=True)
+    found = search(affinity, [1.0], "100% params", objective="transfer")
+    assert found.tree.partitions[0] == (("t0", "t1"), ("t2",), ("t3",))
+
+
+def test_transfer_refuses_affinities_that_are_no_changes_of_a_loss() -> None:
+    with pytest.raises(AffinityError, match="in units of loss"):
+        clustering_cost(Tree.shared(["t0", "t1"], 1), random_affinity(2, 1, 0), objective="transfer")

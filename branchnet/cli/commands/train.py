@@ -85,6 +85,7 @@ def train(config: Config, *, options: TrainOptions = TrainOptions()) -> None:
         print_json({"metrics": dict(comparison.metric_names), "networks": measured, "worse": worse})
     else:
         print_tables([comparison.task_table()])
+        print_text(history.in_words())
         print_text(*(f"{task} ended {why} ({history.judged_on})" for task, why in worse.items()))
     say(f"wrote {out}", quiet=options.quiet)
 

@@ -36,6 +36,7 @@ class HistoryPlot:
         resumed_at: the step at which training was resumed, or None.
         logarithmic: whether losses are drawn on a logarithmic scale: all of them are positive.
         held_out: for each task the steps after which it was measured on held-out samples, and the losses there.
+        rate: the peak learning rate, where it is one.
     """
 
     tasks: tuple[str, ...]
@@ -45,6 +46,7 @@ class HistoryPlot:
     resumed_at: int | None
     logarithmic: bool
     held_out: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
+    rate: float | None = None
 
 
 def history_plot_data(history: History) -> HistoryPlot:
@@ -77,6 +79,7 @@ def history_plot_data(history: History) -> HistoryPlot:
         resumed_at=history.resumed_at or None,
         logarithmic=all(loss > 0 for loss in [*drawn, *(loss for _, losses in held_out for loss in losses)]),
         held_out=tuple(held_out),
+        rate=history.learning_rate,
     )
 
 
@@ -132,7 +135,7 @@ def draw_history(plot: HistoryPlot) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("step")
+    axes.set_xlabel("step" if plot.rate is None else f"step (peak learning rate {plot.rate:g})")
     axes.set_ylabel("loss" if plot.window == 1 else f"loss (thick: mean of {plot.window} steps)")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

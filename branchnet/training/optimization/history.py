@@ -76,6 +76,16 @@ class History:
                 found[task] = " and ".join(reasons)
         return found
 
+    def in_words(self) -> str:
+        """The peak rate and the state that was kept, as in `peak learning rate 0.0003, the state after 70 of 80 steps`.
+
+        Returns:
+            the words; without the state where the last one was kept unasked.
+        """
+        rate = "learning rates by node" if self.learning_rate is None else f"peak learning rate {self.learning_rate:g}"
+        steps = len(next(iter(self.losses.values()), ()))
+        return rate if self.kept_step is None else f"{rate}, the state after {self.kept_step} of {steps} steps"
+
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one row for each step: the losses, and what was measured on held-out samples after that many steps.
 

@@ -85,13 +85,13 @@ MEASURES: dict[str, Measure] = {
 
 
 def known_only(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """A loss of the labels that are known."""
+    """A loss of the labels that are known, 0 where there is none."""
 
     def masked(output: Tensor, label: Tensor) -> Tensor:
         if not label.is_floating_point():
             return loss(output, label)
         known = ~label.isnan().reshape(len(label), -1).any(1)
-        return loss(output[known], label[known])
+        return loss(output[known], label[known]) if known.any() else output.sum() * 0
 
     return masked
 

@@ -25,13 +25,15 @@ from branchnet.data.samples import Samples, Source, read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
+from branchnet.stages.tracing.trial import trial
 from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batchnorm import foreign_modules, reestimate_batchnorm, reestimate_without_harm
 from branchnet.training.grouped_training import trains_each_network
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.matching.distilled_losses import DistilledLosses, Match
-from branchnet.training.matching.output_forms import OutputFunctions, applied, check_forms
+from branchnet.training.matching.output_forms import OutputFunctions, applied, check_forms, differing_form
 from branchnet.training.matching.output_losses import MatchKind
+from branchnet.training.matching.settled_tasks import settled_tasks
 from branchnet.training.optimization.batch_order import BatchOrder
 from branchnet.training.optimization.choosing.held_out_judge import Judge
 from branchnet.training.optimization.groups import Group, Rate, node_groups, trained_tasks
@@ -50,12 +52,13 @@ from branchnet.training.optimization.run_settings import (
 from branchnet.training.optimization.schedules import Schedule
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash
-from branchnet.training.scope import DEFAULT_RATES, Scope, training_scope
+from branchnet.training.scope import DEFAULT_RATES, Scope, resting, training_scope
 from branchnet.training.teachers import Teachers
+from branchnet.utils.modes import mode_of
 from branchnet.utils.random_state import seeded
 
 _COMPARED = 2
-"""Samples on which the forms of outputs are compared; BatchNorm in training mode needs two."""
+"""Samples on which outputs are compared first, their forms and values; BatchNorm in training mode needs two."""
 
 
 @trains_each_network
@@ -99,8 +102,9 @@ def distill(
     By default the state that is kept is the best one on held-out samples, that before the first step included: a tenth
     of the samples, at most 256, is set aside where no `validation` is given. Where whole networks are trained, the
     learning rate is the largest of a short range test after which no task is worse on them; networks that are trained
-    already forget at usual rates. Before the first step the BatchNorm statistics of nodes that are fed by another
-    donor's features are estimated again, where that helps. Outputs may be tensors or nested dicts, tuples and
+    already forget at usual rates. Tasks that share nothing and give their own networks' outputs already, which steps
+    could only harm, are left as they are. Before the first step the BatchNorm statistics of nodes that are fed by
+    another donor's features are estimated again, where that helps. Outputs may be tensors or nested dicts, tuples and
     dataclasses of them.
 
     Args:
@@ -200,9 +204,13 @@ def distill(
     teachers = _teachers(branched, networks, images, samples, kinds, temperature, outputs, settings)
     _check_teachers(branched, teachers, samples)
     held = _held_out(branched, samples, validation, settings)
-    with training_scope(branched, scope):
+    inputs, wanted = _first_outputs(branched, teachers, samples)
+    settled = _settled_tasks(branched, teachers, inputs, wanted) if scope == "all" else frozenset()
+    with resting(branched, settled), training_scope(branched, scope):
         tasks = trained_tasks(branched)
-        _check_forms(branched, teachers, tasks, samples)
+        functions = teachers.output_functions
+        of_these = {task: wanted[task] for task in tasks}
+        check_forms(branched, lambda network: applied(functions, network(inputs, tuple(tasks))), of_these)
         run = DistilledLosses(branched, teachers, tasks, settings, held, match)
         rate = DEFAULT_RATES[scope] if learning_rate is None else learning_rate
         judge = None if held is None else run.judge()
@@ -288,14 +296,22 @@ def _teachers(
     return networks
 
 
-def _check_forms(branched: BranchedNetwork, teachers: Teachers, tasks: Sequence[str], samples: Samples) -> None:
+def _first_outputs(branched: BranchedNetwork, teachers: Teachers, samples: Samples) -> tuple[Any, dict[str, Any]]:
+    """The first samples, and what the teachers of all tasks make of them."""
     batch = next(iter(samples.first(_COMPARED, _COMPARED, seed=0)))
     device = next(branched.parameters()).device
-    inputs = placed(batch.inputs, device)
     with torch.no_grad(), seeded(0, device):
-        wanted = teachers.outputs(batch, tasks, device)
-    functions = teachers.output_functions
-    check_forms(branched, lambda network: applied(functions, network(inputs, tuple(tasks))), wanted)
+        return placed(batch.inputs, device), teachers.outputs(batch, trained_tasks(branched), device)
+
+
+def _settled_tasks(
+    branched: BranchedNetwork, teachers: Teachers, inputs: Any, wanted: Mapping[str, Any]
+) -> frozenset[str]:
+    with torch.no_grad(), trial(branched) as copy, mode_of(copy, training=False):
+        found = applied(teachers.output_functions, copy(inputs, tuple(wanted)))
+    if any(differing_form(found[task], output) for task, output in wanted.items()):
+        return frozenset()
+    return settled_tasks(branched, found, wanted)
 
 
 def _held_out(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
@@ -66,6 +66,27 @@ def training_scope(branched: BranchedNetwork, scope: Scope) -> Iterator[None]:
         for parameter in others:
             parameter.requires_grad_(True)
         branched.eval()
+
+
+@contextmanager
+def resting(branched: BranchedNetwork, tasks: Iterable[str]) -> Iterator[None]:
+    """Freeze all that some tasks depend on, meanwhile.
+
+    Args:
+        branched: the network.
+        tasks: the tasks; with none, nothing is done.
+
+    Yields:
+        Nothing.
+    """
+    frozen, trained = branched.frozen, [(p, p.requires_grad) for p in branched.parameters()]
+    try:
+        branched.freeze(*tasks)
+        yield
+    finally:
+        branched.frozen = frozen
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
 
 
 def _modules(branched: BranchedNetwork, scope: Scope) -> list[nn.Module]:

@@ -62,10 +62,12 @@ class Rows(Dataset[Any]):
         return X[number], {task: known.get(task) for task in own} if self.none else known
 
 
-def by_hand(labels: dict[str, Tensor], steps: int, batch_size: int, accumulate: int = 1) -> BranchedNetwork:
+def by_hand(
+    labels: dict[str, Tensor], steps: int, batch_size: int, accumulate: int = 1, kind: Any = torch.optim.AdamW
+) -> BranchedNetwork:
     """AdamW on the sum over tasks of the mean loss over known labels, in plain PyTorch."""
     network = branched().train()
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
+    optimizer = kind(network.parameters(), lr=1e-2, weight_decay=1e-4 if kind is torch.optim.AdamW else 0.0)
     for step in range(steps):
         parts = [sample_indices(step * accumulate + k, len(X), batch_size, 0) for k in range(accumulate)]
         index = torch.cat(parts)
@@ -123,8 +125,9 @@ def test_a_task_without_labels_in_a_batch_is_not_run() -> None:
 def test_accumulated_batches_are_one_large_batch_whatever_is_missing(seed: int, accumulate: int) -> None:
     labels = with_missing(seed, 0.5)
     network = branched()
-    branchnet.fit(network, (X, labels), LOSSES, steps=3, batch_size=4, accumulate=accumulate, **PLAIN)
-    assert_same(network, by_hand(labels, 3, 4, accumulate))
+    plain = torch.optim.SGD  # AdamW makes whole steps of gradients that are 0 but for rounding
+    branchnet.fit(network, (X, labels), LOSSES, steps=3, batch_size=4, accumulate=accumulate, optimizer=plain, **PLAIN)
+    assert_same(network, by_hand(labels, 3, 4, accumulate, plain))
 
 
 def test_a_task_that_has_no_label_at_all_is_named() -> None:

@@ -11,6 +11,7 @@ from .affinity import svcca as svcca
 from .builder import BranchedNetwork as BranchedNetwork
 from .builder import SeparateNetworks as SeparateNetworks
 from .builder import build as build
+from .clustering import Advice as Advice
 from .clustering import Budget as Budget
 from .clustering import Constraints as Constraints
 from .clustering import Grouping as Grouping
@@ -18,6 +19,7 @@ from .clustering import SearchResult as SearchResult
 from .clustering import Selection as Selection
 from .clustering import Stability as Stability
 from .clustering import Tree as Tree
+from .clustering import advise as advise
 from .clustering import clustering_cost as clustering_cost
 from .clustering import count_trees as count_trees
 from .clustering import enumerate_trees as enumerate_trees

@@ -1,3 +1,5 @@
+from .advice.advising import Advice as Advice
+from .advice.advising import advise as advise
 from .bounds.lower_bounds import lower_bound as lower_bound
 from .budgets import Budget as Budget
 from .budgets import stage_shares as stage_shares
@@ -39,6 +41,7 @@ from .trees.sampling import tree_sampler as tree_sampler
 from .trees.tree import Tree as Tree
 
 __all__ = [
+    "Advice",
     "Budget",
     "Constraints",
     "Grouping",
@@ -52,6 +55,7 @@ __all__ = [
     "StageLosses",
     "Tree",
     "TreeSampler",
+    "advise",
     "all_selections",
     "clustering_cost",
     "compare_sharing",

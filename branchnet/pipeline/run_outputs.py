@@ -91,6 +91,7 @@ def write_results(
         comparison=result.comparison,
         samples=grid,
         stability=result.stability,
+        certainty=result.advice.sentences,
         commands=[*([command] if command else []), *ways_to_load(result.network, directory)],
     ).save(directory / "report.html")
 

@@ -11,7 +11,7 @@ import torch
 
 from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork
-from branchnet.clustering import Budget, SearchResult, Stability, Tree
+from branchnet.clustering import Advice, Budget, SearchResult, Stability, Tree, advise
 from branchnet.reporting import Comparison, MeasuredTree, Report
 from branchnet.reporting.conclusion import verdict
 
@@ -74,6 +74,13 @@ class RunResult:
         if not self.measured:
             return f"the same tree in {share}"
         return f"{self.search.why}; RSA proposes its own tree again in {share}"
+
+    @property
+    def advice(self) -> Advice:
+        """What the stitching losses, or without them the affinities, can and cannot tell about the tree."""
+        if self.losses is not None:
+            return advise(self.tree, self.losses, objective="medoid")
+        return advise(self.tree, self.affinity, objective=self.search.objective)
 
     @property
     def further(self) -> dict[str, dict[str, float]]:

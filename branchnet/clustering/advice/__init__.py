@@ -1,0 +1,1 @@
+"""What affinities can and cannot tell about a tree."""

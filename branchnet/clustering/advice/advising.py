@@ -1,0 +1,217 @@
+"""Whether a tree is likely to beat others of its size, from nothing but affinities and their uncertainty.
+
+A tree that was searched for is always better than a random one by its own score; the question is by how much more than
+the score's uncertainty. Where it is not, no tree of that size is likely to beat another, and nobody need train any.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from branchnet.affinity.measures.pair_measurements import PairMeasurements
+from branchnet.affinity.tensor import Affinity
+from branchnet.clustering.objectives import CHANGES, clustering_cost, stage_losses
+from branchnet.clustering.pairwise_estimates import expected_losses
+from branchnet.clustering.search_result import SearchResult
+from branchnet.clustering.stitching.stitch_losses import STITCH
+from branchnet.clustering.trees.counting import enumerate_trees
+from branchnet.clustering.trees.sampling import random_tree_of_widths
+from branchnet.clustering.trees.tree import Tree
+from branchnet.errors import AffinityError
+
+Floats = npt.NDArray[np.float64]
+RANDOM_TREES = 100
+REPLICATES = 50
+MOST_GROUPED = 8
+SURE = 2.0
+"""Standard errors from which on a difference counts."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What affinities say about a tree beside others.
+
+    Attributes:
+        tree: the tree.
+        objective: by which trees are judged.
+        gain: what random trees of its widths cost more, in the mean.
+        error: the standard error of `gain`, over replicates of the affinities; NaN where there are none.
+        better_than: share of those random trees that cost more; NaN where there is no other tree of its widths.
+        shared: what the fully shared network costs more.
+        shared_error: the standard error of `shared`.
+        groups: what the best groups of tasks with a network of their own cost more that have no more nodes in all; None
+            where there are none, or more than 8 tasks.
+        unit: what costs are in, in words.
+    """
+
+    tree: Tree
+    objective: str
+    gain: float
+    error: float
+    better_than: float
+    shared: float
+    shared_error: float
+    groups: float | None
+    unit: str
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the tree is better than random ones of its size by more than chance explains, as far as is known."""
+        return self.gain > 0 and not self.gain <= SURE * self.error
+
+    @property
+    def sentences(self) -> tuple[str, str, str]:
+        """What the affinities tell about trees of this size, about sharing everything or in groups, and what not."""
+        return self._about_size(), self._about_others(), self._about_training()
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _about_size(self) -> str:
+        if np.isnan(self.better_than):
+            return "There is no other tree of this size."
+        known = "" if np.isnan(self.error) else f" ± {SURE * self.error:.2g}"
+        than = f"random trees of its size cost {self.gain:.3g}{known} more {self.unit}"
+        if self.distinct and not np.isnan(self.error):
+            return f"By {self.objective}, {than}; {self.better_than:.0%} of them are worse."
+        if self.distinct:
+            return f"By {self.objective}, {than}; how sure that is is not known, for the affinities hold no replicates."
+        if self.gain > 0:
+            return f"No tree of this size is likely to beat another here: by {self.objective}, {than}."
+        less = f"they cost {-self.gain:.3g} less"
+        return f"By {self.objective}, this tree is no better than random ones of its size: {less}."
+
+    def _about_others(self) -> str:
+        alike = self.shared <= SURE * self.shared_error if self.shared_error > 0 else self.shared <= 0
+        found = (
+            "Sharing everything is predicted to be as good"
+            if alike
+            else f"Sharing everything is predicted to cost {self.shared:.3g} more"
+        )
+        if self.groups is None:
+            return f"{found}."
+        groups = "to be as good" if self.groups <= 0 else f"to cost {self.groups:.3g} more"
+        return f"{found}, and the best groups of tasks with networks of their own, of as many nodes, {groups}."
+
+    def _about_training(self) -> str:
+        if self.unit == PERCENT:
+            return "These are estimates from pairs that were trained; trees of more than two tasks were not."
+        if self.objective in ("gain", "transfer"):
+            return "Nothing here was trained; compare the tree with the fully shared network before relying on it."
+        return (
+            "Similarities cannot say that sharing helps, and order trees of equal size little better than chance on "
+            "most data: compare the tree with random ones (branchnet.compare) where it matters."
+        )
+
+
+PERCENT = "percent of the tasks' metrics"
+
+
+def advise(
+    tree: Tree | SearchResult,
+    affinity: Affinity | PairMeasurements,
+    *,
+    objective: str | None = None,
+    random_trees: int = RANDOM_TREES,
+    seed: int = 0,
+) -> Advice:
+    """Say in three sentences what affinities can and cannot tell about a tree before anything is trained.
+
+    Args:
+        tree: a tree, or what `search` found.
+        affinity: what it was found by; with `samples` (measured with `bootstrap`), differences get errors.
+        objective: how trees are judged; None = the result's, or `"mean-pair"`.
+        random_trees: how many trees of the same widths are drawn; fewer where there are fewer.
+        seed: of the draws.
+
+    Returns:
+        The differences, and the sentences, which `print` shows.
+
+    Raises:
+        AffinityError: an objective that does not fit the affinities, or fewer than 1 random tree.
+        TreeError: other tasks or another depth.
+
+    >>> values = np.array([[[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.2, 0.1], [0.1, 0.2, 1.0, 0.8], [0.2, 0.1, 0.8, 1.0]]])
+    >>> affinity = branchnet.Affinity(["a", "b", "c", "d"], ["only"], values)
+    >>> found = branchnet.search(affinity, [1.0], "50% params")
+    >>> advice = branchnet.advise(found, affinity)
+    >>> round(advice.gain, 2), advice.better_than                # against the six others of two nodes
+    (0.44, 1.0)
+    """
+    if random_trees < 1:
+        raise AffinityError(f"random_trees is {random_trees}; expected at least 1")
+    chosen = tree if isinstance(tree, Tree) else tree.tree
+    measured = isinstance(affinity, PairMeasurements)
+    named = tree.objective if isinstance(tree, SearchResult) else "mean-pair"
+    judged = "expected performance" if measured else objective or named
+    others = _others_of_size(chosen, random_trees, seed)
+    groups = _groups(chosen)
+    first = 2 + len(groups)
+    compared = [chosen, Tree.shared(chosen.tasks, chosen.depth), *groups, *others]
+    costs = np.array([_costs(compared, one, judged) for one in _with_replicates(affinity)])  # (1 + replicates, trees)
+    gains = costs[:, first:].mean(1) - costs[:, 0] if others else np.zeros(len(costs))
+    shared = costs[:, 1] - costs[:, 0]
+    return Advice(
+        tree=chosen,
+        objective=judged,
+        gain=float(gains[0]),
+        error=_error(gains[1:]),
+        better_than=float((costs[0, first:] > costs[0, 0]).mean()) if others else float("nan"),
+        shared=float(shared[0]),
+        shared_error=_error(shared[1:]),
+        groups=float(costs[0, 2:first].min() - costs[0, 0]) if groups else None,
+        unit=_unit(affinity),
+    )
+
+
+def _unit(affinity: Affinity | PairMeasurements) -> str:
+    if isinstance(affinity, PairMeasurements):
+        return PERCENT
+    if affinity.measure.startswith("stitch"):
+        return "of constant answers' losses"
+    return "of their losses" if affinity.measure.startswith(CHANGES) else "in units of dissimilarity"
+
+
+def _others_of_size(tree: Tree, count: int, seed: int) -> list[Tree]:
+    source, drawn = random.Random(seed), dict[Tree, None]()
+    for _ in range(5 * count):
+        other = random_tree_of_widths(tree.tasks, tree.widths, source, tree.depths)
+        if other != tree:
+            drawn[other] = None
+        if len(drawn) >= count:
+            break
+    return list(drawn)
+
+
+def _groups(tree: Tree) -> list[Tree]:
+    """All ways to divide the tasks into as many whole networks as the tree's nodes make."""
+    whole = sum(tree.widths) // tree.depth
+    if len(tree.tasks) > MOST_GROUPED or not 1 < whole < len(tree.tasks):
+        return []
+    partitions = (one.partitions[0] for one in enumerate_trees(tree.tasks, 1) if one.widths[0] == whole)
+    return [Tree.grouped(partition, tree.depth) for partition in partitions]
+
+
+def _with_replicates(affinity: Affinity | PairMeasurements) -> list[Affinity | PairMeasurements]:
+    if isinstance(affinity, PairMeasurements) or affinity.samples is None:
+        return [affinity]
+    drawn = affinity.replicates()[:REPLICATES]
+    return [affinity, *(replace(affinity, values=values, samples=None, standard_errors=None) for values in drawn)]
+
+
+def _costs(trees: list[Tree], affinity: Affinity | PairMeasurements, objective: str) -> list[float]:
+    if not isinstance(affinity, PairMeasurements) and objective == STITCH:
+        return [clustering_cost(tree, affinity, objective=objective) for tree in trees]
+    losses = expected_losses(affinity) if isinstance(affinity, PairMeasurements) else stage_losses(affinity, objective)
+    return [losses.tree_cost(tree) for tree in trees]
+
+
+def _error(replicates: Floats) -> float:
+    return float(replicates.std(ddof=1)) if len(replicates) > 1 else float("nan")
+
+
+__all__ = ["Advice", "advise"]

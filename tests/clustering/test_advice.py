@@ -1,0 +1,103 @@
+"""What affinities say of a tree beside others, against all trees of its size."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from branchnet import Affinity, PairMeasurements, Tree, advise, clustering_cost, enumerate_trees, search
+from branchnet.clustering import expected_losses
+from branchnet.errors import AffinityError, TreeError
+
+TASKS = ["a", "b", "c", "d"]
+
+
+def families(noise: float = 0.0, seed: int = 0) -> Affinity:
+    """Two families at every one of two locations, with bootstrap samples of that noise."""
+    generator = np.random.default_rng(seed)
+    truth = np.where(np.arange(4)[:, None] // 2 == np.arange(4) // 2, 0.9, 0.2)
+
+    def drawn() -> np.ndarray:
+        values = truth + noise * generator.normal(size=(2, 4, 4))
+        values = (values + values.transpose(0, 2, 1)) / 2
+        values[:, range(4), range(4)] = 1.0
+        return values
+
+    return Affinity(TASKS, ["first", "second"], drawn(), samples=np.array([drawn() for _ in range(60)]))
+
+
+def test_the_differences_are_those_to_all_trees_of_its_widths() -> None:
+    affinity = families(0.02)
+    found = search(affinity, [1.0, 1.0], "50% params")
+    advice = advise(found, affinity)
+    others = [tree for tree in enumerate_trees(TASKS, 2) if tree.widths == found.tree.widths and tree != found.tree]
+    costs = [clustering_cost(tree, affinity, objective="mean-pair") for tree in others]
+    assert len(others) < 100
+    assert advice.gain == pytest.approx(np.mean(costs) - found.cost)
+    assert advice.better_than == np.mean(np.array(costs) > found.cost) == 1.0
+    shared = clustering_cost(Tree.shared(TASKS, 2), affinity, objective="mean-pair")
+    assert advice.shared == pytest.approx(shared - found.cost)
+    grouped = [
+        clustering_cost(Tree.grouped(tree.partitions[0], 2), affinity, objective="mean-pair")
+        for tree in enumerate_trees(TASKS, 1)
+        if tree.widths == (2,)
+    ]
+    assert advice.groups == pytest.approx(min(grouped) - found.cost)
+
+
+def test_the_error_is_that_of_the_difference_over_replicates() -> None:
+    affinity = families(0.3)
+    tree = Tree.grouped([["a", "b"], ["c", "d"]], 2)
+    advice = advise(tree, affinity)
+    others = [one for one in enumerate_trees(TASKS, 2) if one.widths == tree.widths and one != tree]
+    gains = []
+    for values in affinity.replicates(50):
+        replicate = dataclasses.replace(affinity, values=values, samples=None)
+        costs = [clustering_cost(one, replicate, objective="mean-pair") for one in others]
+        gains.append(np.mean(costs) - clustering_cost(tree, replicate, objective="mean-pair"))
+    assert advice.error == pytest.approx(np.std(gains, ddof=1))
+
+
+def test_families_are_told_from_noise() -> None:
+    tree = Tree.grouped([["a", "b"], ["c", "d"]], 2)
+    noise = families(3.0, seed=4)
+    sure, unsure = advise(tree, families(0.02)), advise(search(noise, [1.0, 1.0], "50% params"), noise)
+    worse = advise(Tree.grouped([["a", "c"], ["b", "d"]], 2), families(0.02))
+    assert worse.gain < 0 and "no better than random ones of its size" in worse.sentences[0]
+    assert sure.distinct and "of them are worse" in sure.sentences[0]
+    assert not unsure.distinct and unsure.sentences[0].startswith("No tree of this size is likely to beat another here")
+    flat = Affinity(TASKS, ["first", "second"], np.full((2, 4, 4), 0.5) + 0.5 * np.eye(4))
+    assert not advise(tree, flat).distinct
+
+
+def test_without_replicates_it_says_that_it_does_not_know_how_sure_it_is() -> None:
+    affinity = dataclasses.replace(families(0.02), samples=None)
+    advice = advise(Tree.grouped([["a", "b"], ["c", "d"]], 2), affinity)
+    assert np.isnan(advice.error) and "not known" in advice.sentences[0]
+
+
+def test_measured_pairs_are_judged_in_percent_and_may_prefer_sharing() -> None:
+    gain = np.zeros((3, 4, 4))
+    gain[1:] = 2.0 * (1 - np.eye(4))
+    pairs = PairMeasurements(TASKS, gain, unit="percent")
+    tree = Tree.grouped([["a", "b"], ["c", "d"]], 2)
+    advice = advise(tree, pairs)
+    losses = expected_losses(pairs)
+    assert (
+        advice.shared == pytest.approx(losses.tree_cost(Tree.shared(TASKS, 2)) - losses.tree_cost(tree))
+        and advice.shared < 0
+    )
+    assert "as good" in advice.sentences[1] and "pairs that were trained" in advice.sentences[2]
+
+
+def test_a_tree_without_others_of_its_size() -> None:
+    advice = advise(Tree.shared(TASKS, 2), families())
+    assert np.isnan(advice.better_than) and not advice.distinct
+    assert advice.sentences[0] == "There is no other tree of this size."
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(AffinityError, match="random_trees is 0"):
+        advise(Tree.shared(TASKS, 2), families(), random_trees=0)
+    with pytest.raises(TreeError):
+        advise(Tree.shared(["x", "y"], 2), families())

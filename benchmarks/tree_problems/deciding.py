@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,54 @@ def _jointly(method: str, *, per_stage: bool) -> Measure:
             every=EVERY,
             bootstrap=0,
         )
-        if per_stage:
-            return found
-        stages = len(problem.locations)
-        values = np.repeat(found.values, stages, axis=0)
-        return Affinity(found.tasks, tuple(problem.locations), values, found.measure, directed=found.directed)
+        return found if per_stage else at_all_stages(found, problem.locations)
 
     return measured
+
+
+def _by_distillation(method: str, *, per_stage: bool) -> Measure:
+    """Along one distillation of the fully shared network from stitched donors: labels are not needed."""
+
+    def measured(problem: TreeProblem, networks: Staged) -> Affinity:
+        probe = problem.train[0][:PROBE]
+        shared = branchnet.build(
+            Tree.shared(problem.tasks, len(problem.locations)), networks, init="stitch", probe=probe
+        ).train()
+        with torch.no_grad():
+            wanted = {task: network(problem.train[0]) for task, network in networks.items()}
+        spread = {task: float(output.var()) for task, output in wanted.items()}
+        batches = [
+            (problem.train[0][rows], {task: output[rows] for task, output in wanted.items()})
+            for rows in random_rows(problem)
+        ]
+        found = branchnet.gradient_affinity(
+            shared,
+            batches,
+            {task: scaled_error(spread[task]) for task in problem.tasks},
+            method=method,  # type: ignore[arg-type]
+            per_stage=per_stage,
+            optimizer=torch.optim.AdamW(shared.parameters(), lr=3e-4),
+            every=EVERY,
+            bootstrap=0,
+        )
+        return found if per_stage else at_all_stages(found, problem.locations)
+
+    return measured
+
+
+def scaled_error(variance: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The squared error in units of a variance."""
+
+    def loss(output: Tensor, wanted: Tensor) -> Tensor:
+        return nn.functional.mse_loss(output, wanted) / variance
+
+    return loss
+
+
+def at_all_stages(affinity: Affinity, locations: Sequence[str]) -> Affinity:
+    """One affinity of the whole trunk, repeated for each of its stages."""
+    values = np.repeat(affinity.values, len(locations), axis=0)
+    return Affinity(affinity.tasks, tuple(locations), values, affinity.measure, directed=affinity.directed)
 
 
 MEASURES: dict[str, Measure] = {
@@ -81,6 +122,9 @@ MEASURES: dict[str, Measure] = {
     "TAG of stages": _jointly("lookahead", per_stage=True),
     "gradient cosine": _jointly("cosine", per_stage=False),
     "gradient cosine of stages": _jointly("cosine", per_stage=True),
+    "TAG by distillation": _by_distillation("lookahead", per_stage=False),
+    "TAG of stages by distillation": _by_distillation("lookahead", per_stage=True),
+    "gradient cosine by distillation": _by_distillation("cosine", per_stage=False),
 }
 
 
@@ -99,12 +143,13 @@ def known_only(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tenso
 def random_batches(problem: TreeProblem) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """As many batches as a tree is trained on."""
     x, labels = problem.train
+    return [(x[rows], {task: label[rows] for task, label in labels.items()}) for rows in random_rows(problem)]
+
+
+def random_rows(problem: TreeProblem) -> list[Tensor]:
+    """Numbers of samples, a batch for each step of a tree's training."""
     draws = torch.Generator().manual_seed(1)
-    found = []
-    for _ in range(problem.steps):
-        rows = torch.randint(len(x), (problem.batch_size,), generator=draws)
-        found.append((x[rows], {task: label[rows] for task, label in labels.items()}))
-    return found
+    return [torch.randint(len(problem.train[0]), (problem.batch_size,), generator=draws) for _ in range(problem.steps)]
 
 
 def measured_affinity(

@@ -247,18 +247,17 @@ class _Run:
         sums: dict[str, float] = {}
         weighted: dict[str, Tensor] = {}
         for number, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
-            if batch is None:
-                weighted = {}
-                continue
             if self.weighting is not None:
                 self.weighting.begin_step(step * self.settings.accumulate + number)
             with self.processes.autocast():
-                losses = self.objective.losses(batch)
-            if check:
+                losses = {} if batch is None else self.objective.losses(batch)
+            if check and batch is not None:
                 check_all_trained(losses, self.parameters)
             weighted = {task: _times(loss, factor.get(task, 1.0)) for task, loss in losses.items()}
             if weighted:
                 self._backward(weighted)
+            elif self.weighting is not None:
+                self.weighting.without_losses(self.module)
             for task, value in _values(weighted).items():
                 sums[task] = sums.get(task, 0.0) + value / len(batches)
         self._divide_gradients(len(batches))
@@ -266,7 +265,7 @@ class _Run:
         if self.settings.clip is not None:
             self.processes.clip(self.module, stepper, self.parameters, self.settings.clip)
         stepper.step()
-        if self.weighting is not None and self.weighting.needs_losses_again and weighted:
+        if self.weighting is not None and self.weighting.needs_losses_again:
             self.weighting.after_step(partial(self._losses_again, batches[-1], factors[-1]))
         torch.clear_autocast_cache()
         return self._mean_over_processes(sums)
@@ -278,6 +277,8 @@ class _Run:
             self.processes.backward(torch.stack(list(losses.values())).sum())
 
     def _losses_again(self, batch: Any, factor: Mapping[str, float]) -> dict[str, Tensor]:
+        if batch is None:
+            return {}
         with self.processes.autocast():
             losses = self.objective.losses(batch)
         return {task: _times(loss, factor.get(task, 1.0)) for task, loss in losses.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from branchnet.errors import TrainingError
 from branchnet.training.weighting.buffer_adam import BufferAdam
@@ -56,6 +56,14 @@ class FamoWeighting(ScalarWeighting):
         self.losses_before[where] = values.detach().to(self.losses_before)
         return (shares / normaliser * shifted.log()).sum()
 
+    def without_losses(self, network: nn.Module) -> None:
+        """Remember that there was nothing.
+
+        Args:
+            network: as for every `Weighting`.
+        """
+        self.losses_before.fill_(torch.nan)
+
     def after_step(self, losses_again: Callable[[], Mapping[str, Tensor]]) -> None:
         """Update w by what the step did to the losses.
 
@@ -74,6 +82,8 @@ class FamoWeighting(ScalarWeighting):
             self._check_positive(after, where)
             fell = (self.losses_before[where] + SMALLEST).log() - (after + SMALLEST).log()
             falls, seen = self.spread(fell, where)
+            if not bool(seen.any()):
+                return
             shares = torch.where(seen, self.logits, -torch.inf).softmax(0)
             self.adam.update(self.logits, shares * (falls - (shares * falls).sum()), seen)
 

@@ -71,6 +71,15 @@ class GradNormWeighting(LossWeighting):
         total = (weights * torch.stack([loss.detach() for loss in losses.values()])).sum()
         backward_through(compute, total, list(losses.values()), backward)
 
+    def without_losses(self, network: nn.Module) -> None:
+        """Learn from the gradients of other processes.
+
+        Args:
+            network: as for every `Weighting`.
+        """
+        for node in common_nodes(branched_network(network)):
+            self._balance(node, {}, torch.ones((), device=self.weight.device))
+
     def _balance(self, node: Node, losses: Mapping[str, Tensor], scale: Tensor) -> None:
         """Take a step towards equal rates among the tasks of a node."""
         own = [task for task in losses if task in node.tasks and losses[task].requires_grad]

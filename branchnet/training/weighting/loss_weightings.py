@@ -184,10 +184,21 @@ class DynamicWeightAverage(ScalarWeighting):
         weights = self.current[where].clone()
         self.sums[where] += values.detach().to(self.sums)
         self.counts[where] += 1
+        self._count_step()
+        return (weights * values).sum()
+
+    def without_losses(self, network: nn.Module) -> None:
+        """Count the step.
+
+        Args:
+            network: as for every `Weighting`.
+        """
+        self._count_step()
+
+    def _count_step(self) -> None:
         self.step += 1
         if int(self.step) % self.every == 0:
             self._close_window()
-        return (weights * values).sum()
 
     def _close_window(self) -> None:
         if dist.is_available() and dist.is_initialized():

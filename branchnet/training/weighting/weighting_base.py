@@ -54,6 +54,13 @@ class Weighting(nn.Module, ABC):
             TrainingError: no loss, one of an unknown task, or one that the method cannot take.
         """
 
+    def without_losses(self, network: nn.Module) -> None:
+        """Take the part of a `backward` for which this process has no labels, where others may have some.
+
+        Args:
+            network: as for `backward`.
+        """
+
     def begin_step(self, number: int) -> None:
         """Learn which batch comes next; most methods do nothing. A loop that does not call it counts from 0.
 

@@ -49,13 +49,15 @@ def worker(rank: int, port: int, results: str) -> None:
         weighting = DynamicWeightAverage(TASKS, every=2) if name == "dwa" else weighting_of(name, TASKS, branched)
         for step in range(4):
             tasks = ("a", "b", "d") if rank and step == 2 else TASKS  # some labels are missing here alone
-            if name == "rlw" and rank and step == 1:
-                continue  # no labels here
             weighting.begin_step(step)
-            weighting.backward(branched, losses_on(branched, mine, TASKS if name == "rlw" else tasks))
+            if rank and step == 1:  # no labels here
+                weighting.without_losses(branched)
+                tasks = ()
+            else:
+                weighting.backward(branched, losses_on(branched, mine, TASKS if name == "rlw" else tasks))
             with torch.no_grad():
                 branched.nodes[0][0].get_parameter("0.weight").mul_(0.9)  # type: ignore[index, union-attr]
-            weighting.after_step(lambda tasks=tasks: losses_on(branched, mine, tasks))
+            weighting.after_step(lambda tasks=tasks: losses_on(branched, mine, tasks) if tasks else {})
         state = {key: value.tolist() for key, value in weighting.state_dict().items()}
         weights[name] = {"famo": state.get("logits"), "gradnorm": state.get("weight")}.get(name, state["current"])
         branched.load_state_dict(linear_tree().state_dict())

@@ -278,7 +278,8 @@ def placed_networks(networks: Mapping[str, nn.Module], device: str | None, dtype
 def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     """The tensors on `device`, floating-point ones of `dtype`."""
     from torch import Tensor
-    from torch.utils import _pytree as pytree
+
+    from branchnet.utils.torch_internals import pytree
 
     place, kind = checked_device(device), _dtype(dtype)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks
 from branchnet.builder.network.grouped_networks import as_one_network
@@ -31,6 +30,7 @@ from branchnet.inference.torch_compile import device_of, map_input
 from branchnet.stages import Example, flat_example
 from branchnet.utils.files import write_text
 from branchnet.utils.tensor_digest import checksum
+from branchnet.utils.torch_internals import pytree
 
 BACKENDS = ("eager", "compiled", "onnxruntime", "aoti")
 ROUNDS = 15

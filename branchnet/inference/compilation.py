@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input, check_input, unlike
@@ -33,6 +32,7 @@ from branchnet.inference.torch_compile import (
     records_cuda_graphs,
 )
 from branchnet.stages import Stage, StagedNetwork
+from branchnet.utils.torch_internals import pytree
 
 
 class Runner(Protocol):

@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
@@ -25,6 +23,8 @@ from branchnet.inference.torch_compile import (
     first_line,
     map_input,
 )
+from branchnet.utils import torch_internals
+from branchnet.utils.torch_internals import pytree
 
 Outputs = dict[str, Any]
 Network = BranchedNetwork | FusedNetwork | SeparateNetworks
@@ -136,7 +136,7 @@ def with_dynamic_batch(x: Any, batch: int) -> Any:
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch > 1:
             value = value.view_as(value)
-            torch._dynamo.mark_dynamic(value, 0)
+            torch_internals.mark_dynamic(value, 0)
         return value
 
     return map_input(mark, x)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.data.arguments import check_by_task
 from branchnet.data.collation import leaves
@@ -25,6 +24,7 @@ from branchnet.training.matching.output_losses import MatchKind, OutputLoss, out
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded
+from branchnet.utils.torch_internals import pytree
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload, OpOverloadPacket
 
 from branchnet.stages import Stage
 from branchnet.stitching.stitch import Stitch
 from branchnet.utils.tensor_digest import checksum
+from branchnet.utils.torch_internals import OpOverload, OpOverloadPacket
 
 Kind = TypeVar("Kind", bound=nn.Module)
 Numbered = dict[int, tuple[int, Any]]

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.weights.operator_permutations import Operator
@@ -28,6 +27,7 @@ from branchnet.stages import Example, StagedNetwork, call
 from branchnet.stages.interface import flat_example
 from branchnet.stages.staged import Stage
 from branchnet.utils.modes import mode_of
+from branchnet.utils.torch_internals import tree_leaves, tree_map
 
 ALLOWED_CHANGE = 1e-6
 """Of an output's largest value, in float64: rounding is at 1e-12 even in deep networks, a wrong permutation at 1."""

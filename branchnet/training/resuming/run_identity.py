@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.data.call_forms import CallForm
 from branchnet.data.collation import as_labels, gather, leaves
@@ -18,6 +17,7 @@ from branchnet.stages.interface import call_form
 from branchnet.training.resuming.code_hash import code_hash
 from branchnet.utils.random_state import seeded
 from branchnet.utils.tensor_digest import checksum
+from branchnet.utils.torch_internals import pytree
 
 SPREAD = 32
 """Samples that are read of a data set: reading all could take longer than training."""

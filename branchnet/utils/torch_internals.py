@@ -56,6 +56,46 @@ if TYPE_CHECKING:
     assert_scalar_operator: Any
     assert_async_operator: Any
 
+__all__ = [
+    "BatchNormBase",
+    "ConvBase",
+    "DropoutBase",
+    "FakeTensor",
+    "FakeTensorMode",
+    "InstanceNormBase",
+    "Mod",
+    "NormBase",
+    "OpOverload",
+    "OpOverloadPacket",
+    "OptimizedModule",
+    "PythonMod",
+    "PythonPrinter",
+    "TorchDispatchMode",
+    "TorchDynamoException",
+    "TreeSpec",
+    "aoti_compile_and_package",
+    "aoti_load_package",
+    "assert_async_operator",
+    "assert_metadata_operator",
+    "assert_scalar_operator",
+    "cpu_attention_operator",
+    "inductor_config",
+    "linear_operator",
+    "list_mode_options",
+    "mark_dynamic",
+    "maybe_mark_dynamic",
+    "missing",
+    "pooling_function",
+    "pytree",
+    "qualified_name",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "tree_structure",
+    "tree_unflatten",
+]
+
 TESTED = ("2.10", "2.13")
 """The first and the last minor version of torch that the tests were run with."""
 

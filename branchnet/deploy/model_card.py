@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from branchnet.builder.stitch_costs import StitchCost, stitch_costs
+from branchnet.builder.stitch_costs import StitchCost
 from branchnet.clustering.budgets import tree_size
 from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.clustering.trees.tree import Tree
@@ -57,11 +57,11 @@ def model_card(
     stitches = stitch_costs(network, example)
     tree, name, file = network.tree, visible(name), visible(file)
     inputs = [
-        f"| {_cell(title)} | {_form(tensor, bool(dynamic), sizes=dynamic == 'sizes')} |"
+        f"| {table_cell(title)} | {_form(tensor, bool(dynamic), sizes=dynamic == 'sizes')} |"
         for title, tensor in zip(input_names(example), flat_example(example), strict=True)
     ]
     given = [
-        f"| {_cell(output)} | {_form(value, bool(dynamic))} | {difference[output]:.1e} |"
+        f"| {table_cell(output)} | {_form(value, bool(dynamic))} | {difference[output]:.1e} |"
         for output, value in outputs.items()
     ]
     return "\n".join(
@@ -71,13 +71,7 @@ def model_card(
             f"A branched network of {len(tree.tasks)} tasks, `{file}`: {_KINDS[format]}, written by branchnet.",
             f"`{name}.yaml` is its specification.",
             "",
-            "## Tree",
-            "",
-            "```",
-            tree_text(tree, {cost.place: f"stitched to {cost.source}'s features" for cost in stitches}),
-            "```",
-            "",
-            f"Stages end at: {', '.join(map(visible, network.locations))}.",
+            *tree_section(network, stitches),
             "",
             "## Inputs",
             "",
@@ -98,9 +92,9 @@ def model_card(
             "",
             "## Cost",
             "",
-            *_costs(network),
+            *cost_table(network),
             "",
-            *_stitch_table(stitches),
+            *stitch_table(stitches),
             "## Loading",
             "",
             *_loading(format, file, name, example, alone=None not in network.constructors.values()),
@@ -113,7 +107,21 @@ def model_card(
     )
 
 
-def _costs(network: BranchedNetwork) -> list[str]:
+def tree_section(network: BranchedNetwork, stitches: Sequence[StitchCost]) -> list[str]:
+    """The tree as text, with its stitches, and where its stages end."""
+    return [
+        "## Tree",
+        "",
+        "```",
+        tree_text(network.tree, {cost.place: f"stitched to {cost.source}'s features" for cost in stitches}),
+        "```",
+        "",
+        f"Stages end at: {', '.join(map(visible, network.locations))}.",
+    ]
+
+
+def cost_table(network: BranchedNetwork) -> list[str]:
+    """Parameters and multiply-adds, next to those of one network per task."""
     tree = network.tree
     separate = Tree.separate(tree.tasks, tree.depth, tree.depths)
     lines = ["| | this network | one network per task |", "|---|---|---|"]
@@ -123,13 +131,13 @@ def _costs(network: BranchedNetwork) -> list[str]:
     return lines
 
 
-def _stitch_table(costs: Sequence[StitchCost]) -> list[str]:
+def stitch_table(costs: Sequence[StitchCost]) -> list[str]:
     """A table of the stitches; nothing where there is none."""
     if not costs:
         return []
     rows = [
-        f"| {cost.child} | {_cell(cost.source)} | {_cell(cost.target)} | {cost.rank or '-'} | {cost.params:,} | "
-        f"{cost.flops:,} | {'folded' if cost.folded else 'kept'} |"
+        f"| {cost.child} | {table_cell(cost.source)} | {table_cell(cost.target)} | {cost.rank or '-'} | "
+        f"{cost.params:,} | {cost.flops:,} | {'folded' if cost.folded else 'kept'} |"
         for cost in costs
     ]
     return [
@@ -197,7 +205,8 @@ def _form(tensor: Tensor, dynamic: bool, *, sizes: bool = False) -> str:
     return f"{' x '.join(map(str, shape)) or 'scalar'} | {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
+    """Text as it can stand in a cell of a table."""
     return visible(text.replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|")
 
 

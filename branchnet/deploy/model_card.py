@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from branchnet.builder.stitch_costs import StitchCost
+from branchnet.builder.stitch_costs import StitchCost, stitch_costs
 from branchnet.clustering.budgets import tree_size
 from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.clustering.trees.tree import Tree

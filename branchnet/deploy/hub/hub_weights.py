@@ -34,9 +34,7 @@ def hub_file(name: str, *, download: bool) -> Path:
     """
     found = _FORM.fullmatch(name)
     if found is None or ".." in name:
-        raise CheckpointError(
-            f"{name!r} names no file on the Hub; expected hf-hub:OWNER/NAME or hf-hub:OWNER/NAME/FILE"
-        )
+        raise CheckpointError(f"{name!r} names no file on the Hub; expected hf-hub:OWNER/NAME, or with /FILE after it")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise CheckpointError(f"{name!r}: huggingface_hub is not installed; expected it: pip install 'branchnet[hub]'")
     import huggingface_hub

@@ -39,6 +39,7 @@ def model_card(
     difference: Mapping[str, float],
     tolerance: float,
     batches: Sequence[int],
+    sources: Sequence[str] = (),
 ) -> str:
     """Write the card as Markdown.
 
@@ -53,6 +54,7 @@ def model_card(
         difference: by output, the largest difference found, as a share of the output's largest value.
         tolerance: how large it may be.
         batches: the batch sizes at which it was looked for.
+        sources: the lines of a section on source models.
     """
     stitches = stitch_costs(network, example)
     tree, name, file = network.tree, visible(name), visible(file)
@@ -95,6 +97,7 @@ def model_card(
             *cost_table(network),
             "",
             *stitch_table(stitches),
+            *sources,
             "## Loading",
             "",
             *_loading(format, file, name, example, alone=None not in network.constructors.values()),

@@ -90,6 +90,17 @@ def test_conflicts_are_warned_of_and_on_the_card(branched: branchnet.BranchedNet
     assert "**Warning**: edges (cc-by-nc-4.0)" in (tmp_path / "README.md").read_text()
 
 
+def test_exported_files_have_the_licences_on_their_card(branched: branchnet.BranchedNetwork, tmp_path: Path) -> None:
+    sources = OPEN | {"depth": SourceModel("owner/depth-net", "agpl-3.0"), "edges": SourceModel(None, "openrail")}
+    with pytest.warns(UserWarning, match="depth .agpl-3.0. cannot be combined with edges .openrail."):
+        exported = branchnet.export(branched, IMAGES, tmp_path / "net.safetensors", sources=sources)
+    card = exported.card.read_text()
+    assert "| depth | owner/depth-net | agpl-3.0 |" in card and "**Warning**: depth (agpl-3.0) cannot" in card
+    with pytest.raises(SpecError, match="unknown tasks"):
+        branchnet.export(branched, IMAGES, tmp_path / "other.safetensors", sources={"colour": SourceModel()})
+    assert not (tmp_path / "other.safetensors").exists()
+
+
 def test_a_card_that_is_there_is_kept(branched: branchnet.BranchedNetwork, tmp_path: Path) -> None:
     save_pretrained(branched, tmp_path)
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks
 from branchnet.builder.stitch_costs import stitch_costs
 from branchnet.deploy.hub.licences import licence_conflicts, licence_identifier
-from branchnet.deploy.hub.source_models import HUB_ID, SourceModel, source_model
+from branchnet.deploy.hub.source_models import HUB_ID, SourceModel, source_models, source_section
 from branchnet.deploy.model_card import cost_table, stitch_table, table_cell, tree_section
 from branchnet.errors import SpecError
 from branchnet.utils.visible_text import visible
@@ -69,9 +69,7 @@ def hub_card(network: BranchedNetwork | GroupedNetworks, fields: CardFields, nam
     Raises:
         SpecError: sources of unknown tasks, a source's card that cannot be read, or metrics of another form.
     """
-    if strangers := set(fields.sources) - set(network.tasks):
-        raise SpecError(f"sources names unknown tasks: {sorted(strangers)}; expected some of {list(network.tasks)}")
-    sources = {task: source_model(fields.sources.get(task, SourceModel())) for task in network.tasks}
+    sources = source_models(network.tasks, fields.sources)
     licences = {task: source.license for task, source in sources.items()}
     shared = set(licences.values())
     license = fields.license or (shared.pop() if len(shared) == 1 else None)
@@ -97,7 +95,7 @@ def hub_card(network: BranchedNetwork | GroupedNetworks, fields: CardFields, nam
         "",
         *(line for one in networks for line in _description(one)),
         *_measured(metrics, fields.dataset),
-        *_licences(sources, conflicts),
+        *source_section(sources, conflicts),
         *_loading(alone=all(None not in one.constructors.values() for one in networks)),
         f"Made with torch {torch.__version__}.",
         "",
@@ -152,23 +150,6 @@ def _measured(metrics: Mapping[str, tuple[str, float]], dataset: str) -> list[st
         return []
     rows = [f"| {table_cell(task)} | {table_cell(name)} | {value:.4g} |" for task, (name, value) in metrics.items()]
     return [f"## Measured on {visible(dataset)}", "", "| task | metric | value |", "|---|---|---|", *rows, ""]
-
-
-def _licences(sources: Mapping[str, SourceModel], conflicts: list[str]) -> list[str]:
-    rows = [
-        f"| {table_cell(task)} | {table_cell(source.model or 'own')} | {source.license or 'not stated'} |"
-        for task, source in sources.items()
-    ]
-    warned = [f"- **Warning**: {visible(conflict)}." for conflict in conflicts]
-    return [
-        "## Source models and licences",
-        "",
-        "| task | model | licence |",
-        "|---|---|---|",
-        *rows,
-        "",
-        *([*warned, ""] if warned else []),
-    ]
 
 
 def _loading(*, alone: bool) -> list[str]:

@@ -116,7 +116,7 @@ def _copyleft_with_others(copyleft: Mapping[str, str], known: Mapping[str, str])
 
 def _share_alike(known: Mapping[str, str], copyleft: Mapping[str, str], result: str | None) -> list[str]:
     """Licences under which what contains the weights has to be, too."""
-    bound = copyleft | {task: licence for task, licence in known.items() if _SHARE_ALIKE.search(licence)}
+    bound = {**copyleft} | {task: licence for task, licence in known.items() if _SHARE_ALIKE.search(licence)}
     asked = set(bound.values())
     strictest = {"agpl-3.0"} if "agpl-3.0" in asked and asked <= {"agpl-3.0", "gpl-3.0", "lgpl-3.0"} else asked
     whose = ", ".join(f"{task} ({licence})" for task, licence in bound.items())

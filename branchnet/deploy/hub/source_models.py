@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import yaml
 
 from branchnet.deploy.hub.licences import licence_identifier
+from branchnet.deploy.model_card import table_cell
 from branchnet.errors import SpecError
+from branchnet.utils.visible_text import visible
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 """OWNER/NAME."""
@@ -40,6 +43,37 @@ class SourceModel:
     def __post_init__(self) -> None:
         if self.license is not None:
             object.__setattr__(self, "license", licence_identifier(self.license))
+
+
+def source_models(
+    tasks: Sequence[str], given: Mapping[str, SourceModel | str | os.PathLike[str]]
+) -> dict[str, SourceModel]:
+    """What each task's network was, see `source_model`.
+
+    Args:
+        tasks: all tasks of a branched network.
+        given: what is known of some of them.
+
+    Returns:
+        by task the model, an unknown one where nothing is given.
+
+    Raises:
+        SpecError: unknown tasks, or as `source_model`.
+    """
+    if strangers := set(given) - set(tasks):
+        raise SpecError(f"sources names unknown tasks: {sorted(strangers)}; expected some of {list(tasks)}")
+    return {task: source_model(given.get(task, SourceModel())) for task in tasks}
+
+
+def source_section(sources: Mapping[str, SourceModel], conflicts: Sequence[str]) -> list[str]:
+    """The section of a model card on source models and their licences, with a warning for each conflict."""
+    rows = [
+        f"| {table_cell(task)} | {table_cell(source.model or 'own')} | {source.license or 'not stated'} |"
+        for task, source in sources.items()
+    ]
+    warned = [f"- **Warning**: {visible(conflict)}." for conflict in conflicts]
+    head = ["## Source models and licences", "", "| task | model | licence |", "|---|---|---|"]
+    return [*head, *rows, "", *([*warned, ""] if warned else [])]
 
 
 def source_model(given: SourceModel | str | os.PathLike[str]) -> SourceModel:

@@ -159,7 +159,7 @@ def test_adapters_of_peft_itself() -> None:
 
 def test_networks_on_apple_s_mps() -> None:
     network = layers()
-    weight = SimpleNamespace(is_meta=False, device=torch.device("mps", 0))
+    weight = SimpleNamespace(is_meta=False, device=torch.device("mps", 0), data=ROWS)
     network.named_parameters = lambda *_, **__: iter([("0.weight", weight)])  # type: ignore[method-assign, assignment]
     with pytest.raises(SplitError, match=r"Sequential lies on mps:0: Apple's MPS has no float64.*\.to\('mps'\)"):
         check_supported(network, ROWS)

@@ -279,7 +279,7 @@ def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     """The tensors on `device`, floating-point ones of `dtype`."""
     from torch import Tensor
 
-    from branchnet.utils.torch_internals import pytree
+    from branchnet.utils.installed_torch.torch_internals import pytree
 
     place, kind = checked_device(device), _dtype(dtype)
 
@@ -295,7 +295,7 @@ def checked_device(name: str | None) -> torch.device | None:
     Raises:
         DataError: see `usable_device`.
     """
-    from branchnet.utils.devices import usable_device
+    from branchnet.utils.installed_torch.devices import usable_device
 
     return None if name is None else usable_device(name, "--device")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from branchnet.data.call_forms import CallForm, Inputs, described, is_tuple
 from branchnet.data.images import to_images
 from branchnet.errors import DataError
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 def collate(values: Sequence[Any], form: CallForm) -> Any:

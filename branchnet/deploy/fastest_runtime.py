@@ -28,10 +28,10 @@ from branchnet.inference import compile as compile_network
 from branchnet.inference.latency import Latency
 from branchnet.inference.torch_compile import device_of, map_input
 from branchnet.stages import Example, flat_example
-from branchnet.utils.devices import usable_device
 from branchnet.utils.files import write_text
+from branchnet.utils.installed_torch.devices import usable_device
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.tensor_digest import checksum
-from branchnet.utils.torch_internals import pytree
 
 BACKENDS = ("eager", "compiled", "onnxruntime", "aoti")
 ROUNDS = 15

@@ -33,7 +33,7 @@ from branchnet.inference.torch_compile import (
     records_cuda_graphs,
 )
 from branchnet.stages import Stage, StagedNetwork
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 class Runner(Protocol):

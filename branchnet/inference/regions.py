@@ -12,7 +12,7 @@ from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.inference.fusion import groups_of
 from branchnet.stages import Stage
 from branchnet.stitching.stitch import unstitched
-from branchnet.utils.torch_internals import tree_leaves
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 
 def with_regions(branched: BranchedNetwork) -> BranchedNetwork:

@@ -39,8 +39,8 @@ from branchnet.inference.torch_compile import (
     records_cuda_graphs,
 )
 from branchnet.stages import call
-from branchnet.utils import torch_internals
-from branchnet.utils.torch_internals import TorchDynamoException, pytree
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import TorchDynamoException, pytree
 
 Function = Callable[[Any], Any]
 

@@ -25,8 +25,8 @@ from branchnet.inference.torch_compile import (
     first_line,
     map_input,
 )
-from branchnet.utils import torch_internals
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Outputs = dict[str, Any]
 _COMPILING = threading.RLock()  # one for all networks: locks can be neither copied nor pickled

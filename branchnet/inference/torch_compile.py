@@ -16,8 +16,8 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from branchnet.builder.network.call_inputs import Input
 from branchnet.inference.change_detection import without_module_guards
-from branchnet.utils import torch_internals
-from branchnet.utils.torch_internals import TorchDynamoException, pytree
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import TorchDynamoException, pytree
 
 UNCOMPILED = (TorchDynamoException, ConstraintViolationError)
 """What torch.compile raises for code that is no full graph, and for code that fixes a batch size."""

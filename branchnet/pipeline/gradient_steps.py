@@ -23,7 +23,7 @@ from branchnet.stages import split_all
 from branchnet.stages.interface import call_form
 from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training import fit
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 JOINT_RATE = 1e-3
 """Of joint training from donors' weights, where the config says `auto`."""

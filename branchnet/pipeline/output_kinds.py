@@ -21,7 +21,7 @@ from branchnet.training import (
     mean_angle,
     top1_agreement,
 )
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 def known_kinds(kinds: Mapping[str, Kind], outputs: Mapping[str, Tensor]) -> dict[str, Kind]:

@@ -24,8 +24,8 @@ from branchnet.stages import call
 from branchnet.stages.interface import call_form, explaining
 from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.training import Metric
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.tensor_digest import checksum
-from branchnet.utils.torch_internals import pytree
 from branchnet.utils.visible_text import invisible
 
 _HASHED_AT_ONCE = 64

@@ -21,8 +21,8 @@ from branchnet.stages.flop_formulas import PRODUCTS
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.trial import saved
+from branchnet.utils.installed_torch.torch_internals import cpu_attention_operator
 from branchnet.utils.modes import evaluation_mode
-from branchnet.utils.torch_internals import cpu_attention_operator
 
 if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork, Node

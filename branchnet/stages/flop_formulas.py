@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from branchnet.utils.torch_internals import tree_leaves
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 Formula = Callable[[Sequence[Any], Any], float]
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from branchnet.stages.flop_formulas import FORMULAS, FREE
 from branchnet.stages.tracing.trial import trial
-from branchnet.utils.torch_internals import TorchDispatchMode, pooling_function, tree_leaves
+from branchnet.utils.installed_torch.torch_internals import TorchDispatchMode, pooling_function, tree_leaves
 
 
 def count_flops(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from branchnet.data.call_forms import LABEL_NAMES, CallForm, Inputs
 from branchnet.errors import BranchnetError, SplitError
-from branchnet.utils.torch_internals import tree_leaves
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 Example: TypeAlias = Inputs
 """One batch that a network is split, timed or exported with."""

@@ -15,7 +15,7 @@ from branchnet.stages.codegen.program import Program
 from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Interface, explaining
-from branchnet.utils.torch_internals import tree_leaves, tree_unflatten
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_unflatten
 
 if TYPE_CHECKING:
     from branchnet.models.constructors import Constructor

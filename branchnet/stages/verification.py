@@ -16,7 +16,7 @@ from branchnet.stages.tracing.trace import TracedNetwork
 from branchnet.stages.tracing.trace_check import apart, at_least_two, has_no_values, set_training, whole_outputs
 from branchnet.stages.tracing.trial import seed_random_states, trial
 from branchnet.stages.tracing.two_calls import SEED, TwoCalls, call_twice
-from branchnet.utils.torch_internals import TorchDispatchMode, tree_map
+from branchnet.utils.installed_torch.torch_internals import TorchDispatchMode, tree_map
 
 # Rounding of other kernels, relative to the largest output; gradients pass many layers. What torch.fx traces runs the
 # same kernels: on the CPU, gradients of ResNet-50, DeepLabV3 and ViT are bit-exact.

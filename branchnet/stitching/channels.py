@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from branchnet.stages import Stage
 from branchnet.stages.graph.dataflow import attribute
-from branchnet.utils.torch_internals import BatchNormBase, ConvBase
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase, ConvBase
 
 Axes = tuple[int, ...]
 """For each dimension of an operator's tensor the one of the cut's tensor that it is."""

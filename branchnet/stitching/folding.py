@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from branchnet.stitching.functional_layers import with_layers
 from branchnet.stitching.stage_operators import Layer, Operator, sole_reader, sole_writer
 from branchnet.stitching.stitch import AffineMap, Stitch, StitchedStage
-from branchnet.utils.torch_internals import ConvBase
+from branchnet.utils.installed_torch.torch_internals import ConvBase
 
 Shapes: TypeAlias = Mapping[int, Sequence[int]]
 _ROUNDING = 1e-5

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from branchnet.stages import Stage
 from branchnet.stages.codegen.program import Program
 from branchnet.stages.graph.dataflow import attribute
-from branchnet.utils.torch_internals import tree_leaves
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 Made: TypeAlias = Callable[..., nn.Module]
 _ATEN = torch.ops.aten

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from branchnet.errors import AffinityError
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 OutputKind: TypeAlias = Literal["regression", "classification", "direction"]
 """`regression`: the share of the own output's variance that is not explained; `classification`: the KL divergence from

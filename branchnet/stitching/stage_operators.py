@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from branchnet.stages import Stage
-from branchnet.utils.torch_internals import ConvBase, DropoutBase, tree_leaves
+from branchnet.utils.installed_torch.torch_internals import ConvBase, DropoutBase, tree_leaves
 
 Layer: TypeAlias = nn.Linear | ConvBase
 _CONVOLUTIONS = (

@@ -14,7 +14,7 @@ from branchnet.data.call_forms import CallForm
 from branchnet.data.collation import as_labels, collate, gather
 from branchnet.data.samples import Batch
 from branchnet.errors import DataError
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 SINGLE = "loss"
 """What the only task of a network that is not branched is called; its labels may stand under any name."""

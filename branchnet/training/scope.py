@@ -11,7 +11,7 @@ from torch import nn
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.stitching.stitch import unstitched
-from branchnet.utils.torch_internals import BatchNormBase, InstanceNormBase
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase, InstanceNormBase
 
 Scope: TypeAlias = Literal["all", "stitches", "heads", "first-private-stage", "norms"]
 

@@ -21,10 +21,10 @@ from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.stitching.output_distances import channels_last_rows, kind_of
 from branchnet.training.matching.output_forms import OutputFunctions, applied, check_same_form
 from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded
-from branchnet.utils.torch_internals import pytree
 
 RECORDED_BYTES = 2 * 2**30
 SAMPLES_FOR_VARIANCE = 256

@@ -7,7 +7,7 @@ import torch
 
 import branchnet
 from branchnet.errors import DataError
-from branchnet.utils.devices import usable_device
+from branchnet.utils.installed_torch.devices import usable_device
 
 
 def test_devices_that_are_there() -> None:

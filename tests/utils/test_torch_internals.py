@@ -14,11 +14,11 @@ from torch import nn
 
 import branchnet
 from branchnet.errors import BranchnetError, TorchVersionError
-from branchnet.utils import torch_internals
-from branchnet.utils.torch_internals import INSTANCE_ATTRIBUTES, INTERNALS, Internal
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import INSTANCE_ATTRIBUTES, INTERNALS, Internal
 
 PACKAGE = Path(branchnet.__file__).parent
-HOME = PACKAGE / "utils" / "torch_internals.py"
+HOME = PACKAGE / "utils" / "installed_torch" / "torch_internals.py"
 OF_OTHERS = {"_asdict": "named tuples have it by their documentation"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branchnet.utils import torch_internals
+from branchnet.utils.installed_torch import torch_internals
 
 # Wide enough that a product uses the vector units well, narrow enough that little is computed below the diagonal.
 _PANEL = 64

@@ -19,7 +19,7 @@ from branchnet.errors import AffinityError
 from branchnet.stages import call
 from branchnet.stitching.output_distances import OutputKind
 from branchnet.stitching.probe_division import chosen_inputs
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Sums: TypeAlias = npt.NDArray[np.float64]

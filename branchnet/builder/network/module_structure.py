@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from branchnet.stages import Stage
 from branchnet.stitching.stitch import Stitch
+from branchnet.utils.installed_torch.torch_internals import OpOverload, OpOverloadPacket
 from branchnet.utils.tensor_digest import checksum
-from branchnet.utils.torch_internals import OpOverload, OpOverloadPacket
 
 Kind = TypeVar("Kind", bound=nn.Module)
 Numbered = dict[int, tuple[int, Any]]

@@ -27,7 +27,7 @@ from branchnet.errors import BuildError, SplitError
 from branchnet.stages import Example, StagedNetwork, call, split, split_all
 from branchnet.stages.staged import Stage
 from branchnet.stitching.stitch import StitchedStage
-from branchnet.utils.torch_internals import tree_map
+from branchnet.utils.installed_torch.torch_internals import tree_map
 
 if TYPE_CHECKING:
     from branchnet.clustering.trees.tree_checks import Cluster

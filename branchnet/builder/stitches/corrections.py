@@ -32,9 +32,9 @@ from branchnet.stitching.closed_form import least_squares
 from branchnet.stitching.moments import Moments, MomentSums
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.stitching.stitch import unstitched
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
-from branchnet.utils.torch_internals import BatchNormBase
 
 RIDGES = (0.1, 1.0)
 """Of a head's refit, relative to the features' mean variance: strong, as there are fewer inputs than features."""

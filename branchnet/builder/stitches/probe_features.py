@@ -23,7 +23,7 @@ from branchnet.stitching.channels import copied
 from branchnet.stitching.fitting import feature_dimensions, inputs_needed
 from branchnet.stitching.output_distances import OutputKind, OwnOutput
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Part: TypeAlias = Literal["fitted", "judged"]
 Cut: TypeAlias = tuple[Any, ...]

@@ -14,7 +14,7 @@ from branchnet.builder.network.node import node_id
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.staged import Stage
-from branchnet.utils.torch_internals import BatchNormBase
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 
 if TYPE_CHECKING:
     from branchnet.builder.network.branched_network import BranchedNetwork

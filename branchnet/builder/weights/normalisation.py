@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from branchnet.errors import BuildError
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import BatchNormBase
 
 
 def estimate_batchnorm(network: nn.Module, modules: Sequence[nn.Module], inputs: Iterable[Any]) -> int:

@@ -18,8 +18,8 @@ from torch.func import functional_call
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.weights.unit_spaces import Axes, Known, Spaces, UnitIndex, permuted, unit_indices
+from branchnet.utils.installed_torch.torch_internals import tree_flatten, tree_leaves, tree_unflatten
 from branchnet.utils.random_state import seeded
-from branchnet.utils.torch_internals import tree_flatten, tree_leaves, tree_unflatten
 
 MOST_COMPANIONS = 7
 """All 2^7 = 128 subsets of that many axes and spaces are tried; of more, those of up to two."""

@@ -26,8 +26,8 @@ from branchnet.errors import BuildError
 from branchnet.stages import Example, StagedNetwork, call
 from branchnet.stages.interface import flat_example
 from branchnet.stages.staged import Stage
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_map
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import tree_leaves, tree_map
 
 ALLOWED_CHANGE = 1e-6
 """Of an output's largest value, in float64: rounding is at 1e-12 even in deep networks, a wrong permutation at 1."""

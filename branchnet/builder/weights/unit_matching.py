@@ -21,8 +21,8 @@ from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.staged import Stage
 from branchnet.stages.tracing.trial import saved
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import tree_leaves
 
 MOST_ROWS = 4096
 """Positions (samples x pixels) that a correlation is taken over, at most, for one place and batch.

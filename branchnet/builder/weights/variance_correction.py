@@ -21,8 +21,8 @@ from branchnet.builder.weights.averaging import counterparts
 from branchnet.stages import StagedNetwork, call
 from branchnet.stages.staged import Stage
 from branchnet.stages.tracing.trial import saved
+from branchnet.utils.installed_torch.torch_internals import ConvBase
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import ConvBase
 
 Inputs = Callable[[], Iterable[Input]]
 Order = Callable[[str, int, str, Tensor], Tensor]

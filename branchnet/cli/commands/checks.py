@@ -39,7 +39,7 @@ def checks(*, as_json: AsJson = False) -> None:
 
     from branchnet.cli.printing import print_json
     from branchnet.inference import compiler_problem
-    from branchnet.utils.torch_internals import missing
+    from branchnet.utils.installed_torch.torch_internals import missing
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {

@@ -129,7 +129,7 @@ def _plan(network: BranchedNetwork, settings: RunConfig) -> Plan:
     import torch
 
     from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
-    from branchnet.utils.torch_internals import pytree
+    from branchnet.utils.installed_torch.torch_internals import pytree
 
     device = next(network.parameters()).device
     stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.copies, strict=True)]

@@ -16,7 +16,7 @@ from branchnet.pipeline.full_run import run
 from branchnet.pipeline.labelled_run.labelled_pipeline import run_labelled
 from branchnet.pipeline.run_result import RunResult
 from branchnet.specification.validation import validate
-from branchnet.utils.devices import usable_device
+from branchnet.utils.installed_torch.devices import usable_device
 
 
 def run_from_config(

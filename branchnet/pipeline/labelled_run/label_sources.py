@@ -23,7 +23,7 @@ from branchnet.pipeline.labelled_run.prepared_samples import PreparedSamples, kn
 from branchnet.pipeline.output_kinds import first_tensor, on_first_tensor
 from branchnet.training import Metric, standard_losses, standard_metrics
 from branchnet.training.label_losses.counted_labels import counting
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 VALIDATION_SHARE = 0.1
 VALIDATION = 256

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from branchnet.builder import BranchedNetwork, SeparateNetworks
 from branchnet.inference.latency import seconds_of
 from branchnet.stages import call
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.modes import evaluation_mode
-from branchnet.utils.torch_internals import pytree
 
 _OPTIMIZER_COPIES = 4  # weights, gradients, and the two moments of AdamW
 

@@ -13,7 +13,7 @@ from torch import fx
 from torch.fx.node import map_aggregate, map_arg
 
 from branchnet.stages.codegen.in_place_ops import is_marked, mark
-from branchnet.utils.torch_internals import OpOverload, OpOverloadPacket, qualified_name
+from branchnet.utils.installed_torch.torch_internals import OpOverload, OpOverloadPacket, qualified_name
 
 _OF_EXTENSIONS = (BuiltinFunctionType, OpOverload, OpOverloadPacket)
 

@@ -17,7 +17,7 @@ from branchnet.stages.codegen.in_place_ops import written_in_place
 from branchnet.stages.codegen.lookups import with_direct_lookups
 from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
 from branchnet.stages.tracing.allowed_sizes import AllowedSizes
-from branchnet.utils.torch_internals import TreeSpec
+from branchnet.utils.installed_torch.torch_internals import TreeSpec
 
 
 class Program:

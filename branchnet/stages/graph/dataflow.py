@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from branchnet.stages.codegen.in_place_ops import mark_only, reusable
 from branchnet.stages.graph.propagation import NodeFacts, Propagation, TensorForm
 from branchnet.stages.tracing.fx_tracer import Trace, module_calls
-from branchnet.utils.torch_internals import OpOverload, tree_leaves
+from branchnet.utils.installed_torch.torch_internals import OpOverload, tree_leaves
 
 
 @dataclass(frozen=True)

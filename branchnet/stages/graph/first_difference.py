@@ -12,7 +12,7 @@ from branchnet.stages.graph.common_subgraph import Alignment
 from branchnet.stages.graph.dataflow import Dataflow, cost_of_whole
 from branchnet.stages.graph.settings import differing_settings
 from branchnet.stages.locations import Location
-from branchnet.utils.torch_internals import BatchNormBase
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 
 _LONGEST = 200
 _FROZEN = (

@@ -21,7 +21,7 @@ from branchnet.stages.graph.settings import has_hooks, is_dropping, module_signa
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 from branchnet.stages.tracing.opened_norms import OpenedBatchNorm2d
 from branchnet.stages.tracing.trial import borrow
-from branchnet.utils.torch_internals import OpOverload
+from branchnet.utils.installed_torch.torch_internals import OpOverload
 
 PASSING = ("passing",)
 """Signature of what returns its argument, at least in evaluation mode."""

@@ -14,7 +14,7 @@ from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, call, flat_example
 from branchnet.stages.tracing.fx_tracer import transformed
 from branchnet.stages.tracing.trial import borrow, trial
-from branchnet.utils.torch_internals import FakeTensor, FakeTensorMode, tree_leaves, tree_map
+from branchnet.utils.installed_torch.torch_internals import FakeTensor, FakeTensorMode, tree_leaves, tree_map
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.stages.tracing.constants import content
-from branchnet.utils.torch_internals import DropoutBase, NormBase
+from branchnet.utils.installed_torch.torch_internals import DropoutBase, NormBase
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """The mode, tensors and children, compared separately, and torch's bookkeeping."""

@@ -20,8 +20,8 @@ from torch.func import functional_call
 from branchnet.errors import SplitError
 from branchnet.stages.heads.head_form import Given, HeadForm, Size, with_modules
 from branchnet.stages.tracing.trial import borrow
+from branchnet.utils.installed_torch.torch_internals import tree_map_only
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import tree_map_only
 
 _ONE_STAGE = ("backbone", "head", "anchor_generator", "transform", "postprocess_detections")
 _TWO_STAGES = ("backbone", "rpn", "roi_heads", "transform")

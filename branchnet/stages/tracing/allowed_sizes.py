@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from branchnet.errors import SplitError
-from branchnet.utils.torch_internals import PythonPrinter
+from branchnet.utils.installed_torch.torch_internals import PythonPrinter
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed, where
 from branchnet.stages.tracing.state_proxies import assignments_recorded
 from branchnet.stages.tracing.trial import trial
-from branchnet.utils.torch_internals import (
+from branchnet.utils.installed_torch.torch_internals import (
     Mod,
     PythonMod,
     assert_async_operator,

@@ -25,8 +25,8 @@ from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.state_proxies import StateProxy, assignments_recorded
 from branchnet.stages.tracing.trial import trial
-from branchnet.utils import torch_internals
-from branchnet.utils.torch_internals import TreeSpec
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import TreeSpec
 
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from branchnet.data.collation import channels_last, leaves, map_tensors, moved, placed
 from branchnet.stages.interface import call
 from branchnet.stages.tracing.trial import random_states_kept, tensors_of
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """From a network and its inputs to the outputs."""

@@ -12,7 +12,7 @@ from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.trial import trial
 from branchnet.stages.tracing.two_calls import SEED, TwoCalls
-from branchnet.utils.devices import MPS_REMEDY, WITHOUT_FLOAT64
+from branchnet.utils.installed_torch.devices import MPS_REMEDY, WITHOUT_FLOAT64
 
 _QUANTISED = (
     "torch.ao.nn.quantized",

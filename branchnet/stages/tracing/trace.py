@@ -36,8 +36,8 @@ from branchnet.stages.tracing.trace_check import (
 )
 from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
 from branchnet.stages.tracing.two_calls import TwoCalls
+from branchnet.utils.installed_torch.torch_internals import TreeSpec, tree_map, tree_structure
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import TreeSpec, tree_map, tree_structure
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted, and up
 # to half of them where only the output follows: it is a head, behind all places where the network would be cut.

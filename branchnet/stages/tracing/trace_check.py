@@ -17,8 +17,8 @@ from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed
 from branchnet.stages.tracing.preconditions import check_not_random
 from branchnet.stages.tracing.trial import trial
 from branchnet.stages.tracing.two_calls import TwoCalls, call_twice
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_map, tree_structure
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import tree_leaves, tree_map, tree_structure
 
 # Exported operators may be other kernels than the modules' (decompositions), so float32 results differ by rounding,
 # relative to the largest output.

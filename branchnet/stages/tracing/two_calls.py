@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.stages.tracing.trial import random_states, seed_random_states
-from branchnet.utils.torch_internals import tree_leaves, tree_map
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_map
 
 SEED = 20_217
 

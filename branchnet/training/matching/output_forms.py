@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from branchnet.errors import TrainingError
 from branchnet.stages.tracing.trial import trial
 from branchnet.stitching.output_distances import float_leaves
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.modes import mode_of
-from branchnet.utils.torch_internals import pytree
 
 OutputFunctions: TypeAlias = "Mapping[str, Callable[[Any], Any]]"
 """By task what is made of the outputs of both sides before they are compared."""

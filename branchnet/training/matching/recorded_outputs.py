@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from branchnet.data.samples import Batch
 from branchnet.training.teachers import RECORDED_BYTES, Teachers, checksums, moved_outputs
-from branchnet.utils.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 class RecordedOutputs:

@@ -15,9 +15,9 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError
 from branchnet.stages.interface import call_form
 from branchnet.training.resuming.code_hash import code_hash
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.random_state import seeded
 from branchnet.utils.tensor_digest import checksum
-from branchnet.utils.torch_internals import pytree
 
 SPREAD = 32
 """Samples that are read of a data set: reading all could take longer than training."""

@@ -24,7 +24,7 @@ from branchnet.stages.graph.settings import module_signature
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.chain.module_calls import Chain, copied, run_apart, tensors_of
 from branchnet.stages.tracing.trial import borrow
-from branchnet.utils.torch_internals import tree_flatten, tree_unflatten
+from branchnet.utils.installed_torch.torch_internals import tree_flatten, tree_unflatten
 
 _PLAIN = (bool, int, float, str, type(None))
 

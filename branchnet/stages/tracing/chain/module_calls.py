@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call
-from branchnet.utils.torch_internals import tree_flatten, tree_leaves, tree_map
+from branchnet.utils.installed_torch.torch_internals import tree_flatten, tree_leaves, tree_map
 
 
 @dataclass(eq=False)

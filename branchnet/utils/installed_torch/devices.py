@@ -28,7 +28,7 @@ def usable_device(device: str | torch.device, where: str = "device") -> torch.de
     Raises:
         DataError: no device, one that this machine does not have, or one that branchnet cannot compute on.
 
-    >>> from branchnet.utils.devices import usable_device
+    >>> from branchnet.utils.installed_torch.devices import usable_device
     >>> usable_device("cpu")
     device(type='cpu')
     """

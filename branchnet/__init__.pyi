@@ -43,6 +43,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError
 from .errors import SpecError as SpecError
 from .errors import SplitError as SplitError
+from .errors import TorchVersionError as TorchVersionError
 from .errors import TrainingError as TrainingError
 from .errors import TreeError as TreeError
 from .inference import CompiledNetwork as CompiledNetwork

@@ -120,3 +120,13 @@ class DataError(BranchnetError):
     Traceback (most recent call last):
     branchnet.errors.DataError: ...
     """
+
+
+class TorchVersionError(BranchnetError, ImportError):
+    """The installed version of torch lacks something that branchnet needs; `branchnet checks` looks for all of it.
+
+    >>> from branchnet.utils.installed_torch.torch_internals import Internal
+    >>> Internal("torch._dynamo", "no_such_name", "compiling nodes").find()
+    Traceback (most recent call last):
+    branchnet.errors.TorchVersionError: torch ... has no torch._dynamo.no_such_name, which branchnet needs for ...
+    """

@@ -278,7 +278,8 @@ def placed_networks(networks: Mapping[str, nn.Module], device: str | None, dtype
 def placed(inputs: Any, device: str | None, dtype: str | None) -> Any:
     """The tensors on `device`, floating-point ones of `dtype`."""
     from torch import Tensor
-    from torch.utils import _pytree as pytree
+
+    from branchnet.utils.installed_torch.torch_internals import pytree
 
     place, kind = checked_device(device), _dtype(dtype)
 
@@ -292,17 +293,11 @@ def checked_device(name: str | None) -> torch.device | None:
     """The device of that name; None for none.
 
     Raises:
-        DataError: a device that this machine does not have.
+        DataError: see `usable_device`.
     """
-    import torch
+    from branchnet.utils.installed_torch.devices import usable_device
 
-    if name is None:
-        return None
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"--device {name}: this machine has no such device ({reason})") from error
+    return None if name is None else usable_device(name, "--device")
 
 
 def _dtype(name: str | None) -> Any:

@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.data.call_forms import CallForm, Inputs, described, is_tuple
 from branchnet.data.images import to_images
 from branchnet.errors import DataError
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 def collate(values: Sequence[Any], form: CallForm) -> Any:

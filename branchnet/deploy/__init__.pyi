@@ -2,6 +2,11 @@ from .exporting import Exported as Exported
 from .exporting import export as export
 from .fastest_runtime import Runtime as Runtime
 from .fastest_runtime import runtime as runtime
+from .hub.hub_card import CardFields as CardFields
+from .hub.publishing import from_pretrained as from_pretrained
+from .hub.publishing import push_to_hub as push_to_hub
+from .hub.publishing import save_pretrained as save_pretrained
+from .hub.source_models import SourceModel as SourceModel
 from .saving import load as load
 from .saving import save as save
 from .weight_files import load_weights as load_weights
@@ -9,13 +14,18 @@ from .weight_files import read_weights as read_weights
 from .weight_files import save_weights as save_weights
 
 __all__ = [
+    "CardFields",
     "Exported",
     "Runtime",
+    "SourceModel",
     "export",
+    "from_pretrained",
     "load",
     "load_weights",
+    "push_to_hub",
     "read_weights",
     "runtime",
     "save",
+    "save_pretrained",
     "save_weights",
 ]

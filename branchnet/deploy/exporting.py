@@ -24,6 +24,8 @@ from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_n
 from branchnet.builder.network.surgery import keep_tasks
 from branchnet.deploy.flat_outputs import FlatOutputs
 from branchnet.deploy.format_writers import WRITERS, Dynamic, batch_size, free_sizes
+from branchnet.deploy.hub.licences import licence_conflicts
+from branchnet.deploy.hub.source_models import SourceModel, source_models, source_section
 from branchnet.deploy.model_card import model_card
 from branchnet.errors import BuildError, SplitError
 from branchnet.inference.compilation import check_sizes, first_stages
@@ -74,6 +76,7 @@ def export(
     dynamic: Dynamic = True,
     fold: Fold = "exact",
     decode: Mapping[str, nn.Module] | None = None,
+    sources: Mapping[str, SourceModel | str | os.PathLike[str]] | None = None,
 ) -> Exported:
     """Write `branched` as one file for deployment, with its specification and a model card next to it.
 
@@ -96,6 +99,8 @@ def export(
             them in the model, too.
         decode: single-task networks by task, as they were given to `branchnet.raw_heads`: the file decodes the raw
             outputs of these tasks as `branchnet.decode` does. It holds no suppression.
+        sources: by task the model that its network was, see `CardFields`; the card then lists their licences, and
+            conflicts of these are warned of.
 
     Returns:
         the files, the names of the outputs, and how far they are off.
@@ -104,6 +109,7 @@ def export(
         BuildError: an example and a path in the wrong order, a format, suffix or task that is unknown, decoding that
             no file can hold, a network in training mode or that cannot be exported, or one whose exported outputs
             differ; nothing is left behind.
+        SpecError: sources of unknown tasks, or a licence that is no identifier.
 
     >>> import tempfile, torch, branchnet
     >>> networks = {task: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)) for task in ("a", "b")}
@@ -128,6 +134,10 @@ def export(
         raise BuildError("the example has no samples; expected at least one, as the network will get them")
     network = branched if tasks is None else keep_tasks(branched, tasks)
     decoders = _checked_decoders(decode or {}, network, chosen)
+    models = source_models(branched.tasks, sources) if sources else {}
+    conflicts = licence_conflicts({task: model.license for task, model in models.items()})
+    for conflict in conflicts:
+        warnings.warn(f"licences: {conflict}", stacklevel=2)
     target.parent.mkdir(parents=True, exist_ok=True)
     specification, card = target.with_suffix(".yaml"), target.with_suffix(".md")
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.stem}-"))
@@ -148,6 +158,7 @@ def export(
             difference=written.difference,
             tolerance=max((TOLERANCES.get(value.dtype, 0.0) for value in written.outputs.values()), default=0.0),
             batches=written.batches,
+            sources=source_section(models, conflicts) if models else (),
         )
         write_text(folder / card.name, text)
         for final in (specification, card, target):

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks
 from branchnet.builder.network.grouped_networks import as_one_network
@@ -30,6 +29,8 @@ from branchnet.inference.latency import Latency
 from branchnet.inference.torch_compile import device_of, map_input
 from branchnet.stages import Example, flat_example
 from branchnet.utils.files import write_text
+from branchnet.utils.installed_torch.devices import usable_device
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.tensor_digest import checksum
 
 BACKENDS = ("eager", "compiled", "onnxruntime", "aoti")
@@ -105,6 +106,7 @@ def runtime(
 
     Raises:
         BuildError: a network in training mode, an unknown backend, or none that can run the network.
+        DataError: a device that cannot be used.
         SpecError, CheckpointError: a folder that cannot be loaded.
 
     >>> import torch, branchnet
@@ -118,6 +120,7 @@ def runtime(
     """
     if unknown := [name for name in backends if name not in BACKENDS] or ([] if backends else ["none"]):
         raise BuildError(f"unknown backends: {unknown}; expected some of {', '.join(BACKENDS)}")
+    device = usable_device(device)
     if not isinstance(network, BranchedNetwork | GroupedNetworks):
         folder = network if folder is None else folder
         network = load(network)

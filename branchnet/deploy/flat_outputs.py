@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
 from branchnet.errors import BuildError
 from branchnet.stages.heads.raw_network import decode
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 _SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size)
 _LEFT_OUT = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_SIZES)

@@ -49,7 +49,7 @@ def _write_pt2(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic
 
 
 def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from branchnet.utils.installed_torch.torch_internals import aoti_compile_and_package, aoti_load_package
 
     if problem := compiler_problem(device_of(flat)):
         raise BuildError(f"AOTInductor cannot compile here: {problem}; use format='pt2' or 'onnx'")

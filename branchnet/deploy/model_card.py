@@ -39,6 +39,7 @@ def model_card(
     difference: Mapping[str, float],
     tolerance: float,
     batches: Sequence[int],
+    sources: Sequence[str] = (),
 ) -> str:
     """Write the card as Markdown.
 
@@ -53,15 +54,16 @@ def model_card(
         difference: by output, the largest difference found, as a share of the output's largest value.
         tolerance: how large it may be.
         batches: the batch sizes at which it was looked for.
+        sources: the lines of a section on source models.
     """
     stitches = stitch_costs(network, example)
     tree, name, file = network.tree, visible(name), visible(file)
     inputs = [
-        f"| {_cell(title)} | {_form(tensor, bool(dynamic), sizes=dynamic == 'sizes')} |"
+        f"| {table_cell(title)} | {_form(tensor, bool(dynamic), sizes=dynamic == 'sizes')} |"
         for title, tensor in zip(input_names(example), flat_example(example), strict=True)
     ]
     given = [
-        f"| {_cell(output)} | {_form(value, bool(dynamic))} | {difference[output]:.1e} |"
+        f"| {table_cell(output)} | {_form(value, bool(dynamic))} | {difference[output]:.1e} |"
         for output, value in outputs.items()
     ]
     return "\n".join(
@@ -71,13 +73,7 @@ def model_card(
             f"A branched network of {len(tree.tasks)} tasks, `{file}`: {_KINDS[format]}, written by branchnet.",
             f"`{name}.yaml` is its specification.",
             "",
-            "## Tree",
-            "",
-            "```",
-            tree_text(tree, {cost.place: f"stitched to {cost.source}'s features" for cost in stitches}),
-            "```",
-            "",
-            f"Stages end at: {', '.join(map(visible, network.locations))}.",
+            *tree_section(network, stitches),
             "",
             "## Inputs",
             "",
@@ -98,9 +94,10 @@ def model_card(
             "",
             "## Cost",
             "",
-            *_costs(network),
+            *cost_table(network),
             "",
-            *_stitch_table(stitches),
+            *stitch_table(stitches),
+            *sources,
             "## Loading",
             "",
             *_loading(format, file, name, example, alone=None not in network.constructors.values()),
@@ -113,7 +110,21 @@ def model_card(
     )
 
 
-def _costs(network: BranchedNetwork) -> list[str]:
+def tree_section(network: BranchedNetwork, stitches: Sequence[StitchCost]) -> list[str]:
+    """The tree as text, with its stitches, and where its stages end."""
+    return [
+        "## Tree",
+        "",
+        "```",
+        tree_text(network.tree, {cost.place: f"stitched to {cost.source}'s features" for cost in stitches}),
+        "```",
+        "",
+        f"Stages end at: {', '.join(map(visible, network.locations))}.",
+    ]
+
+
+def cost_table(network: BranchedNetwork) -> list[str]:
+    """Parameters and multiply-adds, next to those of one network per task."""
     tree = network.tree
     separate = Tree.separate(tree.tasks, tree.depth, tree.depths)
     lines = ["| | this network | one network per task |", "|---|---|---|"]
@@ -123,13 +134,13 @@ def _costs(network: BranchedNetwork) -> list[str]:
     return lines
 
 
-def _stitch_table(costs: Sequence[StitchCost]) -> list[str]:
+def stitch_table(costs: Sequence[StitchCost]) -> list[str]:
     """A table of the stitches; nothing where there is none."""
     if not costs:
         return []
     rows = [
-        f"| {cost.child} | {_cell(cost.source)} | {_cell(cost.target)} | {cost.rank or '-'} | {cost.params:,} | "
-        f"{cost.flops:,} | {'folded' if cost.folded else 'kept'} |"
+        f"| {cost.child} | {table_cell(cost.source)} | {table_cell(cost.target)} | {cost.rank or '-'} | "
+        f"{cost.params:,} | {cost.flops:,} | {'folded' if cost.folded else 'kept'} |"
         for cost in costs
     ]
     return [
@@ -197,7 +208,8 @@ def _form(tensor: Tensor, dynamic: bool, *, sizes: bool = False) -> str:
     return f"{' x '.join(map(str, shape)) or 'scalar'} | {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
+    """Text as it can stand in a cell of a table."""
     return visible(text.replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|")
 
 

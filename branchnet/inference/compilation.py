@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input, check_input, unlike
@@ -33,6 +33,7 @@ from branchnet.inference.torch_compile import (
     records_cuda_graphs,
 )
 from branchnet.stages import Stage, StagedNetwork
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 class Runner(Protocol):
@@ -45,6 +46,9 @@ class Runner(Protocol):
 
     def forget(self) -> None:
         """Let go of what was compiled of a network that is another one now."""
+
+
+_LOOKING = threading.Lock()  # one for all networks: locks can be neither copied nor pickled
 
 
 class CompiledNetwork:
@@ -116,8 +120,9 @@ class CompiledNetwork:
 
     def _outputs(self, x: Input, tasks: Sequence[str] | None) -> Outputs:
         subset = wanted_tasks(tasks, self.branched.tasks)
-        if self._changes.changed():
-            self._forget()
+        with _LOOKING:  # what was compiled is compared, and forgotten, by one thread at a time
+            if self._changes.changed():
+                self._forget()
         check_sizes({task: self._first[task] for task in subset if task in self._first}, x)
         with torch.no_grad():
             outputs = self._runner.run(subset, self._changes.modes(), x)

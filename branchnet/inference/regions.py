@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.inference.fusion import groups_of
 from branchnet.stages import Stage
 from branchnet.stitching.stitch import unstitched
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 
 def with_regions(branched: BranchedNetwork) -> BranchedNetwork:

@@ -21,8 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
@@ -41,6 +39,8 @@ from branchnet.inference.torch_compile import (
     records_cuda_graphs,
 )
 from branchnet.stages import call
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import TorchDynamoException, pytree
 
 Function = Callable[[Any], Any]
 
@@ -248,7 +248,7 @@ def _with_dynamic_batch(cut: Any) -> Any:
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch > 1:
             value = value.view_as(value)
-            torch._dynamo.maybe_mark_dynamic(value, 0)
+            torch_internals.maybe_mark_dynamic(value, 0)
         return value
 
     return map_input(mark, cut)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.call_inputs import Input
@@ -25,8 +25,11 @@ from branchnet.inference.torch_compile import (
     first_line,
     map_input,
 )
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Outputs = dict[str, Any]
+_COMPILING = threading.RLock()  # one for all networks: locks can be neither copied nor pickled
 Network = BranchedNetwork | FusedNetwork | SeparateNetworks
 Graph = Callable[[Input], tuple[Outputs, dict[str, Any]]]
 """Computes the outputs by task, and what the heads that are called eagerly take."""
@@ -63,15 +66,18 @@ class TaskGraphs:
 
     def _run_graph(self, subset: tuple[str, ...], modes: tuple[bool, ...], x: Input) -> tuple[Outputs, dict[str, Any]]:
         key = (subset, modes, () if self._options.dynamic else _shapes(x))
-        graph = self._graphs.get(key) or self._compile(subset)
-        try:
-            result = graph(x)
-        except UNCOMPILED as error:
-            self._exclude_heads(subset, x, error)
-            graph = self._compile(subset)
-            result = graph(x)
-        self._graphs[key] = graph
-        return result
+        with nullcontext() if key in self._graphs else _COMPILING:  # others wait for what one thread compiles
+            graph, known = self._graphs.get(key) or self._compile(subset), self.eager_heads
+            try:
+                result = graph(x)
+            except UNCOMPILED as error:
+                with _COMPILING:
+                    if self.eager_heads == known:  # else another thread has excluded them meanwhile
+                        self._exclude_heads(subset, x, error)
+                    graph = self._compile(subset)
+                    result = graph(x)
+            self._graphs[key] = graph
+            return result
 
     def _compile(self, subset: tuple[str, ...]) -> Graph:
         network, options, device = self._network, self._options, self._device
@@ -136,7 +142,7 @@ def with_dynamic_batch(x: Any, batch: int) -> Any:
     def mark(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch > 1:
             value = value.view_as(value)
-            torch._dynamo.mark_dynamic(value, 0)
+            torch_internals.mark_dynamic(value, 0)
         return value
 
     return map_input(mark, x)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
-from torch.utils import _pytree as pytree
 
 from branchnet.builder.network.call_inputs import Input
 from branchnet.inference.change_detection import without_module_guards
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import TorchDynamoException, pytree
 
 UNCOMPILED = (TorchDynamoException, ConstraintViolationError)
 """What torch.compile raises for code that is no full graph, and for code that fixes a batch size."""
@@ -47,7 +47,7 @@ class CompileOptions:
 
 def records_cuda_graphs(mode: str | None) -> bool:
     """Whether torch.compile records CUDA graphs, in this mode or everywhere by inductor's own setting."""
-    return mode in CUDA_GRAPH_MODES or bool(torch._inductor.config.triton.cudagraphs)
+    return mode in CUDA_GRAPH_MODES or bool(torch_internals.inductor_config.triton.cudagraphs)
 
 
 def compiled_apart(
@@ -77,7 +77,7 @@ def compiled_apart(
     code = function.__code__.replace(co_name=f"{function.__name__}_{id(function)}")
     apart = types.FunctionType(code, function.__globals__, closure=function.__closure__)
     # torch.compile takes a mode or options; the options that make up a mode can be joined with others.
-    options: dict[str, Any] = dict(torch._inductor.list_mode_options(mode, dynamic)) if mode else {}
+    options: dict[str, Any] = dict(torch_internals.list_mode_options(mode, dynamic)) if mode else {}
     if not module_guards:
         options["guard_filter_fn"] = without_module_guards
     return torch.compile(apart, fullgraph=True, dynamic=dynamic, backend=backend, options=options or None)

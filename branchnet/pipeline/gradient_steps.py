@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.affinity import Affinity, gradient_affinity
 from branchnet.affinity.probing_costs import probing_cost
@@ -24,6 +23,7 @@ from branchnet.stages import split_all
 from branchnet.stages.interface import call_form
 from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training import fit
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 JOINT_RATE = 1e-3
 """Of joint training from donors' weights, where the config says `auto`."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.errors import DataError
 from branchnet.pipeline.config.run_config import Kind
@@ -22,6 +21,7 @@ from branchnet.training import (
     mean_angle,
     top1_agreement,
 )
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 def known_kinds(kinds: Mapping[str, Kind], outputs: Mapping[str, Tensor]) -> dict[str, Kind]:

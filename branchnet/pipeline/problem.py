@@ -10,7 +10,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.clustering import Budget
 from branchnet.data import ImageFolder, to_images
@@ -25,6 +24,7 @@ from branchnet.stages import call
 from branchnet.stages.interface import call_form, explaining
 from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.training import Metric
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.tensor_digest import checksum
 from branchnet.utils.visible_text import invisible
 

@@ -21,6 +21,7 @@ from branchnet.stages.flop_formulas import PRODUCTS
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.trial import saved
+from branchnet.utils.installed_torch.torch_internals import cpu_attention_operator
 from branchnet.utils.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> in
 
 
 # torch's counter knows the attention kernels of accelerators only.
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+_CPU_ATTENTION = {cpu_attention_operator: _attention}
 
 _UNKNOWN_TO_TORCH = PRODUCTS - {operator.__name__ for operator in flop_registry}
 

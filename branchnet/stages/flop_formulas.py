@@ -14,7 +14,8 @@ from math import prod
 from typing import Any, cast
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 Formula = Callable[[Sequence[Any], Any], float]
 

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from branchnet.stages.flop_formulas import FORMULAS, FREE
 from branchnet.stages.tracing.trial import trial
+from branchnet.utils.installed_torch.torch_internals import TorchDispatchMode, pooling_function, tree_leaves
 
 
 def count_flops(
@@ -86,7 +85,7 @@ class OperatorCounter(TorchDispatchMode):
         return out
 
 
-_ADAPTIVE_POOLING = (nn.functional.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+_ADAPTIVE_POOLING = (nn.functional.adaptive_avg_pool2d, pooling_function)
 
 
 class _AdaptivePooling(TorchFunctionMode):

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from branchnet.data.call_forms import LABEL_NAMES, CallForm, Inputs
 from branchnet.errors import BranchnetError, SplitError
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 Example: TypeAlias = Inputs
 """One batch that a network is split, timed or exported with."""

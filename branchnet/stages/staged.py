@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from branchnet.errors import CheckpointError, SplitError
 from branchnet.stages.codegen.program import Program
 from branchnet.stages.costs import FirstDifference, StageCost, StageCosts
 from branchnet.stages.graph.dataflow import attribute
 from branchnet.stages.interface import Interface, explaining
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_unflatten
 
 if TYPE_CHECKING:
     from branchnet.models.constructors import Constructor

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call
@@ -18,6 +16,7 @@ from branchnet.stages.tracing.trace import TracedNetwork
 from branchnet.stages.tracing.trace_check import apart, at_least_two, has_no_values, set_training, whole_outputs
 from branchnet.stages.tracing.trial import seed_random_states, trial
 from branchnet.stages.tracing.two_calls import SEED, TwoCalls, call_twice
+from branchnet.utils.installed_torch.torch_internals import TorchDispatchMode, tree_map
 
 # Rounding of other kernels, relative to the largest output; gradients pass many layers. What torch.fx traces runs the
 # same kernels: on the CPU, gradients of ResNet-50, DeepLabV3 and ViT are bit-exact.

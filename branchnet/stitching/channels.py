@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from branchnet.stages import Stage
 from branchnet.stages.graph.dataflow import attribute
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase, ConvBase
 
 Axes = tuple[int, ...]
 """For each dimension of an operator's tensor the one of the cut's tensor that it is."""
@@ -133,9 +132,9 @@ def _layer(node: fx.Node, root: nn.Module, *, made: bool) -> Found | None:
 
 
 def _module_channels(module: nn.Module, made: bool) -> Found | None:
-    if isinstance(module, _ConvNd):
+    if isinstance(module, ConvBase):
         return 1, module.out_channels if made else module.in_channels
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, BatchNormBase):
         return 1, module.num_features
     if isinstance(module, nn.GroupNorm):
         return 1, module.num_channels

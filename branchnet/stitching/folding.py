@@ -16,11 +16,11 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from branchnet.stitching.functional_layers import with_layers
 from branchnet.stitching.stage_operators import Layer, Operator, sole_reader, sole_writer
 from branchnet.stitching.stitch import AffineMap, Stitch, StitchedStage
+from branchnet.utils.installed_torch.torch_internals import ConvBase
 
 Shapes: TypeAlias = Mapping[int, Sequence[int]]
 _ROUNDING = 1e-5
@@ -168,7 +168,7 @@ def _kernel(layer: Layer) -> Tensor:
     return weight.transpose(0, 1) if getattr(layer, "transposed", False) else weight
 
 
-def _pads_zeros(layer: _ConvNd) -> bool:
+def _pads_zeros(layer: ConvBase) -> bool:
     if layer.transposed:
         return True  # a position gets some of the kernel's entries alone, so that a constant does not stay one
     if layer.padding_mode != "zeros" or layer.padding == "valid":

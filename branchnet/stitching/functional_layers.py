@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from branchnet.stages import Stage
 from branchnet.stages.codegen.program import Program
 from branchnet.stages.graph.dataflow import attribute
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 
 Made: TypeAlias = Callable[..., nn.Module]
 _ATEN = torch.ops.aten

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.errors import AffinityError
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 OutputKind: TypeAlias = Literal["regression", "classification", "direction"]
 """`regression`: the share of the own output's variance that is not explained; `classification`: the KL divergence from

@@ -12,13 +12,11 @@ from typing import Any, TypeAlias, cast
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_leaves
 
 from branchnet.stages import Stage
+from branchnet.utils.installed_torch.torch_internals import ConvBase, DropoutBase, tree_leaves
 
-Layer: TypeAlias = nn.Linear | _ConvNd
+Layer: TypeAlias = nn.Linear | ConvBase
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -144,7 +142,7 @@ def _is_identity(stage: Stage, node: fx.Node, source: fx.Node) -> bool:
         return node.kwargs.get("training", True) is False
     if _calls(node, source, _ATEN.dropout.default):
         return node.args[2:] == (False,)
-    return isinstance(_called(stage, node, source), nn.Identity | _DropoutNd)
+    return isinstance(_called(stage, node, source), nn.Identity | DropoutBase)
 
 
 def _pools(stage: Stage, node: fx.Node, source: fx.Node) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.data.call_forms import CallForm
 from branchnet.data.collation import as_labels, collate, gather
 from branchnet.data.samples import Batch
 from branchnet.errors import DataError
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 SINGLE = "loss"
 """What the only task of a network that is not branched is called; its labels may stand under any name."""

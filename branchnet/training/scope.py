@@ -11,6 +11,7 @@ from torch import nn
 from branchnet.builder import BranchedNetwork
 from branchnet.errors import TrainingError
 from branchnet.stitching.stitch import unstitched
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase, InstanceNormBase
 
 Scope: TypeAlias = Literal["all", "stitches", "heads", "first-private-stage", "norms"]
 
@@ -24,10 +25,10 @@ DEFAULT_RATES: dict[Scope, float | Literal["auto"]] = {
 """Peak rates: whole trained networks forget within some twenty steps at 1e-3, maps fitted in closed form do not."""
 
 _NORMS = (
-    nn.modules.batchnorm._BatchNorm,
+    BatchNormBase,
     nn.LayerNorm,
     nn.GroupNorm,
-    nn.modules.instancenorm._InstanceNorm,
+    InstanceNormBase,
     nn.RMSNorm,
 )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.data.arguments import check_by_task
 from branchnet.data.collation import leaves
@@ -22,6 +21,7 @@ from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.stitching.output_distances import channels_last_rows, kind_of
 from branchnet.training.matching.output_forms import OutputFunctions, applied, check_same_form
 from branchnet.training.matching.output_losses import MatchKind, OutputLoss, output_loss
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.progress import progress_bar
 from branchnet.utils.random_state import seeded

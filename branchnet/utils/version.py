@@ -1,3 +1,3 @@
-"""The version of the package, where every room can read it."""
+"""The version of the package, which stands in `branchnet/__init__.py`, where every room can read it."""
 
-__version__ = "0.1.0"
+from branchnet import __version__ as __version__

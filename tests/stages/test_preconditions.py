@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from branchnet.errors import SplitError
-from branchnet.stages import split
+from branchnet.stages import split, split_all
+from branchnet.stages.identical_stages import identical_prefixes
+from branchnet.stages.tracing.preconditions import check_supported
 from tests.stages.checks import assert_evaluates_alike, assert_trains_alike
 
 ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -113,3 +116,50 @@ def test_a_scripted_layer_is_kept_whole() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         network[2] = torch.jit.script(network[2])
     assert_evaluates_alike(network, split(network, ROWS), ROWS)
+
+
+def foreign(module: str, name: str = "Linear4bit") -> nn.Module:
+    """A network with a layer of a class that another package defines."""
+    network = layers()
+    network[2] = type(name, (nn.Linear,), {"__module__": module})(8, 8)
+    return network
+
+
+@pytest.mark.parametrize("module", ["bitsandbytes.nn.modules", "gptqmodel.nn_modules.qlinear", "optimum.quanto.nn"])
+def test_layers_quantised_by_other_packages(module: str) -> None:
+    with pytest.raises(SplitError, match=r"quantised layers \(2\).*expected the network in floating point"):
+        split(foreign(module), ROWS)
+
+
+def test_adapters_that_are_not_merged() -> None:
+    with pytest.raises(SplitError, match=r"adapters of peft that are not merged \(2\).*merge_and_unload\(\)"):
+        split(foreign("peft.tuners.lora.layer", "Linear"), ROWS)
+
+
+def test_adapters_of_peft_itself() -> None:
+    """Merged, networks that differ in one adapted layer share what lies before it at no cost."""
+    peft = pytest.importorskip("peft")
+    base = layers().state_dict()
+
+    def adapted(layer: str) -> nn.Module:
+        network = layers()
+        network.load_state_dict(base)
+        torch.manual_seed(0)
+        wrapped = peft.get_peft_model(network, peft.LoraConfig(target_modules=[layer], r=2, init_lora_weights=False))
+        return wrapped.eval()
+
+    with pytest.raises(SplitError, match=r"network = network\.merge_and_unload\(\)"):
+        split(adapted("2"), ROWS)
+    merged = {name: adapted(name).merge_and_unload().eval() for name in ("2", "4")}
+    staged = split_all(merged, ROWS, locations=["1", "3"])
+    assert all(torch.equal(staged[name](ROWS), merged[name](ROWS)) for name in merged)
+    assert not torch.equal(merged["2"](ROWS), merged["4"](ROWS))
+    assert identical_prefixes(staged) == ((("2", "4"),), (("2",), ("4",)))
+
+
+def test_networks_on_apple_s_mps() -> None:
+    network = layers()
+    weight = SimpleNamespace(is_meta=False, device=torch.device("mps", 0), data=ROWS)
+    network.named_parameters = lambda *_, **__: iter([("0.weight", weight)])  # type: ignore[method-assign, assignment]
+    with pytest.raises(SplitError, match=r"Sequential lies on mps:0: Apple's MPS has no float64.*\.to\('mps'\)"):
+        check_supported(network, ROWS)

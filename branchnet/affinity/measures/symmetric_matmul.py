@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from branchnet.utils.installed_torch import torch_internals
+
 # Wide enough that a product uses the vector units well, narrow enough that little is computed below the diagonal.
 _PANEL = 64
 _CUDA_PANEL = 512
@@ -73,7 +75,7 @@ def mirrored(upper: Tensor) -> Tensor:
 
 
 def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    product: Tensor = torch_internals.linear_operator(left, right, None, "none", [], "")
     return product
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from branchnet.affinity.networks import Family
 from branchnet.affinity.probes import Probe, on_device
@@ -20,6 +19,7 @@ from branchnet.errors import AffinityError
 from branchnet.stages import call
 from branchnet.stitching.output_distances import OutputKind
 from branchnet.stitching.probe_division import chosen_inputs
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Sums: TypeAlias = npt.NDArray[np.float64]

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload, OpOverloadPacket
 
 from branchnet.stages import Stage
 from branchnet.stitching.stitch import Stitch
+from branchnet.utils.installed_torch.torch_internals import OpOverload, OpOverloadPacket
 from branchnet.utils.tensor_digest import checksum
 
 Kind = TypeVar("Kind", bound=nn.Module)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.module_structure import tensors_of
@@ -28,6 +27,7 @@ from branchnet.errors import BuildError, SplitError
 from branchnet.stages import Example, StagedNetwork, call, split, split_all
 from branchnet.stages.staged import Stage
 from branchnet.stitching.stitch import StitchedStage
+from branchnet.utils.installed_torch.torch_internals import tree_map
 
 if TYPE_CHECKING:
     from branchnet.clustering.trees.tree_checks import Cluster

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.node import Node
@@ -33,6 +32,7 @@ from branchnet.stitching.closed_form import least_squares
 from branchnet.stitching.moments import Moments, MomentSums
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.stitching.stitch import unstitched
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 from branchnet.utils.modes import evaluation_mode
 from branchnet.utils.random_state import seeded
 
@@ -175,7 +175,7 @@ class _Below:
     def correct_statistics(self) -> None:
         """Estimate BatchNorm again; without any, give layers the means and deviations of their own networks."""
         modules = [unstitched(node.module) for node in self.nodes]
-        if any(isinstance(layer, _BatchNorm) for module in modules for layer in module.modules()):
+        if any(isinstance(layer, BatchNormBase) for module in modules for layer in module.modules()):
             several = [self.cuts(batch) for batch in self._some() if len(batch) > 1]  # one sample has no variance
             if several:
                 estimate_batchnorm(self.network, modules, several)

@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.network.branched_network import BranchedNetwork
@@ -24,6 +23,7 @@ from branchnet.stitching.channels import copied
 from branchnet.stitching.fitting import feature_dimensions, inputs_needed
 from branchnet.stitching.output_distances import OutputKind, OwnOutput
 from branchnet.stitching.probe_division import ProbeDivision, chosen_inputs
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Part: TypeAlias = Literal["fitted", "judged"]
 Cut: TypeAlias = tuple[Any, ...]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.network.node import node_id
 from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork
 from branchnet.stages.staged import Stage
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 
 if TYPE_CHECKING:
     from branchnet.builder.network.branched_network import BranchedNetwork
@@ -161,7 +161,7 @@ def counterparts(first: Stage, other: Stage) -> dict[str, str]:
 def _at_eps_of(donor: tuple[Stage, str], own: tuple[Stage, str], tensor: Tensor) -> Tensor:
     """A running variance as it gives the same with the donor's `eps`; any other tensor as it is."""
     layers = [stage.get_submodule(name.rpartition(".")[0]) for stage, name in (donor, own)]
-    if not (own[1].endswith("running_var") and all(isinstance(layer, _BatchNorm) for layer in layers)):
+    if not (own[1].endswith("running_var") and all(isinstance(layer, BatchNormBase) for layer in layers)):
         return tensor
     wanted, eps = (float(layer.eps) for layer in layers)  # type: ignore[arg-type]
     return tensor if eps == wanted else tensor + (eps - wanted)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.errors import BuildError
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 from branchnet.utils.modes import mode_of
 
 
@@ -31,7 +31,7 @@ def estimate_batchnorm(network: nn.Module, modules: Sequence[nn.Module], inputs:
     Raises:
         BuildError: no inputs.
     """
-    layers = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+    layers = [m for module in modules for m in module.modules() if isinstance(m, BatchNormBase)]
     layers = [layer for layer in dict.fromkeys(layers) if layer.running_mean is not None]
     statistics = sum(name.endswith("running_mean") for module in modules for name, _ in module.named_buffers())
     if statistics > len(layers):

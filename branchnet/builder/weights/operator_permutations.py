@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.weights.unit_spaces import Axes, Known, Spaces, UnitIndex, permuted, unit_indices
+from branchnet.utils.installed_torch.torch_internals import tree_flatten, tree_leaves, tree_unflatten
 from branchnet.utils.random_state import seeded
 
 MOST_COMPANIONS = 7

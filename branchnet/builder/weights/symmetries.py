@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.builder.network.module_structure import tensors_of
 from branchnet.builder.weights.operator_permutations import Operator
@@ -27,6 +26,7 @@ from branchnet.errors import BuildError
 from branchnet.stages import Example, StagedNetwork, call
 from branchnet.stages.interface import flat_example
 from branchnet.stages.staged import Stage
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_map
 from branchnet.utils.modes import mode_of
 
 ALLOWED_CHANGE = 1e-6

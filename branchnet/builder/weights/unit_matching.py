@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from branchnet.affinity.probes import Probe, on_device
 from branchnet.builder.weights.symmetries import Symmetries
@@ -22,6 +21,7 @@ from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.staged import Stage
 from branchnet.stages.tracing.trial import saved
+from branchnet.utils.installed_torch.torch_internals import tree_leaves
 from branchnet.utils.modes import mode_of
 
 MOST_ROWS = 4096

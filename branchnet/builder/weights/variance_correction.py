@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.weights.averaging import counterparts
 from branchnet.stages import StagedNetwork, call
 from branchnet.stages.staged import Stage
 from branchnet.stages.tracing.trial import saved
+from branchnet.utils.installed_torch.torch_internals import ConvBase
 from branchnet.utils.modes import mode_of
 
 Inputs = Callable[[], Iterable[Input]]
@@ -160,7 +160,7 @@ def correct_layers(
         moments[layer].add(rows)
         mean, deviation = wanted[layer].mean.to(y), wanted[layer].deviation.to(y)
         scale = deviation / rows.std(0, correction=0).clamp_min(SMALLEST_DEVIATION)
-        axis = 1 if isinstance(layer, _ConvNd) else -1
+        axis = 1 if isinstance(layer, ConvBase) else -1
         moved = y.movedim(axis, -1)
         return ((moved - rows.mean(0)) * scale + mean).movedim(-1, axis)
 
@@ -196,12 +196,12 @@ def hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Any, Tensor], Tensor |
 
 def rescalable(layer: nn.Module) -> bool:
     """Whether one axis of the weight holds the units; a grouped transposed convolution spreads them over two."""
-    if isinstance(layer, _ConvNd):
+    if isinstance(layer, ConvBase):
         return not layer.transposed or layer.groups == 1
     return isinstance(layer, nn.Linear)
 
 
 def unit_rows(layer: nn.Module, y: Tensor) -> Tensor:
     """A layer's output as (rows, units)."""
-    moved = y.movedim(1, -1) if isinstance(layer, _ConvNd) else y
+    moved = y.movedim(1, -1) if isinstance(layer, ConvBase) else y
     return moved.reshape(-1, moved.shape[-1])

@@ -39,6 +39,7 @@ def checks(*, as_json: AsJson = False) -> None:
 
     from branchnet.cli.printing import print_json
     from branchnet.inference import compiler_problem
+    from branchnet.utils.installed_torch.torch_internals import missing
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = {
@@ -48,6 +49,7 @@ def checks(*, as_json: AsJson = False) -> None:
         "threads": str(torch.get_num_threads()),
         "GPUs": ", ".join(devices) or "none",
         "torch.compile": compiler_problem() or "works",
+        "private names of torch": "; ".join(missing().values()) or "all found",
         "self-test": _self_test(),
     }
     if as_json:

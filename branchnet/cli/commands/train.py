@@ -127,9 +127,9 @@ def _network(path: Path, config: Path, settings: RunConfig, device: str | None) 
 
 def _plan(network: BranchedNetwork, settings: RunConfig) -> Plan:
     import torch
-    from torch.utils import _pytree as pytree
 
     from branchnet.pipeline.plans.dry_run import Plan, plan_distillation
+    from branchnet.utils.installed_torch.torch_internals import pytree
 
     device = next(network.parameters()).device
     stages = [cost.activation_bytes * width for cost, width in zip(network.costs, network.tree.copies, strict=True)]

@@ -16,6 +16,7 @@ from branchnet.pipeline.full_run import run
 from branchnet.pipeline.labelled_run.labelled_pipeline import run_labelled
 from branchnet.pipeline.run_result import RunResult
 from branchnet.specification.validation import validate
+from branchnet.utils.installed_torch.devices import usable_device
 
 
 def run_from_config(
@@ -43,7 +44,7 @@ def run_from_config(
 
     Raises:
         SpecError: every problem of the config.
-        DataError: sources that cannot be read, or have a sample in common.
+        DataError: sources that cannot be read, or have a sample in common; a device that cannot be used.
         BudgetError: no budget, or one below the smallest tree.
 
     >>> import branchnet
@@ -56,7 +57,7 @@ def run_from_config(
     if path.is_dir():
         raise SpecError(f"{path} is a folder (expected a config, such as {path / 'run.yaml'})")
     settings = validate(RunConfig, path)
-    networks = make_networks(settings, path.parent, device=None if device is None else torch.device(device))
+    networks = make_networks(settings, path.parent, device=None if device is None else usable_device(device))
     results = Path(folder) if folder is not None else default_folder(path)
     command = f"branchnet.run_from_config({str(config)!r}, {str(results)!r})"
     return run_configured(settings, path.parent, networks, folder=results, command=command, quiet=quiet)

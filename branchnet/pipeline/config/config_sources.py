@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from branchnet.data import ImageFolder, load_images
 from branchnet.data.samples import Samples, read_samples
 from branchnet.deploy import load_weights
+from branchnet.deploy.hub.hub_weights import hub_file, is_hub_file
 from branchnet.errors import BranchnetError, DataError, SpecError
 from branchnet.models import create
 from branchnet.pipeline.config.preprocessing import preprocessing
@@ -41,7 +42,7 @@ def make_networks(config: RunConfig, folder: Path, *, device: torch.device | Non
 
     Raises:
         SpecError: a factory or constructor that is missing or makes no network.
-        CheckpointError: weights that are missing, damaged or do not fit.
+        CheckpointError: weights that are missing, damaged or do not fit, or that would have to be downloaded.
     """
     networks = {}
     for task, wanted in config.networks.items():
@@ -50,9 +51,14 @@ def make_networks(config: RunConfig, folder: Path, *, device: torch.device | Non
             made = f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}"
             raise SpecError(f"{made} (expected a torch.nn.Module)")
         if wanted.weights is not None:
-            load_weights(network, folder / wanted.weights)
+            load_weights(network, _weights_file(wanted.weights, folder, download=config.download))
         networks[task] = network.eval() if device is None else network.eval().to(device)
     return networks
+
+
+def _weights_file(weights: Path, folder: Path, *, download: bool) -> Path:
+    name = weights.as_posix()
+    return hub_file(name, download=download) if is_hub_file(name) else folder / weights
 
 
 def make_network(wanted: NetworkConfig, folder: Path) -> Any:

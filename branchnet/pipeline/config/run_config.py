@@ -41,7 +41,9 @@ class NetworkConfig(StrictSection):
         constructor: a named constructor instead, e.g. `torchvision:resnet18`; the result can be loaded by anyone.
         arguments: of the constructor.
         weights: safetensors file, or one of torch.save (.pt, .pth) with tensors alone; without it the factory's own
-            weights count, and with `supervised: true` a network of a constructor is trained.
+            weights count, and with `supervised: true` a network of a constructor is trained. `hf-hub:OWNER/NAME`, or
+            `hf-hub:OWNER/NAME/FILE`, is a file on the Hugging Face Hub, by default `model.safetensors`: the local cache
+            is looked at, and the network only with `download: true`.
         kind: `"classification"` is measured by the share of the KL divergence that is explained, and by the KL
             divergence and the agreement, plain and beyond chance; `"direction"` by the share of the angle that is
             explained, and by the mean angle; `"regression"` by the explained variance. By default `"direction"` where
@@ -211,6 +213,7 @@ class RunConfig(RunOptions):
         fit: how networks are trained on labels.
         processes: so many single-task networks are trained at the same time, each in a process of its own.
         branched: the architecture, or the saved network, that `branchnet train` trains.
+        download: whether weights on the Hub (`hf-hub:OWNER/NAME`) may be downloaded.
     """
 
     networks: Annotated[dict[str, NetworkConfig], Field(min_length=2)]
@@ -224,6 +227,7 @@ class RunConfig(RunOptions):
     fit: FitSection = FitSection()
     processes: Annotated[int, Field(ge=1, le=256)] = 1
     branched: Path | None = None
+    download: bool = False
 
     def problems(self) -> list[tuple[Keys, str]]:
         """What is wrong with the options, networks, budget or sources, or a donor that is none of the tasks."""

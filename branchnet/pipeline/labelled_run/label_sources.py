@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, Subset
 
 from branchnet.data import LabelForm, LabelledImages, LabelledTable
@@ -24,6 +23,7 @@ from branchnet.pipeline.labelled_run.prepared_samples import PreparedSamples, kn
 from branchnet.pipeline.output_kinds import first_tensor, on_first_tensor
 from branchnet.training import Metric, standard_losses, standard_metrics
 from branchnet.training.label_losses.counted_labels import counting
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 VALIDATION_SHARE = 0.1
 VALIDATION = 256

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks
 from branchnet.inference.latency import seconds_of
 from branchnet.stages import call
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.modes import evaluation_mode
 
 _OPTIMIZER_COPIES = 4  # weights, gradients, and the two moments of AdamW

@@ -10,10 +10,10 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
-from torch.fx.node import _get_qualified_name, map_aggregate, map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from branchnet.stages.codegen.in_place_ops import is_marked, mark
+from branchnet.utils.installed_torch.torch_internals import OpOverload, OpOverloadPacket, qualified_name
 
 _OF_EXTENSIONS = (BuiltinFunctionType, OpOverload, OpOverloadPacket)
 
@@ -78,7 +78,7 @@ def _named(target: Any) -> Any:
         return _Function(f"{module}.{name}") if getattr(sys.modules.get(str(module)), name, None) is target else target
     # pickle looks functions of C extensions up by a module name that they do not always have; builtins it does know.
     foreign = isinstance(target, _OF_EXTENSIONS) and not hasattr(builtins, name)
-    return _Function(_get_qualified_name(target)) if foreign else target
+    return _Function(qualified_name(target)) if foreign else target
 
 
 def _found(target: Any) -> Any:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import TreeSpec
 
 from branchnet.stages.codegen.device_rewrite import NAMES, device_now, on_device_of_inputs
 from branchnet.stages.codegen.in_place_ops import written_in_place
 from branchnet.stages.codegen.lookups import with_direct_lookups
 from branchnet.stages.codegen.pickling import Row, graph_of, rows_of
 from branchnet.stages.tracing.allowed_sizes import AllowedSizes
+from branchnet.utils.installed_torch.torch_internals import TreeSpec
 
 
 class Program:

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from branchnet.stages.codegen.in_place_ops import mark_only, reusable
 from branchnet.stages.graph.propagation import NodeFacts, Propagation, TensorForm
 from branchnet.stages.tracing.fx_tracer import Trace, module_calls
+from branchnet.utils.installed_torch.torch_internals import OpOverload, tree_leaves
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Dataflow:
 
     def _random(self, node: fx.Node) -> bool:
         target = node.target
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, OpOverload):
             return torch.Tag.nondeterministic_seeded in target.tags
         # Functions and methods carry no tag as operators do. A name too many costs nothing: the node is then not free.
         name = target if isinstance(target, str) else getattr(target, "__name__", "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from branchnet.errors import SplitError
 from branchnet.stages.costs import FirstDifference
@@ -13,6 +12,7 @@ from branchnet.stages.graph.common_subgraph import Alignment
 from branchnet.stages.graph.dataflow import Dataflow, cost_of_whole
 from branchnet.stages.graph.settings import differing_settings
 from branchnet.stages.locations import Location
+from branchnet.utils.installed_torch.torch_internals import BatchNormBase
 
 _LONGEST = 200
 _FROZEN = (
@@ -93,7 +93,7 @@ def _first_nodes(alignment: Alignment) -> list[fx.Node | None]:
 
 def _reason(flows: Sequence[Dataflow], nodes: Sequence[fx.Node | None], sides: dict[str, str]) -> str:
     modules = [_innermost(flow, node) for flow, node in zip(flows, nodes, strict=True) if node is not None]
-    if any(map(_is_frozen, modules)) and any(isinstance(module, _BatchNorm) for module in modules):
+    if any(map(_is_frozen, modules)) and any(isinstance(module, BatchNormBase) for module in modules):
         return _FROZEN
     if len({side.partition(" = ")[2] for side in sides.values()}) > 1 or len({*map(type, modules)}) > 1:
         return ""

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload
 
 from branchnet.stages.graph.dataflow import Dataflow
 from branchnet.stages.graph.propagation import TensorForm
@@ -22,6 +21,7 @@ from branchnet.stages.graph.settings import has_hooks, is_dropping, module_signa
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 from branchnet.stages.tracing.opened_norms import OpenedBatchNorm2d
 from branchnet.stages.tracing.trial import borrow
+from branchnet.utils.installed_torch.torch_internals import OpOverload
 
 PASSING = ("passing",)
 """Signature of what returns its argument, at least in evaluation mode."""

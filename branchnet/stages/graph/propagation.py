@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.stages.flops import OperatorCounter, without_attention_fast_path
 from branchnet.stages.interface import Example, call, flat_example
 from branchnet.stages.tracing.fx_tracer import transformed
 from branchnet.stages.tracing.trial import borrow, trial
+from branchnet.utils.installed_torch.torch_internals import FakeTensor, FakeTensorMode, tree_leaves, tree_map
 
 
 @dataclass(frozen=True)

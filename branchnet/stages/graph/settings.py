@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from branchnet.stages.tracing.constants import content
+from branchnet.utils.installed_torch.torch_internals import DropoutBase, NormBase
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """The mode, tensors and children, compared separately, and torch's bookkeeping."""
@@ -28,10 +27,10 @@ _LIBRARIES = ("torch.", "torchvision.", "timm.", "transformers.")
 # Each is read in training mode alone by the classes of these libraries: the probability of dropping, and how fast
 # running statistics follow. `inplace` decides where a result lies, and who reads what is overwritten counts for itself.
 _IN_TRAINING_ONLY: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
-    (_DropoutNd, frozenset({"p"})),
-    (_NormBase, frozenset({"momentum"})),
+    (DropoutBase, frozenset({"p"})),
+    (NormBase, frozenset({"momentum"})),
 )
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _OF_NORMS = frozenset({"eps"})
 """A constant that goes with the weights: a stage is copied with it, so it computes what its donor's does."""
 _OF_RECURRENT_LAYERS = frozenset({"_flat_weights", "_flat_weight_refs"})
@@ -75,7 +74,7 @@ def is_dropping(kind: type[nn.Module]) -> bool:
     """Whether modules are a library's layers that drop values in training and return their argument otherwise."""
     if not kind.forward.__module__.startswith(_LIBRARIES):
         return False
-    return issubclass(kind, _DropoutNd) or kind.__name__.endswith("DropPath") or kind.__name__ in _DROPPING
+    return issubclass(kind, DropoutBase) or kind.__name__.endswith("DropPath") or kind.__name__ in _DROPPING
 
 
 def _layer(name: str, module: nn.Module, kind: type[nn.Module], state: Collection[int]) -> Any:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map_only
 
 from branchnet.errors import SplitError
 from branchnet.stages.heads.head_form import Given, HeadForm, Size, with_modules
 from branchnet.stages.tracing.trial import borrow
+from branchnet.utils.installed_torch.torch_internals import tree_map_only
 from branchnet.utils.modes import mode_of
 
 _ONE_STAGE = ("backbone", "head", "anchor_generator", "transform", "postprocess_detections")

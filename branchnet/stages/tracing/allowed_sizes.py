@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.utils._sympy.printers import PythonPrinter
 
 from branchnet.errors import SplitError
+from branchnet.utils.installed_torch.torch_internals import PythonPrinter
 
 
 @dataclass(frozen=True)

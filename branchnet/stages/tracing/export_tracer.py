@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.overrides import TorchFunctionMode
-from torch.utils._sympy.functions import Mod, PythonMod
 
 from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import attribute
@@ -27,12 +26,19 @@ from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed, where
 from branchnet.stages.tracing.state_proxies import assignments_recorded
 from branchnet.stages.tracing.trial import trial
+from branchnet.utils.installed_torch.torch_internals import (
+    Mod,
+    PythonMod,
+    assert_async_operator,
+    assert_metadata_operator,
+    assert_scalar_operator,
+)
 
 _CHECKS = frozenset(
     {
-        torch.ops.aten._assert_tensor_metadata.default,
-        torch.ops.aten._assert_scalar.default,
-        torch.ops.aten._assert_async.msg,
+        assert_metadata_operator,
+        assert_scalar_operator,
+        assert_async_operator,
         torch.ops.aten.sym_constrain_range.default,
         torch.ops.aten.sym_constrain_range_for_size.default,
     }

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import TreeSpec
 
 from branchnet.errors import SplitError
 from branchnet.stages.codegen.in_place_ops import InPlaceProxy
@@ -26,6 +25,8 @@ from branchnet.stages.tracing.allowed_sizes import AllowedSizes
 from branchnet.stages.tracing.constants import constant_name
 from branchnet.stages.tracing.state_proxies import StateProxy, assignments_recorded
 from branchnet.stages.tracing.trial import trial
+from branchnet.utils.installed_torch import torch_internals
+from branchnet.utils.installed_torch.torch_internals import TreeSpec
 
 PREPROCESSING = "preprocessing_of_branchnet"
 """Name below which a network's root holds the transform that its first input passes first."""
@@ -73,7 +74,7 @@ def unwrap(network: nn.Module) -> nn.Module:
     while True:
         if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
             network = network.module
-        elif isinstance(network, torch._dynamo.OptimizedModule):
+        elif isinstance(network, torch_internals.OptimizedModule):
             network = network._orig_mod
         else:
             return network
@@ -214,7 +215,7 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Enter or keep the module; remember the innermost one that could not be traced."""
-        if isinstance(m, torch._dynamo.OptimizedModule):
+        if isinstance(m, torch_internals.OptimizedModule):
             return m._orig_mod(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)

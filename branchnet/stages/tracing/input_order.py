@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.data.collation import channels_last, leaves, map_tensors, moved, placed
 from branchnet.stages.interface import call
 from branchnet.stages.tracing.trial import random_states_kept, tensors_of
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """From a network and its inputs to the outputs."""

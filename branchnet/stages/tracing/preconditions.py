@@ -12,8 +12,19 @@ from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.trial import trial
 from branchnet.stages.tracing.two_calls import SEED, TwoCalls
+from branchnet.utils.installed_torch.devices import MPS_REMEDY, WITHOUT_FLOAT64
 
-_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.nn.quantized",
+    "bitsandbytes.",
+    "gptqmodel.",
+    "auto_gptq.",
+    "awq.",
+    "optimum.quanto.",
+)
+"""Where classes of quantised layers are defined; torchao's layers are torch's own, with tensors of its classes."""
 
 
 def check_supported(network: nn.Module, example: Example) -> None:
@@ -29,13 +40,34 @@ def check_supported(network: nn.Module, example: Example) -> None:
             f"{name} was scripted or traced by torch.jit, which leaves no module code to trace; expected the nn.Module "
             "that it was made from (load its weights with load_state_dict)"
         )
-    quantised = [key for key, module in network.named_modules() if type(module).__module__.startswith(_QUANTISED)]
-    if quantised:
+    if quantised := _quantised(network):
         raise SplitError(
             f"{name} has quantised layers ({', '.join(quantised[:3])}), whose weights are no tensors that stages could "
             "hold; expected the network in floating point: build the branched network first and quantise that"
         )
+    _check_adapters(network, name)
     _check_devices(network, example)
+
+
+def _quantised(network: nn.Module) -> list[str]:
+    """Names of the layers whose weights are quantised."""
+    return [
+        key or "itself"
+        for key, module in network.named_modules()
+        if type(module).__module__.startswith(_QUANTISED)
+        or any(type(weight.data).__module__.startswith("torchao.") for weight in module.parameters(recurse=False))
+    ]
+
+
+def _check_adapters(network: nn.Module, name: str) -> None:
+    """Adapters of peft keep a layer's weights in several modules, so that equal layers do not look equal."""
+    adapted = [key or name for key, module in network.named_modules() if type(module).__module__.startswith("peft.")]
+    if adapted:
+        raise SplitError(
+            f"{name} has adapters of peft that are not merged ({', '.join(adapted[:3])}); expected the network with "
+            "merged weights: network = network.merge_and_unload(); layers that no adapter changed are then found to be "
+            "identical in all networks, and shared at no cost"
+        )
 
 
 def _check_inference_mode(network: nn.Module) -> None:
@@ -58,6 +90,8 @@ def _is_inference(value: Any) -> bool:
 
 def _check_devices(network: nn.Module, example: Example) -> None:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    if without := [key for key, tensor in tensors.items() if tensor.device.type in WITHOUT_FLOAT64]:
+        raise SplitError(f"{type(network).__name__} lies on {tensors[without[0]].device}: {MPS_REMEDY}")
     on_meta = [key for key, tensor in tensors.items() if tensor.is_meta]
     if not on_meta:
         return

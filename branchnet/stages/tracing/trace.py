@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils._pytree import TreeSpec, tree_map, tree_structure
 
 from branchnet.errors import SplitError
 from branchnet.stages.graph.dataflow import Dataflow, attribute
@@ -37,6 +36,7 @@ from branchnet.stages.tracing.trace_check import (
 )
 from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
 from branchnet.stages.tracing.two_calls import TwoCalls
+from branchnet.utils.installed_torch.torch_internals import TreeSpec, tree_map, tree_structure
 from branchnet.utils.modes import mode_of
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted, and up

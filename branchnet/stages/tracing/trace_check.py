@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, Interface, call, call_arguments, flat_example
@@ -18,6 +17,7 @@ from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, transformed
 from branchnet.stages.tracing.preconditions import check_not_random
 from branchnet.stages.tracing.trial import trial
 from branchnet.stages.tracing.two_calls import TwoCalls, call_twice
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_map, tree_structure
 from branchnet.utils.modes import mode_of
 
 # Exported operators may be other kernels than the modules' (decompositions), so float32 results differ by rounding,

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from branchnet.stages.tracing.trial import random_states, seed_random_states
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_map
 
 SEED = 20_217
 

@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.errors import TrainingError
 from branchnet.stages.tracing.trial import trial
 from branchnet.stitching.output_distances import float_leaves
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.modes import mode_of
 
 OutputFunctions: TypeAlias = "Mapping[str, Callable[[Any], Any]]"

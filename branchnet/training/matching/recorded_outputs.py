@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.data.samples import Batch
 from branchnet.training.teachers import RECORDED_BYTES, Teachers, checksums, moved_outputs
+from branchnet.utils.installed_torch.torch_internals import pytree
 
 
 class RecordedOutputs:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from branchnet.data.call_forms import CallForm
 from branchnet.data.collation import as_labels, gather, leaves
@@ -16,6 +15,7 @@ from branchnet.data.samples import Batch, Samples, Source, read_samples
 from branchnet.errors import DataError
 from branchnet.stages.interface import call_form
 from branchnet.training.resuming.code_hash import code_hash
+from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.random_state import seeded
 from branchnet.utils.tensor_digest import checksum
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from branchnet.errors import SplitError
 from branchnet.stages.graph.propagation import tensors_by_name
@@ -25,6 +24,7 @@ from branchnet.stages.graph.settings import module_signature
 from branchnet.stages.interface import Example, flat_example
 from branchnet.stages.tracing.chain.module_calls import Chain, copied, run_apart, tensors_of
 from branchnet.stages.tracing.trial import borrow
+from branchnet.utils.installed_torch.torch_internals import tree_flatten, tree_unflatten
 
 _PLAIN = (bool, int, float, str, type(None))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, call
+from branchnet.utils.installed_torch.torch_internals import tree_flatten, tree_leaves, tree_map
 
 
 @dataclass(eq=False)

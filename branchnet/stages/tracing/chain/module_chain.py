@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from branchnet.errors import SplitError
 from branchnet.stages.interface import Example, Interface, call, flat_example
 from branchnet.stages.tracing.chain.chain_ends import Beginning, End, PartialForward
 from branchnet.stages.tracing.chain.module_calls import Chain, ModuleCall, copied, find_chain, run_apart
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING, Trace, where
+from branchnet.utils.installed_torch.torch_internals import tree_leaves, tree_unflatten
 
 
 def trace_chain(root: nn.Module, example: Example) -> Trace:

@@ -1,5 +1,5 @@
-from .advice.advising import Advice as Advice
-from .advice.advising import advise as advise
+from .certainty.advising import Advice as Advice
+from .certainty.advising import advise as advise
 from .bounds.lower_bounds import lower_bound as lower_bound
 from .budgets import Budget as Budget
 from .budgets import stage_shares as stage_shares
@@ -30,9 +30,9 @@ from .refinement import refine as refine
 from .search_result import SearchResult as SearchResult
 from .tree_search import pareto_front as pareto_front
 from .tree_search import search as search
-from .tree_stability import Stability as Stability
-from .tree_stability import compare_trees as compare_trees
-from .tree_stability import stability as stability
+from .certainty.tree_stability import Stability as Stability
+from .certainty.tree_stability import compare_trees as compare_trees
+from .certainty.tree_stability import stability as stability
 from .trees.counting import count_trees as count_trees
 from .trees.counting import enumerate_trees as enumerate_trees
 from .trees.sampling import TreeSampler as TreeSampler

@@ -4,7 +4,7 @@ import numpy as np
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import SearchResult, Tree
-from branchnet.clustering.tree_stability import compare_trees
+from branchnet.clustering.certainty.tree_stability import compare_trees
 from branchnet.inference.latency import Latency
 from branchnet.reporting.comparison import ComparedNetwork, Comparison
 from branchnet.reporting.costing import NetworkCosts, NodeCost

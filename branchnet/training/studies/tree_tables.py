@@ -148,7 +148,7 @@ class TreeTable:
         def within(one: Numbers, other: Numbers) -> float:
             return _within(one, other, classes)
 
-        complete = ~np.isnan(self.performance).any(1)
+        complete = np.asarray(~np.isnan(self.performance).any(1))
         trees = [tree for tree, kept in zip(self.trees, complete, strict=True) if kept]
         classes = [np.array(members) for members in _classes(trees)]
         return self._ceiling(within)

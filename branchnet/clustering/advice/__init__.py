@@ -1,1 +1,0 @@
-"""What affinities can and cannot tell about a tree."""

@@ -1,0 +1,1 @@
+"""How sure a choice of a tree is: on other samples of the probe, and beside other trees of its size."""

@@ -22,8 +22,8 @@ from branchnet.utils.version import __version__
 
 if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
-    from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.certainty.tree_stability import Stability
+    from branchnet.clustering.search_result import SearchResult
     from branchnet.reporting.summary import Report
 
 # Whatever a name of a task may hold, the browser runs and fetches nothing.

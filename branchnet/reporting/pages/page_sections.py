@@ -45,8 +45,8 @@ from branchnet.reporting.units import percent, si, signed
 
 if TYPE_CHECKING:
     from branchnet.affinity.tensor import Affinity
-    from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.certainty.tree_stability import Stability
+    from branchnet.clustering.search_result import SearchResult
     from branchnet.clustering.trees.tree import Tree
     from branchnet.reporting.summary import Report
 

@@ -124,8 +124,22 @@ def create(name: str, /, **arguments: Any) -> nn.Module:
     constructor = Constructor(name, arguments)
     family, model = split_name(name)
     network = _FAMILIES[family](model, copy.deepcopy(dict(constructor.arguments)))
+    return record_constructor(network, name, arguments)
+
+
+def record_constructor(network: nn.Module, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Remember how a network was made, in the network itself.
+
+    Args:
+        network: the network.
+        name: of its constructor.
+        arguments: of its constructor.
+
+    Returns:
+        the same network.
+    """
     # Past `nn.Module.__setattr__`, and not in the state: `state_dict()` stays that of the plain network.
-    network.__dict__[_RECORD] = (constructor, _fingerprint(network))
+    network.__dict__[_RECORD] = (Constructor(name, arguments), _fingerprint(network))
     return network
 
 
@@ -224,7 +238,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
-    models = _import("torchvision.models", "vision")
+    models = import_package("torchvision.models", "vision")
     _require_known(f"torchvision:{name}", name, models.list_models())
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     without_weights = {key: None for key in ("weights", "weights_backbone") if key in parameters}
@@ -232,13 +246,13 @@ def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _from_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
-    timm = _import("timm", "vision")
+    timm = import_package("timm", "vision")
     _require_known(f"timm:{name}", name.partition(".")[0], timm.list_models())
     return _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **arguments), arguments)
 
 
 def _from_transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
-    transformers = _import("transformers", "text")
+    transformers = import_package("transformers", "text")
     types = set(transformers.CONFIG_MAPPING.keys()) - _FETCHING_MODEL_TYPES
     _require_known(f"transformers:{name}", name, types)
     auto_class = arguments.pop("auto_class", "AutoModel")
@@ -283,7 +297,16 @@ def _refuse_fetching_modules(name: str, config: Any) -> None:
             _refuse_fetching_modules(name, inner)
 
 
-def _import(package: str, extra: str) -> Any:
+def import_package(package: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        package: a package or a module of it.
+        extra: the extra of branchnet that brings it.
+
+    Raises:
+        SpecError: it is not installed, or does not fit this build of torch.
+    """
     import importlib
 
     top = package.partition(".")[0]

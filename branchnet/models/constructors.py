@@ -172,7 +172,7 @@ def split_name(name: str) -> tuple[str, str]:
     if family not in _FAMILIES or not re.fullmatch(r"[A-Za-z0-9_.-]+", model):
         families = ", ".join(f"{known}:NAME" for known in _FAMILIES)
         hint = _did_you_mean(family, _FAMILIES) if colon else ""
-        raise SpecError(f"{name!r} is not a named constructor{hint} (expected one of {families})")
+        raise SpecError(f"{name!r} is not a named constructor{hint}; expected one of {families}")
     return family, model
 
 
@@ -201,7 +201,7 @@ def _refused_name(name: str, value: Any) -> str | None:
     if lowered in _HARMLESS_NAMES:
         return None
     if lowered.endswith("implementation") and value not in (None, "eager", "sdpa"):
-        return f"{value!r} may be fetched as code from a repository (expected 'eager' or 'sdpa')"
+        return f"{value!r} may be fetched as code from a repository; expected 'eager' or 'sdpa'"
     if name.startswith("_") or lowered in _REFUSED_NAMES or _REFUSED_WORDS.search(lowered):
         return "refused: a specification names no weights, files, addresses or code (load weights separately)"
     return None
@@ -217,14 +217,14 @@ def _check_value(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
         if not _PLAIN_STRING.fullmatch(value) or ".." in value:
             yield (
                 keys,
-                f"{value!r} could name a file, an address or code (expected letters, digits, spaces and _ . + - only)",
+                f"{value!r} could name a file, an address or code; expected letters, digits, spaces and _ . + - only",
             )
     elif isinstance(value, float) and not math.isfinite(value):
-        yield keys, f"{value} is not finite (expected a finite number)"
+        yield keys, f"{value} is not finite; expected a finite number"
     elif value is not None and not isinstance(value, bool | int | float):
         yield (
             keys,
-            f"{type(value).__name__} is not a plain value (expected numbers, strings, booleans, lists, mappings)",
+            f"{type(value).__name__} is not a plain value; expected numbers, strings, booleans, lists, mappings",
         )
 
 
@@ -259,7 +259,7 @@ def _from_transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
     if auto_class not in AUTO_CLASSES:
         hint = _did_you_mean(str(auto_class), AUTO_CLASSES)
         raise SpecError(
-            f"transformers:{name}: unknown auto_class {auto_class!r}{hint} (expected one of {AUTO_CLASSES})"
+            f"transformers:{name}: unknown auto_class {auto_class!r}{hint}; expected one of {AUTO_CLASSES}"
         )
 
     def make() -> nn.Module:

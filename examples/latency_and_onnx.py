@@ -12,7 +12,7 @@ import torch
 
 import branchnet
 from branchnet.data import scenes
-from branchnet.inference import measure_latency
+from branchnet.inference import compare_latency
 
 torch.manual_seed(0)
 images = scenes(64, size=64).images
@@ -25,10 +25,8 @@ affinity = branchnet.rsa(staged, images, bootstrap=0)  # of untrained networks: 
 found = branchnet.search(affinity, table.costs, "75% latency", head_costs=table.head_costs)
 branched = branchnet.build(found.tree, staged, affinity=affinity, init="donor").eval()
 
-times = {
-    name: measure_latency(network, images[:1], repeats=15).median
-    for name, network in (("separate", branchnet.SeparateNetworks(networks)), ("branched", branched))
-}
+both = {"separate": branchnet.SeparateNetworks(networks), "branched": branched}
+times = {name: 1e3 * latency.median for name, latency in compare_latency(both, images[:1], repeats=15).items()}
 predicted = table.predict(found.tree)
 print(found.tree)
 print(f"predicted: {predicted:.2f} ms; measured: {times['branched']:.2f} ms, separate: {times['separate']:.2f} ms")

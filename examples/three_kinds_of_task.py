@@ -4,6 +4,8 @@ Replace `Backbone` and the heads by yours: any `nn.Module` will do, as long as t
 `data` are scenes that are rendered on the spot; put your images and `{task: labels}` in their place.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -19,7 +21,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 16, 32, 64)
-        for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             block = nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU())
             self.add_module(f"block{number}", block)
 

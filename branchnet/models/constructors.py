@@ -258,9 +258,7 @@ def _from_transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
     auto_class = arguments.pop("auto_class", "AutoModel")
     if auto_class not in AUTO_CLASSES:
         hint = _did_you_mean(str(auto_class), AUTO_CLASSES)
-        raise SpecError(
-            f"transformers:{name}: unknown auto_class {auto_class!r}{hint}; expected one of {AUTO_CLASSES}"
-        )
+        raise SpecError(f"transformers:{name}: unknown auto_class {auto_class!r}{hint}; expected one of {AUTO_CLASSES}")
 
     def make() -> nn.Module:
         config = transformers.AutoConfig.for_model(name, **arguments)

@@ -118,9 +118,7 @@ def tree_to_autobrane(tree: Tree) -> str:
         SpecError: a task whose name has spaces, which the format cannot hold.
     """
     spaced = [task for task in tree.tasks if task.split() != [task]]
-    _require(
-        not spaced, f"the names of tasks {spaced} have spaces; expected none, which separate names in this format"
-    )
+    _require(not spaced, f"the names of tasks {spaced} have spaces; expected none, which separate names in this format")
     lines = [
         f"{layer}: {' '.join(cluster)}"
         for layer, clusters in enumerate(tree.partitions, start=1)

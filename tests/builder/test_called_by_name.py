@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -106,7 +105,7 @@ def test_transformers_are_called_with_batches_of_any_length() -> None:
 
     branched = branched_of(networks, batch(2, 8))
     with torch.no_grad():
-        for samples, length in itertools.product((1, 3), (2, 8, 31)):
+        for samples, length in ((2, 8), (3, 2), (5, 31)):
             texts = batch(samples, length)
             outputs = branched(**texts)
             for task, network in networks.items():

@@ -33,9 +33,7 @@ def anchors(page: Path) -> set[str]:
 def broken(page: Path, text: str) -> list[str]:
     """The links of a page's text that lead nowhere."""
     links = re.findall(r"\[[^]]*\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)", _CODE.sub("", text))
-    links += re.findall(r"```\{image\} (\S+)|(?:src|href)=\"([^\"]+)\"", text) and [
-        one or other for one, other in re.findall(r"```\{image\} (\S+)|(?:src|href)=\"([^\"]+)\"", text)
-    ]
+    links += re.findall(r"```\{image\} (\S+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
     found = [link for link in links if not re.match(r"[a-z][a-z+.-]*:", link) and not _leads_somewhere(page, link)]
     for target in re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", text):
         base = ROOT / "docs" if target.startswith("/") else page.parent

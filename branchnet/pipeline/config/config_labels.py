@@ -13,6 +13,7 @@ from torch import Tensor
 
 from branchnet.data.collation import gather
 from branchnet.data.samples import Source, count_samples
+from branchnet.data.call_forms import described
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.config_sources import call_factory, find_loss
 from branchnet.pipeline.config.run_config import RunConfig
@@ -98,8 +99,8 @@ def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tens
     for task in config.networks:
         labels[task] = torch.from_numpy(found[task]) if isinstance(found[task], np.ndarray) else found[task]
         if not isinstance(labels[task], Tensor) or labels[task].shape[:1] != (count,):
-            found_here = tuple(labels[task].shape) if isinstance(labels[task], Tensor) else type(labels[task]).__name__
+            given = described(labels[task])
             raise DataError(
-                f"labels: {config.labels} returned {found_here} for {task!r}; expected {count} labels, one for each image"
+                f"labels: {config.labels} returned {given} for {task!r}; expected {count} labels, one for each image"
             )
     return labels

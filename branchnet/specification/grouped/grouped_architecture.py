@@ -192,9 +192,7 @@ def _problems(grouped: GroupedArchitecture) -> list[tuple[Keys, str]]:
         for number, task in enumerate(group.serves):
             keys: Keys = ("groups", k, "serves", number)
             if task not in group.architecture.tasks:
-                problems.append(
-                    (keys, f"unknown task {task!r}; expected one of {', '.join(group.architecture.tasks)}")
-                )
+                problems.append((keys, f"unknown task {task!r}; expected one of {', '.join(group.architecture.tasks)}"))
             elif task in home:
                 problems.append((keys, f"{task!r} is served by group {home[task]}, too; expected one group"))
             home.setdefault(task, k)

@@ -23,9 +23,10 @@ newcomer = networks.pop("normals")
 
 tree = branchnet.Tree.grouped([["depth"], ["edges"]], depth=3)
 deployed = branchnet.build(tree, networks, example=images[:1], locations=["layer1", "layer2", "layer3"], init="donor")
-before = deployed(test.images)
+with torch.no_grad():
+    before, own = deployed(test.images), {"normals": newcomer.eval()(test.images)}
 
-grown, own = {}, {"normals": newcomer.eval()(test.images)}
+grown = {}
 for until in ("layer1", "layer2", "layer3"):  # the last location that the new task shares with depth
     grown[until] = add_task(deployed, "normals", newcomer, beside="depth", until=until, stitch=True, probe=images)
 sizes = {name: sum(weight.numel() for weight in network.parameters()) for name, network in grown.items()}
@@ -33,7 +34,8 @@ size = sum(weight.numel() for weight in deployed.parameters())
 alone = sum(weight.numel() for weight in newcomer.parameters())
 kept = {}
 for until, network in grown.items():
-    after = network(test.images)
+    with torch.no_grad():
+        after = network(test.images)
     same = all(torch.equal(after[task], before[task]) for task in deployed.tasks)
     kept[until] = branchnet.evaluate(network, test.images, own, {"normals": explained_variance()})["normals"]
     print(

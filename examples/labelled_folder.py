@@ -53,7 +53,8 @@ with tempfile.TemporaryDirectory() as name:
         "depth": branchnet.create("branchnet:scene_network", outputs=1, width=8),
     }
     for task, network in networks.items():
-        branchnet.fit(network, train, losses[task], labels=task, steps=40, batch_size=32, learning_rate=3e-3)
+        own = [(image, labels[task]) for image, labels in train]  # None where a label is missing
+        branchnet.fit(network, own, losses[task], steps=40, batch_size=32, learning_rate=3e-3)
 
     images = torch.stack([image for image, _ in train])
     staged = branchnet.split_all(networks, images[:1])

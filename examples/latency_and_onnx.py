@@ -33,7 +33,7 @@ print(f"predicted: {predicted:.2f} ms; measured: {times['branched']:.2f} ms, sep
 
 with tempfile.TemporaryDirectory() as folder:
     exported = branchnet.export(branched, images[:2], Path(folder) / "branched.onnx")
-    session = onnxruntime.InferenceSession(exported.model, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(exported.model), providers=["CPUExecutionProvider"])
     batch = images[:5]  # the batch size is free
     answers = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
 names = [output.name for output in session.get_outputs()]

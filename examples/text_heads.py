@@ -36,7 +36,8 @@ for network in networks.values():  # the same first layers, as after fine-tuning
     for layer in (0, 1):
         network.bert.encoder.layer[layer].load_state_dict(first.encoder.layer[layer].state_dict())
 
-staged = branchnet.split_all(networks, texts(2, 16))
+places = [f"bert.encoder.layer.{layer}" for layer in range(4)]
+staged = branchnet.split_all(networks, texts(2, 16), locations=places)
 locations = staged["topic"].locations
 tasks = list(networks)
 frozen = locations.index("bert.encoder.layer.1") + 1

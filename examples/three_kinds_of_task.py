@@ -64,13 +64,11 @@ branched = branchnet.build(found.tree, staged, affinity=affinity, probe=data.ima
 labels = {task: data.labels[task] for task in networks}
 branchnet.fit(branched, (data.images, labels), losses, steps=40, learning_rate=1e-3)
 
-labels = {task: test.labels[task] for task in networks}
+others = {task: test.labels[task] for task in networks}
 scores = {
-    "separate": branchnet.evaluate(branchnet.SeparateNetworks(networks), test.images, labels, metrics),
-    "branched": branchnet.evaluate(branched, test.images, labels, metrics),
-    "constant": branchnet.constant_scores(
-        (data.images, {task: data.labels[task] for task in networks}), (test.images, labels), metrics
-    ),
+    "separate": branchnet.evaluate(branchnet.SeparateNetworks(networks), test.images, others, metrics),
+    "branched": branchnet.evaluate(branched, test.images, others, metrics),
+    "constant": branchnet.constant_scores(labels, others, metrics),
 }
 print(found.tree)
 for name, by_task in scores.items():

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from branchnet.data.call_forms import described
 from branchnet.data.collation import gather
 from branchnet.data.samples import Source, count_samples
-from branchnet.data.call_forms import described
 from branchnet.errors import DataError, SpecError
 from branchnet.pipeline.config.config_sources import call_factory, find_loss
 from branchnet.pipeline.config.run_config import RunConfig

@@ -40,7 +40,7 @@ for until, network in grown.items():
     kept[until] = branchnet.evaluate(network, test.images, own, {"normals": explained_variance()})["normals"]
     print(
         f"shared until {until}: {100 * (sizes[until] - size) / alone:.0f}% of a network of its own; of that one's "
-        f"outputs explained {kept[until]:.2f} (1: all, 0: a constant); old outputs the same: {same}"
+        f"outputs explained {kept[until]:.0f}% (0: a constant); old outputs the same: {same}"
     )
 chosen = grown["layer2"]
 chosen.freeze("depth", "edges")  # and stay so in training: branchnet.distill(chosen, {"normals": newcomer}, images)

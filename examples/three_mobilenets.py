@@ -43,4 +43,5 @@ size = sum(weight.numel() for weight in branched.parameters())
 separate = sum(weight.numel() for network in networks.values() for weight in network.parameters())
 print(found.tree)
 print(f"parameters: {100 * size / separate:.0f}% of three networks")
-print("decisions kept beyond chance, on other images (1: all, 0: a constant answer):", kept)
+rounded = {task: f"{share:.0f}%" for task, share in kept.items()}
+print("decisions kept beyond chance, on other images (100%: all, 0%: a constant answer):", rounded)

@@ -34,7 +34,7 @@ staged = branchnet.split_all(networks, photos[:1], locations=4)
 losses = branchnet.stitch_affinity(staged, photos, kinds=kinds)
 found = branchnet.search(losses, staged, "70% params", objective="medoid")
 branched = branchnet.build(found.tree, staged, affinity=losses, probe=photos, kinds=kinds)
-history = branchnet.distill(branched, networks, photos, steps=20, batch_size=32, learning_rate=1e-3, kinds=kinds)
+branchnet.distill(branched, networks, photos, steps=20, batch_size=32, scope="stitches", kinds=kinds)
 
 with torch.no_grad():
     own = branchnet.SeparateNetworks(networks)(others)

@@ -54,14 +54,14 @@ with tempfile.TemporaryDirectory() as name:
     }
     for task, network in networks.items():
         own = [(image, labels[task]) for image, labels in train]  # None where a label is missing
-        branchnet.fit(network, own, losses[task], steps=40, batch_size=32, learning_rate=3e-3)
+        branchnet.fit(network, own, losses[task], steps=120, batch_size=32, learning_rate=3e-3)
 
     images = torch.stack([image for image, _ in train])
     staged = branchnet.split_all(networks, images[:1])
     affinity = branchnet.rsa(staged, images)
     found = branchnet.search(affinity, staged, "80% params")
     branched = branchnet.build(found.tree, staged, affinity=affinity, probe=images)
-    branchnet.fit(branched, train, losses, steps=40, batch_size=32, learning_rate=1e-3)
+    branchnet.fit(branched, train, losses, steps=80, batch_size=32, learning_rate=1e-3)
     scores = {
         "separate": branchnet.evaluate(branchnet.SeparateNetworks(networks), test, None, metrics),
         "branched": branchnet.evaluate(branched, test, None, metrics),

@@ -37,7 +37,7 @@ module = training.LightningBranched(
     metrics=metrics,
 )
 trainer = pl.Trainer(
-    max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
+    max_epochs=30, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
 )
 trainer.fit(module, DataLoader(samples[:128], 32, shuffle=True), DataLoader(samples[128:], 32))
 found = {task: float(trainer.callback_metrics[f"validation/metric/{task}"]) for task in tasks}

@@ -37,8 +37,8 @@ from branchnet.stages.tracing.trace_check import (
 )
 from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
 from branchnet.stages.tracing.two_calls import TwoCalls
-from branchnet.utils.installed_torch.torch_internals import TreeSpec, tree_map, tree_structure
 from branchnet.stages.transforms import as_module
+from branchnet.utils.installed_torch.torch_internals import TreeSpec, tree_map, tree_structure
 from branchnet.utils.modes import mode_of
 
 # A module that fx has to keep whole cannot be cut inside. Up to a quarter of the parameters in one is accepted, and up

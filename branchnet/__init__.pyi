@@ -52,6 +52,7 @@ from .inference import compile as compile
 from .inference import latency_table as latency_table
 from .models import Constructor as Constructor
 from .models import create as create
+from .models import from_timm as from_timm
 from .pipeline import RunResult as RunResult
 from .pipeline import run as run
 from .pipeline import run_from_config as run_from_config

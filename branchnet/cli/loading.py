@@ -56,7 +56,7 @@ def read_config(path: Path) -> RunConfig:
     from branchnet.specification.validation import validate
 
     if path.is_dir():
-        raise SpecError(f"{path} is a folder (expected a config, such as {path / 'run.yaml'})")
+        raise SpecError(f"{path} is a folder; expected a config, such as {path / 'run.yaml'}")
     return validate(RunConfig, path)
 
 
@@ -120,7 +120,7 @@ def read_spec(path: Path) -> Architecture:
 
     described = read_specification(path)
     if not isinstance(described, Architecture):
-        raise SpecError(f"{path} describes {len(described.groups)} networks (expected the architecture of one)")
+        raise SpecError(f"{path} describes {len(described.groups)} networks; expected the architecture of one")
     return described
 
 
@@ -142,14 +142,14 @@ def read_specification(path: Path) -> Architecture | GroupedArchitecture:
 
     if path.is_dir():
         if not (path / ARCHITECTURE).exists():
-            raise SpecError(f"{path} holds no {ARCHITECTURE} (expected a folder that `branchnet build` wrote)")
+            raise SpecError(f"{path} holds no {ARCHITECTURE}; expected a folder that `branchnet build` wrote")
         path = path / ARCHITECTURE
     try:
         return GroupedArchitecture.load(path) if is_grouped(path) else Architecture.load(path)
     except SpecError as error:
         if path.is_file() and _is_config(path):
             expected = "expected an architecture, as `branchnet split` and `branchnet search` write it"
-            raise SpecError(f"{path} is a config ({expected})") from error
+            raise SpecError(f"{path} is a config; {expected}") from error
         raise
 
 
@@ -169,7 +169,7 @@ def read_affinity(path: Path) -> Affinity:
     from branchnet.affinity import Affinity
 
     if not path.is_file():
-        raise DataError(f"{path} is not a file (expected one that `branchnet affinity` wrote)")
+        raise DataError(f"{path} is not a file; expected one that `branchnet affinity` wrote")
     return Affinity.load(path)
 
 
@@ -190,7 +190,7 @@ def read_pairs(path: Path, spec: Architecture) -> PairMeasurements:
     from branchnet.affinity import PairMeasurements
 
     if not path.is_file():
-        raise DataError(f"{path} is not a file (expected a table of measured pairs)")
+        raise DataError(f"{path} is not a file; expected a table of measured pairs")
     return PairMeasurements.read(path, tasks=spec.tasks, locations=spec.locations)
 
 
@@ -308,4 +308,4 @@ def _dtype(name: str | None) -> Any:
 
 def not_a_config(path: Path) -> SpecError:
     """What is raised where a file has no images and a config is needed."""
-    return SpecError(f"{path} holds no images (expected a config, as `branchnet run` takes it)")
+    return SpecError(f"{path} holds no images; expected a config, as `branchnet run` takes it")

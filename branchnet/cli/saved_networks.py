@@ -48,9 +48,9 @@ def read_saved(
 
     spec = read_specification(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a saved network (expected a folder with {WEIGHTS})")
+        raise CheckpointError(f"{folder} is not a saved network; expected a folder with {WEIGHTS}")
     if not (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder} holds no {WEIGHTS} (expected a folder that `branchnet build` wrote)")
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}; expected a folder that `branchnet build` wrote")
     unnamed = unnamed_tasks(spec)
     if unnamed and config is None:
         raise SpecError(

@@ -168,7 +168,7 @@ def length(tree: Any) -> int:
     lengths = {len(leaf) for leaf in leaves(tree) if leaf.dim()}
     if len(lengths) != 1 or 0 in lengths:
         found = sorted(lengths) or "none"
-        raise DataError(f"all tensors must hold the same number of samples, at least one; found first sizes {found}")
+        raise DataError(f"the tensors hold {found} samples; expected one number for all, at least 1")
     return lengths.pop()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from branchnet.builder.network.branched_network import BranchedNetwork
-from branchnet.builder.network.call_inputs import Input, check_input, unlike
+from branchnet.builder.network.call_inputs import Input, check_input, one_input, unlike
 from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.separate_networks import SeparateNetworks
 from branchnet.builder.network.task_names import wanted_tasks
@@ -107,9 +107,11 @@ class CompiledNetwork:
         """Tasks whose heads could not be compiled and are called eagerly."""
         return self._runner.eager_heads
 
-    def __call__(self, x: Input, tasks: Sequence[str] | None = None) -> Outputs:
+    def __call__(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> Outputs:
         """Compute the outputs of `tasks`, all by default; see `BranchedNetwork.forward` for arguments and errors."""
-        if (interface := getattr(self.branched, "interface", None)) is not None:
+        interface = getattr(self.branched, "interface", None)
+        x, tasks = one_input(inputs, tasks, named, interface)
+        if interface is not None:
             check_input(x, interface)
         try:
             return self._outputs(x, tasks)

@@ -124,8 +124,22 @@ def create(name: str, /, **arguments: Any) -> nn.Module:
     constructor = Constructor(name, arguments)
     family, model = split_name(name)
     network = _FAMILIES[family](model, copy.deepcopy(dict(constructor.arguments)))
+    return record_constructor(network, name, arguments)
+
+
+def record_constructor(network: nn.Module, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Remember how a network was made, in the network itself.
+
+    Args:
+        network: the network.
+        name: of its constructor.
+        arguments: of its constructor.
+
+    Returns:
+        the same network.
+    """
     # Past `nn.Module.__setattr__`, and not in the state: `state_dict()` stays that of the plain network.
-    network.__dict__[_RECORD] = (constructor, _fingerprint(network))
+    network.__dict__[_RECORD] = (Constructor(name, arguments), _fingerprint(network))
     return network
 
 
@@ -158,7 +172,7 @@ def split_name(name: str) -> tuple[str, str]:
     if family not in _FAMILIES or not re.fullmatch(r"[A-Za-z0-9_.-]+", model):
         families = ", ".join(f"{known}:NAME" for known in _FAMILIES)
         hint = _did_you_mean(family, _FAMILIES) if colon else ""
-        raise SpecError(f"{name!r} is not a named constructor{hint} (expected one of {families})")
+        raise SpecError(f"{name!r} is not a named constructor{hint}; expected one of {families}")
     return family, model
 
 
@@ -187,7 +201,7 @@ def _refused_name(name: str, value: Any) -> str | None:
     if lowered in _HARMLESS_NAMES:
         return None
     if lowered.endswith("implementation") and value not in (None, "eager", "sdpa"):
-        return f"{value!r} may be fetched as code from a repository (expected 'eager' or 'sdpa')"
+        return f"{value!r} may be fetched as code from a repository; expected 'eager' or 'sdpa'"
     if name.startswith("_") or lowered in _REFUSED_NAMES or _REFUSED_WORDS.search(lowered):
         return "refused: a specification names no weights, files, addresses or code (load weights separately)"
     return None
@@ -203,14 +217,14 @@ def _check_value(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
         if not _PLAIN_STRING.fullmatch(value) or ".." in value:
             yield (
                 keys,
-                f"{value!r} could name a file, an address or code (expected letters, digits, spaces and _ . + - only)",
+                f"{value!r} could name a file, an address or code; expected letters, digits, spaces and _ . + - only",
             )
     elif isinstance(value, float) and not math.isfinite(value):
-        yield keys, f"{value} is not finite (expected a finite number)"
+        yield keys, f"{value} is not finite; expected a finite number"
     elif value is not None and not isinstance(value, bool | int | float):
         yield (
             keys,
-            f"{type(value).__name__} is not a plain value (expected numbers, strings, booleans, lists, mappings)",
+            f"{type(value).__name__} is not a plain value; expected numbers, strings, booleans, lists, mappings",
         )
 
 
@@ -224,7 +238,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
-    models = _import("torchvision.models", "vision")
+    models = import_package("torchvision.models", "vision")
     _require_known(f"torchvision:{name}", name, models.list_models())
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     without_weights = {key: None for key in ("weights", "weights_backbone") if key in parameters}
@@ -232,21 +246,19 @@ def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _from_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
-    timm = _import("timm", "vision")
+    timm = import_package("timm", "vision")
     _require_known(f"timm:{name}", name.partition(".")[0], timm.list_models())
     return _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **arguments), arguments)
 
 
 def _from_transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
-    transformers = _import("transformers", "text")
+    transformers = import_package("transformers", "text")
     types = set(transformers.CONFIG_MAPPING.keys()) - _FETCHING_MODEL_TYPES
     _require_known(f"transformers:{name}", name, types)
     auto_class = arguments.pop("auto_class", "AutoModel")
     if auto_class not in AUTO_CLASSES:
         hint = _did_you_mean(str(auto_class), AUTO_CLASSES)
-        raise SpecError(
-            f"transformers:{name}: unknown auto_class {auto_class!r}{hint} (expected one of {AUTO_CLASSES})"
-        )
+        raise SpecError(f"transformers:{name}: unknown auto_class {auto_class!r}{hint}; expected one of {AUTO_CLASSES}")
 
     def make() -> nn.Module:
         config = transformers.AutoConfig.for_model(name, **arguments)
@@ -283,7 +295,16 @@ def _refuse_fetching_modules(name: str, config: Any) -> None:
             _refuse_fetching_modules(name, inner)
 
 
-def _import(package: str, extra: str) -> Any:
+def import_package(package: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        package: a package or a module of it.
+        extra: the extra of branchnet that brings it.
+
+    Raises:
+        SpecError: it is not installed, or does not fit this build of torch.
+    """
     import importlib
 
     top = package.partition(".")[0]

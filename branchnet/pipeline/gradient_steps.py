@@ -127,7 +127,7 @@ def measure_in_training(
         DataError: no steps to train.
     """
     if not options.steps:
-        raise DataError("steps: 0 leaves nothing to probe in training (expected 1 or more)")
+        raise DataError("steps: 0 leaves nothing to probe in training; expected 1 or more")
     samples = read_samples(data.images, call_form(network))
     generator = torch.Generator().manual_seed(options.seed)
 

@@ -183,15 +183,15 @@ def _check_tasks(
         if found := invisible(task):
             raise SpecError(f"task {task!r} holds {', '.join(found)}, which nobody sees (remove it)")
         if not isinstance(network, nn.Module):
-            raise SpecError(f"the network of {task!r} is a {type(network).__name__} (expected a torch.nn.Module)")
+            raise SpecError(f"the network of {task!r} is a {type(network).__name__}; expected a torch.nn.Module")
     if donor is not None and donor not in networks:
         raise SpecError(f"donor: {unknown_donor(donor, networks)}")
     for name, given in (("kinds", kinds), ("metrics", metrics)):
         if unknown := [task for task in given if task not in networks]:
-            raise SpecError(f"{name}: unknown task {unknown[0]!r} (expected one of {tasks})")
+            raise SpecError(f"{name}: unknown task {unknown[0]!r}; expected one of {tasks}")
     for task, kind in kinds.items():
         if kind not in get_args(Kind):
-            raise SpecError(f"kinds: {kind!r} of {task!r} is unknown (expected one of {', '.join(get_args(Kind))})")
+            raise SpecError(f"kinds: {kind!r} of {task!r} is unknown; expected one of {', '.join(get_args(Kind))}")
 
 
 def as_samples(images: Any, source: str, form: CallForm | None = None) -> Samples:

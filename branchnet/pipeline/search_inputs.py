@@ -47,7 +47,7 @@ def check_fit(found: Affinity, spec: Architecture, affinity: Path, split: Path) 
         if mine != theirs:
             raise SpecError(f"{split}: {what} are {', '.join(mine)}; those of {affinity} are {', '.join(theirs)}")
     if spec.stage_costs is None:
-        raise SpecError(f"{split} says nothing of costs (expected a file that `branchnet split` wrote)")
+        raise SpecError(f"{split} says nothing of costs; expected a file that `branchnet split` wrote")
     return spec.stage_costs
 
 

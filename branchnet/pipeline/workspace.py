@@ -147,7 +147,7 @@ def checked_folder(directory: Path) -> Path:
     """
     taken = next((path for path in (directory, *directory.parents) if path.exists()), None)
     if taken is not None and not taken.is_dir():
-        raise DataError(f"results go into a folder; {directory} is or lies in a file (expected a folder or a new path)")
+        raise DataError(f"results go into a folder; {directory} is or lies in a file; expected a folder or a new path")
     return directory
 
 

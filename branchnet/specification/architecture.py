@@ -357,7 +357,7 @@ class Architecture(Section):
             the specification.
 
         Raises:
-            SpecError: every problem of the file, each as `file:line:column: path: problem (expected ...)`.
+            SpecError: every problem of the file, each as `file:line:column: path: problem; expected ...`.
         """
         document = read_document(path)
         version = document.data.get("schema_version") if isinstance(document.data, dict) else None

@@ -24,7 +24,7 @@ def architecture_problems(spec: Architecture, version: int) -> list[tuple[Keys, 
     """
     problems: list[tuple[Keys, str]] = []
     if spec.schema_version < 1:
-        problems.append((("schema_version",), f"unknown version {spec.schema_version} (expected {version})"))
+        problems.append((("schema_version",), f"unknown version {spec.schema_version}; expected {version}"))
     names = name_problems("tasks", spec.tasks) + name_problems("locations", spec.locations)
     problems += names
     if not names:

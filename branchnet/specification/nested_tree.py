@@ -168,7 +168,7 @@ def _node_problems(node: Node, keys: Keys, before: int, locations: Sequence[str]
     elif stage <= before:
         yield (*keys, "until"), f"{node.until!r} does not come after {locations[before]!r}, where the node begins"
     if node.donor is not None and node.donor not in node.tasks:
-        yield (*keys, "donor"), f"{node.donor!r} is not a task of the node (expected one of {', '.join(node.tasks)})"
+        yield (*keys, "donor"), f"{node.donor!r} is not a task of the node; expected one of {', '.join(node.tasks)}"
     for number, branch in enumerate(node.branches):
         inside = (*keys, "branches", number)
         if isinstance(branch, Node):
@@ -199,7 +199,7 @@ def _leaf_problems(node: Node, keys: Keys, tasks: Sequence[str], seen: set[str])
 
 def _near(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (expected one of {', '.join(known)})"
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
 
 def _spans(nodes: Sequence[Branch], locations: Sequence[str], start: int = 0) -> Iterator[tuple[Node, int, int]]:
@@ -231,7 +231,7 @@ def check_levels(roots: Sequence[Node], above: int = 0) -> None:
     levels = max(_levels(root) for root in roots)
     if 2 * levels + 1 + above > MAX_DEPTH:
         most = (MAX_DEPTH - above) // 2 - 1
-        raise SpecError(f"tree: {levels} nodes lie on one path (expected at most {most})")
+        raise SpecError(f"tree: {levels} nodes lie on one path; expected at most {most}")
 
 
 def _levels(node: Node) -> int:

@@ -99,7 +99,7 @@ def tree_from_autobrane(text: str) -> Tree:
         if match is not None:
             layers.setdefault(int(match[1]), []).append(match[2].split())
         elif line.strip():
-            raise SpecError(f"line {number}: {line!r} cannot be read (expected `layer: task task ...`)")
+            raise SpecError(f"line {number}: {line!r} cannot be read; expected `layer: task task ...`")
     _require(bool(layers), "the file names no layer")
     first, last = min(layers), max(layers)
     missing = [layer for layer in range(first, last + 1) if layer not in layers]
@@ -118,9 +118,7 @@ def tree_to_autobrane(tree: Tree) -> str:
         SpecError: a task whose name has spaces, which the format cannot hold.
     """
     spaced = [task for task in tree.tasks if task.split() != [task]]
-    _require(
-        not spaced, f"the names of tasks {spaced} have spaces (expected none, which separate names in this format)"
-    )
+    _require(not spaced, f"the names of tasks {spaced} have spaces; expected none, which separate names in this format")
     lines = [
         f"{layer}: {' '.join(cluster)}"
         for layer, clusters in enumerate(tree.partitions, start=1)
@@ -168,7 +166,7 @@ def _is_nested(value: Any, depth: int) -> bool:
 
 def _name(number: int | str, tasks: Sequence[str]) -> str:
     if not isinstance(number, int) or number not in range(len(tasks)):
-        raise SpecError(f"unknown task number {number!r} (expected 0 to {len(tasks) - 1})")
+        raise SpecError(f"unknown task number {number!r}; expected 0 to {len(tasks) - 1}")
     return tasks[number]
 
 

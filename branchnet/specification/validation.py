@@ -38,7 +38,7 @@ def validate(model_class: type[Model], path: str | os.PathLike[str]) -> Model:
         path: the file.
 
     Raises:
-        SpecError: every problem of the file, each as `file:line:column: path: problem (expected ...)`.
+        SpecError: every problem of the file, each as `file:line:column: path: problem; expected ...`.
     """
     return validate_document(model_class, read_document(path), path)
 
@@ -97,10 +97,10 @@ def _text(detail: Any, model_class: type[BaseModel]) -> str:
         return "is missing"
     if kind == "too_short":
         found = f"has {_entries(len(value))}" if value else "is empty"
-        return f"{found} (expected at least {_entries(detail['ctx']['min_length'])})"
+        return f"{found}; expected at least {_entries(detail['ctx']['min_length'])}"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(key), sorted(_field_names(model_class) - {key}), n=1)
-        return f"unknown key (did you mean {near[0]}?)" if near else "unknown key (remove it)"
+        return f"unknown key; did you mean {near[0]}?" if near else "unknown key (remove it)"
     if kind == "string_type":
         quoted = " (write it in quotes)" if isinstance(value, bool | int | float) else ""
         return f"{_short(value)} is not text{quoted}"

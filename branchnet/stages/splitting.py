@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -59,7 +59,7 @@ def split_all(
     example: Example,
     *,
     locations: Locations = None,
-    transforms: Mapping[str, nn.Module] | None = None,
+    transforms: Mapping[str, Any] | None = None,
     depth: Depth = "common",
 ) -> dict[str, StagedNetwork]:
     """Split several networks at the same places of the longest structure that they have in common.
@@ -74,7 +74,8 @@ def split_all(
         networks: networks by task.
         example: one example that all of them take.
         locations: as for `split`; names are those of the first network.
-        transforms: preprocessing by task (normalisation, resizing), run first as part of that network's stage 0.
+        transforms: preprocessing by task (normalisation, resizing), run first as part of that network's stage 0: a
+            module, or weights of torchvision (`ResNet18_Weights.DEFAULT`), whose transforms are meant.
         depth: `"common"`: all networks pass all stages. `"auto"`: where some of them have more in common than all, the
             others may leave the trunk early: their `depth` is smaller, the stages from there on are empty in them, and
             all that they do then is in their heads. Those are chosen that save the most parameters. Locations have the
@@ -84,8 +85,8 @@ def split_all(
         Staged networks by task, with the same locations, and cuts of the same shapes as far as they pass them.
 
     Raises:
-        SplitError: a network cannot be traced or cut, too little is in common, or preprocessing leaves images of
-            different shapes, so that stage 0 cannot be shared.
+        SplitError: a network cannot be traced or cut, too little is in common, a transform is neither module nor
+            weights, or preprocessing leaves images of different shapes, so that stage 0 cannot be shared.
 
     >>> def network(classes):
     ...     backbone = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()]

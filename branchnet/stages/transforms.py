@@ -1,16 +1,44 @@
-"""The preprocessing of a network that `split_all` put before its first stage: whether there is one, and in words."""
+"""The preprocessing that `split_all` puts before a network's first stage: as given, whether there is one, in words."""
 
 from __future__ import annotations
 
+import functools
 import re
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
 
+from branchnet.errors import SplitError
 from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 from branchnet.utils.tensor_digest import checksum
 
 _SHOWN = (type(None), bool, int, float, str)
+
+
+def as_module(transform: Any, task: str) -> nn.Module:
+    """The module that a transform is, or that torchvision's weights stand for.
+
+    Args:
+        transform: a module; a member of a weights enum of torchvision, or its `transforms`, which makes the module.
+        task: the task, for the message.
+
+    Returns:
+        the module.
+
+    Raises:
+        SplitError: anything else.
+    """
+    if isinstance(transform, nn.Module):
+        return transform
+    make = getattr(transform, "transforms", None) if isinstance(transform, Enum) else transform
+    made = make() if isinstance(make, functools.partial) else None
+    if isinstance(made, nn.Module):
+        return made
+    raise SplitError(
+        f"the transform of {task!r} is a {type(transform).__name__}; expected an nn.Module, or weights of torchvision "
+        "such as ResNet18_Weights.DEFAULT (of several steps make one module: nn.Sequential(...))"
+    )
 
 
 def holds_transform(stage: nn.Module) -> bool:

@@ -129,10 +129,10 @@ def test_every_error_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
     assert errors(broken, tmp_path) == [
         "9:26: networks.edges.arguments.weights: refused: a specification names no weights, files, addresses or code "
         "(load weights separately)",
-        "10:1: lokations: unknown key (did you mean locations?)",
+        "10:1: lokations: unknown key; did you mean locations?",
         "13:3: tree: lacks the task 'shape'",
-        "13:12: tree[0].until: unknown location 'stm' (did you mean 'stem'?)",
-        "18:20: tree[0].branches[1].branches[0]: unknown task 'shap' (did you mean 'shape'?)",
+        "13:12: tree[0].until: unknown location 'stm'; did you mean 'stem'?",
+        "18:20: tree[0].branches[1].branches[0]: unknown task 'shap'; did you mean 'shape'?",
         "22:22: costs.stages.layer1.params: -3 is wrong: expected greater than or equal to 0",
         "24:18: search.budget: cannot read the budget '60% parrots'; expected for example '60% params', '25e6 params', "
         "'4 GMACs', '8 GFLOPs' (two per multiply-add) or '4 ms'",
@@ -170,7 +170,7 @@ def test_every_error_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
             "input.high: no integer lies between 0 and 9223372036854775808",
         ),
         ("float32", "float31", 'input.dtype: "float31" is wrong'),
-        ("schema_version: 1", "schema_version: 0", "unknown version 0 (expected 1)"),
+        ("schema_version: 1", "schema_version: 0", "unknown version 0; expected 1"),
         ("schema_version: 1", 'schema_version: "1"', 'schema_version: "1" is wrong'),
     ],
 )

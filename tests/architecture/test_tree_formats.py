@@ -103,7 +103,7 @@ def test_layers_before_the_first_autobrane_layer_are_shared() -> None:
     ("read", "text", "problem"),
     [
         (lambda text: tree_from_treemtl(text, ["a", "b"]), "[[{0, 1}], [{0}]]", "leaves out b"),
-        (lambda text: tree_from_treemtl(text, ["a", "b"]), "[[{0, 5}]]", "unknown task number 5 (expected 0 to 1)"),
+        (lambda text: tree_from_treemtl(text, ["a", "b"]), "[[{0, 5}]]", "unknown task number 5; expected 0 to 1"),
         (lambda text: tree_from_treemtl(text, ["a", "b"]), "__import__('os')", "a TreeMTL layout cannot be read"),
         (lambda text: tree_from_treemtl(text, ["a", "b"]), "[" * 100_000, "a TreeMTL layout cannot be read"),
         (lambda text: tree_from_bmtas(text, ["a", "b"]), '{"config": [[0]]}', "every row needs 2 numbers"),

@@ -210,8 +210,8 @@ def test_the_example_runs_resumes_and_loads(example: Path) -> None:
         ({"networks": {"a": {"factory": "nowhere:a"}, "b": {"factory": "networks:plants"}}}, 2, "nowhere"),
         ({"networks": {"a": {"factory": "networks:a"}, "b": {"factory": "networks:plants"}}}, 2, "no function 'a'"),
         ({"images": {"folder": "nothing"}}, 2, "nothing"),
-        ({"donor": "moods"}, 2, "unknown task 'moods' (expected one of"),
-        ({"objective": "mean-mx"}, 2, "unknown objective 'mean-mx' (expected one of"),
+        ({"donor": "moods"}, 2, "unknown task 'moods'; expected one of"),
+        ({"objective": "mean-mx"}, 2, "unknown objective 'mean-mx'; expected one of"),
         ({"images": {}}, 2, "exactly one of folder, npz and factory"),
         ({"budget": None}, 2, "names no budget"),
         (

@@ -167,7 +167,7 @@ def test_a_dry_run_counts_the_passes(walker: Walker) -> None:
     ("changes", "options", "message"),
     [
         ({"labels": None}, "", "missing: labels (such as"),
-        ({"labels": "truth_of_gradients:too_few"}, "", "must return 40 labels of 'count'"),
+        ({"labels": "truth_of_gradients:too_few"}, "", "for 'count'; expected 40 labels"),
         ({"labels": "truth_of_gradients:of_one_task"}, "", "it returned edges"),
         ({"labels": "truth_of_gradients:nothing"}, "", "has no function 'nothing'"),
         ({}, "--dtype float64", "--dtype float64: gradients are taken in the type"),

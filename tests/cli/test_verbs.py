@@ -210,7 +210,7 @@ def test_networks_of_groups_go_all_the_way(walker: Walker) -> None:
     assert walker("export overlap-trained --out served.pt2 --json") == 0, walker.err
     assert json.loads(walker.out)["outputs"] == list(trained.tasks)
     assert walker("search affinity.npz overlap.yaml --budget 80%params") == 2
-    assert "describes 2 networks (expected the architecture of one)" in walker.err
+    assert "describes 2 networks; expected the architecture of one" in walker.err
     assert walker(f"distill overlap run.yaml --steps 1 --only {first} --out nowhere") == 2
     assert "holds several networks" in walker.err
 
@@ -336,7 +336,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
     [
         ("split nothing.yaml", 2, "nothing.yaml: No such file"),
         ("split run.yaml --locations layer9", 2, "layer9"),
-        ("split branched", 2, "branched is a folder (expected a config, such as branched/run.yaml)"),
+        ("split branched", 2, "branched is a folder; expected a config, such as branched/run.yaml"),
         ("run branched", 2, "branched is a folder"),
         ("split run.yaml --device nowhere", 2, "--device nowhere: this machine has no such device"),
         ("affinity run.yaml nothing.yaml", 2, "nothing.yaml: No such file"),
@@ -351,7 +351,7 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         ("search affinity.npz split.yaml --objective worst", 2, "worst"),
         ("search affinity.npz other.yaml", 2, "tasks are a, b"),
         ("group affinity.npz split.yaml --groups 0", 3, "at least 1"),
-        ("group affinity.npz split.yaml --location layer9", 2, "unknown location 'layer9' (expected one of"),
+        ("group affinity.npz split.yaml --location layer9", 2, "unknown location 'layer9'; expected one of"),
         ("build nothing.yaml", 2, "nothing.yaml"),
         ("build other.yaml", 2, "no named constructor"),
         ("build architecture.yaml --config two.yaml", 2, "count is missing"),
@@ -369,13 +369,13 @@ def test_results_go_to_stdout_messages_to_stderr_and_quiet_has_none(walker: Walk
         (
             "show weightless",
             4,
-            "holds no weights.safetensors (expected a folder that `branchnet build` wrote",
+            "holds no weights.safetensors; expected a folder that `branchnet build` wrote",
         ),
         ("validate", 2, "no file was given"),
         ("validate wrong.yaml run.yaml", 2, "wrong.yaml:2:1"),
         ("run two.yaml", 2, "names no budget"),
         ("run small.yaml --dry-run", 3, "no tree fits"),
-        ("search affinity.npz run.yaml", 2, "is a config (expected an architecture"),
+        ("search affinity.npz run.yaml", 2, "is a config; expected an architecture"),
         ("search split.yaml split.yaml", 2, "split.yaml is not an affinity file"),
         ("schema --out run.yaml/x", 2, "run.yaml"),
     ],

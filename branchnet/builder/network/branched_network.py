@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from branchnet.builder.network.call_inputs import Input as Input
-from branchnet.builder.network.call_inputs import check_input
+from branchnet.builder.network.call_inputs import check_input, one_input
 from branchnet.builder.network.node import Node, check_trainable, head_id, node_id
 from branchnet.builder.network.recompute import recomputed
 from branchnet.builder.network.task_names import did_you_mean, wanted_tasks
@@ -109,12 +109,14 @@ class BranchedNetwork(nn.Module):
         """Task names, in the order of the heads."""
         return tuple(self.tree.tasks)
 
-    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def forward(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks` (all by default), running only the nodes on their paths.
 
         Args:
-            x: what a single-task network takes: a tensor, a tuple of positional or a dict of keyword arguments.
+            *inputs: `x`, what a single-task network takes: a tensor, a tuple of positional or a dict of keyword
+                arguments; after it may follow `tasks`. Or the positional arguments one by one.
             tasks: the tasks wanted, in any order.
+            **named: in place of `inputs`, the keyword arguments of a single-task network, as in `branched(**batch)`.
 
         Returns:
             A dictionary of outputs by task, in task order.
@@ -123,6 +125,7 @@ class BranchedNetwork(nn.Module):
             BuildError: a task that the network does not know, inputs of another form, or inputs that cannot be run and
                 differ from the example that the networks were split with.
         """
+        x, tasks = one_input(inputs, tasks, named, self.interface)
         # Dynamo cannot trace the checks below into one graph; `CompiledNetwork` makes them before it calls the graph.
         if torch.compiler.is_compiling():
             return self._outputs(x, tasks)

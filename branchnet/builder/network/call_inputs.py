@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from branchnet.data.call_forms import Inputs
+from torch import Tensor
+
+from branchnet.data.call_forms import INPUT_NAMES, Inputs
 from branchnet.errors import BuildError
 from branchnet.stages.interface import unlike as unlike
 
@@ -15,6 +17,49 @@ if TYPE_CHECKING:
 
 Input: TypeAlias = Inputs
 """One batch, as a branched network is called with it."""
+
+
+def one_input(
+    given: tuple[Any, ...], tasks: Sequence[str] | None, named: Mapping[str, Any], interface: Interface | None
+) -> tuple[Input, Sequence[str] | None]:
+    """What a call gives, as one input and the tasks: `(x, tasks)`, `(ids, mask, tasks=...)`, or `(**batch)`.
+
+    Args:
+        given: positional arguments: one input, that and the tasks, or the tensors one by one.
+        tasks: the tasks, where they are given by name.
+        named: the other arguments by name.
+        interface: the form of the inputs that the single-task networks were split with; None where it is unknown.
+
+    Returns:
+        The input, as `forward` documents it, and the tasks.
+
+    Raises:
+        BuildError: no input, inputs by position as well as by name, or several by position to networks that take names.
+    """
+    if len(given) == 2 and tasks is None and not isinstance(given[1], Tensor):
+        given, tasks = given[:1], given[1]
+    if given and named:
+        raise BuildError(f"inputs were given by position and by name, {list(named)}; expected one of the two")
+    if named:
+        return _of_names(named, interface), tasks
+    if not given:
+        raise BuildError(f"no input was given{f'; expected {interface.described}' if interface else ''}")
+    names = interface.names if interface else ()
+    if len(given) == 1:
+        return ({names[0]: given[0]} if len(names) == 1 and isinstance(given[0], Tensor) else given[0]), tasks
+    if names:
+        call = ", ".join(f"{name}=..." for name in names)
+        raise BuildError(f"{len(given)} inputs were given without names; expected network({call}) or one mapping")
+    return given, tasks
+
+
+def _of_names(named: Mapping[str, Any], interface: Interface | None) -> Input:
+    """Inputs by name; the one of networks of one tensor may have any of the usual names."""
+    if list(named) == ["x"] and not (interface and "x" in interface.names):
+        return named["x"]  # type: ignore[no-any-return]
+    if interface and interface.form == "tensor" and len(named) == 1 and next(iter(named)) in INPUT_NAMES:
+        return next(iter(named.values()))  # type: ignore[no-any-return]
+    return dict(named)
 
 
 def check_input(x: Input, interface: Interface) -> None:

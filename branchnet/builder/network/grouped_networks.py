@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from branchnet.builder.network.branched_network import BranchedNetwork, Input
+from branchnet.builder.network.branched_network import BranchedNetwork
+from branchnet.builder.network.call_inputs import one_input
 from branchnet.builder.network.node import Node, head_id
 from branchnet.builder.network.surgery import donors_of_origins
 from branchnet.builder.network.task_names import wanted_tasks
@@ -74,12 +75,13 @@ class GroupedNetworks(nn.Module):
         """The networks, as a tuple."""
         return tuple(cast("BranchedNetwork", network) for network in self.networks)
 
-    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def forward(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks`, each by the network that serves it; auxiliary tasks are not run.
 
         Args:
-            x: what a single-task network takes: a tensor, a tuple of positional or a dict of keyword arguments.
+            *inputs: as of `BranchedNetwork.forward`.
             tasks: the tasks wanted, all by default.
+            **named: as of `BranchedNetwork.forward`.
 
         Returns:
             a dictionary of outputs by task, in task order.
@@ -87,6 +89,7 @@ class GroupedNetworks(nn.Module):
         Raises:
             BuildError: an unknown task, or none; what the networks raise.
         """
+        x, tasks = one_input(inputs, tasks, named, self.interface)
         wanted = wanted_tasks(tasks, self.tasks)
         outputs: dict[str, Any] = {}
         for index, network in enumerate(self.networks):

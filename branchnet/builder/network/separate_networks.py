@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from branchnet.builder.network.branched_network import Input
+from branchnet.builder.network.call_inputs import one_input
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.data.arguments import check_by_task
 from branchnet.errors import BuildError
@@ -45,18 +45,21 @@ class SeparateNetworks(nn.Module):
         self.tasks = tuple(networks)
         self.networks = nn.ModuleList(networks.values())
 
-    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def forward(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks`.
 
         Args:
-            x: what each network takes: a tensor, a tuple of positional or a dict of keyword arguments.
+            *inputs: `x`, what each network takes: a tensor, a tuple of positional or a dict of keyword arguments; after
+                it may follow `tasks`. Or the positional arguments one by one.
             tasks: the tasks wanted, all by default.
+            **named: in place of `inputs`, keyword arguments of each network.
 
         Returns:
             a dictionary of outputs by task, in task order.
 
         Raises:
-            BuildError: an unknown task, or none.
+            BuildError: an unknown task, or none; no input, or inputs by position as well as by name.
         """
+        x, tasks = one_input(inputs, tasks, named, None)
         wanted = wanted_tasks(tasks, self.tasks)
         return {task: call(self.networks[self.tasks.index(task)], x) for task in wanted}

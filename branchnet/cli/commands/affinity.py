@@ -227,7 +227,7 @@ class _Gradients:
         self.data = labelled(settings, request.config, request.images)
         self.saved = request.split.is_dir()
         if self.saved and request.options.every is not None:
-            raise DataError(f"--every: {request.split} is a saved network, probed as it is (expected an architecture)")
+            raise DataError(f"--every: {request.split} is a saved network, probed as it is; expected an architecture")
         if self.saved:
             self.network = read_branched(request.split, request.config, device=request.options.device)
         else:

@@ -75,7 +75,7 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
         raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; {branched} has it")
     one = network if isinstance(network, BranchedNetwork) else None
     if one is None and options.only is not None:
-        raise DataError(f"--only: {branched} holds several networks, which are all trained (expected one network)")
+        raise DataError(f"--only: {branched} holds several networks, which are all trained; expected one network")
     frozen = frozenset() if one is None else one.frozen
     if one is not None and options.only is not None:
         _freeze_others(one, [task.strip() for task in options.only.split(",")])
@@ -147,5 +147,5 @@ def _freeze_others(network: BranchedNetwork, wanted: list[str]) -> None:
     from branchnet.errors import DataError
 
     if unknown := [task for task in wanted if task not in network.tasks]:
-        raise DataError(f"--only: unknown task {unknown[0]!r} (expected one of {', '.join(network.tasks)})")
+        raise DataError(f"--only: unknown task {unknown[0]!r}; expected one of {', '.join(network.tasks)}")
     network.freeze(*(task for task in network.tasks if task not in wanted))

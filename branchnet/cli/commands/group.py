@@ -55,7 +55,7 @@ def group(
     if tuple(found.tasks) != tuple(spec.tasks):
         raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {affinity} {', '.join(found.tasks)}")
     if location is not None and location not in found.locations:
-        raise SpecError(f"--location: unknown location {location!r} (expected one of {', '.join(found.locations)})")
+        raise SpecError(f"--location: unknown location {location!r}; expected one of {', '.join(found.locations)}")
     if dry_run:
         plan = Plan("group").step(f"divide {len(found.tasks)} tasks into at most {groups} groups, exactly")
         print_plan(plan, [out], as_json=as_json)

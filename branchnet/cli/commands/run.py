@@ -65,7 +65,7 @@ def run(
     folder = checked_folder(out or default_folder(config))
     settings = changed(read_config(config), measure=measure, steps=steps, compare=compare or None, seed=seed)
     if settings.budget is None:
-        raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
+        raise BudgetError("the config names no budget; expected a line such as `budget: 60% params`")
     networks = make_networks(settings, config.parent, device=checked_device(device))
     note = preprocessing(settings, networks).note
     if dry_run:

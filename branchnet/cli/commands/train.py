@@ -109,8 +109,8 @@ def _path(settings: RunConfig, config: Path, options: TrainOptions) -> Path:
         return options.branched
     if settings.branched is None:
         raise SpecError(
-            f"{config} names no branched network (expected --branched PATH, or a line such as `branched: "
-            "architecture.yaml`: what `branchnet search` or `branchnet build` wrote)"
+            f"{config} names no branched network; expected --branched PATH, or a line such as `branched: "
+            "architecture.yaml`: what `branchnet search` or `branchnet build` wrote"
         )
     return config.parent / settings.branched
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from branchnet.data.call_forms import described
 from branchnet.data.collation import gather
 from branchnet.data.samples import Source, count_samples
 from branchnet.errors import DataError, SpecError
@@ -93,10 +94,13 @@ def _labelled(config: RunConfig, path: Path, images: Source) -> Labelled:
 def _checked_labels(found: Any, config: RunConfig, count: int) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or set(found) != set(config.networks):
         given = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise DataError(f"labels: {config.labels} must return {{task: labels}} for every task; it returned {given}")
+        raise DataError(f"labels: {config.labels} returned {given}; expected {{task: labels}} for every task")
     labels = {}
     for task in config.networks:
         labels[task] = torch.from_numpy(found[task]) if isinstance(found[task], np.ndarray) else found[task]
         if not isinstance(labels[task], Tensor) or labels[task].shape[:1] != (count,):
-            raise DataError(f"labels: {config.labels} must return {count} labels of {task!r}, one for each image")
+            given = described(labels[task])
+            raise DataError(
+                f"labels: {config.labels} returned {given} for {task!r}; expected {count} labels, one for each image"
+            )
     return labels

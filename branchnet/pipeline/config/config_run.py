@@ -55,7 +55,7 @@ def run_from_config(
     """
     path = Path(config)
     if path.is_dir():
-        raise SpecError(f"{path} is a folder (expected a config, such as {path / 'run.yaml'})")
+        raise SpecError(f"{path} is a folder; expected a config, such as {path / 'run.yaml'}")
     settings = validate(RunConfig, path)
     networks = make_networks(settings, path.parent, device=None if device is None else usable_device(device))
     results = Path(folder) if folder is not None else default_folder(path)
@@ -89,7 +89,7 @@ def run_configured(
         BudgetError: a config without a budget.
     """
     if settings.budget is None:
-        raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
+        raise BudgetError("the config names no budget; expected a line such as `budget: 60% params`")
     if settings.supervised:
         return run_labelled(settings, config_folder, networks, folder=folder, command=command, quiet=quiet)
     return run(

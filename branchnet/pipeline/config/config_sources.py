@@ -49,7 +49,7 @@ def make_networks(config: RunConfig, folder: Path, *, device: torch.device | Non
         network = make_network(wanted, folder)
         if not isinstance(network, nn.Module):
             made = f"factory {wanted.factory!r} of {task!r} returned {type(network).__name__}"
-            raise SpecError(f"{made} (expected a torch.nn.Module)")
+            raise SpecError(f"{made}; expected a torch.nn.Module")
         if wanted.weights is not None:
             load_weights(network, _weights_file(wanted.weights, folder, download=config.download))
         networks[task] = network.eval() if device is None else network.eval().to(device)
@@ -86,7 +86,7 @@ def read_images(config: RunConfig, folder: Path, networks: Mapping[str, nn.Modul
     """
     wanted = config.images
     if wanted is None:
-        raise SpecError("the config names no `images` (expected unlabelled images: a folder, an npz or a factory)")
+        raise SpecError("the config names no `images`; expected unlabelled images: a folder, an npz or a factory")
     source = one_source(wanted)
     if source == "factory":
         return as_samples(call_factory(str(wanted.factory), folder), f"images: factory {wanted.factory!r}")
@@ -161,7 +161,7 @@ def find_loss(name: str, folder: Path) -> Callable[[Any, Any], Tensor]:
     """
     found: Callable[[Any, Any], Tensor] = find_function(name, folder)
     if inspect.isclass(found):
-        raise SpecError(f"loss {name!r} is a class (expected a function of an output and the labels of a batch)")
+        raise SpecError(f"loss {name!r} is a class; expected a function of an output and the labels of a batch")
     try:
         inspect.signature(found).bind(None, None)
     except TypeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from branchnet.errors import SpecError
+from branchnet.models.timm_networks import image_settings, is_of_timm
 from branchnet.pipeline.config.run_config import RunConfig
 
 Field = Literal["size", "mean", "std"]
@@ -83,18 +83,11 @@ def offered(constructor: str | None, network: nn.Module) -> tuple[dict[str, Any]
     Returns:
         `size`, `mean` and `std` as far as they are known, and the library that says so.
     """
-    if getattr(network, "pretrained_cfg", None) and type(network).__module__.startswith("timm."):
-        return _of_timm(network), "timm"
+    if is_of_timm(network):
+        return dict(image_settings(network)), "timm"
     if constructor is not None and constructor.startswith("torchvision:"):
         return _of_torchvision(constructor.removeprefix("torchvision:")), "torchvision"
     return {}, ""
-
-
-def _of_timm(network: nn.Module) -> dict[str, Any]:
-    resolve_model_data_config = importlib.import_module("timm.data").resolve_model_data_config
-
-    found = resolve_model_data_config(network)
-    return {"size": int(found["input_size"][-1]), "mean": tuple(found["mean"]), "std": tuple(found["std"])}
 
 
 def _of_torchvision(name: str) -> dict[str, Any]:

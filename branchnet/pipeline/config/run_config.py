@@ -194,7 +194,7 @@ class RunOptions(StrictSection):
         wrong = f"unknown objective {self.objective!r}"
         if self.objective == STITCH:
             wrong = f"{STITCH!r} is for stitching losses, which `measure: auto` searches with in addition to RSA"
-        return [(("objective",), f"{wrong} (expected one of {', '.join(OBJECTIVES)})")]
+        return [(("objective",), f"{wrong}; expected one of {', '.join(OBJECTIVES)}")]
 
 
 class RunConfig(RunOptions):
@@ -268,7 +268,7 @@ class RunConfig(RunOptions):
                 )
         elif self.images is None and "train" not in sources:
             found.append(
-                (("images",), "is missing (expected unlabelled images, or `supervised: true` and labelled sources)")
+                (("images",), "is missing; expected unlabelled images, or `supervised: true` and labelled sources")
             )
         return found
 
@@ -290,4 +290,4 @@ class RunConfig(RunOptions):
 
 def unknown_donor(donor: str, tasks: Mapping[str, object]) -> str:
     """What an error says of a donor that is none of the tasks."""
-    return f"unknown task {donor!r} (expected one of {', '.join(tasks)})"
+    return f"unknown task {donor!r}; expected one of {', '.join(tasks)}"

@@ -79,7 +79,7 @@ def read_sources(config: RunConfig, folder: Path, networks: Mapping[str, nn.Modu
         DataError: samples that cannot be read by number, lack a task, or are in two splits.
     """
     if config.train is None:
-        raise SpecError("the config names no `train` (expected samples with labels: `train: {table: data.yaml}`)")
+        raise SpecError("the config names no `train`; expected samples with labels: `train: {table: data.yaml}`")
     opened = {name: _opened(name, source, folder) for name, source in config.sources.items()}
     _refuse_shared(opened)
     forms = _forms(opened, list(config.networks))

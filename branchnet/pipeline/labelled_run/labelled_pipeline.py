@@ -91,7 +91,7 @@ def labelled_problem(
         The problem.
     """
     if sources.test is None:
-        raise DataError("the config names no `test` (expected samples with labels to measure on)")
+        raise DataError("the config names no `test`; expected samples with labels to measure on")
     asked = "steps" in config.model_fields_set or (config.distill is not None and config.distill.steps is not None)
     options = RunOptions.checked(**(config.options() | ({} if asked else {"steps": 0})))
     form = call_form(next(iter(networks.values())))
@@ -150,7 +150,7 @@ def plan_labelled(config: RunConfig, config_folder: Path, networks: Mapping[str,
 
 def _budget(config: RunConfig) -> Budget:
     if config.budget is None:
-        raise BudgetError("the config names no budget (expected a line such as `budget: 60% params`)")
+        raise BudgetError("the config names no budget; expected a line such as `budget: 60% params`")
     return Budget.parse(config.budget)
 
 

@@ -140,7 +140,7 @@ class GroupedArchitecture(Section):
             the specification.
 
         Raises:
-            SpecError: every problem of the file, each as `file:line:column: path: problem (expected ...)`.
+            SpecError: every problem of the file, each as `file:line:column: path: problem; expected ...`.
         """
         return validate_document(cls, read_document(path), path)
 
@@ -185,26 +185,24 @@ def is_grouped(path: str | os.PathLike[str]) -> bool:
 def _problems(grouped: GroupedArchitecture) -> list[tuple[Keys, str]]:
     problems: list[tuple[Keys, str]] = []
     if grouped.schema_version != SCHEMA_VERSION:
-        text = f"{grouped.schema_version} is not a known version (expected {SCHEMA_VERSION})"
+        text = f"{grouped.schema_version} is not a known version; expected {SCHEMA_VERSION}"
         problems.append((("schema_version",), text))
     home: dict[str, int] = {}
     for k, group in enumerate(grouped.groups):
         for number, task in enumerate(group.serves):
             keys: Keys = ("groups", k, "serves", number)
             if task not in group.architecture.tasks:
-                problems.append(
-                    (keys, f"unknown task {task!r} (expected one of {', '.join(group.architecture.tasks)})")
-                )
+                problems.append((keys, f"unknown task {task!r}; expected one of {', '.join(group.architecture.tasks)}"))
             elif task in home:
-                problems.append((keys, f"{task!r} is served by group {home[task]}, too (expected one group)"))
+                problems.append((keys, f"{task!r} is served by group {home[task]}, too; expected one group"))
             home.setdefault(task, k)
     if not home:
-        problems.append((("groups",), "no group serves a task (expected at least one)"))
+        problems.append((("groups",), "no group serves a task; expected at least one"))
     first = grouped.groups[0].architecture.locations
     problems += [
         (
             ("groups", k, "architecture", "locations"),
-            f"other locations than in the first group (expected {list(first)})",
+            f"other locations than in the first group; expected {list(first)}",
         )
         for k, group in enumerate(grouped.groups)
         if group.architecture.locations != first

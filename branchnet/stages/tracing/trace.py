@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,6 +37,7 @@ from branchnet.stages.tracing.trace_check import (
 )
 from branchnet.stages.tracing.trial import borrow, random_states_kept, trial
 from branchnet.stages.tracing.two_calls import TwoCalls
+from branchnet.stages.transforms import as_module
 from branchnet.utils.installed_torch.torch_internals import TreeSpec, tree_map, tree_structure
 from branchnet.utils.modes import mode_of
 
@@ -68,14 +70,14 @@ class TracedNetwork:
 
 
 def trace_all(
-    networks: Mapping[str, nn.Module], example: Example, transforms: Mapping[str, nn.Module]
+    networks: Mapping[str, nn.Module], example: Example, transforms: Mapping[str, Any]
 ) -> list[TracedNetwork]:
     """Trace every network by the same method, so that their graphs can be compared.
 
     Args:
         networks: networks by task.
         example: what all of them take.
-        transforms: preprocessing of the first input by task; may lack tasks.
+        transforms: preprocessing of the first input by task, as modules or weights of torchvision; may lack tasks.
 
     Returns:
         One traced network per task, in order.
@@ -95,7 +97,8 @@ def trace_all(
     for network in networks.values():
         check_supported(unwrap(network), example)
     check_heads(networks)
-    roots = [_root(network, transforms.get(task), bool(transforms)) for task, network in networks.items()]
+    modules = {task: as_module(transform, task) for task, transform in transforms.items()}
+    roots = [_root(network, modules.get(task), bool(modules)) for task, network in networks.items()]
     _check_transforms(dict(zip(networks, roots, strict=True)), example)
     subjects = [subject_of(root, example) for root in roots]
     traces = _by_one_method([_trace(subject) for subject in subjects], subjects)

@@ -101,7 +101,7 @@ class Study:
             TrainingError: an unknown arm.
         """
         if arm not in self.arms:
-            raise TrainingError(f"there is no arm {arm!r} in this study (expected one of {', '.join(self.arms)})")
+            raise TrainingError(f"there is no arm {arm!r} in this study; expected one of {', '.join(self.arms)}")
         found = {(run.seed, run.number): run.metrics for run in self.runs if run.arm == arm}
         return np.array(
             [[[found[seed, k][task] for task in self.tasks] for k in range(self.arms[arm])] for seed in self.seeds]

@@ -5,7 +5,6 @@ from .own_networks import MODELS as MODELS
 from .scene import BasicBlock as BasicBlock
 from .scene import SceneNetwork as SceneNetwork
 from .scene import scene_network as scene_network
-from .timm_networks import ImageSettings as ImageSettings
 from .timm_networks import from_timm as from_timm
 from .u_net import UNet as UNet
 from .u_net import unet as unet
@@ -16,7 +15,6 @@ __all__ = [
     "MODELS",
     "BasicBlock",
     "Constructor",
-    "ImageSettings",
     "SceneNetwork",
     "ThinVgg16",
     "UNet",

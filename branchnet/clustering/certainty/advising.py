@@ -46,6 +46,11 @@ class Advice:
         groups: what the best groups of tasks with a network of their own cost more that have no more nodes in all; None
             where there are none, or more than 8 tasks.
         unit: what costs are in, in words.
+
+    >>> tree = branchnet.Tree.grouped([["a", "b"], ["c"]], 1)
+    >>> advice = branchnet.Advice(tree, "mean-pair", 0.3, 0.1, 1.0, 0.2, 0.1, None, "in units of dissimilarity")
+    >>> advice.distinct, advice.sentences[0]
+    (True, 'By mean-pair, random trees of its size cost 0.3 ± 0.2 more in units of dissimilarity; 100% of them are worse.')
     """
 
     tree: Tree

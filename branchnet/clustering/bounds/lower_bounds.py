@@ -10,7 +10,7 @@ First each stage is bounded on its own, as a function of its width, and the widt
 
 Given the cost of a known tree, what ties the stages together is added where the number of tasks allows it: by branching
 on chains of nested clusters for `max` (`chain_branch_and_bound`), by Lagrangian relaxation for `mean` and `sum`
-(`lagrangian_bounds`).
+(`lagrangian_bounds`) and for `medoid` (`medoid_bounds`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.bounds.clique_bounds import StageRadii, stage_radii
 from branchnet.clustering.bounds.lagrangian_bounds import pair_bounds
+from branchnet.clustering.bounds.medoid_bounds import medoid_bounds
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
 
@@ -86,6 +87,8 @@ def rising_bounds(
         pairs = losses.pairs / losses.divisor
         worth = np.array([_best_slope(stage, losses.kind, k) for stage, k in zip(pairs, widths, strict=True)])
         tighter = pair_bounds(losses, rules, sizes, limit, known, worth, effort)
+    elif losses.kind == "medoid" and not losses.averaged:
+        tighter = medoid_bounds(losses, rules, sizes, limit, known, effort)
     else:
         return
     yield from (value + gained + losses.offset for value in tighter)

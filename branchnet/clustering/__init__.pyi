@@ -28,6 +28,7 @@ from .pairwise_estimates import smooth_measurements as smooth_measurements
 from .refinement import Refinement as Refinement
 from .refinement import refine as refine
 from .search_result import SearchResult as SearchResult
+from .sharing.task_sharing import Sharing as Sharing
 from .tree_search import pareto_front as pareto_front
 from .tree_search import search as search
 from .tree_stability import Stability as Stability
@@ -50,6 +51,7 @@ __all__ = [
     "Refinement",
     "SearchResult",
     "Selection",
+    "Sharing",
     "SharingComparison",
     "Stability",
     "StageLosses",

@@ -315,7 +315,7 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
 
 
 def infeasible_together(
-    problem: Problem | StitchProblem, limit: float, budget: str, least: Sequence[float]
+    problem: Problem | StitchProblem, limit: float, budget: str, least: Sequence[float], *, searched: bool = False
 ) -> BudgetError:
     """The error for budgets that nothing fits: the one that binds, or that they do so together.
 
@@ -324,6 +324,7 @@ def infeasible_together(
         limit: of the first budget.
         budget: all of them, as written.
         least: the smallest size in each unit that any tree has.
+        searched: whether trees were searched by a method that may miss one, so that none was found only.
     """
     others = [(one.sizes, one.limit, str(one.budget)) for one in problem.further]
     limits = [(problem.sizes, limit, budget.split(", ")[0]), *others]
@@ -331,6 +332,11 @@ def infeasible_together(
         if not fits(size, most):
             return infeasible(written, most, size, sizes)
     smallest = ", ".join(f"{size:.10g} {sizes.unit}" for (sizes, _, _), size in zip(limits, least, strict=True))
+    if searched:
+        return BudgetError(
+            f"no tree was found that fits the budgets {budget} together, though some tree fits each of them, and one "
+            f"that fits all may exist; the smallest sizes are {smallest}: relax one of them, or try method='exact'"
+        )
     return BudgetError(
         f"no tree fits the budgets {budget} together, though some tree fits each of them; the smallest sizes are "
         f"{smallest}, not all of one tree: relax one of them"

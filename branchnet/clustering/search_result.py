@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from branchnet.clustering.budgets import Budget
+from branchnet.clustering.sharing.task_sharing import Sharing
 from branchnet.clustering.trees.tree import Tree
 from branchnet.clustering.trees.tree_checks import Cluster, Partition
 from branchnet.stages.costs import FirstDifference
@@ -70,7 +71,7 @@ class SearchResult:
     """A tree, what it costs, and how good it is known to be.
 
     Attributes:
-        tree: the best tree that was found.
+        tree: the best tree that was found; None where sharing need not be nested, see `sharing`.
         cost: its clustering cost under `objective`.
         size: its size in `unit`, heads included where they are known.
         lower_bound: no tree that meets the budget and the constraints, with no more forced pairs, costs less.
@@ -89,6 +90,7 @@ class SearchResult:
         first_difference: where the networks' structures part, if less than half of the parameters lies before.
         lossless: for each stage the clusters of tasks with identical weights up to its end, as far as staged networks
             or their costs said it: one copy of the stage serves these tasks without any loss.
+        sharing: the best sharing that was found, of a search with `nested=False`; otherwise None.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -114,6 +116,7 @@ class SearchResult:
     also: tuple[Resource, ...] = ()
     first_difference: FirstDifference | None = field(default=None, compare=False)
     lossless: tuple[Partition, ...] = ()
+    sharing: Sharing | None = None
 
     @property
     def resources(self) -> tuple[Resource, ...]:
@@ -165,7 +168,7 @@ class SearchResult:
     def __str__(self) -> str:
         bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"
         sizes = ", ".join(f"{one.size:.6g} {one.unit}" for one in self.resources)
-        lines = [str(self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
+        lines = [str(self.sharing or self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
         return "\n".join([*lines, *filter(None, [self.lossless_note(), self.forced_note()])])
 
 

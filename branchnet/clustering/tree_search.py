@@ -27,6 +27,7 @@ from branchnet.clustering.search_problem import (
     warn_uncounted,
 )
 from branchnet.clustering.search_result import SearchResult
+from branchnet.clustering.sharing.sharing_search import search_sharing
 from branchnet.clustering.stitching.chain_fronts import ChainTable
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.trees.tree import Tree
@@ -53,6 +54,7 @@ def search(
     seed: int = 0,
     time_limit: float | None = None,
     progress: bool = False,
+    nested: bool = True,
 ) -> SearchResult:
     """The tree of least cost that fits the budget, with a bound on how much better any other could be.
 
@@ -88,9 +90,13 @@ def search(
         seed: for the methods that draw random numbers.
         time_limit: seconds; None = no limit.
         progress: whether to draw a progress bar on stderr.
+        nested: whether tasks that part stay apart, as the outputs of several tasks for one input need it. False: a
+            `Sharing`, for inputs that belong to one task each; it saves memory, and no computation. Exact up to 14
+            tasks; not for `"stitch"`, nor for tasks that leave the trunk early.
 
     Returns:
-        The tree, its cost and size, and a lower bound on the cost of every tree within the budget.
+        The tree, or with `nested=False` the `sharing`, its cost and size, and a lower bound on the cost of every tree
+        within the budget.
 
     Raises:
         BudgetError: nothing fits; the error names the smallest feasible size.
@@ -126,6 +132,9 @@ def search(
     limit = problem.sizes.limit(wanted)
     warn_uncounted(problem.sizes)
     warn_limited(problem.sizes)
+    if not nested:
+        with Deadline(time_limit, show=progress) as deadline:
+            return search_sharing(problem, limit, str(wanted), method, deadline)
     chosen, why = choose_method(problem, method)
     with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -117,3 +118,67 @@ def generated(family: str, n: int, seed: int) -> Affinity:
     return Affinity(
         [f"t{i}" for i in range(n)], [f"stage{d}" for d in range(DEPTH)], 1 - (loss + loss.transpose(0, 2, 1)) / 2
     )
+
+
+def gap(family: str, objective: str, n: int, share: float, seed: int) -> Row:
+    """How far the tree may be above the best one, in percent of its cost, and the CPU seconds of search and bound."""
+    affinity = generated(family, n, seed)
+    start = time.process_time()
+    found = search(affinity, RESNET50, Budget(share, relative=True), objective=objective, method="local")
+    row = {"family": family, "objective": objective, "n": n, "share": share, "seed": seed, "cost": found.cost}
+    row |= {"gap_percent": 100 * found.gap, "cpu_seconds": time.process_time() - start}
+    return row | {"widths": " ".join(map(str, found.tree.widths))}
+
+
+def pivot(rows: list[Row], n: int) -> str:
+    """The largest gap of each objective and family over shares and seeds, in percent."""
+    objectives = list(dict.fromkeys(row["objective"] for row in rows))
+    lines = ["| family | " + " | ".join(objectives) + " |", "|" + "---|" * (1 + len(objectives))]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        cells = []
+        for objective in objectives:
+            own = [r["gap_percent"] for r in rows if (r["family"], r["objective"], r["n"]) == (family, objective, n)]
+            cells.append(f"{max(own):.1f}" if own else "not run")
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: list[Row]) -> str:
+    """The tables, objectives by families first."""
+    text = "# Gaps between trees and bounds\n\n"
+    text += "Six stages with ResNet-50's parameters; the families are described in `benchmarks/bounds.py`.\n"
+    for n in dict.fromkeys(row["n"] for row in rows):
+        shares = ", ".join(f"{100 * share:g}%" for share in dict.fromkeys(r["share"] for r in rows if r["n"] == n))
+        text += f"\n## {n} tasks: largest gap in percent, budgets of {shares} of the parameters\n\n{pivot(rows, n)}\n"
+    names = list(rows[0])
+    text += "\n## All\n\n| " + " | ".join(names) + " |\n|" + "---|" * len(names) + "\n"
+    return text + "".join("| " + " | ".join(_cell(row[name]) for name in names) + " |\n" for row in rows)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[40])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.4, 0.6])
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for bounds.md and bounds.json")
+    given = parser.parse_args()
+    rows: list[Row] = []
+    for n, objective, family, share, seed in itertools.product(
+        given.tasks, given.objectives, given.families, given.shares, range(given.seeds)
+    ):
+        rows.append(gap(family, objective, n, share, seed))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        # Written after each, so that what is there when it is stopped counts.
+        write_text(given.out / "bounds.json", json.dumps(rows, indent=1) + "\n")
+        write_text(given.out / "bounds.md", page(rows))
+    print(page(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
 from .advice.advising import Advice as Advice
 from .advice.advising import advise as advise
 from .bounds.lower_bounds import lower_bound as lower_bound
-from .budgets import Budget as Budget
-from .budgets import stage_shares as stage_shares
-from .budgets import tree_size as tree_size
+from .budgets.budget import Budget as Budget
+from .budgets.tree_sizes import stage_shares as stage_shares
+from .budgets.tree_sizes import tree_size as tree_size
 from .constraints import Constraints as Constraints
 from .grouping.network_selection import Selection as Selection
 from .grouping.network_selection import all_selections as all_selections

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import (
-    Budget,
+from branchnet.clustering.budgets.budget import Budget
+from branchnet.clustering.budgets.further_limits import FurtherLimit, largest_shares, shares_of_limits
+from branchnet.clustering.budgets.tree_sizes import (
     Costs,
     CostsByUnit,
     HeadCosts,
@@ -38,7 +39,6 @@ from branchnet.clustering.budgets import (
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
-from branchnet.clustering.further_limits import FurtherLimit, largest_shares, shares_of_limits
 from branchnet.clustering.heuristics.local_search import Landscape
 from branchnet.clustering.objectives import Objective, no_stage_weights, stage_losses
 from branchnet.clustering.pairwise_estimates import expected_losses

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
 from branchnet.clustering.sharing.task_sharing import Sharing
 from branchnet.clustering.trees.tree import Tree
 from branchnet.clustering.trees.tree_checks import Cluster, Partition

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import AnyBudget, CostsByUnit, HeadCostsByUnit, SizeModel, as_budget, fits
+from branchnet.clustering.budgets.budget import AnyBudget, as_budget
+from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit, SizeModel, fits
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable

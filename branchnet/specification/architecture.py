@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError, model_validator
 
 from branchnet.builder.weights.donors import Donors, choose_donors
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import SpecError
 from branchnet.models.constructors import Constructor

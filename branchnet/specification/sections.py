@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
 from branchnet.errors import BudgetError, SpecError
 from branchnet.models.constructors import Constructor, check_arguments, split_name
 from branchnet.specification.nested_tree import Section

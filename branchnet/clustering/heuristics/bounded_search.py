@@ -10,8 +10,8 @@ import numpy as np
 
 from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
+from branchnet.clustering.budgets.further_limits import largest_shares, mixtures, of_widths, shares_of_limits
 from branchnet.clustering.deadline import Deadline, OutOfTime
-from branchnet.clustering.further_limits import largest_shares, mixtures, of_widths, shares_of_limits
 from branchnet.clustering.heuristics.beam_search import beam_search
 from branchnet.clustering.heuristics.heuristic import heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.lower_bounds import stage_tables
+from branchnet.clustering.budgets.further_limits import shares_of_limits
 from branchnet.clustering.deadline import Deadline, OutOfTime
-from branchnet.clustering.further_limits import shares_of_limits
 from branchnet.clustering.search_problem import Problem, StitchProblem, infeasible, infeasible_together
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.sharing.stage_partitions import StagePartitions, best_partitions, good_partitions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,11 +43,13 @@ class Resource(NamedTuple):
         unit: `"params"`, `"flops"` or `"latency"`.
         size: what the tree needs, heads included where they are known.
         limit: the budget as an absolute number; infinite for a point of a front.
+        tasks: those whose nodes and heads count; empty = all.
     """
 
     unit: str
     size: float
     limit: float
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,10 @@ class SearchResult:
     def budget(self) -> Budget | None:
         """The limits as a budget in absolute numbers; None for a point of a front."""
         if not math.isfinite(self.limit):
-            return None
-        return Budget(self.limit, self.unit, also=tuple(Budget(one.limit, one.unit) for one in self.also))
+            limited = [Budget(one.limit, one.unit, tasks=one.tasks) for one in self.also if math.isfinite(one.limit)]
+            return dataclasses.replace(limited[0], also=tuple(limited[1:])) if limited else None
+        also = tuple(Budget(one.limit, one.unit, tasks=one.tasks) for one in self.also)
+        return Budget(self.limit, self.unit, also=also)
 
     @property
     def gap(self) -> float:
@@ -167,9 +172,13 @@ class SearchResult:
 
     def __str__(self) -> str:
         bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"
-        sizes = ", ".join(f"{one.size:.6g} {one.unit}" for one in self.resources)
+        sizes = ", ".join(map(_shown, self.resources))
         lines = [str(self.sharing or self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
         return "\n".join([*lines, *filter(None, [self.lossless_note(), self.forced_note()])])
+
+
+def _shown(one: Resource) -> str:
+    return f"{one.size:.6g} {one.unit}" + (f" for {'+'.join(map(visible, one.tasks))}" if one.tasks else "")
 
 
 def lossless_clusters(tree: Tree, identical: Sequence[Sequence[Sequence[str]]]) -> tuple[Partition, ...]:

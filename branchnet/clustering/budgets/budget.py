@@ -33,6 +33,7 @@ _WORDS = {
 }
 _NUMBER = r"[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?"
 _PATTERN = re.compile(rf"\s*({_NUMBER})\s*(%)?\s*([a-z ]*)", re.IGNORECASE)
+_FOR = re.compile(r"\s+for\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Budget:
         amount: the bound: parameters, multiply-adds or milliseconds; a share (0.6 for 60%) if `relative`.
         unit: `"params"`, `"flops"` or `"latency"`.
         relative: whether the amount is a share of N separate networks, heads included where they are known.
-        also: further budgets, each in a unit of its own, that the tree must meet, too.
+        also: further budgets, each in a unit of its own or for other tasks, that the tree must meet, too.
+        tasks: the tasks that count: nodes that serve one of them, and their heads. Empty = all tasks.
 
     Raises:
         BudgetError: an amount that is not a positive number, an unknown unit, or two budgets in one unit.
@@ -61,15 +63,21 @@ class Budget:
     unit: str = "params"
     relative: bool = False
     also: tuple[Budget, ...] = field(default=(), repr=False)
+    tasks: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.amount, (int, float, np.number)) and math.isfinite(self.amount) and self.amount > 0):
             raise BudgetError(f"the budget is {self.amount!r}; expected a positive number")
         if self.unit not in UNITS:
             raise BudgetError(f"unknown unit {self.unit!r} of a budget; expected one of {', '.join(UNITS)}")
+        if isinstance(self.tasks, str) or len(set(self.tasks)) < len(self.tasks):
+            raise BudgetError(f"the tasks of the budget are {self.tasks!r}; expected distinct names")
         units = [budget.unit for budget in self.each]
-        if len(set(units)) < len(units) or any(budget.also for budget in self.also):
-            raise BudgetError(f"the budgets are in {', '.join(units)}; expected one for each unit at most")
+        counted = {(budget.unit, frozenset(budget.tasks)) for budget in self.each}
+        if len(counted) < len(units) or any(budget.also for budget in self.also):
+            raise BudgetError(
+                f"the budgets are in {', '.join(units)}; expected one for each unit and set of tasks at most"
+            )
 
     @property
     def each(self) -> tuple[Budget, ...]:
@@ -84,7 +92,8 @@ class Budget:
 
         Args:
             text: such as `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`, or
-                several of them, `"25M params, 4 ms"`.
+                several of them, `"25M params, 4 ms"`; with the tasks that count, `"8 ms for depth+edges"` (names with a
+                comma or a plus are given to `Budget` itself).
 
         Returns:
             The budget.
@@ -95,6 +104,12 @@ class Budget:
         if "," in text:
             first, *others = (cls.parse(part) for part in text.split(","))
             return replace(first, also=tuple(others))
+        amount, *named = _FOR.split(text.rstrip(), maxsplit=1)
+        if named:
+            tasks = tuple(name.strip() for name in named[0].split("+"))
+            if not all(tasks):
+                raise _unreadable(text)
+            return replace(cls.parse(amount), tasks=tasks)
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise _unreadable(text)
@@ -110,9 +125,10 @@ class Budget:
     def __str__(self) -> str:
         if self.also:
             return ", ".join(map(str, self.each))
+        whose = f" for {'+'.join(self.tasks)}" if self.tasks else ""
         if self.relative:
-            return f"{100 * self.amount:g}% {self.unit}"
-        return f"{self.amount:g} {_WRITTEN[self.unit]}"
+            return f"{100 * self.amount:g}% {self.unit}{whose}"
+        return f"{self.amount:g} {_WRITTEN[self.unit]}{whose}"
 
 
 def _unit_of(word: str, text: str) -> tuple[str, float]:
@@ -128,7 +144,7 @@ def _unit_of(word: str, text: str) -> tuple[str, float]:
 def _unreadable(text: str) -> BudgetError:
     return BudgetError(
         f"cannot read the budget {text!r}; expected for example '60% params', '25e6 params', '4 GMACs', '8 GFLOPs' "
-        "(two per multiply-add) or '4 ms'"
+        "(two per multiply-add), '4 ms' or '8 ms for depth+edges'"
     )
 
 

@@ -88,6 +88,8 @@ class SizeModel:
 
     def limit(self, budget: Budget) -> float:
         """The budget in this unit as an absolute number."""
+        if limited := [str(one) for one in budget.each if one.tasks]:
+            raise BudgetError(f"the budget {limited[0]!r} is for some of the tasks, which search() alone knows")
         budget = next((one for one in budget.each if one.unit == self.unit), budget)
         if budget.unit != self.unit:
             raise BudgetError(f"the budget is in {budget.unit}; expected {self.unit}, as the costs are in it")
@@ -190,6 +192,30 @@ def size_model(
     return SizeModel(
         table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by, early, identical_tasks(costs)
     )
+
+
+def subset_model(
+    sizes: SizeModel, tasks: Sequence[str], costs: CostsByUnit, head_costs: HeadCostsByUnit | None
+) -> SizeModel:
+    """The sizes of what some of the tasks need: of the heads theirs alone; widths are those of their nodes.
+
+    Args:
+        sizes: of all tasks.
+        tasks: those that count.
+        costs, head_costs: what `sizes` was made of.
+
+    Raises:
+        BudgetError: stitches are counted, or tasks leave the trunk early.
+    """
+    _, heads = stages_and_heads(in_unit(costs, sizes.unit), in_unit(head_costs, sizes.unit))
+    every = 0.0 if heads is None else math.fsum(_head_cost(cost, task, sizes.unit) for task, cost in heads.items())
+    if not math.isclose(every, sizes.fixed, rel_tol=1e-9) or sizes.depths:
+        raise BudgetError(
+            "a budget for some of the tasks does not count stitches, and tasks that leave the trunk early; expected "
+            "budgets for all tasks"
+        )
+    fixed = 0.0 if heads is None else math.fsum(_head_cost(heads[task], task, sizes.unit) for task in tasks)
+    return replace(sizes, fixed=fixed)
 
 
 def identical_tasks(costs: Costs) -> tuple[tuple[tuple[str, ...], ...], ...]:

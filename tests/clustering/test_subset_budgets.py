@@ -90,7 +90,7 @@ def test_others_refuse_them() -> None:
     with pytest.raises(BudgetError, match="computes one task"):
         search(small, [1.0, 1.0], "5 params for t0", nested=False)
     with pytest.raises(BudgetError, match="some of the tasks"):
-        random_tree(names(3), [1.0, 1.0], Budget(0.9, relative=True, tasks=("t0",)))
+        random_tree(names(3), 2, seed=0, costs=[1.0, 1.0], budget=Budget(0.9, relative=True, tasks=("t0",)))
 
 
 def test_texts() -> None:

@@ -155,8 +155,14 @@ class Architecture(Section):
             the specification.
 
         Raises:
-            SpecError: locations that are not known, or content that does not fit together.
+            SpecError: locations that are not known, content that does not fit together, or sharing that is not nested.
         """
+        if result.sharing is not None:
+            raise SpecError(
+                [
+                    "the result has no tree, its sharing is not nested: expected SharingArchitecture.from_network(network)"
+                ]
+            )
         return cls.from_tree(
             result.tree,
             networks=networks,

@@ -199,4 +199,5 @@ def budget_text(budget: Budget | str) -> str:
     if budget.also:
         return ", ".join(map(budget_text, budget.each))
     unit = {"params": "params", "flops": "MACs", "latency": "ms"}[budget.unit]
-    return f"{100 * budget.amount!r}% {budget.unit}" if budget.relative else f"{budget.amount!r} {unit}"
+    whose = f" for {'+'.join(budget.tasks)}" if budget.tasks else ""
+    return (f"{100 * budget.amount!r}% {budget.unit}" if budget.relative else f"{budget.amount!r} {unit}") + whose

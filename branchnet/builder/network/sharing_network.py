@@ -126,7 +126,7 @@ class SharingNetwork(nn.Module):
             [[self.nodes[d][self.sharing.cluster_of(t, d)] for t in self.tasks] for d in range(depth)],  # type: ignore[index]
             list(self.heads),
             locations=self.locations,
-            donors=[[self.donors[d][self.sharing.cluster_of(t, d)] for t in self.tasks] for d in range(depth)],
+            donors=[self.tasks] * depth,  # of the paths as they would be alone; `donors` has those of the nodes
             costs=self.costs,
             head_costs=self.head_costs,
             interface=self.interface,

@@ -158,11 +158,7 @@ class Architecture(Section):
             SpecError: locations that are not known, content that does not fit together, or sharing that is not nested.
         """
         if result.sharing is not None:
-            raise SpecError(
-                [
-                    "the result has no tree, its sharing is not nested: expected SharingArchitecture.from_network(network)"
-                ]
-            )
+            raise SpecError(["the result has no tree, as its sharing is not nested; expected that of a nested search"])
         return cls.from_tree(
             result.tree,
             networks=networks,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.network.grouped_networks import GroupedNetworks
-from branchnet.builder.network.sharing_network import SharingNetwork
+from branchnet.builder.sharing_network import SharingNetwork
 from branchnet.builder.tree_fit import check_fit, check_networks, early_depths, leaving_early
 from branchnet.builder.weights.donors import Donors, choose_donors, sharing_donors
 from branchnet.clustering.sharing.task_sharing import Sharing

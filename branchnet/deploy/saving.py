@@ -12,7 +12,7 @@ from torch import nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks
-from branchnet.builder.network.sharing_network import SharingNetwork
+from branchnet.builder.sharing_network import SharingNetwork
 from branchnet.clustering import Sharing, Tree
 from branchnet.deploy.checkpoint_metadata import joined_records, read_record, restore, separate_records, write_record
 from branchnet.deploy.weight_files import (

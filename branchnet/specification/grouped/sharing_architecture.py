@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from branchnet.builder.network.sharing_network import SharingNetwork
+from branchnet.builder.sharing_network import SharingNetwork
 from branchnet.clustering import Sharing, Tree
 from branchnet.errors import SpecError, TreeError
 from branchnet.specification.architecture import MAX_NAMES, SCHEMA_VERSION, Architecture

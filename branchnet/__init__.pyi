@@ -17,6 +17,7 @@ from .clustering import Constraints as Constraints
 from .clustering import Grouping as Grouping
 from .clustering import SearchResult as SearchResult
 from .clustering import Selection as Selection
+from .clustering import Sharing as Sharing
 from .clustering import Stability as Stability
 from .clustering import Tree as Tree
 from .clustering import advise as advise

@@ -5,6 +5,7 @@ from .network.node import Node as Node
 from .network.parallel import replicate as replicate
 from .network.parallel import shard as shard
 from .network.separate_networks import SeparateNetworks as SeparateNetworks
+from .sharing_network import SharingNetwork as SharingNetwork
 from .network.surgery import merge_nodes as merge_nodes
 from .network.surgery import remove_task as remove_task
 from .network.surgery import split_node as split_node
@@ -23,6 +24,7 @@ __all__ = [
     "Node",
     "NodeStart",
     "SeparateNetworks",
+    "SharingNetwork",
     "TaskPath",
     "add_task",
     "build",

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.network.grouped_networks import GroupedNetworks
+from branchnet.builder.sharing_network import SharingNetwork
 from branchnet.builder.tree_fit import check_fit, check_networks, early_depths, leaving_early
-from branchnet.builder.weights.donors import Donors, choose_donors
+from branchnet.builder.weights.donors import Donors, choose_donors, sharing_donors
+from branchnet.clustering.sharing.task_sharing import Sharing
 from branchnet.clustering.trees.tree import Tree
 from branchnet.data.arguments import check_by_task
 from branchnet.errors import BuildError
@@ -61,8 +63,19 @@ def build(
     example: Input | None = ...,
     locations: Sequence[str] | int | None = ...,
 ) -> GroupedNetworks: ...
+@overload
 def build(
-    tree: Tree | SearchResult | Selection | Grouping,
+    tree: Sharing,
+    networks: Mapping[str, nn.Module],
+    *,
+    init: Init = ...,
+    affinity: Affinity | None = ...,
+    donors: Donors | None = ...,
+    example: Input | None = ...,
+    locations: Sequence[str] | int | None = ...,
+) -> SharingNetwork: ...
+def build(
+    tree: Tree | SearchResult | Selection | Grouping | Sharing,
     networks: Mapping[str, nn.Module],
     *,
     init: Init = "auto",
@@ -74,11 +87,13 @@ def build(
     seed: int = 0,
     example: Input | None = None,
     locations: Sequence[str] | int | None = None,
-) -> BranchedNetwork | GroupedNetworks:
+) -> BranchedNetwork | GroupedNetworks | SharingNetwork:
     """Build the branched network that `tree` describes, with initial weights in place.
 
     A selection of whole networks (`select_networks`, `group_by_affinity`) is built as several of them: each has all
-    tasks of its set, auxiliary ones included, and each task is served by one of them.
+    tasks of its set, auxiliary ones included, and each task is served by one of them. A `Sharing`, or what
+    `search(..., nested=False)` found, is built as a `SharingNetwork`, which is called for one task at a time; its nodes
+    are copies of their donors: the clusters' medoids by affinity, or their first tasks.
 
     Every node has a donor, chosen by `choose_donors`: the parent's donor while that task is in the cluster, otherwise
     the cluster's medoid by affinity, or without an affinity its first task. So a chain of nodes with one donor
@@ -87,7 +102,7 @@ def build(
 
     Args:
         tree: D stages over the tasks; or what `search` found, whose donors count where it names some and none are
-            given; or a Selection, or a Grouping.
+            given; or a Selection, a Grouping, or a Sharing.
         networks: the single-task networks: the result of `split_all`, or plain networks together with `example`.
             They are not changed.
         init: where the weights come from. `"stitch"`: each node copies its donor, and where the donor changes from one
@@ -112,8 +127,8 @@ def build(
         locations: where to split plain networks; by default at the affinity's locations.
 
     Returns:
-        the network, or the `GroupedNetworks` of a selection; the `initialisation` of a network says where each node's
-        weights come from.
+        the network, the `GroupedNetworks` of a selection, or the `SharingNetwork` of a sharing; the `initialisation` of
+        a network says where each node's weights come from.
 
     Raises:
         BuildError: tasks or depth of tree, networks and affinity that do not agree; an `init` that lacks its probe or
@@ -135,6 +150,11 @@ def build(
     _check_options(init, probe, state, networks)
     staged = _staged(networks, example, locations, affinity, tree)
     tree, donors = _tree_of(tree, donors)
+    if isinstance(tree, Sharing):
+        if init not in ("auto", "donor"):
+            raise BuildError(f"init={init!r} needs nested sharing; expected init='donor' for a Sharing")
+        separate = build(Tree.separate(tree.tasks, tree.depth), staged, init="donor")
+        return SharingNetwork(tree, separate, sharing_donors(tree, affinity) if donors is None else donors)
     if not isinstance(tree, Tree):
         if donors is not None:
             raise BuildError("donors name the nodes of one tree; expected donors=None for a selection of networks")
@@ -165,14 +185,14 @@ def build(
 
 
 def _tree_of(
-    given: Tree | SearchResult | Selection | Grouping, donors: Donors | None
-) -> tuple[Tree | Selection | Grouping, Donors | None]:
-    """The tree and the donors of a search's result; anything else as it is."""
+    given: Tree | SearchResult | Selection | Grouping | Sharing, donors: Donors | None
+) -> tuple[Tree | Selection | Grouping | Sharing, Donors | None]:
+    """The tree, or sharing, and the donors of a search's result; anything else as it is."""
     from branchnet.clustering import Grouping, SearchResult, Selection
 
     if isinstance(given, SearchResult):
-        return given.tree, given.donors if donors is None else donors
-    if not isinstance(given, Tree | Selection | Grouping):
+        return given.sharing or given.tree, given.donors if donors is None else donors
+    if not isinstance(given, Tree | Selection | Grouping | Sharing):
         raise BuildError(
             f"the tree is a {type(given).__name__}; expected a Tree, or what search, select_networks or "
             "group_by_affinity returned"

@@ -1,9 +1,9 @@
 from .certainty.advising import Advice as Advice
 from .certainty.advising import advise as advise
 from .bounds.lower_bounds import lower_bound as lower_bound
-from .budgets import Budget as Budget
-from .budgets import stage_shares as stage_shares
-from .budgets import tree_size as tree_size
+from .budgets.budget import Budget as Budget
+from .budgets.tree_sizes import stage_shares as stage_shares
+from .budgets.tree_sizes import tree_size as tree_size
 from .constraints import Constraints as Constraints
 from .grouping.network_selection import Selection as Selection
 from .grouping.network_selection import all_selections as all_selections
@@ -28,6 +28,7 @@ from .pairwise_estimates import smooth_measurements as smooth_measurements
 from .refinement import Refinement as Refinement
 from .refinement import refine as refine
 from .search_result import SearchResult as SearchResult
+from .sharing.task_sharing import Sharing as Sharing
 from .tree_search import pareto_front as pareto_front
 from .tree_search import search as search
 from .certainty.tree_stability import Stability as Stability
@@ -50,6 +51,7 @@ __all__ = [
     "Refinement",
     "SearchResult",
     "Selection",
+    "Sharing",
     "SharingComparison",
     "Stability",
     "StageLosses",

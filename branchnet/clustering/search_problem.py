@@ -19,8 +19,9 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import (
-    Budget,
+from branchnet.clustering.budgets.budget import Budget
+from branchnet.clustering.budgets.further_limits import FurtherLimit, largest_shares, shares_of_limits
+from branchnet.clustering.budgets.tree_sizes import (
     Costs,
     CostsByUnit,
     HeadCosts,
@@ -38,7 +39,6 @@ from branchnet.clustering.budgets import (
 from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
-from branchnet.clustering.further_limits import FurtherLimit, largest_shares, shares_of_limits
 from branchnet.clustering.heuristics.local_search import Landscape
 from branchnet.clustering.objectives import Objective, no_stage_weights, stage_losses
 from branchnet.clustering.pairwise_estimates import expected_losses
@@ -315,7 +315,7 @@ def infeasible(budget: str, limit: float, smallest: float | None, sizes: SizeMod
 
 
 def infeasible_together(
-    problem: Problem | StitchProblem, limit: float, budget: str, least: Sequence[float]
+    problem: Problem | StitchProblem, limit: float, budget: str, least: Sequence[float], *, searched: bool = False
 ) -> BudgetError:
     """The error for budgets that nothing fits: the one that binds, or that they do so together.
 
@@ -324,6 +324,7 @@ def infeasible_together(
         limit: of the first budget.
         budget: all of them, as written.
         least: the smallest size in each unit that any tree has.
+        searched: whether trees were searched by a method that may miss one, so that none was found only.
     """
     others = [(one.sizes, one.limit, str(one.budget)) for one in problem.further]
     limits = [(problem.sizes, limit, budget.split(", ")[0]), *others]
@@ -331,6 +332,11 @@ def infeasible_together(
         if not fits(size, most):
             return infeasible(written, most, size, sizes)
     smallest = ", ".join(f"{size:.10g} {sizes.unit}" for (sizes, _, _), size in zip(limits, least, strict=True))
+    if searched:
+        return BudgetError(
+            f"no tree was found that fits the budgets {budget} together, though some tree fits each of them, and one "
+            f"that fits all may exist; the smallest sizes are {smallest}: relax one of them, or try method='exact'"
+        )
     return BudgetError(
         f"no tree fits the budgets {budget} together, though some tree fits each of them; the smallest sizes are "
         f"{smallest}, not all of one tree: relax one of them"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
+from branchnet.clustering.sharing.task_sharing import Sharing
 from branchnet.clustering.trees.tree import Tree
 from branchnet.clustering.trees.tree_checks import Cluster, Partition
 from branchnet.stages.costs import FirstDifference
@@ -41,11 +43,13 @@ class Resource(NamedTuple):
         unit: `"params"`, `"flops"` or `"latency"`.
         size: what the tree needs, heads included where they are known.
         limit: the budget as an absolute number; infinite for a point of a front.
+        tasks: those whose nodes and heads count; empty = all.
     """
 
     unit: str
     size: float
     limit: float
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class SearchResult:
     """A tree, what it costs, and how good it is known to be.
 
     Attributes:
-        tree: the best tree that was found.
+        tree: the best tree that was found; None where sharing need not be nested, see `sharing`.
         cost: its clustering cost under `objective`.
         size: its size in `unit`, heads included where they are known.
         lower_bound: no tree that meets the budget and the constraints, with no more forced pairs, costs less.
@@ -89,6 +93,7 @@ class SearchResult:
         first_difference: where the networks' structures part, if less than half of the parameters lies before.
         lossless: for each stage the clusters of tasks with identical weights up to its end, as far as staged networks
             or their costs said it: one copy of the stage serves these tasks without any loss.
+        sharing: the best sharing that was found, of a search with `nested=False`; otherwise None.
 
     >>> affinity = branchnet.Affinity(["depth", "edges"], ["layer1"], np.array([[[1.0, 0.8], [0.8, 1.0]]]))
     >>> result = branchnet.search(affinity, [1000.0], "1500 params", objective="mean-pair")
@@ -114,6 +119,7 @@ class SearchResult:
     also: tuple[Resource, ...] = ()
     first_difference: FirstDifference | None = field(default=None, compare=False)
     lossless: tuple[Partition, ...] = ()
+    sharing: Sharing | None = None
 
     @property
     def resources(self) -> tuple[Resource, ...]:
@@ -124,8 +130,10 @@ class SearchResult:
     def budget(self) -> Budget | None:
         """The limits as a budget in absolute numbers; None for a point of a front."""
         if not math.isfinite(self.limit):
-            return None
-        return Budget(self.limit, self.unit, also=tuple(Budget(one.limit, one.unit) for one in self.also))
+            limited = [Budget(one.limit, one.unit, tasks=one.tasks) for one in self.also if math.isfinite(one.limit)]
+            return dataclasses.replace(limited[0], also=tuple(limited[1:])) if limited else None
+        also = tuple(Budget(one.limit, one.unit, tasks=one.tasks) for one in self.also)
+        return Budget(self.limit, self.unit, also=also)
 
     @property
     def gap(self) -> float:
@@ -164,9 +172,13 @@ class SearchResult:
 
     def __str__(self) -> str:
         bound = "proven" if self.proven else f"lower bound {self.lower_bound:.6g}"
-        sizes = ", ".join(f"{one.size:.6g} {one.unit}" for one in self.resources)
-        lines = [str(self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
+        sizes = ", ".join(map(_shown, self.resources))
+        lines = [str(self.sharing or self.tree), f"size {sizes}, cost {self.cost:.6g} ({self.objective}; {bound})"]
         return "\n".join([*lines, *filter(None, [self.lossless_note(), self.forced_note()])])
+
+
+def _shown(one: Resource) -> str:
+    return f"{one.size:.6g} {one.unit}" + (f" for {'+'.join(map(visible, one.tasks))}" if one.tasks else "")
 
 
 def lossless_clusters(tree: Tree, identical: Sequence[Sequence[Sequence[str]]]) -> tuple[Partition, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,12 @@ import numpy.typing as npt
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import AnyBudget, CostsByUnit, HeadCostsByUnit, SizeModel, as_budget, fits
+from branchnet.clustering.budgets.budget import AnyBudget, Budget, as_budget
+from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit, SizeModel, fits
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable
+from branchnet.clustering.exact.subset_search import search_under_subsets, task_limit
 from branchnet.clustering.heuristics.bounded_search import AnyProblem, judged, searched, searched_front
 from branchnet.clustering.objectives import Objective
 from branchnet.clustering.search_problem import (
@@ -27,6 +30,7 @@ from branchnet.clustering.search_problem import (
     warn_uncounted,
 )
 from branchnet.clustering.search_result import SearchResult
+from branchnet.clustering.sharing.sharing_search import search_sharing
 from branchnet.clustering.stitching.chain_fronts import ChainTable
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.trees.tree import Tree
@@ -53,6 +57,7 @@ def search(
     seed: int = 0,
     time_limit: float | None = None,
     progress: bool = False,
+    nested: bool = True,
 ) -> SearchResult:
     """The tree of least cost that fits the budget, with a bound on how much better any other could be.
 
@@ -69,6 +74,8 @@ def search(
             tell one alone, by unit: `{"params": staged, "latency": table.costs}`.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known. Several at once, `"60% params, 45% flops"`, or a list: the tree meets all.
+            `"8 ms for depth+edges"` counts nodes that serve one of these tasks, and their heads (exact, up to 7 tasks;
+            percentages are of all separate networks, too).
         head_costs: `{task: number or StageCost}`; None = those of the staged networks; with other costs, heads are
             not counted then.
         objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`. Directed
@@ -88,9 +95,13 @@ def search(
         seed: for the methods that draw random numbers.
         time_limit: seconds; None = no limit.
         progress: whether to draw a progress bar on stderr.
+        nested: whether tasks that part stay apart, as the outputs of several tasks for one input need it. False: a
+            `Sharing`, for inputs that belong to one task each; it saves memory, and no computation. Exact up to 14
+            tasks; not for `"stitch"`, nor for tasks that leave the trunk early.
 
     Returns:
-        The tree, its cost and size, and a lower bound on the cost of every tree within the budget.
+        The tree, or with `nested=False` the `sharing`, its cost and size, and a lower bound on the cost of every tree
+        within the budget.
 
     Raises:
         BudgetError: nothing fits; the error names the smallest feasible size.
@@ -110,6 +121,11 @@ def search(
     (7000000.0, True, 'exact')
     """
     wanted = as_budget(budget)
+    if any(one.tasks for one in wanted.each):
+        return _under_subsets(
+            wanted, method, nested, time_limit, affinity, costs, head_costs, objective, stage_weights, shared_stages,
+            constraints, task_weights, stitch_sizes,
+        )  # fmt: skip
     problem = make_problem(
         affinity,
         costs,
@@ -126,6 +142,9 @@ def search(
     limit = problem.sizes.limit(wanted)
     warn_uncounted(problem.sizes)
     warn_limited(problem.sizes)
+    if not nested:
+        with Deadline(time_limit, show=progress) as deadline:
+            return search_sharing(problem, limit, str(wanted), method, deadline)
     chosen, why = choose_method(problem, method)
     with Deadline(time_limit, show=progress) as deadline:
         if chosen != "exact":
@@ -237,6 +256,25 @@ def pareto_front(
         _proven(problem, table, row, cost + table.tolerance, cost, math.inf, why)
         for row, cost in zip(rows, costs, strict=True)
     ]
+
+
+def _under_subsets(
+    wanted: Budget,
+    method: str,
+    nested: bool,
+    time_limit: float | None,
+    affinity: Affinity | PairMeasurements | StageLosses,
+    costs: CostsByUnit,
+    head_costs: HeadCostsByUnit | None,
+    *others: Any,
+) -> SearchResult:
+    """The best tree under budgets of which some are for some of the tasks; `others` as `make_problem` takes them."""
+    if not nested:
+        raise BudgetError("a call of a network that is not nested computes one task; expected budgets for all tasks")
+    problems = [make_problem(affinity, costs, one.unit, head_costs, *others) for one in wanted.each]
+    limits = [task_limit(one, problem, costs, head_costs) for one, problem in zip(wanted.each, problems, strict=True)]
+    with Deadline(time_limit) as deadline:
+        return search_under_subsets(problems[0], limits, method, deadline)
 
 
 def _takes_long(problem: AnyProblem) -> bool:

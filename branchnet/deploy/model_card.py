@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from branchnet.builder.stitch_costs import StitchCost, stitch_costs
-from branchnet.clustering.budgets import tree_size
+from branchnet.clustering.budgets.tree_sizes import tree_size
 from branchnet.clustering.trees.text_drawing import tree_text
 from branchnet.clustering.trees.tree import Tree
 from branchnet.stages import Example, flat_example

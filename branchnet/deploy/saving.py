@@ -6,11 +6,14 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks
+from branchnet.builder.sharing_network import SharingNetwork
+from branchnet.clustering import Sharing, Tree
 from branchnet.deploy.checkpoint_metadata import joined_records, read_record, restore, separate_records, write_record
 from branchnet.deploy.weight_files import (
     file_checksum,
@@ -22,6 +25,7 @@ from branchnet.deploy.weight_files import (
 from branchnet.errors import CheckpointError, SpecError
 from branchnet.specification.architecture import Architecture
 from branchnet.specification.grouped.grouped_architecture import GroupedArchitecture, is_grouped
+from branchnet.specification.grouped.sharing_architecture import SharingArchitecture, is_sharing
 from branchnet.utils.files import atomic_write
 from branchnet.utils.tensor_digest import checksum
 
@@ -31,11 +35,15 @@ RECORD = "branchnet"
 """The name in the weights' metadata under which the rest of the network's state stands."""
 
 
+AnyNetwork: TypeAlias = BranchedNetwork | GroupedNetworks | SharingNetwork
+AnyArchitecture: TypeAlias = Architecture | GroupedArchitecture | SharingArchitecture
+
+
 def save(
-    branched: BranchedNetwork | GroupedNetworks,
+    branched: AnyNetwork,
     directory: str | os.PathLike[str],
     *,
-    architecture: Architecture | GroupedArchitecture | None = None,
+    architecture: AnyArchitecture | None = None,
 ) -> None:
     """Write `branched` into `directory`, made where it is missing; files of these names are replaced, with a
     warning where they are of other tasks or of another tree.
@@ -44,7 +52,7 @@ def save(
     the tensors, is kept in the metadata of the weights' file.
 
     Args:
-        branched: the network; or `GroupedNetworks`, with all of their tasks.
+        branched: the network; or `GroupedNetworks`, with all of their tasks; or a `SharingNetwork`.
         directory: the folder.
         architecture: the specification to write, e.g. `Architecture.from_search(...)`, which also says how the tree was
             found; by default the network is described as it is. Stitches are written as the network has them.
@@ -62,7 +70,7 @@ def save(
     ...     sorted(os.listdir(folder))
     ['architecture.yaml', 'weights.safetensors']
     """
-    if not isinstance(branched, BranchedNetwork | GroupedNetworks):
+    if not isinstance(branched, BranchedNetwork | GroupedNetworks | SharingNetwork):
         raise CheckpointError(
             f"the network is a {type(branched).__name__}; expected what branchnet.build returned; "
             "branchnet.deploy.save_weights(network, path) writes the weights of any module"
@@ -71,7 +79,7 @@ def save(
     _warn_of_another(Path(directory) / ARCHITECTURE, described)
     sha256 = checksum(sorted(stored_tensors(branched).items()))
     records = [write_record(network, sha256=sha256) for network in _networks_of(branched)]
-    metadata = {RECORD: records[0] if isinstance(branched, BranchedNetwork) else joined_records(records)}
+    metadata = {RECORD: joined_records(records) if isinstance(branched, GroupedNetworks) else records[0]}
     try:
         # Written before the weights take their place, and renamed after: both files are of one network, or as before.
         with atomic_write(Path(directory) / ARCHITECTURE) as written:
@@ -81,16 +89,16 @@ def save(
         raise CheckpointError(f"{Path(directory) / ARCHITECTURE} cannot be written: {error}") from error
 
 
-def _warn_of_another(file: Path, described: Architecture | GroupedArchitecture) -> None:
+def _warn_of_another(file: Path, described: AnyArchitecture) -> None:
     """Warn where the folder holds a network of other tasks or of another tree, or what cannot be read."""
     if not file.exists():
         return
     try:
-        before = [one.tree for one in _each(_read(file))]
+        before = _shared(_read(file))
     except SpecError as error:
         warnings.warn(f"{file} is replaced; it could not be read: {str(error).splitlines()[0]}", stacklevel=3)
         return
-    if before != (trees := [one.tree for one in _each(described)]):
+    if before != (trees := _shared(described)):
         held, new = (" and ".join(", ".join(tree.tasks) for tree in each) for each in (before, trees))
         what = f"of {held}" if held != new else "with another tree"
         warnings.warn(
@@ -99,24 +107,36 @@ def _warn_of_another(file: Path, described: Architecture | GroupedArchitecture) 
         )
 
 
-def _read(file: Path) -> Architecture | GroupedArchitecture:
+def _read(file: Path) -> AnyArchitecture:
+    if is_sharing(file):
+        return SharingArchitecture.load(file)
     return GroupedArchitecture.load(file) if is_grouped(file) else Architecture.load(file)
 
 
-def _each(described: Architecture | GroupedArchitecture) -> list[Architecture]:
-    return [described] if isinstance(described, Architecture) else [group.architecture for group in described.groups]
+def _shared(described: AnyArchitecture) -> list[Tree | Sharing]:
+    if isinstance(described, SharingArchitecture):
+        return [described.task_sharing]
+    if isinstance(described, Architecture):
+        return [described.tree]
+    return [group.architecture.tree for group in described.groups]
 
 
-def _networks_of(network: BranchedNetwork | GroupedNetworks) -> tuple[BranchedNetwork, ...]:
+def _networks_of(network: AnyNetwork) -> tuple[BranchedNetwork, ...]:
+    """The branched networks whose records are kept; of a sharing network the tasks' paths as one."""
+    if isinstance(network, SharingNetwork):
+        return (network.separate_paths(),)
     return network.branched_networks if isinstance(network, GroupedNetworks) else (network,)
 
 
-def _described(
-    network: BranchedNetwork | GroupedNetworks, architecture: Architecture | GroupedArchitecture | None
-) -> Architecture | GroupedArchitecture:
+def _described(network: AnyNetwork, architecture: AnyArchitecture | None) -> AnyArchitecture:
     """The specification to write, given or not: checked, and with the stitches that the network has."""
+    if isinstance(network, SharingNetwork):
+        described = SharingArchitecture.from_network(network)
+        if architecture is not None and architecture != described:
+            raise CheckpointError("the architecture is not the sharing network's own; expected architecture=None")
+        return described
     if isinstance(network, BranchedNetwork):
-        if isinstance(architecture, GroupedArchitecture):
+        if architecture is not None and not isinstance(architecture, Architecture):
             raise CheckpointError("the architecture describes several networks; expected that of the one network")
         return _with_stitches(architecture or Architecture.from_network(network), network)
     if architecture is None:
@@ -126,8 +146,8 @@ def _described(
     if not isinstance(architecture, GroupedArchitecture) or [set(g.serves) for g in architecture.groups] != served:
         raise CheckpointError(f"the architecture is of other networks; expected one whose groups serve {served}")
     pairs = zip(architecture.groups, network.branched_networks, strict=True)
-    described = [_with_stitches(group.architecture, one) for group, one in pairs]
-    return GroupedArchitecture.of(described, [group.serves for group in serving.groups])
+    each = [_with_stitches(group.architecture, one) for group, one in pairs]
+    return GroupedArchitecture.of(each, [group.serves for group in serving.groups])
 
 
 def _with_stitches(architecture: Architecture, branched: BranchedNetwork) -> Architecture:
@@ -143,9 +163,7 @@ def _with_stitches(architecture: Architecture, branched: BranchedNetwork) -> Arc
     return architecture.model_copy(update={"stitches": Architecture.from_network(branched).stitches})
 
 
-def load(
-    directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None
-) -> BranchedNetwork | GroupedNetworks:
+def load(directory: str | os.PathLike[str], networks: Mapping[str, nn.Module] | None = None) -> AnyNetwork:
     """Read the branched network that `save` wrote, in eval mode on the CPU, with its frozen nodes frozen.
 
     `initialisation` is that of the network that was saved; None where the file does not tell. Weights that were trained
@@ -157,7 +175,7 @@ def load(
             transforms that `split_all` was given, which are not in the folder: staged networks with the same ones.
 
     Returns:
-        the network; `GroupedNetworks` where those were saved.
+        the network; `GroupedNetworks` or a `SharingNetwork` where those were saved.
 
     Raises:
         SpecError: a specification that is not valid, or tasks whose networks must be passed.
@@ -189,10 +207,10 @@ def load(
     return branched
 
 
-def _restore_records(branched: BranchedNetwork | GroupedNetworks, stored: str, weights: Path) -> None:
+def _restore_records(branched: AnyNetwork, stored: str, weights: Path) -> None:
     """Give every network what its record says, after the checksum of all weights."""
     inner = _networks_of(branched)
-    texts = [stored] if isinstance(branched, BranchedNetwork) else separate_records(stored, len(inner))
+    texts = separate_records(stored, len(inner)) if isinstance(branched, GroupedNetworks) else [stored]
     records = [read_record(text, network) for text, network in zip(texts, inner, strict=True)]
     sums = {record.sha256 for record in records} - {None}
     if sums and sums != {file_checksum(weights)}:

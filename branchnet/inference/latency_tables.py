@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from branchnet.clustering.budgets import tree_size
+from branchnet.clustering.budgets.tree_sizes import tree_size
 from branchnet.clustering.trees.tree import Tree
 from branchnet.data.arguments import check_by_task
 from branchnet.data.samples import Source, as_example

@@ -14,7 +14,7 @@ from branchnet.errors import BranchnetError, BudgetError, DataError, SpecError
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
-    from branchnet.clustering.budgets import Costs, CostsByUnit, HeadCosts
+    from branchnet.clustering.budgets.tree_sizes import Costs, CostsByUnit, HeadCosts
     from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.inference import LatencyTable
     from branchnet.pipeline.plans.dry_run import Plan
@@ -211,7 +211,7 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         The search result.
     """
     from branchnet.clustering import Budget, SearchResult, clustering_cost, tree_size
-    from branchnet.clustering.budgets import uncounted_operators
+    from branchnet.clustering.budgets.tree_sizes import uncounted_operators
     from branchnet.clustering.search_problem import make_problem
 
     recorded = spec.search

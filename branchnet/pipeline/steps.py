@@ -25,7 +25,7 @@ from branchnet.clustering import (
     random_tree,
     tree_size,
 )
-from branchnet.clustering.budgets import Costs, HeadCosts
+from branchnet.clustering.budgets.tree_sizes import Costs, HeadCosts
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.data.samples import count_samples
 from branchnet.deploy import load_weights, save_weights

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError, model_validator
 
 from branchnet.builder.weights.donors import Donors, choose_donors
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import SpecError
 from branchnet.models.constructors import Constructor
@@ -155,8 +155,10 @@ class Architecture(Section):
             the specification.
 
         Raises:
-            SpecError: locations that are not known, or content that does not fit together.
+            SpecError: locations that are not known, content that does not fit together, or sharing that is not nested.
         """
+        if result.sharing is not None:
+            raise SpecError(["the result has no tree, as its sharing is not nested; expected that of a nested search"])
         return cls.from_tree(
             result.tree,
             networks=networks,

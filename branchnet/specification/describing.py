@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
 from branchnet.errors import SpecError
 from branchnet.models.constructors import Constructor, constructor_of, split_name
 from branchnet.specification.sections import InputSection, SearchSection, budget_text

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from branchnet.clustering.budgets import Budget
+from branchnet.clustering.budgets.budget import Budget
 from branchnet.errors import BudgetError, SpecError
 from branchnet.models.constructors import Constructor, check_arguments, split_name
 from branchnet.specification.nested_tree import Section
@@ -199,4 +199,5 @@ def budget_text(budget: Budget | str) -> str:
     if budget.also:
         return ", ".join(map(budget_text, budget.each))
     unit = {"params": "params", "flops": "MACs", "latency": "ms"}[budget.unit]
-    return f"{100 * budget.amount!r}% {budget.unit}" if budget.relative else f"{budget.amount!r} {unit}"
+    whose = f" for {'+'.join(budget.tasks)}" if budget.tasks else ""
+    return (f"{100 * budget.amount!r}% {budget.unit}" if budget.relative else f"{budget.amount!r} {unit}") + whose

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import branchnet
 from branchnet import Affinity, Budget, Tree, clustering_cost, enumerate_trees, pareto_front, random_tree, search
 from branchnet.clustering import tree_size
-from branchnet.clustering.budgets import as_budget
+from branchnet.clustering.budgets.budget import as_budget
 from branchnet.errors import BudgetError
 
 TASKS = tuple("abcd")

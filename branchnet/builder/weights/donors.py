@@ -10,7 +10,7 @@ from branchnet.clustering.stitching.task_weights import task_factors
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
-    from branchnet.clustering import Tree
+    from branchnet.clustering import Sharing, Tree
 
 Donors = tuple[tuple[str, ...], ...]
 """For each stage the donor task of each node, in the order of `tree.partitions`."""
@@ -53,6 +53,22 @@ def choose_donors(tree: Tree, affinity: Affinity | None = None, *, preferred: st
             )
         )
     return tuple(donors)
+
+
+def sharing_donors(sharing: Sharing, affinity: Affinity | None = None) -> Donors:
+    """Name the donor of every node of a sharing that is not nested: the cluster's medoid, stage by stage.
+
+    Args:
+        sharing: which tasks share which stage.
+        affinity: values (D, N, N) that choose the medoids; without one the first tasks are taken.
+
+    Returns:
+        for each stage the donors of its nodes.
+    """
+    return tuple(
+        tuple(_medoid(stage, cluster, affinity) for cluster in clusters)
+        for stage, clusters in enumerate(sharing.partitions)
+    )
 
 
 def _medoid(stage: int, cluster: Sequence[str], affinity: Affinity | None) -> str:

@@ -13,7 +13,7 @@ from branchnet.cli.options import AsJson, DryRun, Flag, Quiet, Seed
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
     from branchnet.clustering import SearchResult
-    from branchnet.clustering.budgets import CostsByUnit, HeadCostsByUnit
+    from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
     from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.reporting.tables import Table
 

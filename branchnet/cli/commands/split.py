@@ -49,7 +49,7 @@ def split(
     from branchnet.cli.loading import read_source
     from branchnet.cli.printing import print_json, print_plan, print_tables, print_text, say
     from branchnet.clustering import Tree
-    from branchnet.clustering.budgets import uncounted_operators
+    from branchnet.clustering.budgets.tree_sizes import uncounted_operators
     from branchnet.pipeline.plans.dry_run import Plan, memory_of
     from branchnet.reporting.costing import uncounted_note
     from branchnet.specification import Architecture

@@ -10,7 +10,7 @@ First each stage is bounded on its own, as a function of its width, and the widt
 
 Given the cost of a known tree, what ties the stages together is added where the number of tasks allows it: by branching
 on chains of nested clusters for `max` (`chain_branch_and_bound`), by Lagrangian relaxation for `mean` and `sum`
-(`lagrangian_bounds`).
+(`lagrangian_bounds`) and for `medoid` (`medoid_bounds`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.bounds.clique_bounds import StageRadii, stage_radii
 from branchnet.clustering.bounds.lagrangian_bounds import pair_bounds
+from branchnet.clustering.bounds.medoid_bounds import medoid_bounds
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
 
@@ -67,13 +68,7 @@ def rising_bounds(
     effort: int = EFFORT,
 ) -> Iterator[float]:
     """Lower bounds, each valid by itself, so that one can stop at any of them; arguments as `lower_bound`."""
-    radii, below = None, np.minimum(losses.pairs.min(axis=(1, 2)), 0.0)
-    if losses.kind == "max":
-        # Cliques need losses that are not negative. Every cluster of several tasks loses at least what it does without
-        # gains, plus `below`.
-        losses = replace(losses, pairs=np.maximum(losses.pairs, 0.0))
-        radii = [stage_radii(pairs) for pairs in losses.pairs]
-    table = np.array([_stage_bounds(losses, stage, radii, float(below[stage])) for stage in range(losses.depth)])
+    losses, radii, below, table = _stages_alone(losses)
     bound, widths = WidthBounds(rules, sizes, limit).least(table)
     yield bound + losses.offset
     if target is None or not widths or bound >= target - losses.offset:
@@ -86,9 +81,28 @@ def rising_bounds(
         pairs = losses.pairs / losses.divisor
         worth = np.array([_best_slope(stage, losses.kind, k) for stage, k in zip(pairs, widths, strict=True)])
         tighter = pair_bounds(losses, rules, sizes, limit, known, worth, effort)
+    elif losses.kind == "medoid" and not losses.averaged:
+        tighter = medoid_bounds(losses, rules, sizes, limit, known, effort)
     else:
         return
     yield from (value + gained + losses.offset for value in tighter)
+
+
+def stage_tables(losses: StageLosses) -> Floats:
+    """(D, N + 1) lower bounds on the cost of every stage at every width, each stage on its own; width 0 is inf."""
+    return _stages_alone(losses)[-1]
+
+
+def _stages_alone(losses: StageLosses) -> tuple[StageLosses, list[StageRadii] | None, Floats, Floats]:
+    """The losses without gains where they need it, radii, by how much that lowers a cluster's value, and the tables."""
+    radii, below = None, np.minimum(losses.pairs.min(axis=(1, 2)), 0.0)
+    if losses.kind == "max":
+        # Cliques need losses that are not negative. Every cluster of several tasks loses at least what it does without
+        # gains, plus `below`.
+        losses = replace(losses, pairs=np.maximum(losses.pairs, 0.0))
+        radii = [stage_radii(pairs) for pairs in losses.pairs]
+    table = [_stage_bounds(losses, stage, radii, float(below[stage])) for stage in range(losses.depth)]
+    return losses, radii, below, np.array(table)
 
 
 def _stage_bounds(losses: StageLosses, stage: int, radii: Sequence[StageRadii] | None, below: float) -> Floats:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering.budgets import AnyBudget, CostsByUnit, HeadCostsByUnit
+from branchnet.clustering.budgets.budget import AnyBudget
+from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes

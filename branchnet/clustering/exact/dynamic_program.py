@@ -114,7 +114,7 @@ def width_table(losses: StageLosses, rules: Rules, deadline: Deadline | None = N
     n, depth = len(losses.tasks), losses.depth
     shared = forced_stages(rules)
     grid = lattice(n)
-    stages = [_stage_costs(losses, rules, grid, d) for d in range(shared, depth)]
+    stages = [stage_costs(losses, rules, grid, d) for d in range(shared, depth)]
     chains: list[Tables] = []
     below = [np.zeros((level.shape[1], 1)) for level in grid.strings]
     deadline.begin("solving exactly", work(n, depth - shared)[0])
@@ -141,7 +141,7 @@ def width_table(losses: StageLosses, rules: Rules, deadline: Deadline | None = N
 def best_groupings(losses: StageLosses, rules: Rules) -> list[tuple[float, Strings]]:
     """For every number of whole networks the least cost and its groups: trees whose stages all have one partition."""
     grid = lattice(len(losses.tasks))
-    stages = [_stage_costs(losses, rules, grid, d) for d in range(losses.depth)]
+    stages = [stage_costs(losses, rules, grid, d) for d in range(losses.depth)]
     found = []
     for k in range(1, grid.n + 1):
         totals = np.sum([stage[k] for stage in stages], axis=0) + losses.offset
@@ -160,7 +160,8 @@ def forced_stages(rules: Rules) -> int:
     return next((d for d in range(depth - 1) if rules.max_width[d] > 1), depth - 1)
 
 
-def _stage_costs(losses: StageLosses, rules: Rules, grid: Lattice, stage: int) -> Tables:
+def stage_costs(losses: StageLosses, rules: Rules, grid: Lattice, stage: int) -> Tables:
+    """Cost of a stage at every partition, level by level; inf where the rules do not allow it."""
     values = cluster_values(losses.pairs[stage], losses.kind)
     values[~rules.allowed_clusters(stage)] = np.inf
     levels = [np.zeros(0)]

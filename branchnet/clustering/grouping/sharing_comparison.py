@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.budgets import Costs, HeadCosts
+from branchnet.clustering.budgets.tree_sizes import Costs, HeadCosts
 from branchnet.clustering.exact.dynamic_program import best_groupings
 from branchnet.clustering.search_problem import Problem, make_problem
 from branchnet.clustering.search_result import SearchResult

@@ -10,8 +10,8 @@ import numpy as np
 
 from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
+from branchnet.clustering.budgets.further_limits import largest_shares, mixtures, of_widths, shares_of_limits
 from branchnet.clustering.deadline import Deadline, OutOfTime
-from branchnet.clustering.further_limits import largest_shares, mixtures, of_widths, shares_of_limits
 from branchnet.clustering.heuristics.beam_search import beam_search
 from branchnet.clustering.heuristics.heuristic import heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
@@ -100,7 +100,7 @@ def _nothing_fits(problem: Problem, limit: float, budget: str) -> BudgetError:
     least = [model.of_widths(one) for model, one in zip(models, widths, strict=True)]
     if not problem.further:
         return infeasible(budget, limit, least[0], problem.sizes)
-    return infeasible_together(problem, limit, budget, least)
+    return infeasible_together(problem, limit, budget, least, searched=True)
 
 
 def _bounds(losses: StageLosses, land: Landscape, known: float | None, effort: int) -> Iterator[float]:
@@ -197,7 +197,7 @@ def _chains_under_several(
         models = [problem.sizes, *(one.sizes for one in problem.further)]
         chosen = [smallest_widths(problem.allowed_sizes(model.table)) for model in models]
         least = [model.of_widths(one) for model, one in zip(models, chosen, strict=True) if one is not None]
-        raise infeasible_together(problem, limit, budget, least)
+        raise infeasible_together(problem, limit, budget, least, searched=True)
     bound = max((value for forced, value in bounds if forced >= len(best.forced)), default=-math.inf)
     proven = not best.forced and bound >= best.cost - problem.losses.tie
     why = "; ".join(filter(None, [why, stopped]))

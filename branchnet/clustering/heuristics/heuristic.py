@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from branchnet.clustering.budgets.further_limits import mixtures
 from branchnet.clustering.deadline import Deadline, OutOfTime
-from branchnet.clustering.further_limits import mixtures
 from branchnet.clustering.heuristics.initial_trees import start_trees
 from branchnet.clustering.heuristics.local_search import Labels, Landscape, Moves, apply_move, descend, price_moves
 

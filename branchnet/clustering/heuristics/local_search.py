@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.clustering.additive_losses import StageLosses
+from branchnet.clustering.budgets.further_limits import of_widths
 from branchnet.clustering.constraints import Rules
 from branchnet.clustering.deadline import Deadline
-from branchnet.clustering.further_limits import of_widths
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

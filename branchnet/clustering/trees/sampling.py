@@ -17,15 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from branchnet.clustering.budgets import (
-    AnyBudget,
-    CostsByUnit,
-    HeadCostsByUnit,
-    SizeModel,
-    as_budget,
-    fits,
-    size_model,
-)
+from branchnet.clustering.budgets.budget import AnyBudget, as_budget
+from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit, SizeModel, fits, size_model
 from branchnet.clustering.trees.counting import stirling
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError, TreeError

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from branchnet.affinity import Affinity
 from branchnet.clustering import Budget, SearchResult, Tree, clustering_cost, random_tree, search, tree_size
-from branchnet.clustering.budgets import CostsByUnit, HeadCostsByUnit
+from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.errors import BudgetError
 from branchnet.pipeline.tree_choice.work import FEWEST_TREES, MOST_TREES, Work

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from branchnet.clustering.budgets import Budget, SizeModel, fits
+from branchnet.clustering.budgets.budget import Budget
+from branchnet.clustering.budgets.tree_sizes import SizeModel, fits
 from branchnet.clustering.search_result import Resource
 
 Floats = npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Budgets, and what a tree of given widths costs in the budget's unit.
+"""What a tree of given widths costs in a budget's unit.
 
 A tree's size is the sum over stages of the cost of its copies of that stage, plus all heads where they are known.
 Parameters and FLOPs (one multiply-add is one FLOP) grow linearly with the copies; a latency may come from a table
@@ -10,7 +10,6 @@ Stitches are counted where their sizes are given, see `stitching.stitch_sizes`.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
@@ -18,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.clustering.budgets.budget import UNITS, Budget
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes, with_stitches
 from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
@@ -45,126 +45,7 @@ HeadCosts = Mapping[str, float] | Mapping[str, StageCost]
 CostsByUnit: TypeAlias = Costs | Mapping[str, Costs]
 """The same, or for several budgets one for each unit."""
 HeadCostsByUnit: TypeAlias = HeadCosts | Mapping[str, HeadCosts]
-
-UNITS = ("params", "flops", "latency")
-_WRITTEN = {"params": "params", "flops": "MACs", "latency": "ms"}
 _TOLERANCE = 1e-12
-_PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_WORDS = {
-    "params": ("params", 1.0),
-    "parameters": ("params", 1.0),
-    "param": ("params", 1.0),
-    "macs": ("flops", 1.0),
-    "mac": ("flops", 1.0),
-    "flops": ("flops", 0.5),
-    "flop": ("flops", 0.5),
-    "ms": ("latency", 1.0),
-    "us": ("latency", 1e-3),
-    "s": ("latency", 1e3),
-    "latency": ("latency", 1.0),
-}
-_NUMBER = r"[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?"
-_PATTERN = re.compile(rf"\s*({_NUMBER})\s*(%)?\s*([a-z ]*)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """An upper bound on the size of a tree, or several of them in different units.
-
-    Attributes:
-        amount: the bound: parameters, multiply-adds or milliseconds; a share (0.6 for 60%) if `relative`.
-        unit: `"params"`, `"flops"` or `"latency"`.
-        relative: whether the amount is a share of N separate networks, heads included where they are known.
-        also: further budgets, each in a unit of its own, that the tree must meet, too.
-
-    Raises:
-        BudgetError: an amount that is not a positive number, an unknown unit, or two budgets in one unit.
-
-    >>> branchnet.Budget.parse("60% params")
-    Budget(amount=0.6, unit='params', relative=True)
-    >>> both = branchnet.Budget.parse("60% params, 45% flops")
-    >>> [budget.unit for budget in both.each], str(both)
-    (['params', 'flops'], '60% params, 45% flops')
-    >>> branchnet.Budget.parse("8 GFLOPs") == branchnet.Budget.parse("4 GMACs")       # a multiply-add is two FLOPs
-    True
-    """
-
-    amount: float
-    unit: str = "params"
-    relative: bool = False
-    also: tuple[Budget, ...] = field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.amount, (int, float, np.number)) and math.isfinite(self.amount) and self.amount > 0):
-            raise BudgetError(f"the budget is {self.amount!r}; expected a positive number")
-        if self.unit not in UNITS:
-            raise BudgetError(f"unknown unit {self.unit!r} of a budget; expected one of {', '.join(UNITS)}")
-        units = [budget.unit for budget in self.each]
-        if len(set(units)) < len(units) or any(budget.also for budget in self.also):
-            raise BudgetError(f"the budgets are in {', '.join(units)}; expected one for each unit at most")
-
-    @property
-    def each(self) -> tuple[Budget, ...]:
-        """All budgets, one by one."""
-        return (replace(self, also=()), *self.also) if self.also else (self,)
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read a budget.
-
-        MACs are multiply-adds; a FLOP written out counts half of one. Percentages are of the separate networks.
-
-        Args:
-            text: such as `"60% params"`, `"25e6 params"`, `"25M params"`, `"4 GMACs"`, `"8 GFLOPs"` or `"4 ms"`, or
-                several of them, `"25M params, 4 ms"`.
-
-        Returns:
-            The budget.
-
-        Raises:
-            BudgetError: text of another form.
-        """
-        if "," in text:
-            first, *others = (cls.parse(part) for part in text.split(","))
-            return replace(first, also=tuple(others))
-        match = _PATTERN.fullmatch(text)
-        if match is None:
-            raise _unreadable(text)
-        number, percent, word = float(match[1]), match[2], match[3].lower().replace(" ", "")
-        if percent:
-            unit = _WORDS.get(word or "params", (None, 0.0))[0]
-            if unit is None:
-                raise _unreadable(text)
-            return cls(number / 100, unit, relative=True)
-        unit, factor = _unit_of(word, text)
-        return cls(number * factor, unit)
-
-    def __str__(self) -> str:
-        if self.also:
-            return ", ".join(map(str, self.each))
-        if self.relative:
-            return f"{100 * self.amount:g}% {self.unit}"
-        return f"{self.amount:g} {_WRITTEN[self.unit]}"
-
-
-def _unit_of(word: str, text: str) -> tuple[str, float]:
-    if word in _WORDS and word != "latency":
-        return _WORDS[word]
-    prefix, rest = word[:1], word[1:]
-    if word and prefix in _PREFIX and rest in _WORDS and _WORDS[rest][0] != "latency":
-        unit, factor = _WORDS[rest]
-        return unit, factor * _PREFIX[prefix]
-    raise _unreadable(text)
-
-
-def _unreadable(text: str) -> BudgetError:
-    return BudgetError(
-        f"cannot read the budget {text!r}; expected for example '60% params', '25e6 params', '4 GMACs', '8 GFLOPs' "
-        "(two per multiply-add) or '4 ms'"
-    )
-
-
-AnyBudget: TypeAlias = Budget | float | str | Sequence[Budget | float | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +88,8 @@ class SizeModel:
 
     def limit(self, budget: Budget) -> float:
         """The budget in this unit as an absolute number."""
+        if limited := [str(one) for one in budget.each if one.tasks]:
+            raise BudgetError(f"the budget {limited[0]!r} is for some of the tasks, which search() alone knows")
         budget = next((one for one in budget.each if one.unit == self.unit), budget)
         if budget.unit != self.unit:
             raise BudgetError(f"the budget is in {budget.unit}; expected {self.unit}, as the costs are in it")
@@ -216,18 +99,6 @@ class SizeModel:
 def fits(size: float | Floats, limit: float) -> bool | npt.NDArray[np.bool_]:
     """Whether a size is within a limit, up to a relative 1e-12 of rounding: 60% of N networks may be 0.6 N exactly."""
     return size <= limit + _TOLERANCE * abs(limit)
-
-
-def as_budget(budget: AnyBudget) -> Budget:
-    """A budget from a budget, its text, a number of parameters, or several of these."""
-    if isinstance(budget, Budget):
-        return budget
-    if isinstance(budget, Sequence) and not isinstance(budget, str):
-        if not budget:
-            raise BudgetError("there is no budget in the list; expected one or more")
-        first, *others = (as_budget(one) for one in budget)
-        return replace(first, also=(*first.also, *(one for other in others for one in other.each)))
-    return Budget.parse(budget) if isinstance(budget, str) else Budget(float(budget))
 
 
 def in_unit(costs: Any, unit: str) -> Any:
@@ -321,6 +192,30 @@ def size_model(
     return SizeModel(
         table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by, early, identical_tasks(costs)
     )
+
+
+def subset_model(
+    sizes: SizeModel, tasks: Sequence[str], costs: CostsByUnit, head_costs: HeadCostsByUnit | None
+) -> SizeModel:
+    """The sizes of what some of the tasks need: of the heads theirs alone; widths are those of their nodes.
+
+    Args:
+        sizes: of all tasks.
+        tasks: those that count.
+        costs, head_costs: what `sizes` was made of.
+
+    Raises:
+        BudgetError: stitches are counted, or tasks leave the trunk early.
+    """
+    _, heads = stages_and_heads(in_unit(costs, sizes.unit), in_unit(head_costs, sizes.unit))
+    every = 0.0 if heads is None else math.fsum(_head_cost(cost, task, sizes.unit) for task, cost in heads.items())
+    if not math.isclose(every, sizes.fixed, rel_tol=1e-9) or sizes.depths:
+        raise BudgetError(
+            "a budget for some of the tasks does not count stitches, and tasks that leave the trunk early; expected "
+            "budgets for all tasks"
+        )
+    fixed = 0.0 if heads is None else math.fsum(_head_cost(heads[task], task, sizes.unit) for task in tasks)
+    return replace(sizes, fixed=fixed)
 
 
 def identical_tasks(costs: Costs) -> tuple[tuple[tuple[str, ...], ...], ...]:

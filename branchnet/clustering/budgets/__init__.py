@@ -1,0 +1,4 @@
+"""Budgets, and what trees cost in their units.
+
+Searches keep to them; no tree is searched here.
+"""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branchnet.builder import BranchedNetwork, GroupedNetworks
+from branchnet.builder import BranchedNetwork, GroupedNetworks, SharingNetwork
 from branchnet.builder.network.grouped_networks import as_one_network
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.deploy.exporting import compared_outputs, write_model
@@ -123,7 +123,13 @@ def runtime(
     device = usable_device(device)
     if not isinstance(network, BranchedNetwork | GroupedNetworks):
         folder = network if folder is None else folder
-        network = load(network)
+        loaded = load(network)
+        if isinstance(loaded, SharingNetwork):
+            raise BuildError(
+                f"{os.fspath(network)!r} holds a network in memory mode; expected a branched one; "
+                "run what branchnet.load(folder) returns as it is"
+            )
+        network = loaded
     if network.training:
         raise BuildError("the network is in training mode; expected evaluation mode; call network.eval() first")
     one = as_one_network(network).to(device)

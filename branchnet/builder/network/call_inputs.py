@@ -36,8 +36,10 @@ def one_input(
     Raises:
         BuildError: no input, inputs by position as well as by name, or several by position to networks that take names.
     """
-    if len(given) == 2 and tasks is None and not isinstance(given[1], Tensor):
-        given, tasks = given[:1], given[1]
+    if len(given) == 2 and tasks is None:
+        first, second = given
+        if not isinstance(second, Tensor):
+            given, tasks = (first,), second
     if given and named:
         raise BuildError(f"inputs were given by position and by name, {list(named)}; expected one of the two")
     if named:

@@ -16,6 +16,7 @@ from torch import nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks
+from branchnet.builder.sharing_network import SharingNetwork
 from branchnet.deploy.hub.hub_card import CardFields, hub_card
 from branchnet.deploy.hub.source_models import HUB_ID
 from branchnet.deploy.saving import ARCHITECTURE, WEIGHTS, load, save
@@ -87,7 +88,7 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
-) -> BranchedNetwork | GroupedNetworks:
+) -> BranchedNetwork | GroupedNetworks | SharingNetwork:
     """Read a branched network from a folder, or from the Hub where there is no folder of that name.
 
     Two files are downloaded, the specification and the weights; neither runs code, see `branchnet.load`.

@@ -274,7 +274,13 @@ def _under_subsets(
     problems = [make_problem(affinity, costs, one.unit, head_costs, *others) for one in wanted.each]
     limits = [task_limit(one, problem, costs, head_costs) for one, problem in zip(wanted.each, problems, strict=True)]
     with Deadline(time_limit) as deadline:
-        return search_under_subsets(problems[0], limits, method, deadline)
+        try:
+            return search_under_subsets(problems[0], limits, method, deadline)
+        except OutOfTime as error:
+            raise BudgetError(
+                f"no tree was found for {wanted} within time_limit={time_limit} seconds: budgets for some tasks "
+                "are met by the exact method alone; expected more time, or a budget for all tasks"
+            ) from error
 
 
 def _takes_long(problem: AnyProblem) -> bool:

@@ -101,3 +101,9 @@ def test_texts() -> None:
     for text in ("8 ms for ", "8 ms for a++b", "for depth", "8 ms for a, 9 ms for a"):
         with pytest.raises(BudgetError):
             Budget.parse(text)
+
+
+def test_a_search_that_runs_out_of_time_says_so() -> None:
+    affinity = random_affinity(7, 5, 0)
+    with pytest.raises(BudgetError, match=r"within time_limit=0.001 seconds"):
+        search(affinity, [1.0, 2.0, 3.0, 4.0, 5.0], "60% params, 20% params for t0+t1", time_limit=0.001)

@@ -156,3 +156,25 @@ def test_sizes_for_which_the_code_decides_alike_are_free(
 ) -> None:
     network = make().eval()
     torch.testing.assert_close(split(network, example)(other), network(other), rtol=1e-5, atol=1e-6)
+
+
+def test_one_text_is_taken_where_two_were_the_example_and_mixed_batches_are_not() -> None:
+    """The mask is read at each text's number: a batch of one mask fits one text alone."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50
+    )
+    network = transformers.BertForSequenceClassification(config).eval()
+
+    def texts(count: int, length: int) -> dict[str, torch.Tensor]:
+        mask = torch.ones(count, length, dtype=torch.long)
+        mask[0, length // 2 :] = 0
+        return {"input_ids": torch.randint(0, 50, (count, length)), "attention_mask": mask}
+
+    staged = split(network, texts(2, 7))
+    for count in (1, 2, 5):
+        given = texts(count, 7)
+        torch.testing.assert_close(staged(**given).logits, network(**given).logits)
+    mixed = texts(3, 7) | {"attention_mask": torch.ones(1, 7, dtype=torch.long)}
+    with pytest.raises(SplitError, match="more than 1 in dimension 0, or 1 in all inputs"):
+        staged(**mixed)

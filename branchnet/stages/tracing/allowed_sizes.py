@@ -26,12 +26,14 @@ class AllowedSizes:
         lengths: for each input and dimension its only length, or the symbol of a free one, or None where anything goes.
         conditions: Python expressions over the symbols that the network's code has decided as true.
         not_one: the symbols that may not be 1, which export never looks at.
+        one_together: the symbols that may be 1 all the same where all of these are, as the batch of several inputs.
     """
 
     names: tuple[str, ...]
     lengths: tuple[tuple[int | str | None, ...], ...]
     conditions: tuple[str, ...] = ()
     not_one: frozenset[str] = frozenset()
+    one_together: frozenset[str] = frozenset()
 
     def symbols(self) -> frozenset[str]:
         """The free lengths."""
@@ -45,6 +47,7 @@ class AllowedSizes:
         """
         values: dict[str, int] = {}
         where: dict[str, str] = {}
+        ones: dict[str, tuple[str, Tensor, int]] = {}
         for name, lengths, value in zip(self.names, self.lengths, inputs, strict=False):
             if not isinstance(value, Tensor) or value.dim() != len(lengths):
                 continue  # the graph's own operators say what is wrong
@@ -53,10 +56,15 @@ class AllowedSizes:
                     self._refuse(name, value, f"{length} in dimension {dim}, the example's")
                 if isinstance(length, str):
                     if length in self.not_one and size == 1:
-                        self._refuse(name, value, f"more than 1 in dimension {dim}")
+                        ones.setdefault(length, (name, value, dim))
                     if values.setdefault(length, size) != size:
                         self._refuse(name, value, f"{values[length]} in dimension {dim}, as {where[length]} has")
                     where.setdefault(length, name)
+        together = all(values.get(symbol) == 1 for symbol in self.one_together)
+        for symbol, (name, value, dim) in ones.items():
+            if not (together and symbol in self.one_together):
+                also = ", or 1 in all inputs" if symbol in self.one_together else ""
+                self._refuse(name, value, f"more than 1 in dimension {dim}{also}")
         for condition in self.conditions:
             # What was decided of lengths from 2 says nothing of 1, which was tried.
             involved = {symbol: size for symbol, size in values.items() if symbol in condition}

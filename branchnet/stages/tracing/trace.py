@@ -6,7 +6,7 @@ around it to Python. They are tried in this order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -244,22 +244,26 @@ def _with_length_one(trace: Trace, subject: Subject) -> AllowedSizes | None:
     sizes = trace.sizes
     if sizes is None or subject.evaluated is None:
         return sizes
-    return replace(
-        sizes,
-        not_one=frozenset(s for s in sizes.symbols() if not _right_at_one(trace, subject.example, sizes.lengths, s)),
-    )
+    wrong = frozenset(s for s in sizes.symbols() if not _right_at_one(trace, subject.example, sizes.lengths, {s}))
+    batch = frozenset(names[0] for names in sizes.lengths if names and isinstance(names[0], str))
+    together = bool(wrong & batch) and len(batch) > 1 and _right_at_one(trace, subject.example, sizes.lengths, batch)
+    return replace(sizes, not_one=wrong, one_together=batch if together else frozenset())
 
 
-def _right_at_one(trace: Trace, example: Example, lengths: Sequence[Sequence[int | str | None]], symbol: str) -> bool:
+def _right_at_one(
+    trace: Trace, example: Example, lengths: Sequence[Sequence[int | str | None]], symbols: Collection[str]
+) -> bool:
     tensors = flat_example(example)
-    named = [(t, dim) for t, names in zip(tensors, lengths, strict=False) for dim, s in enumerate(names) if s == symbol]
+    named = [
+        (t, dim) for t, names in zip(tensors, lengths, strict=False) for dim, s in enumerate(names) if s in symbols
+    ]
     if all(tensor.shape[dim] == 1 for tensor, dim in named):
         return True  # as the example was
     remaining = iter(lengths)
 
     def shortened(tensor: Tensor) -> Tensor:
         for dim, length in enumerate(next(remaining)):
-            tensor = tensor.narrow(dim, 0, 1) if length == symbol else tensor
+            tensor = tensor.narrow(dim, 0, 1) if length in symbols else tensor
         return tensor
 
     try:
@@ -349,7 +353,8 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
         if trace.sizes is not None and evaluation.sizes is not None:
-            trace.sizes = replace(trace.sizes, not_one=evaluation.sizes.not_one)
+            one = {"not_one": evaluation.sizes.not_one, "one_together": evaluation.sizes.one_together}
+            trace.sizes = replace(trace.sizes, **one)
     elif evaluation.method == "chain":
         trace = _chain(root, several)
     else:

@@ -315,7 +315,7 @@ def import_package(package: str, extra: str) -> Any:
     except RuntimeError as error:
         hint = ""
         if "torchvision::" in str(error):
-            hint = " (take it from the index that torch is from: for CPUs the one that pytorch.org names under Get started)"
+            hint = " (take it from the index that torch is from: for CPUs the one that pytorch.org names)"
         raise SpecError(f"{top} cannot be imported with this build of torch: {error}{hint}") from error
 
 

@@ -153,7 +153,12 @@ def build(
     if isinstance(tree, Sharing):
         if init not in ("auto", "donor"):
             raise BuildError(f"init={init!r} needs nested sharing; expected init='donor' for a Sharing")
-        separate = build(Tree.separate(tree.tasks, tree.depth), staged, init="donor")
+        apart = Tree.separate(tree.tasks, tree.depth)
+        check_networks(apart, staged)
+        check_fit(apart, staged, affinity)
+        if probe is not None or state is not None:
+            raise BuildError("a Sharing is built of donors' weights as they are; expected neither probe= nor state=")
+        separate = build(apart, staged, init="donor")
         return SharingNetwork(tree, separate, sharing_donors(tree, affinity) if donors is None else donors)
     if not isinstance(tree, Tree):
         if donors is not None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from branchnet.builder.network.branched_network import BranchedNetwork, Input
 from branchnet.builder.network.call_inputs import check_input
+from branchnet.builder.network.node import check_trainable
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.builder.network.task_path import TaskPath
 from branchnet.errors import BuildError
@@ -75,6 +76,23 @@ class SharingNetwork(nn.Module):
     def tasks(self) -> tuple[str, ...]:
         """Task names, in the order of the heads."""
         return self.sharing.tasks
+
+    def train(self, mode: bool = True) -> SharingNetwork:
+        """Switch between training and evaluation.
+
+        Args:
+            mode: whether to train.
+
+        Returns:
+            this network.
+
+        Raises:
+            SplitError: training is asked for and a node can only be evaluated.
+        """
+        if mode:
+            check_trainable([*(node for stage in self.nodes for node in stage), *self.heads])
+        super().train(mode)
+        return self
 
     def forward(self, x: Input, task: str) -> Any:
         """Compute the output of one task.

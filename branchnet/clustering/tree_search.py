@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,7 @@ def search(
     warn_uncounted(problem.sizes)
     warn_limited(problem.sizes)
     if not nested:
+        _check_free_stages(constraints)
         with Deadline(time_limit, show=progress) as deadline:
             return search_sharing(problem, limit, str(wanted), method, deadline)
     chosen, why = choose_method(problem, method)
@@ -256,6 +258,15 @@ def pareto_front(
         _proven(problem, table, row, cost + table.tolerance, cost, math.inf, why)
         for row, cost in zip(rows, costs, strict=True)
     ]
+
+
+def _check_free_stages(constraints: Constraints | None) -> None:
+    limits = None if constraints is None else constraints.max_clusters
+    if isinstance(limits, Sequence) and any(later < earlier for earlier, later in pairwise(limits)):
+        raise BudgetError(
+            f"max_clusters={list(limits)} falls from one stage to the next, which ties the stages of trees together; "
+            "expected limits that do not fall where nested=False"
+        )
 
 
 def _under_subsets(

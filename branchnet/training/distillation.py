@@ -205,7 +205,11 @@ def distill(
     _check_teachers(branched, teachers, samples)
     held = _held_out(branched, samples, validation, settings)
     inputs, wanted = _first_outputs(branched, teachers, samples)
-    settled = _settled_tasks(branched, teachers, inputs, wanted) if scope == "all" else frozenset()
+    settled = frozenset[str]()
+    if scope == "all" and not isinstance(weights, nn.Module):  # a weighting was made for all tasks
+        settled = _settled_tasks(branched, teachers, inputs, wanted)
+    if isinstance(weights, Mapping):
+        weights = {task: weight for task, weight in weights.items() if task not in settled}
     with resting(branched, settled), training_scope(branched, scope):
         tasks = trained_tasks(branched)
         functions = teachers.output_functions

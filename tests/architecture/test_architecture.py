@@ -135,7 +135,7 @@ def test_every_error_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
         "18:20: tree[0].branches[1].branches[0]: unknown task 'shap'; did you mean 'shape'?",
         "22:22: costs.stages.layer1.params: -3 is wrong: expected greater than or equal to 0",
         "24:18: search.budget: cannot read the budget '60% parrots'; expected for example '60% params', '25e6 params', "
-        "'4 GMACs', '8 GFLOPs' (two per multiply-add) or '4 ms'",
+        "'4 GMACs', '8 GFLOPs' (two per multiply-add), '4 ms' or '8 ms for depth+edges'",
     ]
 
 

@@ -196,8 +196,8 @@ def test_defaults_are_the_same_everywhere() -> None:
     [
         ({"held_out": 2.0}, SpecError, "held_out: 2.0"),
         ({"steps": -1, "probe": 1}, SpecError, "probe: 1.*\n.*steps: -1|steps: -1.*\n.*probe: 1"),
-        ({"objective": "mean-mx"}, SpecError, "unknown objective 'mean-mx' .expected one of"),
-        ({"donor": "moods"}, SpecError, "donor: unknown task 'moods' .expected one of edges, depth, count"),
+        ({"objective": "mean-mx"}, SpecError, "unknown objective 'mean-mx'; expected one of"),
+        ({"donor": "moods"}, SpecError, "donor: unknown task 'moods'; expected one of edges, depth, count"),
         ({"kinds": {"edge": "regression"}}, SpecError, "kinds: unknown task 'edge'"),
         ({"kinds": {"edges": "classes"}}, SpecError, "'classes' of 'edges'"),
         ({"metrics": {"pose": None}}, SpecError, "metrics: unknown task 'pose'"),

@@ -60,3 +60,15 @@ def test_where_nothing_is_left_to_learn_all_is_trained_as_asked():
     separate = branchnet.build(Tree.separate(TASKS, 2), staged, init="donor")
     history = branchnet.distill(separate, donors, X, steps=3, batch_size=16, progress=False)
     assert set(history.losses) == set(TASKS) and not history.worse
+
+
+def test_weights_of_all_tasks_are_taken_whether_or_not_one_is_settled():
+    donors = {task: network.eval() for task, network in networks().items()}
+    staged = branchnet.split_all(donors, X[:2], locations=["2", "4"])
+    branched = branchnet.build(apart(2), staged, init="donor", donors=[["a", "c"], ["a", "c"]])
+    weights = {"a": 1.0, "b": 2.0, "c": 0.5}
+    history = branchnet.distill(branched, donors, X, steps=3, batch_size=16, weights=weights, progress=False)
+    assert set(history.losses) == {"a", "b"}
+    made = branchnet.training.weighting_of("uncertainty", TASKS, branched)
+    history = branchnet.distill(branched, donors, X, steps=3, batch_size=16, weights=made, progress=False)
+    assert set(history.losses) == set(TASKS)

@@ -21,7 +21,7 @@ from branchnet.clustering.stitching.stitch_losses import STITCH
 from branchnet.clustering.trees.counting import enumerate_trees
 from branchnet.clustering.trees.sampling import random_tree_of_widths
 from branchnet.clustering.trees.tree import Tree
-from branchnet.errors import AffinityError
+from branchnet.errors import AffinityError, TreeError
 
 Floats = npt.NDArray[np.float64]
 RANDOM_TREES = 100
@@ -40,6 +40,9 @@ class Advice:
         objective: by which trees are judged.
         gain: what random trees of its widths cost more, in the mean.
         error: the standard error of `gain`, over replicates of the affinities; NaN where there are none.
+        chance: what the best of these trees would gain by the noise of the affinities alone, in 95 of 100 cases: the
+            tree was chosen for its score, so its own standard error says too little. NaN without replicates.
+        clear: `gain` without what the sizes of clusters alone cost, were all pairs of a stage equally alike.
         better_than: share of those random trees that cost more; NaN where there is no other tree of its widths.
         shared: what the fully shared network costs more.
         shared_error: the standard error of `shared`.
@@ -48,17 +51,20 @@ class Advice:
         unit: what costs are in, in words.
 
     >>> tree = branchnet.Tree.grouped([["a", "b"], ["c"]], 1)
-    >>> advice = branchnet.Advice(tree, "mean-pair", 0.3, 0.1, 1.0, 0.2, 0.1, None, "in units of dissimilarity")
+    >>> unit = "in units of dissimilarity"
+    >>> advice = branchnet.Advice(tree, "mean-pair", 0.3, 0.1, 0.2, 0.3, 1.0, 0.2, 0.1, None, unit)
     >>> advice.distinct
     True
-    >>> print(advice.sentences[0])
-    By mean-pair, random trees of its size cost 0.3 ± 0.2 more in units of dissimilarity; 100% of them are worse.
+    >>> advice.sentences[0].startswith("By mean-pair, random trees of its size cost 0.3 more")
+    True
     """
 
     tree: Tree
     objective: str
     gain: float
     error: float
+    chance: float
+    clear: float
     better_than: float
     shared: float
     shared_error: float
@@ -68,7 +74,7 @@ class Advice:
     @property
     def distinct(self) -> bool:
         """Whether the tree is better than random ones of its size by more than chance explains, as far as is known."""
-        return self.gain > 0 and not self.gain <= SURE * self.error
+        return self.gain > 0 and self.clear > 0 and not self.clear <= self.chance
 
     @property
     def sentences(self) -> tuple[str, str, str]:
@@ -81,9 +87,9 @@ class Advice:
     def _about_size(self) -> str:
         if np.isnan(self.better_than):
             return "There is no other tree of this size."
-        known = "" if np.isnan(self.error) else f" ± {SURE * self.error:.2g}"
-        than = f"random trees of its size cost {self.gain:.3g}{known} more {self.unit}"
-        if self.distinct and not np.isnan(self.error):
+        known = "" if np.isnan(self.chance) else f" (chance alone explains up to {self.chance:.2g})"
+        than = f"random trees of its size cost {self.gain:.3g} more {self.unit}{known}"
+        if self.distinct and not np.isnan(self.chance):
             return f"By {self.objective}, {than}; {self.better_than:.0%} of them are worse."
         if self.distinct:
             return f"By {self.objective}, {than}; how sure that is is not known, for the affinities hold no replicates."
@@ -152,6 +158,8 @@ def advise(
     if random_trees < 1:
         raise AffinityError(f"random_trees is {random_trees}; expected at least 1")
     chosen = tree if isinstance(tree, Tree) else tree.tree
+    if chosen is None:  # of a search for sharing that is not nested
+        raise TreeError("the result is of sharing that is not nested; expected a tree")
     measured = isinstance(affinity, PairMeasurements)
     named = tree.objective if isinstance(tree, SearchResult) else "mean-pair"
     judged = "expected performance" if measured else objective or named
@@ -161,12 +169,16 @@ def advise(
     compared = [chosen, Tree.shared(chosen.tasks, chosen.depth), *groups, *others]
     costs = np.array([_costs(compared, one, judged) for one in _with_replicates(affinity)])  # (1 + replicates, trees)
     gains = costs[:, first:].mean(1) - costs[:, 0] if others else np.zeros(len(costs))
+    alike = np.array(_costs(compared, _alike(affinity), judged))
+    size_alone = float(alike[first:].mean() - alike[0]) if others else 0.0
     shared = costs[:, 1] - costs[:, 0]
     return Advice(
         tree=chosen,
         objective=judged,
         gain=float(gains[0]),
         error=_error(gains[1:]),
+        chance=_chance(np.delete(costs, range(1, first), axis=1)),
+        clear=float(gains[0]) - size_alone,
         better_than=float((costs[0, first:] > costs[0, 0]).mean()) if others else float("nan"),
         shared=float(shared[0]),
         shared_error=_error(shared[1:]),
@@ -215,6 +227,28 @@ def _costs(trees: list[Tree], affinity: Affinity | PairMeasurements, objective: 
         return [clustering_cost(tree, affinity, objective=objective) for tree in trees]
     losses = expected_losses(affinity) if isinstance(affinity, PairMeasurements) else stage_losses(affinity, objective)
     return [losses.tree_cost(tree) for tree in trees]
+
+
+def _alike(affinity: Affinity | PairMeasurements) -> Affinity | PairMeasurements:
+    """The same with each stage's mean in place of all pairs'."""
+    values = affinity.gain if isinstance(affinity, PairMeasurements) else affinity.values
+    others = ~np.eye(values.shape[1], dtype=np.bool_)
+    flat = values.copy()
+    for stage in flat:
+        stage[others] = stage[others].mean()
+    if isinstance(affinity, PairMeasurements):
+        return replace(affinity, gain=flat)
+    return replace(affinity, values=flat, samples=None, standard_errors=None)
+
+
+def _chance(costs: Floats) -> float:
+    """The gain of the best of all trees, (1 + replicates, trees), where replicates differ from the mean by chance."""
+    if len(costs) < 3 or costs.shape[1] < 2:
+        return float("nan")
+    noise = costs[1:] - costs[:1]
+    count = noise.shape[1]
+    gains = (noise.sum(1, keepdims=True) - noise) / (count - 1) - noise
+    return float(np.quantile(gains.max(1), 0.95))
 
 
 def _error(replicates: Floats) -> float:

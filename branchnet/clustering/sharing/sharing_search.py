@@ -79,6 +79,10 @@ def _method(problem: Problem, method: str) -> tuple[str, str]:
     n = len(problem.losses.tasks)
     if method not in ("auto", "exact", "local"):
         raise BranchnetError(f"method={method!r} does not know sharing that is not nested; expected 'auto'")
+    if method == "exact" and n > _EXACT_TASKS:
+        raise BranchnetError(
+            f"{n} tasks have too many sets for method='exact', which takes up to {_EXACT_TASKS}; expected method='auto'"
+        )
     if method != "auto":
         return method, "asked for"
     if n > _EXACT_TASKS:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from branchnet.errors import SpecError
 
 _PERMISSIVE = re.compile(
-    r"afl-3\.0|apache-2\.0|artistic-2\.0|bsd(-[23]-clause(-clear)?)?|bsl-1\.0|cc|cc0-1\.0|cc-by-[234]\.0|"
+    r"afl-3\.0|apache-2\.0|artistic-2\.0|bsd(-[23]-clause(-clear)?)?|bsl-1\.0|cc0-1\.0|cc-by-[234]\.0|"
     r"cdla-permissive-[12]\.0|isc|mit|ncsa|odc-by|pddl|postgresql|unlicense|wtfpl|zlib"
 )
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")

@@ -170,6 +170,9 @@ def push_to_hub(
         try:
             api = hub.HfApi(token=token)
             full_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+            if api.file_exists(full_id, CARD, revision=branch):
+                warnings.warn(f"{full_id} has a {CARD} already, which is kept", stacklevel=2)
+                (folder / CARD).unlink()
             commit = api.upload_folder(
                 repo_id=full_id,
                 repo_type="model",

@@ -19,7 +19,8 @@ from branchnet.utils.visible_text import visible
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 """OWNER/NAME."""
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+LONGEST_METADATA = 1_000_000
+"""Characters of a card's metadata that are read; cards come from anyone."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,25 @@ def front_matter(card: Path) -> dict[str, Any]:
     Raises:
         SpecError: metadata that is not a YAML mapping.
     """
-    found = _FRONT_MATTER.match(card.read_text(encoding="utf-8")) if card.exists() else None
     try:
-        data = yaml.safe_load(found.group(1)) if found else {}
-    except yaml.YAMLError as error:
+        text = _metadata(card.read_text(encoding="utf-8")) if card.exists() else None
+        data = yaml.safe_load(text) if text is not None else {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"{card}: the metadata of the card is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{card}: the metadata of the card is a {type(data).__name__}; expected a mapping")
     return data
+
+
+def _metadata(card: str) -> str | None:
+    """What stands between the first two lines of `---`; None where the card does not begin with one."""
+    lines = card[:LONGEST_METADATA].splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return None
+    for number, line in enumerate(lines[1:], start=1):
+        if line.rstrip() == "---":
+            return "\n".join(lines[1:number])
+    return None
 
 
 def _licence_of(card: Path) -> str | None:

@@ -135,9 +135,11 @@ class TreeTable:
 
     @property
     def noise_ceiling(self) -> float:
-        """Spearman's correlation that the mean over seeds has with itself under other seeds.
+        """The largest correlation with the mean over seeds that a perfect prediction can be expected to have.
 
-        The mean correlation of two seeds, stepped up to their number by Spearman and Brown (1910); NaN for one seed.
+        The root of the reliability of that mean: the mean correlation of two seeds, stepped up to their number by
+        Spearman and Brown (1910). Of the trees that were trained under all seeds; 0 where seeds do not agree at all,
+        NaN for one seed.
         """
         return self._ceiling(_correlation)
 
@@ -159,9 +161,12 @@ class TreeTable:
         if complete.shape[1] < 2 or len(complete) < 3:
             return float("nan")
         pairs = combinations(range(complete.shape[1]), 2)
-        between = [correlation(complete[:, one], complete[:, other]) for one, other in pairs]
-        mean, count = sum(between) / len(between), int(complete.shape[1])
-        return count * mean / (1 + (count - 1) * mean)
+        between = np.array([correlation(complete[:, one], complete[:, other]) for one, other in pairs])
+        known = between[~np.isnan(between)]
+        if not len(known):
+            return float("nan")
+        mean, count = max(0.0, float(known.mean())), int(complete.shape[1])
+        return float(np.sqrt(count * mean / (1 + (count - 1) * mean)))
 
 
 @dataclass(frozen=True)

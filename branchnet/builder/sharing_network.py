@@ -90,7 +90,7 @@ class SharingNetwork(nn.Module):
             SplitError: training is asked for and a node can only be evaluated.
         """
         if mode:
-            check_trainable([*(node for stage in self.nodes for node in stage), *self.heads])
+            check_trainable([*(node for stage in self.nodes for node in stage.children()), *self.heads])
         super().train(mode)
         return self
 

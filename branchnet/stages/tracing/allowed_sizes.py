@@ -69,8 +69,8 @@ class AllowedSizes:
             # What was decided of lengths from 2 says nothing of 1, which was tried.
             involved = {symbol: size for symbol, size in values.items() if symbol in condition}
             if 1 not in involved.values() and not _holds(condition, values):
-                symbol = next(iter(involved), None)
-                name = where.get(symbol or "", self.names[0])
+                first = next(iter(involved), None)
+                name = where.get(first or "", self.names[0])
                 self._refuse(name, inputs[self.names.index(name)], f"lengths with {self._readable(condition)}")
 
     def _readable(self, condition: str) -> str:

@@ -353,8 +353,8 @@ def _training_flow(evaluation: Trace, example: Example) -> Dataflow:
     if evaluation.method == "export":
         trace = trace_export(root, example if evaluation.dynamic == "none" else several, dynamic=evaluation.dynamic)
         if trace.sizes is not None and evaluation.sizes is not None:
-            one = {"not_one": evaluation.sizes.not_one, "one_together": evaluation.sizes.one_together}
-            trace.sizes = replace(trace.sizes, **one)
+            known = evaluation.sizes
+            trace.sizes = replace(trace.sizes, not_one=known.not_one, one_together=known.one_together)
     elif evaluation.method == "chain":
         trace = _chain(root, several)
     else:

@@ -191,8 +191,8 @@ def _unit(affinity: Affinity | PairMeasurements) -> str:
     if isinstance(affinity, PairMeasurements):
         return PERCENT
     if affinity.measure.startswith("stitch"):
-        return "of constant answers' losses"
-    return "of their losses" if affinity.measure.startswith(CHANGES) else "in units of dissimilarity"
+        return "in units of a constant answer's loss"
+    return "in shares of their losses" if affinity.measure.startswith(CHANGES) else "in units of dissimilarity"
 
 
 def _others_of_size(tree: Tree, count: int, seed: int) -> list[Tree]:

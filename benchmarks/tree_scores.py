@@ -141,12 +141,16 @@ def scored(table: TreeTable, predictions: Mapping[str, list[float]]) -> dict[str
     return {method: score_predictions(table, costs).__dict__ for method, costs in predictions.items()}
 
 
-def score_table(name: str, start: str, data: Path, work: Path) -> dict[str, Any]:
+def score_table(name: str, start: str, data: Path, work: Path, *, again: bool = False) -> dict[str, Any]:
     """All scores of one problem and start, and the table's own noise."""
     table = TreeTable.read(RESULTS / f"{name}_{start}.csv")
-    predictions = predictions_of(name, start, data, work, table)
-    pairs = pair_predictions(name, start, data, work, table)
-    write_predictions(RESULTS / "predictions" / f"{name}_{start}.csv", table, predictions | pairs)
+    file = RESULTS / "predictions" / f"{name}_{start}.csv"
+    if not again:
+        found = predictions_of(name, start, data, work, table) | pair_predictions(name, start, data, work, table)
+        write_predictions(file, table, found)
+    kept = read_predictions(file, table)  # as they are written: what differs by rounding alone is equal
+    pairs = {method: costs for method, costs in kept.items() if method.startswith("pairs")}
+    predictions = {method: costs for method, costs in kept.items() if method not in pairs}
     others = table.of_seeds(table.seeds[1:]) if len(table.seeds) > 1 else table
     rows = [table.trees.index(tree) for tree in others.trees]
     of_others = {method: [costs[k] for k in rows] for method, costs in pairs.items()}
@@ -175,6 +179,14 @@ def write_predictions(path: Path, table: TreeTable, predictions: Predictions) ->
         writer.writerow(["tree", *predictions])
         for k, tree in enumerate(table.trees):
             writer.writerow([labels_text(tree), *(f"{costs[k]:.6g}" for costs in predictions.values())])
+
+
+def read_predictions(path: Path, table: TreeTable) -> Predictions:
+    """What `write_predictions` wrote, in the order of the table's trees."""
+    with path.open(newline="") as stream:
+        rows = {row.pop("tree"): row for row in csv.DictReader(stream)}
+    names = list(map(labels_text, table.trees))
+    return {method: [float(rows[name][method]) for name in names] for method in rows[names[0]]}
 
 
 def as_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -213,6 +225,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--work", type=Path, required=True, help="where all_trees.py kept its runs")
     parser.add_argument("--problems", nargs="+", choices=tree_problems.PROBLEMS, default=list(tree_problems.PROBLEMS))
+    parser.add_argument("--again", action="store_true", help="score the predictions that are kept, and make none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     file = RESULTS / "scores.json"
@@ -221,7 +234,8 @@ def main() -> None:
         for start in STARTS:
             if (RESULTS / f"{name}_{start}.csv").exists():
                 key = f"{name}, {start}"
-                results[key] = score_table(name, start, arguments.data, arguments.work / name)
+                work = arguments.work / name
+                results[key] = score_table(name, start, arguments.data, work, again=arguments.again)
                 print(f"{key}: done", file=sys.stderr)
                 write_text(file, json.dumps(results, indent=1) + "\n")
     write_text(RESULTS / "scores.md", as_markdown(results))

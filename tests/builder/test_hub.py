@@ -206,11 +206,14 @@ class Api:
         name = given["repo_id"]
         return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
 
+    def file_exists(self, repo_id: str, filename: str, *, revision: str | None = None) -> bool:
+        return (self.folder / repo_id / filename).exists()
+
     def upload_folder(self, *, repo_id: str, folder_path: Path, **given: Any) -> str:
         if self.fails:
             raise ConnectionError("no route")
         self.calls.append(given)
-        (self.folder / repo_id).mkdir(parents=True)
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
         for file in folder_path.iterdir():
             (self.folder / repo_id / file.name).write_bytes(file.read_bytes())
         return f"commit of {repo_id}"
@@ -247,6 +250,21 @@ def test_our_calls_are_those_that_the_hub_s_functions_take() -> None:
     wanted = {"revision", "token", "cache_dir", "force_download", "local_files_only", "allow_patterns"}
     assert wanted <= set(downloads)
     assert {"repo_id", "private", "exist_ok"} <= set(inspect.signature(hub.HfApi.create_repo).parameters)
+    assert {"repo_id", "filename", "revision"} <= set(inspect.signature(hub.HfApi.file_exists).parameters)
+
+
+def test_a_card_that_somebody_wrote_on_the_hub_is_kept(
+    branched: branchnet.BranchedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "HfApi", Api(tmp_path))
+    push_to_hub(branched, "me/net")
+    (tmp_path / "me" / "net" / "README.md").write_text("by hand")
+    (tmp_path / "me" / "net" / "weights.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"me/net has a README.md already, which is kept"):
+        push_to_hub(branched, "me/net")
+    assert (tmp_path / "me" / "net" / "README.md").read_text() == "by hand"
+    assert (tmp_path / "me" / "net" / "weights.safetensors").exists()
 
 
 def test_failures_of_the_hub(

@@ -168,7 +168,7 @@ def test_a_dry_run_counts_the_passes(walker: Walker) -> None:
     [
         ({"labels": None}, "", "missing: labels (such as"),
         ({"labels": "truth_of_gradients:too_few"}, "", "for 'count'; expected 40 labels"),
-        ({"labels": "truth_of_gradients:of_one_task"}, "", "it returned edges"),
+        ({"labels": "truth_of_gradients:of_one_task"}, "", "returned edges"),
         ({"labels": "truth_of_gradients:nothing"}, "", "has no function 'nothing'"),
         ({}, "--dtype float64", "--dtype float64: gradients are taken in the type"),
     ],

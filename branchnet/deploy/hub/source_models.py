@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from branchnet.deploy.hub.licences import licence_identifier
 from branchnet.deploy.model_card import table_cell
 from branchnet.errors import SpecError
@@ -112,6 +110,8 @@ def front_matter(card: Path) -> dict[str, Any]:
     Raises:
         SpecError: metadata that is not a YAML mapping.
     """
+    import yaml  # where a card is read, and not where a network is exported
+
     try:
         text = _metadata(card.read_text(encoding="utf-8")) if card.exists() else None
         data = yaml.safe_load(text) if text is not None else {}

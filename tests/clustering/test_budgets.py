@@ -130,3 +130,9 @@ def test_other_mappings_are_no_costs() -> None:
         search(affinity, {"x": 3, "y": 4}, "50% params")
     with pytest.raises(BudgetError, match="costs is empty"):
         search(affinity, {}, "50% params")
+
+
+@pytest.mark.parametrize("given", [0.6, None, 25_000_000])
+def test_a_budget_that_is_no_text_is_refused(given: object) -> None:
+    with pytest.raises(BudgetError, match="expected text such as '60% params'"):
+        Budget.parse(given)  # type: ignore[arg-type]

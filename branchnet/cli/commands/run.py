@@ -32,8 +32,9 @@ def run(
     """Find, build, distil and measure the branched network that CONFIG asks for.
 
     CONFIG names Python factories, which are imported and called: run only configs that you trust. With `supervised:
-    true` it names samples with labels instead of images: networks without weights are trained first, the branched
-    network is trained on labels, too, and all are measured by those of `test`.
+    true` it names samples with labels instead of images: networks of constructors without weights are trained first
+    (those of factories are taken as they are), the branched network is trained on labels, too, and all are measured by
+    those of `test`.
     Run again, it goes on from what is finished.
 
     Example: `branchnet run branchnet-demo/run.yaml --out result`

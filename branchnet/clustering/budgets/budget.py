@@ -101,6 +101,8 @@ class Budget:
         Raises:
             BudgetError: text of another form.
         """
+        if not isinstance(text, str):
+            raise BudgetError(f"budget={text!r}; expected text such as '60% params', '45% flops' or '4 ms'")
         if "," in text:
             first, *others = (cls.parse(part) for part in text.split(","))
             return replace(first, also=tuple(others))

@@ -33,7 +33,7 @@ SURE = 2.0
 
 @dataclass(frozen=True)
 class Advice:
-    """What affinities say about a tree beside others.
+    """What affinities say about a tree compared with others.
 
     Attributes:
         tree: the tree.
@@ -42,7 +42,7 @@ class Advice:
         error: the standard error of `gain`, over replicates of the affinities; NaN where there are none.
         chance: what the best of these trees would gain by the noise of the affinities alone, in 95 of 100 cases: the
             tree was chosen for its score, so its own standard error says too little. NaN without replicates.
-        clear: `gain` without what the sizes of clusters alone cost, were all pairs of a stage equally alike.
+        clear: `gain` without what the sizes of clusters alone cost, were all pairs of a stage equally similar.
         better_than: share of those random trees that cost more; NaN where there is no other tree of its widths.
         shared: what the fully shared network costs more.
         shared_error: the standard error of `shared`.
@@ -99,10 +99,10 @@ class Advice:
         return f"By {self.objective}, this tree is no better than random ones of its size: {less}."
 
     def _about_others(self) -> str:
-        alike = self.shared <= SURE * self.shared_error if self.shared_error > 0 else self.shared <= 0
+        as_good = self.shared <= SURE * self.shared_error if self.shared_error > 0 else self.shared <= 0
         found = (
             "Sharing everything is predicted to be as good"
-            if alike
+            if as_good
             else f"Sharing everything is predicted to cost {self.shared:.3g} more"
         )
         if self.groups is None:
@@ -169,8 +169,8 @@ def advise(
     compared = [chosen, Tree.shared(chosen.tasks, chosen.depth), *groups, *others]
     costs = np.array([_costs(compared, one, judged) for one in _with_replicates(affinity)])  # (1 + replicates, trees)
     gains = costs[:, first:].mean(1) - costs[:, 0] if others else np.zeros(len(costs))
-    alike = np.array(_costs(compared, _alike(affinity), judged))
-    size_alone = float(alike[first:].mean() - alike[0]) if others else 0.0
+    equal = np.array(_costs(compared, _equal_pairs(affinity), judged))
+    size_alone = float(equal[first:].mean() - equal[0]) if others else 0.0
     shared = costs[:, 1] - costs[:, 0]
     return Advice(
         tree=chosen,
@@ -229,7 +229,7 @@ def _costs(trees: list[Tree], affinity: Affinity | PairMeasurements, objective: 
     return [losses.tree_cost(tree) for tree in trees]
 
 
-def _alike(affinity: Affinity | PairMeasurements) -> Affinity | PairMeasurements:
+def _equal_pairs(affinity: Affinity | PairMeasurements) -> Affinity | PairMeasurements:
     """The same with each stage's mean in place of all pairs'."""
     values = affinity.gain if isinstance(affinity, PairMeasurements) else affinity.values
     others = ~np.eye(values.shape[1], dtype=np.bool_)
@@ -253,6 +253,3 @@ def _chance(costs: Floats) -> float:
 
 def _error(replicates: Floats) -> float:
     return float(replicates.std(ddof=1)) if len(replicates) > 1 else float("nan")
-
-
-__all__ = ["Advice", "advise"]

@@ -143,7 +143,7 @@ class SharingArchitecture(Section):
             the specification.
 
         Raises:
-            SpecError: every problem of the file, each as `file:line:column: path: problem (expected ...)`.
+            SpecError: every problem of the file, each as `file:line:column: path: problem; expected ...`.
         """
         return validate_document(cls, read_document(path), path)
 

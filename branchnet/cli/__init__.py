@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -68,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     app = make_app(listing=not words or words[0] not in VERBS)
     try:
-        app(words, exit_on_error=False)
+        with warnings_in_words(quiet="--quiet" in words):
+            app(words, exit_on_error=False)
     except CycloptsError:
         return 2  # cyclopts has printed the error
     except KeyboardInterrupt:
@@ -81,6 +86,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"branchnet: {visible(str(error), lines=True)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def warnings_in_words(*, quiet: bool) -> Iterator[None]:
+    """Print each warning once on stderr, as a sentence without a place in the code.
+
+    Args:
+        quiet: print none, as the user asked for silence on stderr.
+    """
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = visible(str(message), lines=True)
+        if text not in told and not quiet:
+            told.add(text)
+            print(f"branchnet: warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def exit_code(error: BranchnetError) -> int:

@@ -205,6 +205,29 @@ def _hidden(file: Path) -> bool:
     return any(name.startswith(".") for name in file.parts)
 
 
+def stored_size(source: Path) -> tuple[int, int]:
+    """Height and width of the first image of a folder or of an .npz, from what stands before its pixels.
+
+    Args:
+        source: the folder or the file.
+
+    Raises:
+        DataError: no image there, or one that cannot be read.
+    """
+    if source.is_dir():
+        from PIL import Image
+
+        path = image_paths(source)[0]
+        try:
+            with Image.open(path, formats=readable_formats()) as image:
+                return image.height, image.width
+        except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+            raise DataError(f"{path} cannot be read as an image: {error}") from error
+    shape = _array_header(source).shape
+    height, width = shape[-2:] if len(shape) == 3 or shape[1] in (1, 3) else shape[1:3]
+    return height, width
+
+
 def readable_formats() -> list[str]:
     """The formats that are read, of which an older Pillow, or one built without a library, lacks some."""
     from PIL import Image
@@ -237,20 +260,29 @@ def _read(path: Path, form: int | tuple[int, int] | None) -> np.ndarray:
 
 
 def _load_array(path: Path) -> Tensor:
+    _array_header(path)
+    try:
+        with open_npz(path) as stored:
+            array = stored.read("images")
+    except NpzError as error:
+        raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
+    return _as_images(array, f"{path}: 'images'")
+
+
+def _array_header(path: Path) -> Any:
+    """Shape and type of the images in an .npz file, checked."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    name = f"{path}: 'images'"
     try:
         with open_npz(path) as stored:
             header = stored.headers.get("images")
             if header is None:
                 names = ", ".join(stored.headers) or "none"
                 raise DataError(f"{path} has the arrays {names}; expected one named 'images'")
-            _check_form(header.shape, header.dtype, name)
-            array = stored.read("images")
     except NpzError as error:
         raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
-    return _as_images(array, name)
+    _check_form(header.shape, header.dtype, f"{path}: 'images'")
+    return header
 
 
 def _as_images(array: np.ndarray, name: str) -> Tensor:

@@ -108,7 +108,8 @@ def run(
 
     Raises:
         SpecError: options that are wrong, all of them named; fewer than two networks; unknown tasks.
-        DataError: images that cannot be read, or too few; a folder that is a file, or that another run writes into.
+        DataError: images that cannot be read, or too few; a folder that is a file, that another run writes into, or
+            that holds the results of a run on other tasks or images.
         SplitError: networks without a common structure.
         BudgetError: a budget below the smallest tree; `smallest` says its size.
         TrainingError: a loss that diverges.
@@ -159,6 +160,7 @@ def run(
             compiled=compiled,
             resumable=folder is not None,
         )
+        workspace.claim(problem.source)
         trees = find_trees(problem, workspace)
         trained = train_networks(problem, trees, workspace)
         results = judge(problem, trees, trained, workspace)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from branchnet.builder import BranchedNetwork, SeparateNetworks, build
@@ -21,6 +22,14 @@ from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_ST
 from branchnet.training import Metric, constant_scores
 from branchnet.training.judging.evaluation import evaluate_each
 from branchnet.utils.interrupt import deferred_interrupt
+
+SAMPLES = Metric(
+    "samples",
+    True,
+    sums=lambda output, target: torch.tensor([float(len(target))], dtype=torch.float64),
+    result=lambda total: float(total[0]),
+)
+"""How many samples have a target."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
         load=load_seconds,
     )
     references = _references(problem, trees)
-    judged = {name: _judged(problem, network) for name, network in {**everything, **references}.items()}
+    counts: dict[str, int] = {}
+    judged = {name: _judged(problem, network, counts) for name, network in {**everything, **references}.items()}
     judged[CONSTANT] = _constant(problem)
     comparison = Comparison(
         tuple(_compared(trees, name, network, seconds, judged[name][0]) for name, network in everything.items())
@@ -77,6 +87,7 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
             }
             for task, metrics in _by_task(problem.further).items()
         },
+        counts,
     )
     return Results(comparison, _stability(problem, trees))
 
@@ -91,15 +102,19 @@ def _references(problem: Problem, trees: Trees) -> dict[str, nn.Module]:
     return found
 
 
-def _judged(problem: Problem, network: nn.Module) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The metrics by task, and the further ones by task and name, from one pass over the images."""
-    asked = [*problem.metrics.items(), *problem.further]
+def _judged(
+    problem: Problem, network: nn.Module, counts: dict[str, int]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The metrics by task, and the further ones by task and name; `counts` takes how many samples they are of."""
+    asked = [*problem.metrics.items(), *problem.further, *((task, SAMPLES) for task in problem.metrics)]
     batch_size = problem.options.batch_size
     if (labelled := problem.labelled) is not None:
         values = evaluate_each(network, labelled.test, None, asked, batch_size=batch_size)
     else:
         values = evaluate_each(network, problem.test, problem.targets, asked, batch_size=batch_size)
     count = len(problem.metrics)
+    counts |= dict(zip(problem.metrics, map(int, values[len(values) - count :]), strict=True))
+    values = values[: len(values) - count]
     further: dict[str, dict[str, float]] = {}
     for (task, metric), value in zip(problem.further, values[count:], strict=True):
         further.setdefault(task, {})[metric.name] = value

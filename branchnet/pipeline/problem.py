@@ -73,6 +73,11 @@ class Problem:
     labelled: LabelledTraining | None = None
 
     @property
+    def source(self) -> dict[str, Any]:
+        """What tells a folder of results from that of another problem."""
+        return {"tasks": list(self.networks), "images": self.identity[1]}
+
+    @property
     def example(self) -> Any:
         """One input, as the networks take it, where they are."""
         return placed(read_samples(self.test).take(torch.tensor([0])).inputs, self.device)

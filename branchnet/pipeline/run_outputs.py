@@ -17,7 +17,7 @@ from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.run_result import RunResult
 from branchnet.pipeline.search_inputs import random_points
 from branchnet.pipeline.steps import Trees
-from branchnet.pipeline.workspace import save_json
+from branchnet.pipeline.workspace import RESULTS, save_json
 from branchnet.reporting import (
     FrontPlot,
     Page,
@@ -70,7 +70,7 @@ def write_results(
     result.affinity.save(directory / "affinity.npz")
     if result.losses is not None:
         result.losses.save(directory / "stitch_affinity.npz")
-    save_json(result.to_dict(), directory / "metrics.json")
+    save_json(result.to_dict(), directory / RESULTS)
     grid = sample_grid(problem, samples) if samples else None
     write_pictures(problem, trees, grid, directory)
     Page(

@@ -13,7 +13,7 @@ from branchnet.affinity import Affinity
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Advice, Budget, SearchResult, Stability, Tree, advise
 from branchnet.reporting import Comparison, MeasuredTree, Report
-from branchnet.reporting.conclusion import verdict
+from branchnet.reporting.conclusion import task_lines, verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ class RunResult:
     threads: int = field(default_factory=torch.get_num_threads)
 
     def __str__(self) -> str:
-        """The tree, how sure its choice is, and what was gained and lost."""
-        return f"{self.tree}\n{self.certainty}\n{verdict(self.comparison)}"
+        """The tree, how sure its choice is, what was gained and lost, and every task's metric."""
+        return "\n".join([str(self.tree), self.certainty, verdict(self.comparison), *task_lines(self.comparison)])
 
     @property
     def certainty(self) -> str:
@@ -109,6 +109,7 @@ class RunResult:
             "measured_trees": [tree.to_dict() for tree in self.measured],
             "same_tree_in_replicates": self.stability.same_tree,
             "metrics": dict(comparison.metric_names),
+            "samples": dict(comparison.samples),
             "networks": {
                 network.name: {
                     "params": network.params,

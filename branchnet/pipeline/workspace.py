@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,7 +26,10 @@ from branchnet.utils.version import __version__
 T = TypeVar("T")
 
 STEPS = ".steps"
+RESULTS = "metrics.json"
+"""The file that is in a folder of results when a run has come to its end."""
 _LOCK = "lock"
+_SOURCE = "source.json"
 _HASHED_AT_ONCE = 2**20
 
 
@@ -86,7 +90,7 @@ class Workspace:
         self._take(self.directory)
         path = self.directory / STEPS / name
         record = path.with_name(path.name + ".json")
-        key = hashlib.sha256(json.dumps([__version__, name, inputs], sort_keys=True).encode()).hexdigest()
+        key = _hash_of([__version__, name, inputs])
         if _certified(path, record, key):
             try:
                 result = load(path)
@@ -109,6 +113,31 @@ class Workspace:
         write_text(record, json.dumps([key, content]))
         unfinished.unlink(missing_ok=True)
         return result
+
+    def claim(self, source: Mapping[str, Any]) -> None:
+        """Say what the results will be of, before anything takes long: those of another source are not replaced.
+
+        Args:
+            source: what tells the run from others, as JSON values by what a message calls them.
+
+        Raises:
+            DataError: the folder holds the results of another run, or another run is writing into it.
+        """
+        if self.directory is None:
+            return
+        self._take(self.directory)
+        record = self.directory / STEPS / _SOURCE
+        wanted = {name: _hash_of(value) for name, value in source.items()}
+        found: Any = None
+        with suppress(FileNotFoundError, DataError):  # none yet, or one that says nothing
+            found = load_json(record)
+        before = found if isinstance(found, dict) and (self.directory / RESULTS).exists() else {}
+        if other := [name for name, value in wanted.items() if before.get(name, value) != value]:
+            raise DataError(
+                f"{self.directory} holds the results of a run on other {' and other '.join(other)}; expected a folder "
+                "for each (name another one, or delete that one)"
+            )
+        write_text(record, json.dumps(wanted))
 
     def take(self) -> None:
         """Lock the folder before the first step; steps may then run in several threads."""
@@ -180,6 +209,10 @@ def _certified(path: Path, record: Path, key: str) -> bool:
         return bool(load_json(record) == [key, _content_hash(path)])
     except (FileNotFoundError, DataError):
         return False
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _content_hash(path: Path) -> str:

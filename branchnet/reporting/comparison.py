@@ -11,7 +11,7 @@ from branchnet.reporting.plots.latency_plot import LatencyPlot, latency_plot_dat
 from branchnet.reporting.plots.metric_plot import MetricPlot, metric_plot_data
 from branchnet.reporting.tables import Cell, Column, Table
 from branchnet.reporting.units import milliseconds, percent, si, signed, significant
-from branchnet.training.judging.performance import absolute_changes, multi_task_performance, relative_changes
+from branchnet.training.judging.performance import absolute_changes, mean_of_defined, relative_changes
 
 BEFORE_TRAINING, WITHOUT_STITCHES, CONSTANT = "before training", "without stitches", "constant"
 """What references are called: the branched network before training, its donors' weights alone, constant answers."""
@@ -73,12 +73,14 @@ class Comparison:
         metric_names: what each task's metric is called.
         lower_is_better: whether a smaller metric is better, by task.
         further: further metrics, by task, metric and network.
+        samples: how many samples each task's metric is of, where that is known.
     """
 
     networks: tuple[ComparedNetwork, ...]
     metric_names: Mapping[str, str]
     lower_is_better: Mapping[str, bool]
     further: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def baseline(self) -> ComparedNetwork:
@@ -108,9 +110,9 @@ class Comparison:
             network: one of `networks`.
 
         Returns:
-            the mean relative change over tasks, in percent; better is positive.
+            the mean relative change over tasks, in percent; better is positive. Tasks without one do not count.
         """
-        return multi_task_performance(self.baseline.metrics, network.metrics, self.lower_is_better)
+        return mean_of_defined(relative_changes(self.baseline.metrics, network.metrics, self.lower_is_better))
 
     def changes(self, network: ComparedNetwork) -> dict[str, Change]:
         """Compute how each task's metric differs from the baseline's.
@@ -149,16 +151,19 @@ class Comparison:
             one row for each task, one column for each network but the references; the last row is Delta.
         """
         changes = [self.changes(network) for network in self.choices[1:]]
-        columns = [Column("task"), Column("metric"), *(Column(network.name, _metric) for network in self.choices)]
+        columns = [Column("task"), *([Column("samples", str)] if self.samples else []), Column("metric")]
+        columns += [Column(network.name, _metric) for network in self.choices]
         rows: list[tuple[Cell, ...]] = []
         for task, name in self.metric_names.items():
             arrow = "\N{DOWNWARDS ARROW}" if self.lower_is_better[task] else "\N{UPWARDS ARROW}"
             pairs = zip(self.choices[1:], changes, strict=True)
             compared = (f"{_metric(network.metrics[task])} ({change[task]})" for network, change in pairs)
-            rows.append((task, f"{name} {arrow}", self.baseline.metrics[task], *compared))
+            count = [self.samples.get(task)] if self.samples else []
+            rows.append((task, *count, f"{name} {arrow}", self.baseline.metrics[task], *compared))
         deltas = [None if network is self.baseline else self.delta(network) for network in self.choices]
         written = [None if delta is None else _percent_signed(delta) for delta in deltas]
-        rows.append(("mean change (\N{GREEK CAPITAL LETTER DELTA})", "%", *written))
+        blank = [None] if self.samples else []
+        rows.append(("mean change (\N{GREEK CAPITAL LETTER DELTA})", *blank, "%", *written))
         return Table("Metric of each task", tuple(columns), tuple(rows), frozenset({len(rows) - 1}))
 
     def metric_plot(self) -> MetricPlot:

@@ -13,7 +13,7 @@ from branchnet.reporting.tables import Cell, Column, Table
 
 
 def step_table(comparison: Comparison) -> Table | None:
-    """Tabulate every task's metrics: its own network, constant answers, donors' weights alone, stitched, distilled.
+    """Tabulate every task's metrics: its own network, constant answers, donors' weights alone, stitched, trained.
 
     Args:
         comparison: the separate networks first, the branched one second, and references.
@@ -27,7 +27,7 @@ def step_table(comparison: Comparison) -> Table | None:
             shown[name] = found
     if len(shown) == 1:
         return None
-    shown["distilled" if BEFORE_TRAINING in shown else "stitched"] = comparison.networks[1]
+    shown["after training" if BEFORE_TRAINING in shown else "stitched"] = comparison.networks[1]
     rows: list[tuple[Cell, ...]] = []
     for task, metric in comparison.metric_names.items():
         rows.append((task, metric, *(network.metrics[task] for network in shown.values())))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 import branchnet
 from branchnet.cli.loading import changed
 from branchnet.errors import SpecError
-from branchnet.pipeline.config.preprocessing import preprocessing
+from branchnet.pipeline.config.preprocessing import enlarged, preprocessing
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.config.training_sections import DistillSection, FitSection
 from branchnet.pipeline.labelled_run.single_training import fit_settings
@@ -92,3 +94,23 @@ def test_networks_of_torchvision_and_timm_say_what_they_want() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", depth=1)
     with pytest.raises(SpecError, match=r"networks: a: mean is \[0.485.*networks: b: mean \[0.5"):
         preprocessing(config(("torchvision:resnet18", "timm:vit_tiny_patch16_224")), {"a": nn.Identity(), "b": vit})
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "said"), [(40, 64, None, True), (40, 64, 64, False), (300, 224, None, False)]
+)
+    ("height", "width", "size", "said"), [(40, 64, None, True), (40, 64, 64, False), (300, 224, None, False)]
+)
+def test_images_that_are_enlarged_unasked_are_named(
+    height: int, width: int, size: int | None, said: bool, tmp_path: Path
+) -> None:
+    Image = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (width, height)).save(tmp_path / "photos" / "a.png")
+    np.savez(tmp_path / "first.npz", images=np.zeros((2, 3, height, width), np.uint8))
+    np.savez(tmp_path / "last.npz", images=np.zeros((2, height, width, 3), np.uint8))
+    for source in ({"folder": "photos"}, {"npz": "first.npz"}, {"npz": "last.npz"}):
+        settings = config(images=source | ({} if size is None else {"size": size}))
+        done = preprocessing(settings, {"a": nn.Identity(), "b": nn.Identity()})
+        text = enlarged(settings, tmp_path, done)
+        assert bool(text) is said and (not said or f"{height} x {width} pixels and is enlarged to 224 x 224" in text)

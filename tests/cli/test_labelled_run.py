@@ -156,7 +156,7 @@ def test_one_task_is_trained_as_fit_trains_it(walker: Walker) -> None:
     )
     networks = make_networks(settings, Path())
     sources = read_sources(settings, Path(), networks)
-    trained = train_single(settings, networks["scene"], sources, "scene", None)
+    trained = train_single(settings, Path(), networks["scene"], sources, "scene", None)
     torch.manual_seed(1)  # the second task, seed 0
     expected = branchnet.create("branchnet:scene_network", outputs=6, kind="image", width=4).train()
     weights = [p for p in expected.parameters() if p.dim() > 1]
@@ -300,3 +300,52 @@ def test_a_sample_in_two_splits_is_refused(walker: Walker) -> None:
     write(walker.folder, train={"table": "other.yaml", "split": "train"})
     assert walker("run run.yaml --dry-run") == 2
     assert "'20.png' is in `train` and in `validation`" in walker.err, walker.err
+
+
+FACTORIES = """
+import branchnet
+
+def depth():
+    return branchnet.create("branchnet:scene_network", outputs=1, kind="dense", width=4)
+
+def scene():
+    return branchnet.create("branchnet:scene_network", outputs=6, kind="image", width=4)
+"""
+
+
+def test_networks_of_factories_that_know_nothing_are_refused_or_trained(walker: Walker) -> None:
+    Path("own.py").write_text(FACTORIES)
+    made = config()["networks"]
+
+    def networks(**more: Any) -> dict[str, Any]:
+        return {
+            task: {"factory": f"own:{task}", "mean": net["mean"], "std": net["std"], **more}
+            for task, net in made.items()
+        }
+
+    write(walker.folder, networks=networks())
+    assert walker("run run.yaml --quiet") == 2
+    assert "'depth' (RMSE m " in walker.err and "`train: true`" in walker.err and "no trained weights" in walker.err
+    write(walker.folder, networks=networks(train=True))
+    assert walker("run run.yaml --quiet --json") == 0, walker.err
+    trained = json.loads(walker.out)
+    write(walker.folder)  # constructors without weights: the same networks under the same seeds
+    assert walker("run run.yaml --quiet --json --out constructors") == 0, walker.err
+    assert trained["networks"]["separate"]["metrics"] == json.loads(walker.out)["networks"]["separate"]["metrics"]
+    assert trained["samples"] == {"depth": 8, "scene": 7}  # the scene of one of the eight test photos is unknown
+    write(walker.folder, networks=networks(train=False))
+    assert walker("run run.yaml --quiet --out untrained") == 0, walker.err
+    assert "so that a change says nothing: depth (" in walker.out
+    write(walker.folder, networks={task: net | {"train": True, "weights": "x.pt"} for task, net in made.items()})
+    assert walker("run run.yaml") == 2 and "networks.depth.train: `true` trains from the start" in walker.err
+
+
+def test_results_of_a_run_on_other_samples_are_kept(walker: Walker) -> None:
+    assert walker("run run.yaml --quiet") == 0, walker.err
+    kept = Path("run-branched/metrics.json").read_bytes()
+    write(walker.folder, validation=None)
+    assert walker("run run.yaml --quiet") == 2
+    assert "run-branched holds the results of a run on other samples" in walker.err
+    assert Path("run-branched/metrics.json").read_bytes() == kept
+    write(walker.folder, budget="80% params")
+    assert walker("run run.yaml --quiet") == 0, walker.err

@@ -128,7 +128,7 @@ def test_the_steps_of_a_run_stand_in_order_with_further_metrics_below() -> None:
     table = step_table(compared())
     assert table is not None
     headings = [column.heading for column in table.columns[2:]]
-    assert headings == ["own network", "constant", "without stitches", "before training", "distilled"]
+    assert headings == ["own network", "constant", "without stitches", "before training", "after training"]
     assert table.rows == (
         ("a", "explained KL %", 100, 0, -300, 70, 80),
         ("", "agreement beyond chance %", 0, 50, 40, 30, 10),
@@ -173,3 +173,37 @@ def test_the_verdict_names_every_task_that_was_ruined(distilled: float, error: f
     text = verdict(compared(distilled=distilled, error=error))
     assert all(sentence in text for sentence in said)
     assert ("Worse" in text, "constant" in text) == (bool(said), len(said) == 2)
+
+
+def two_tasks(*networks: tuple[str, float, float], samples: dict[str, int] | None = None) -> Comparison:
+    """Accuracies of `a` and errors of `b`, constant answers last."""
+    made = [ComparedNetwork(name, {"a": a, "b": b}, params=10, reference=name == "constant") for name, a, b in networks]
+    return Comparison(tuple(made), {"a": "accuracy %", "b": "RMSE"}, {"a": False, "b": True}, samples=samples or {})
+
+
+def test_the_verdict_names_the_task_that_lost_most_and_a_gain_against_nothing() -> None:
+    lost = two_tasks(("separate", 90, 1), ("branched", 89.99, 1.5), ("constant", 10, 5))
+    assert "b lost most: RMSE 1.5 against 1 (\N{MINUS SIGN}0.5, \N{MINUS SIGN}50.0 %)." in verdict(lost)
+    gained = two_tasks(("separate", 9, 1), ("branched", 50, 0.9), ("constant", 10, 5))
+    text = verdict(gained)
+    assert "lost most" not in text and "a change says nothing: a (9 against 10)." in text
+
+
+def test_the_verdict_names_no_loss_that_nobody_would_see() -> None:
+    rows = [("separate", 90.0, 1.0), ("branched", 80.0, 2.0), ("constant", 10.0, 5.0)]
+    for before, named in ((80.01, False), (80.2, True)):
+        start = ComparedNetwork("before training", {"a": before, "b": 2.0}, reference=True)
+        comparison = two_tasks(*rows)
+        whole = Comparison((*comparison.networks, start), comparison.metric_names, comparison.lower_is_better)
+        assert ("Worse than before training: a" in verdict(whole)) is named
+
+
+def test_few_samples_and_metrics_near_0_are_said_once_and_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    comparison = two_tasks(("separate", 0.01, 0), ("branched", 5, 1), ("constant", 0, 5), samples={"a": 400, "b": 8})
+    text = verdict(comparison)
+    assert "close to 0, and decides the mean: a." in text
+    assert "is 0, so that there is no relative change: b." in text
+    assert "Measured on fewer than 30 samples, so that small changes are chance: b (8)." in text
+    table = comparison.task_table()
+    assert [row[1] for row in table.rows] == [400, 8, None] and table.columns[1].heading == "samples"
+    assert not recwarn.list

@@ -60,7 +60,7 @@ def run(
     from branchnet.errors import BudgetError
     from branchnet.pipeline.config.config_run import default_folder, run_configured
     from branchnet.pipeline.config.config_sources import make_networks
-    from branchnet.pipeline.config.preprocessing import preprocessing
+    from branchnet.pipeline.config.preprocessing import enlarged, preprocessing
     from branchnet.pipeline.workspace import checked_folder
 
     folder = checked_folder(out or default_folder(config))
@@ -68,12 +68,13 @@ def run(
     if settings.budget is None:
         raise BudgetError("the config names no budget; expected a line such as `budget: 60% params`")
     networks = make_networks(settings, config.parent, device=checked_device(device))
-    note = preprocessing(settings, networks).note
+    done = preprocessing(settings, networks)
+    notes = tuple(note for note in (done.note, enlarged(settings, config.parent, done)) if note)
     if dry_run:
         plan = _plan(settings, config, networks)
-        print_plan(replace(plan, notes=(*plan.notes, *([note] if note else []))), [folder], as_json=as_json)
+        print_plan(replace(plan, notes=(*plan.notes, *notes)), [folder], as_json=as_json)
         return
-    if note:
+    for note in notes:
         say(note, quiet=quiet)
     options: dict[str, Any] = {
         "--out": folder,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from branchnet.data.images import stored_size
 from branchnet.errors import SpecError
 from branchnet.models.timm_networks import image_settings, is_of_timm
 from branchnet.pipeline.config.run_config import RunConfig
@@ -40,6 +42,27 @@ class Preprocessing:
             return ""
         parts = (f"{name} {_shown(getattr(self, name))} ({self.sources[name]})" for name in FIELDS)
         return f"images: {', '.join(parts)}"
+
+
+def enlarged(config: RunConfig, folder: Path, done: Preprocessing) -> str:
+    """Say that images are made larger though nobody asked for a size; empty where that is not so.
+
+    Args:
+        config: the config.
+        folder: where it lies.
+        done: what is done to every image.
+    """
+    wanted = config.images
+    source = None if wanted is None else wanted.folder or wanted.npz
+    if source is None or done.sources["size"] != "the default":
+        return ""
+    height, width = stored_size(folder / source)
+    if min(height, width) >= done.size:
+        return ""
+    return (
+        f"images: the first one has {height} x {width} pixels and is enlarged to {done.size} x {done.size}; where the "
+        "networks were trained on others, name their `size` under `images`"
+    )
 
 
 def preprocessing(config: RunConfig, networks: Mapping[str, nn.Module]) -> Preprocessing:

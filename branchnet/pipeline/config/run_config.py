@@ -44,6 +44,10 @@ class NetworkConfig(StrictSection):
             weights count, and with `supervised: true` a network of a constructor is trained. `hf-hub:OWNER/NAME`, or
             `hf-hub:OWNER/NAME/FILE`, is a file on the Hugging Face Hub, by default `model.safetensors`: the local cache
             is looked at, and the network only with `download: true`.
+        train: with `supervised: true`, whether the network is trained on the labels first, from the weights that its
+            factory or constructor gives it (`true`), or taken as it is (`false`). By default those of constructors
+            without weights are trained, and a factory's is taken as it is and refused where it does no better than a
+            constant answer.
         kind: `"classification"` is measured by the share of the KL divergence that is explained, and by the KL
             divergence and the agreement, plain and beyond chance; `"direction"` by the share of the angle that is
             explained, and by the mean angle; `"regression"` by the explained variance. By default `"direction"` where
@@ -60,6 +64,7 @@ class NetworkConfig(StrictSection):
     constructor: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = None
+    train: bool | None = None
     kind: Kind | None = None
     loss: FactoryName | None = None
     mean: Channels | None = None
@@ -70,6 +75,8 @@ class NetworkConfig(StrictSection):
         """Not exactly one way to make the network, or an unknown constructor."""
         if (self.factory is None) == (self.constructor is None):
             return [((), "needs either a factory or a constructor")]
+        if self.train and self.weights is not None:
+            return [(("train",), "`true` trains from the start, and `weights` are those of a trained network")]
         if self.constructor is None:
             return [(("arguments",), "belong to a constructor")] if self.arguments else []
         return NetworkSection(constructor=self.constructor, arguments=self.arguments).problems()

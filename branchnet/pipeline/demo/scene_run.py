@@ -90,10 +90,11 @@ def run_demo(
         The result, as `branchnet.run` gives it.
 
     Raises:
-        DataError: a folder that is a file, or that another run writes into.
+        DataError: a folder that is a file, that another run writes into, or that holds the results of another.
     """
     size = QUICK if quick else FULL
     with Workspace(folder, quiet=quiet) as workspace:
+        workspace.claim({"tasks": list(TASKS), "images": "procedural scenes"})
         with workspace.console.status("render scenes"):
             train, test = scenes(size.count, seed=seed), scenes(PROBE + TEST, seed=seed, start=size.count)
         with silence() if quiet else nullcontext():

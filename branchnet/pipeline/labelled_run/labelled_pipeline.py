@@ -15,6 +15,7 @@ from branchnet.data.samples import Samples, read_samples
 from branchnet.errors import BudgetError, DataError
 from branchnet.pipeline.config.run_config import RunConfig, RunOptions
 from branchnet.pipeline.full_run import finish
+from branchnet.pipeline.labelled_run.given_networks import refuse_untrained
 from branchnet.pipeline.labelled_run.label_sources import LabelSources, read_sources
 from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
 from branchnet.pipeline.labelled_run.prepared_samples import InputsAlone
@@ -47,7 +48,7 @@ def run_labelled(
     Args:
         config: the config, with `supervised: true`.
         config_folder: where it lies.
-        networks: its networks by task; those of constructors without weights are trained in place.
+        networks: its networks by task; those that are to be trained are trained in place.
         folder: where the results go.
         command: what the page names as the way to make all of this again.
         quiet: no progress and no messages on stderr.
@@ -56,7 +57,7 @@ def run_labelled(
         The result, as `branchnet.run` gives it; metrics are those of the labels of `test`.
 
     Raises:
-        SpecError: a config without the sources that are needed.
+        SpecError: a config without the sources that are needed; a factory's network that seems untrained.
         DataError: sources that cannot be read, or have a sample in common.
         BudgetError: no budget, or one below the smallest tree.
     """
@@ -65,6 +66,8 @@ def run_labelled(
     with Workspace(folder, quiet=quiet) as workspace, ExitStack() as inside:
         if quiet:
             inside.enter_context(silence())
+        workspace.claim({"tasks": list(networks), "samples": sources.identity[0]})
+        refuse_untrained(config, networks, sources)
         trained = train_missing(config, config_folder, networks, sources, workspace, quiet=quiet)
         problem = labelled_problem(config, trained, sources, budget)
         trees = find_trees(problem, workspace)

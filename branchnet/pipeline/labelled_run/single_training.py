@@ -28,8 +28,12 @@ OF_SEVERAL_TASKS = ("weights", "divide_rate")
 
 
 def untrained(config: RunConfig) -> list[str]:
-    """The tasks whose networks are to be trained: those of a constructor, without weights."""
-    return [task for task, net in config.networks.items() if net.constructor is not None and net.weights is None]
+    """The tasks whose networks are to be trained: as the config says, else those of a constructor, without weights."""
+    return [
+        task
+        for task, net in config.networks.items()
+        if net.train or (net.train is None and net.constructor is not None and net.weights is None)
+    ]
 
 
 def train_missing(
@@ -43,8 +47,8 @@ def train_missing(
 ) -> dict[str, nn.Module]:
     """Train the networks that have no weights, or read back those that are finished.
 
-    Each starts from random weights that the seed and its task decide, and keeps its best state on the validation
-    samples. `processes` of the config are used where several are missing.
+    Each starts from what its constructor or factory makes under a seed of its own, and keeps its best state on the
+    validation samples. `processes` of the config are used where several are missing.
 
     Args:
         config: the config.
@@ -69,7 +73,7 @@ def train_missing(
 
     def make(task: str, pool: Executor | None, unfinished: Path | None) -> nn.Module:
         if pool is None or unfinished is None:
-            return train_single(config, networks[task], sources, task, unfinished)
+            return train_single(config, folder, networks[task], sources, task, unfinished)
         written = unfinished.with_name(f"{unfinished.stem}.trained.safetensors")
         device = str(next(networks[task].parameters()).device)
         text = config.model_dump_json(exclude_unset=True)
@@ -96,12 +100,13 @@ def train_missing(
 
 
 def train_single(
-    config: RunConfig, network: nn.Module, sources: LabelSources, task: str, unfinished: Path | None
+    config: RunConfig, folder: Path, network: nn.Module, sources: LabelSources, task: str, unfinished: Path | None
 ) -> nn.Module:
-    """Train one network from random weights, in place.
+    """Train one network from the weights that its factory or constructor gives it, in place.
 
     Args:
         config: how it is trained.
+        folder: where the config lies.
         network: the network, whose weights are replaced.
         sources: samples with labels.
         task: its task.
@@ -112,7 +117,7 @@ def train_single(
     """
     wanted, number = config.networks[task], list(config.networks).index(task)
     with seeded(config.seed * 1009 + number):
-        fresh = make_network(wanted, Path())
+        fresh = make_network(wanted, folder)
     network.load_state_dict(fresh.state_dict())
     settings = {key: value for key, value in fit_settings(config).items() if key not in OF_SEVERAL_TASKS}
     fit(
@@ -144,5 +149,5 @@ def _train_in_process(
     made = {name: make_network(wanted, folder) for name, wanted in config.networks.items()}
     network = made[task].to(device)
     with silence() if quiet else nullcontext():
-        train_single(config, network, read_sources(config, folder, made), task, unfinished)
+        train_single(config, folder, network, read_sources(config, folder, made), task, unfinished)
     save_weights(network, written)

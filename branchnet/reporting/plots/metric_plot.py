@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from branchnet.reporting.plots.figures import bare, styled
 from branchnet.reporting.plots.palette import MUTED, series_marks
 from branchnet.reporting.units import signed, significant
-from branchnet.training.judging.performance import absolute_changes, mean_change, relative_changes
+from branchnet.training.judging.performance import absolute_changes, mean_of_defined, relative_changes
 from branchnet.utils.visible_text import visible
 
 _NUMBERED = 48
@@ -60,7 +60,7 @@ def metric_plot_data(
         points=tuple(
             tuple(absolute_changes(single, metrics, lower_is_better).values()) for metrics in variants.values()
         ),
-        means=tuple(mean_change(change) for change in changes),
+        means=tuple(mean_of_defined(change) for change in changes),
     )
 
 

@@ -124,14 +124,32 @@ def mean_change(changes: Mapping[str, float]) -> float:
     """
     if undefined := [task for task, change in changes.items() if math.isnan(change)]:
         warnings.warn(f"single-task metrics of {undefined} are 0: these tasks do not count in the mean", stacklevel=3)
-    defined = {task: change for task, change in changes.items() if not math.isnan(change)}
-    if extreme := {task: round(change) for task, change in defined.items() if abs(change) > EXTREME_CHANGE}:
+    if extreme := {task: round(changes[task]) for task in extreme_tasks(changes)}:
         warnings.warn(
             f"single-task metrics of {list(extreme)} are close to 0: their changes of {list(extreme.values())}% decide "
             "the mean; look at the change in the metric's own unit (branchnet.training.absolute_changes)",
             stacklevel=3,
         )
-    return sum(defined.values()) / len(defined) if defined else math.nan
+    return mean_of_defined(changes)
+
+
+def mean_of_defined(changes: Mapping[str, float]) -> float:
+    """The mean over the tasks that have a relative change; NaN where none has one.
+
+    Args:
+        changes: relative changes by task, in percent; NaN where there is none.
+    """
+    defined = [change for change in changes.values() if not math.isnan(change)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def extreme_tasks(changes: Mapping[str, float]) -> list[str]:
+    """The tasks that changed by so much that their single-task metric must be close to 0.
+
+    Args:
+        changes: relative changes by task, in percent; NaN where there is none.
+    """
+    return [task for task, change in changes.items() if abs(change) > EXTREME_CHANGE]
 
 
 def _check(single: Mapping[str, float], other: Mapping[str, float], lower_is_better: Mapping[str, bool]) -> None:

@@ -96,6 +96,14 @@ def is_specification(path: Path) -> bool:
     return isinstance(data, dict) and not data.keys().isdisjoint(("schema_version", "tree", "groups"))
 
 
+def is_label_description(path: Path) -> bool:
+    """Whether a YAML file claims to describe samples with labels: it has `tasks`, and none of what others have."""
+    from branchnet.specification.strict_yaml import read_document
+
+    data = read_document(path).data
+    return isinstance(data, dict) and "tasks" in data and "networks" not in data and not is_specification(path)
+
+
 def _is_config(path: Path) -> bool:
     """Whether a YAML file claims to be a config: it has `images` or `train`, which no architecture has, and no tree."""
     from branchnet.specification.strict_yaml import read_document

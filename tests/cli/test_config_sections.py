@@ -99,8 +99,6 @@ def test_networks_of_torchvision_and_timm_say_what_they_want() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "size", "said"), [(40, 64, None, True), (40, 64, 64, False), (300, 224, None, False)]
 )
-    ("height", "width", "size", "said"), [(40, 64, None, True), (40, 64, 64, False), (300, 224, None, False)]
-)
 def test_images_that_are_enlarged_unasked_are_named(
     height: int, width: int, size: int | None, said: bool, tmp_path: Path
 ) -> None:

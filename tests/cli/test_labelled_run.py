@@ -349,3 +349,23 @@ def test_results_of_a_run_on_other_samples_are_kept(walker: Walker) -> None:
     assert Path("run-branched/metrics.json").read_bytes() == kept
     write(walker.folder, budget="80% params")
     assert walker("run run.yaml --quiet") == 0, walker.err
+
+
+def test_validate_reads_descriptions_of_labels_down_to_the_cells(walker: Walker) -> None:
+    assert walker("validate data.yaml run.yaml") == 0, walker.err
+    assert "description of samples with labels is valid: 8 test, 20 train, 8 val" in walker.out
+    lines = Path("labels.csv").read_text().splitlines()
+    lines[1], lines[30] = "00.png,train,6", "29.png,test,street"
+    Path("labels.csv").write_text("\n".join(lines) + "\n")
+    assert walker("validate data.yaml") == 2
+    for said in (
+        "row 1 (00.png), column 'scene': '6'; expected a number from 0 to 5",
+        "row 30 (29.png), column 'scene': 'street'",
+    ):
+        assert said in walker.err, walker.err
+    table = yaml.safe_load(Path("data.yaml").read_text())
+    table["tasks"] = {"depth": {"kind": "depth"}, "scene": {"kind": "classification", "column": "scene"}}
+    Path("data.yaml").write_text(yaml.safe_dump(table))
+    assert walker("validate data.yaml") == 2
+    assert "tasks.depth: kind 'depth' has a label at each pixel" in walker.err
+    assert "tasks.scene: kind 'classification' needs `classes`" in walker.err

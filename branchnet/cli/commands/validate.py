@@ -9,7 +9,10 @@ from cyclopts import Parameter
 
 from branchnet.cli.options import AsJson, Flag, Quiet
 
-File = Annotated[Path, Parameter(help="Architectures, configs of a run, or folders of saved networks.")]
+File = Annotated[
+    Path,
+    Parameter(help="Architectures, configs of a run, descriptions of labelled data, or folders of saved networks."),
+]
 
 
 def validate(*files: File, build: Flag = False, as_json: AsJson = False, quiet: Quiet = False) -> None:
@@ -44,11 +47,17 @@ def _check(path: Path, *, build: bool) -> tuple[str, list[str]]:
     try:
         return _described(path, build=build), []
     except BranchnetError as error:
-        return "", list(error.problems) if isinstance(error, SpecError) else [f"{path}: {error}"]
+        return "", list(error.problems) if isinstance(error, SpecError) else _problems(path, error)
+
+
+def _problems(path: Path, error: Exception) -> list[str]:
+    """What an error says, a line each, with the file in front where it does not stand there."""
+    return [line if line.startswith(str(path)) else f"{path}: {line}" for line in str(error).splitlines()]
 
 
 def _described(path: Path, *, build: bool) -> str:
-    from branchnet.cli.loading import is_specification, read_config, read_specification
+    from branchnet.cli.loading import is_label_description, is_specification, read_config, read_specification
+    from branchnet.data.labelled.described_table import checked_table
     from branchnet.specification import GroupedArchitecture
 
     if path.is_dir() or is_specification(path):
@@ -59,5 +68,9 @@ def _described(path: Path, *, build: bool) -> str:
         if isinstance(spec, GroupedArchitecture):
             return f"an architecture of {len(spec.groups)} networks for {len(spec.tasks)} tasks is valid{built}"
         return f"an architecture of {len(spec.tasks)} tasks and {len(spec.locations)} stages is valid{built}"
+    if is_label_description(path):
+        counts = checked_table(path)
+        said = ", ".join(f"{count} {split or 'samples'}" for split, count in counts.items())
+        return f"a description of samples with labels is valid: {said}"
     config = read_config(path)
     return f"a config of {len(config.networks)} networks is valid"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,43 @@ from branchnet.data.images import image_paths
 from branchnet.data.labelled.label_files import read_array, read_lines, read_pixels, read_rgb, read_text
 from branchnet.data.labelled.label_forms import LabelForm, checked_classes, resized_like
 from branchnet.data.labelled.labelled_images import Labels
-from branchnet.data.labelled.table_description import TaskDescription, read_description
+from branchnet.data.labelled.table_description import TableDescription, TaskDescription, read_description
 from branchnet.errors import DataError
 
 _YES_AND_NO = {"0": 0.0, "1": 1.0, "no": 0.0, "yes": 1.0, "false": 0.0, "true": 1.0, "-1": 0.0}
+
+
+def checked_table(description: str | Path, *, most: int = 20) -> dict[str | None, int]:
+    """Read a description, its table and its lists, and every cell that holds a label; no image is opened.
+
+    Args:
+        description: the YAML file.
+        most: problems of cells that are named.
+
+    Returns:
+        The number of samples of each split; of None where there are no splits.
+
+    Raises:
+        DataError: every problem of the description, or the first one of the table, or those of its cells.
+
+    >>> checked_table("missing.yaml")
+    Traceback (most recent call last):
+        ...
+    branchnet.errors.DataError: missing.yaml does not exist; expected a text file
+    """
+    path = Path(description)
+    found = read_description(path)
+    splits: list[str | None] = [*sorted(_splits(found, _read_rows(found, path.parent)))]
+    counts: dict[str | None, int] = {}
+    problems: list[str] = []
+    for split in splits or [None]:
+        table = LabelledTable(description, split)
+        counts[split] = len(table)
+        problems += table.problems_of_cells()
+    if problems:
+        more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
+        raise DataError("\n".join([*problems[:most], *more]))
+    return counts
 
 
 class LabelledTable(Dataset[tuple[Tensor, Labels]]):
@@ -58,7 +91,7 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         path = Path(description)
         self._description, self._folder, self.split = read_description(path), path.parent, split
         self.label_forms: dict[str, LabelForm] = {task: each.form for task, each in self._description.tasks.items()}
-        self._rows = self._read_rows()
+        self._rows = _read_rows(self._description, self._folder)
         self.names: Sequence[str] = self._chosen(path)
         if not self.names:
             raise DataError(f"{path} describes no sample of the split {split!r}; expected at least one")
@@ -90,38 +123,31 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         name = self.names[index]
         return {task: self._label(task, each, name) for task, each in self._description.tasks.items()}
 
+    def problems_of_cells(self) -> list[str]:
+        """Read the cells of all samples that hold a label, without any file.
+
+        Returns:
+            what is wrong with each that cannot be read, with its row and column.
+        """
+        cells = [(task, each) for task, each in self._description.tasks.items() if each.folder is None]
+        read = (self._problem_of(task, each, name) for task, each in cells for name in self.names)
+        return [problem for problem in read if problem]
+
+    def _problem_of(self, task: str, described: TaskDescription, name: str) -> str:
+        try:
+            self._label(task, described, name)
+        except DataError as error:
+            return str(error)
+        return ""
+
     def _sized(self, task: str, label: Tensor | None, image: Tensor, index: int) -> Tensor | None:
         if label is None or not self.label_forms[task].pixelwise:
             return label
         return resized_like(label, image, f"{self.names[index]}: the label {task!r}")
 
-    def _read_rows(self) -> dict[str, dict[str, str]]:
-        """The rows of the table by the name of the image, or by their number; without a table, empty ones."""
-        found = self._description
-        if found.table is None:
-            root = self._folder / str(found.images)
-            return {path.relative_to(root).as_posix(): {} for path in image_paths(root)}
-        self._table = self._folder / found.table
-        reader = csv.DictReader(io.StringIO(read_text(self._table)))
-        rows = list(reader)
-        columns = set(reader.fieldnames or ())
-        named = {"image"} if found.images is not None else set(found.inputs)
-        named |= {found.split_column} if found.split_column else set()
-        for task in found.tasks.values():
-            named |= {task.column} if task.column else set(task.columns)
-        if missing := sorted(str(name) for name in named - columns):
-            raise DataError(f"{self._table} has the columns {sorted(columns)} and lacks {missing}; expected them")
-        names = [row["image"] if found.images is not None else str(number) for number, row in enumerate(rows)]
-        if len(set(names)) < len(names):
-            twice = next(name for number, name in enumerate(names) if name in names[:number])
-            raise DataError(f"{self._table} names the image {twice!r} twice; expected one row for each")
-        return dict(zip(names, rows, strict=True))
-
     def _chosen(self, path: Path) -> list[str]:
         found, split = self._description, self.split
-        known = set(found.splits)
-        if found.split_column:
-            known = {row[found.split_column] for row in self._rows.values()}
+        known = _splits(found, self._rows)
         if split is None and known:
             raise DataError(f"{path} has the splits {sorted(known)}; expected split= to name one of them")
         if split is not None and split not in known:
@@ -195,7 +221,34 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         return _scaled(values, described, stored.dtype == np.uint8)
 
     def _place(self, name: str, column: str) -> str:
-        return f"{self._table}, row {list(self._rows).index(name) + 1} ({name}), column {column!r}"
+        table = self._folder / str(self._description.table)
+        return f"{table}, row {list(self._rows).index(name) + 1} ({name}), column {column!r}"
+
+
+def _read_rows(found: TableDescription, folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of the table by the name of the image, or by their number; without a table, empty ones."""
+    if found.table is None:
+        root = folder / str(found.images)
+        return {path.relative_to(root).as_posix(): {} for path in image_paths(root)}
+    table = folder / found.table
+    reader = csv.DictReader(io.StringIO(read_text(table)))
+    rows = list(reader)
+    columns = set(reader.fieldnames or ())
+    named = {"image"} if found.images is not None else set(found.inputs)
+    named |= {found.split_column} if found.split_column else set()
+    for task in found.tasks.values():
+        named |= {task.column} if task.column else set(task.columns)
+    if missing := sorted(str(name) for name in named - columns):
+        raise DataError(f"{table} has the columns {sorted(columns)} and lacks {missing}; expected them")
+    names = [row["image"] if found.images is not None else str(number) for number, row in enumerate(rows)]
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise DataError(f"{table} names the image {twice!r} twice; expected one row for each")
+    return dict(zip(names, rows, strict=True))
+
+
+def _splits(found: TableDescription, rows: Mapping[str, Mapping[str, str]]) -> set[str]:
+    return {row[found.split_column] for row in rows.values()} if found.split_column else set(found.splits)
 
 
 def _scaled(values: Tensor, described: TaskDescription, bytes_: bool) -> Tensor:

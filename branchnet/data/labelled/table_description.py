@@ -82,17 +82,17 @@ def read_description(path: Path) -> TableDescription:
 
 
 def _check(path: Path, found: TableDescription) -> None:
+    problems = []
     if (found.images is None) == (not found.inputs):
-        raise DataError(f"{path}: expected `images`, a folder, or `inputs`, columns of the table, and not both")
+        problems.append("expected `images`, a folder, or `inputs`, columns of the table, and not both")
     if found.table is None and (found.inputs or found.split_column):
-        raise DataError(f"{path}: `inputs` and `split_column` name columns; expected `table`, a CSV file")
+        problems.append("`inputs` and `split_column` name columns; expected `table`, a CSV file")
     if found.splits and (found.split_column or found.inputs):
-        raise DataError(f"{path}: `splits` lists names of images; expected no `split_column` or `inputs` beside it")
-    for task, each in found.tasks.items():
-        place = f"{path}: tasks.{task}"
-        wrong = _problem(each, found)
-        if wrong:
-            raise DataError(f"{place}: {wrong}")
+        problems.append("`splits` lists names of images; expected no `split_column` or `inputs` beside it")
+    wrong = {task: _problem(each, found) for task, each in found.tasks.items()}
+    problems += [f"tasks.{task}: {text}" for task, text in wrong.items() if text]
+    if problems:
+        raise DataError("\n".join(f"{path}: {text}" for text in problems))
 
 
 def _problem(task: TaskDescription, found: TableDescription) -> str:

@@ -49,6 +49,7 @@ class Workspace:
         self.reused: list[str] = []
         self.console = Console(stderr=True, quiet=quiet)
         self._lock: FileLock | None = None
+        self._source: dict[str, str] = {}
 
     def __enter__(self) -> Workspace:
         return self
@@ -115,29 +116,27 @@ class Workspace:
         return result
 
     def claim(self, source: Mapping[str, Any]) -> None:
-        """Say what the results will be of, before anything takes long: those of another source are not replaced.
+        """Say what the results will be of, before the first step: those of another source are not replaced.
 
         Args:
             source: what tells the run from others, as JSON values by what a message calls them.
 
         Raises:
-            DataError: the folder holds the results of another run, or another run is writing into it.
+            DataError: the folder holds the results of another run.
         """
         if self.directory is None:
             return
-        self._take(self.directory)
-        record = self.directory / STEPS / _SOURCE
         wanted = {name: _hash_of(value) for name, value in source.items()}
         found: Any = None
         with suppress(FileNotFoundError, DataError):  # none yet, or one that says nothing
-            found = load_json(record)
+            found = load_json(self.directory / STEPS / _SOURCE)
         before = found if isinstance(found, dict) and (self.directory / RESULTS).exists() else {}
         if other := [name for name, value in wanted.items() if before.get(name, value) != value]:
             raise DataError(
                 f"{self.directory} holds the results of a run on other {' and other '.join(other)}; expected a folder "
                 "for each (name another one, or delete that one)"
             )
-        write_text(record, json.dumps(wanted))
+        self._source = wanted
 
     def take(self) -> None:
         """Lock the folder before the first step; steps may then run in several threads."""
@@ -158,6 +157,8 @@ class Workspace:
                 "folder"
             ) from error
         self._lock = lock
+        if self._source:
+            write_text(directory / STEPS / _SOURCE, json.dumps(self._source))
         for folder in (directory, directory / STEPS):
             remove_orphans(folder)
 

@@ -107,3 +107,37 @@ def test_a_finished_checkpoint_gives_all_processes_the_result(tmp_path: Path) ->
         one, other = (torch.load(tmp_path / f"{name}{rank}") for name in ("first", "again"))
         assert one[0] == other[0]
         assert all(torch.equal(tensor, other[2][name]) for name, tensor in one[2].items())
+
+
+def run_on_two_nodes(folder: Path, name: str, kind: str, *others: str) -> None:
+    """Each node has a launcher, a working directory and thereby a disk of its own, as machines have."""
+    script = folder / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    launchers = []
+    for node in range(2):
+        disk = folder / f"node{node}"
+        disk.mkdir(exist_ok=True)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}"]
+        launch += ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        command = [*launch, str(script), str(folder / name), kind, *others]
+        launchers.append(subprocess.Popen(command, cwd=disk, env=environment))
+    assert [launcher.wait(timeout=300) for launcher in launchers] == [0, 0]
+
+
+def test_two_nodes_train_the_network_that_one_process_trains(tmp_path: Path) -> None:
+    run(tmp_path, "one", "distil", 1)
+    run_on_two_nodes(tmp_path, "nodes", "distil", "run.pt")
+    assert (tmp_path / "node0/run.pt").exists() and not (tmp_path / "node1/run.pt").exists()  # the first one writes
+    run_on_two_nodes(tmp_path, "again", "distil", "run.pt")  # resumed from the first node's disk
+    losses, after, weights = torch.load(tmp_path / "one")
+    for name in ("nodes0", "nodes1", "again0", "again1"):
+        others, judged, found = torch.load(tmp_path / name)
+        for key, tensor in weights.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6)
+        for task, values in losses.items():
+            torch.testing.assert_close(torch.tensor(others[task]), torch.tensor(values), rtol=1e-5, atol=1e-6)
+        assert judged == pytest.approx(after, rel=1e-5)

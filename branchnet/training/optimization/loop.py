@@ -108,7 +108,7 @@ def optimize(
     with seeded(settings.seed, _device(module)):
         for one in (module, *modules, *([average] if average else [])):
             processes.broadcast(one)
-        state = saved.restore(module, run.optimizer)
+        state = saved.restore(module, run.optimizer, processes.of_first)
         if rate == "auto" and not state.rate:
             assert judge is not None
             state.rate = largest_safe_rate(

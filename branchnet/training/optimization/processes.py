@@ -8,9 +8,9 @@ aggregated node by node, need nothing special. One process in float32 does witho
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from branchnet.data.collation import gather, leaves
 from branchnet.data.samples import Batch
-from branchnet.errors import TrainingError
+from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training.optimization.run_settings import Precision
 from branchnet.utils.torchvision_operators import define_torchvision_operators
 
+T = TypeVar("T")
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -129,6 +130,32 @@ class Processes:
         if self.count > 1:
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor.data, 0)
+
+    def of_first(self, read: Callable[[], T]) -> T:
+        """Give all processes what the first one reads, as from a disk that other machines do not see.
+
+        Args:
+            read: called in the first process alone.
+
+        Returns:
+            The same in all.
+
+        Raises:
+            CheckpointError: in all processes, where the first one raises it.
+        """
+        if self.count == 1:
+            return read()
+        given: list[Any] = [None, ""]
+        if self.first:
+            try:
+                given[0] = read()
+            except CheckpointError as error:
+                given[1] = str(error)
+        dist.broadcast_object_list(given, 0)
+        if given[1]:
+            raise CheckpointError(given[1])
+        found: T = given[0]
+        return found
 
     def agreed(self, wanted: bool) -> bool:
         """Whether any process wants something, as to stop."""

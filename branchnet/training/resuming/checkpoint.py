@@ -88,12 +88,18 @@ class Checkpoint:
         self.last = time.monotonic()
         self._saved_step = -1
 
-    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    def restore(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        of_first: Callable[[Callable[[], Any]], Any] = lambda read: read(),
+    ) -> State:
         """Put module, optimizer and random state where the file has them; a new state where there is no file.
 
         Args:
             module: what is trained.
             optimizer: of its parameters.
+            of_first: gives all processes what the first one reads, which alone may have the file.
 
         Returns:
             how far the run is.
@@ -101,9 +107,9 @@ class Checkpoint:
         Raises:
             CheckpointError: a file that cannot be read, is damaged, or is of another run.
         """
-        if self.path is None or not self.path.exists():
+        stored = None if self.path is None else of_first(self._read)
+        if stored is None:
             return State()
-        stored = self._read()
         state = State(stored["step"], {task: list(values) for task, values in stored["losses"].items()})
         if "version" in stored:
             held_out = stored["held_out"]
@@ -166,9 +172,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} cannot be written: {error}") from error
         self._saved_step = state.step
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any] | None:
+        assert self.path is not None
+        if not self.path.exists():
+            return None
         try:
-            assert self.path is not None
             return self._checked(read_nested(self.path))
         except BranchnetError:
             raise

@@ -45,6 +45,14 @@ def rows(inputs: Any, count: int) -> Any:
     return inputs[:count] if isinstance(inputs, torch.Tensor) else tuple(tensor[:count] for tensor in inputs)
 
 
+def further_rows(inputs: Any, count: int) -> Any:
+    """As many inputs again as the first `count`; None where there are not so many."""
+    if count_of(inputs) < 2 * count:
+        return None
+    rest = slice(count, 2 * count)
+    return inputs[rest] if isinstance(inputs, torch.Tensor) else tuple(tensor[rest] for tensor in inputs)
+
+
 def count_of(inputs: Any) -> int:
     return len(inputs) if isinstance(inputs, torch.Tensor) else len(inputs[0])
 
@@ -66,6 +74,8 @@ class Bench:
         self.tasks = list(entry.networks)
         first = next(iter(self.staged.values()))
         self.judged = HeldOut(rows(entry.held_out, JUDGED), entry.networks, self.kinds)
+        others = further_rows(entry.held_out, JUDGED)
+        self.others = None if others is None else HeldOut(others, entry.networks, self.kinds)
         self.depth, self.locations = len(first.stages), first.locations
 
         def forwards() -> None:
@@ -176,17 +186,32 @@ class Bench:
         """Every tree: predicted by stitching losses and by RSA, and measured."""
         found = []
         for tree in self.trees(limit):
-            losses = self.measure(self.stitched(tree, corrected=False))
+            branched = self.stitched(tree, corrected=False)
+            losses = self.measure(branched)
             found.append(
                 {
+                    "losses": losses,
+                    "losses on other inputs": None if self.others is None else self.others.distances(branched),
                     "widths": list(tree.widths),
-                    "stitch": clustering_cost(tree, self.losses, objective="stitch") / len(self.tasks),
+                    "stitch": clustering_cost(tree, self.losses, objective="stitch"),
                     "medoid": clustering_cost(tree, self.losses, objective="medoid"),
                     "rsa": clustering_cost(tree, self.rsa, objective="mean-pair"),
-                    "measured": sum(losses.values()) / len(losses),
                 }
             )
         return found
+
+
+def measured_trees(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trees of an entry with what they lose in all, in the weights that predictions add losses up with."""
+    weights = result["task weights"]
+
+    def added(losses: dict[str, float]) -> float:
+        return sum(weights[task] * loss for task, loss in losses.items()) / sum(weights.values())
+
+    trees = [tree | {"measured": added(tree["losses"])} for tree in result["trees"]]
+    if any(tree["losses on other inputs"] is None for tree in trees):
+        return trees
+    return [tree | {"again": added(tree["losses on other inputs"])} for tree in trees]
 
 
 def agreement(trees: list[dict[str, Any]], by: str, *, within: bool) -> tuple[float, int]:
@@ -229,6 +254,7 @@ def bench_entry(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "ways": bench.ways(),
         "by depth": bench.by_depth(),
         "score": next((name for name, _ in bench.entry.scores.values()), ""),
+        "task weights": dict(bench.losses.task_weights or dict.fromkeys(bench.tasks, 1.0)),
         "trees": bench.order(arguments.trees),
         "losses": np.round(1 - bench.losses.values, 3).tolist(),
         "seconds": {
@@ -257,7 +283,9 @@ def as_markdown(results: dict[str, dict[str, Any]], command: str) -> str:
     lines = ["# Stitching layers on really trained networks", "", f"`{command}`", ""]
     lines += [
         "Losses on held-out inputs, 0 as the own network, 1 as a constant answer (KL divergence of classifiers, else",
-        "unexplained variance). Donors are chosen by the losses; nothing is trained but where it says so.",
+        "unexplained variance). Donors are chosen by the losses; nothing is trained but where it says so. Where trees",
+        "are ordered, losses of tasks are added up as branchnet adds them: those of classifiers in nats, which weighs a",
+        "loss by what a constant answer would lose.",
         "",
     ]
     for name, result in results.items():
@@ -272,13 +300,14 @@ def as_markdown(results: dict[str, dict[str, Any]], command: str) -> str:
             elif way not in ("shared until", "donor", "seconds to build"):
                 lines.append(f"| {way} | {losses} |" + " |" * len(result["tasks"]))
         lines += ["", *depth_table(result)]
-        trees = result["trees"]
+        trees = measured_trees(result)
         lines += ["", f"Order of {len(trees)} trees as built with stitches:", ""]
         lines += [
             "| predicted by | pairs in order | within equal widths | best of equal widths found | Spearman |",
             "|---|---|---|---|---|",
         ]
-        for by, label in PREDICTORS.items():
+        ceiling = {"again": "ceiling: the same trees measured on other inputs"} if "again" in trees[0] else {}
+        for by, label in (PREDICTORS | ceiling).items():
             overall, inside = agreement(trees, by, within=False), agreement(trees, by, within=True)
             right, classes = best_found(trees, by)
             correlation = spearmanr([t[by] for t in trees], [t["measured"] for t in trees]).statistic

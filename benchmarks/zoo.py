@@ -284,8 +284,8 @@ def as_markdown(results: dict[str, dict[str, Any]], command: str) -> str:
     lines += [
         "Losses on held-out inputs, 0 as the own network, 1 as a constant answer (KL divergence of classifiers, else",
         "unexplained variance). Donors are chosen by the losses; nothing is trained but where it says so. Where trees",
-        "are ordered, losses of tasks are added up as branchnet adds them: those of classifiers in nats, which weighs a",
-        "loss by what a constant answer would lose.",
+        "are ordered, losses of tasks are added up as branchnet adds them: those of classifiers in nats, which weighs",
+        "a loss by what a constant answer would lose.",
         "",
     ]
     for name, result in results.items():

@@ -9,8 +9,9 @@ from branchnet.training.judging.performance import extreme_tasks
 
 FEW_SAMPLES = 30
 """Samples below which a task's metric is said to be of few."""
-WORTH_NAMING = 0.002
-"""Share of the distance between a task's own network and a constant answer; a loss below it is not named."""
+WORTH_NAMING = 0.01
+"""Share of the distance between a task's own network and a constant answer: a loss below it is not named, as training
+takes it for none, too."""
 
 
 def verdict(comparison: Comparison) -> str:

@@ -155,7 +155,7 @@ def test_references_are_no_networks_to_choose_from() -> None:
     ("distilled", "error", "said"),
     [
         (80, 2, []),
-        (69, 2, ["Worse than before training: a (69 against 70)."]),
+        (68.5, 2, ["Worse than before training: a (68.5 against 70)."]),
         (80, 3.5, ["Worse than before training: b (3.5 against 3)."]),
         (70, 3, []),
         (70.000001, 3, []),
@@ -191,7 +191,7 @@ def test_the_verdict_names_the_task_that_lost_most_and_a_gain_against_nothing() 
 
 def test_the_verdict_names_no_loss_that_nobody_would_see() -> None:
     rows = [("separate", 90.0, 1.0), ("branched", 80.0, 2.0), ("constant", 10.0, 5.0)]
-    for before, named in ((80.01, False), (80.2, True)):
+    for before, named in ((80.7, False), (80.9, True)):
         start = ComparedNetwork("before training", {"a": before, "b": 2.0}, reference=True)
         comparison = two_tasks(*rows)
         whole = Comparison((*comparison.networks, start), comparison.metric_names, comparison.lower_is_better)

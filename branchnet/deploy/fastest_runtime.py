@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from branchnet.builder import BranchedNetwork, GroupedNetworks, SharingNetwork
+from branchnet.builder.network.call_inputs import check_input, one_input
 from branchnet.builder.network.grouped_networks import as_one_network
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.deploy.exporting import compared_outputs, write_model
@@ -28,6 +29,7 @@ from branchnet.inference import compile as compile_network
 from branchnet.inference.latency import Latency
 from branchnet.inference.torch_compile import device_of, map_input
 from branchnet.stages import Example, flat_example
+from branchnet.stages.interface import Interface
 from branchnet.utils.files import write_text
 from branchnet.utils.installed_torch.devices import usable_device
 from branchnet.utils.installed_torch.torch_internals import pytree
@@ -56,20 +58,24 @@ class Runtime:
     milliseconds: Mapping[str, float]
     left_out: Mapping[str, str]
     _run: Run
+    _interface: Interface
 
-    def __call__(self, x: Any, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def __call__(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks`, all by default.
 
         Args:
-            x: inputs, as the network takes them.
+            *inputs: as of `BranchedNetwork.forward`: `fast(x)`, `fast(x, tasks)`, `fast(ids, mask)`.
             tasks: those wanted; what no such task needs is not run, but by `aoti` it is.
+            **named: in place of `inputs`, inputs by name: `fast(**batch)`.
 
         Returns:
             outputs by task.
 
         Raises:
-            BuildError: unknown tasks.
+            BuildError: unknown tasks, no input, or one of another form than the network takes.
         """
+        x, tasks = one_input(inputs, tasks, named, self._interface)
+        check_input(x, self._interface)
         with torch.no_grad():
             return self._run(x, wanted_tasks(tasks, self.tasks))
 
@@ -141,7 +147,7 @@ def runtime(
     runs, left_out = _made(one, inputs, backends if known is None else [known["backend"]])
     if known is not None and known["backend"] in runs:
         name = known["backend"]
-        return Runtime(name, one.tasks, known["milliseconds"], known["left_out"], runs[name])
+        return Runtime(name, one.tasks, known["milliseconds"], known["left_out"], runs[name], one.interface)
     if not runs:
         raise BuildError(f"no backend can run the network: {left_out}; expected 'eager' among the backends")
     functions = {name: (lambda *args, run=run, **kwargs: run(inputs, one.tasks)) for name, run in runs.items()}
@@ -152,7 +158,7 @@ def runtime(
         file.parent.mkdir(parents=True, exist_ok=True)
         record = {"key": key, "backend": best, "milliseconds": milliseconds, "left_out": left_out}
         write_text(file, json.dumps(record, indent=1) + "\n")
-    return Runtime(best, one.tasks, milliseconds, left_out, runs[best])
+    return Runtime(best, one.tasks, milliseconds, left_out, runs[best], one.interface)
 
 
 def _made(network: BranchedNetwork, inputs: Any, backends: Sequence[str]) -> tuple[dict[str, Run], dict[str, str]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from branchnet.builder.network.branched_network import BranchedNetwork
-from branchnet.builder.network.call_inputs import Input
+from branchnet.builder.network.call_inputs import Input, one_input
 from branchnet.builder.network.module_structure import copied_with, on_meta, state_of, structure
 from branchnet.builder.network.node import head_id, node_id
 from branchnet.builder.network.task_names import wanted_tasks
@@ -190,19 +190,21 @@ class FusedNetwork(nn.Module):
         """Shapes and types of the inputs."""
         return self._skeletons[0].interface
 
-    def forward(self, x: Input, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def forward(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks`, see `BranchedNetwork.forward`.
 
         Args:
-            x: what a single-task network takes.
+            *inputs: as of `BranchedNetwork.forward`.
             tasks: the tasks wanted, all by default.
+            **named: as of `BranchedNetwork.forward`.
 
         Returns:
             a dictionary of outputs by task, in task order.
 
         Raises:
-            BuildError: an unknown task, or none.
+            BuildError: an unknown task, or none; no input, or inputs by position as well as by name.
         """
+        x, tasks = one_input(inputs, tasks, named, self.interface)
         last = self.trunk(x, tasks)
         return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
 

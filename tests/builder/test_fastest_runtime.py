@@ -119,3 +119,22 @@ def test_wrong_calls_are_refused(branched):
     fast = branchnet.runtime(branched, example=X, backends=["eager"])
     with pytest.raises(BuildError, match="'d'"):
         fast(X, tasks=["d"])
+
+
+def test_runtime_and_fused_networks_are_called_as_the_network_is(branched):
+    fast = branchnet.runtime(branched, example=X[:2], backends=["eager"])
+    fused = branchnet.inference.FusedNetwork(branched, [0])
+    with torch.no_grad():
+        wanted = branched(X)
+        for run in (fast, fused):
+            for given in (run(X), run(pixel_values=X), run(x=X)):
+                assert_equal(given, wanted)
+            for given in (run(X, ["c"]), run(X, tasks=["c"]), run(pixel_values=X, tasks=["c"])):
+                assert list(given) == ["c"]
+                assert_equal(given["c"], wanted["c"])
+            with pytest.raises(BuildError, match="no input was given; expected"):
+                run()
+            with pytest.raises(BuildError, match="by position and by name"):
+                run(X, mask=X)
+    with pytest.raises(BuildError, match="3"):
+        fast(torch.rand(2, 5, 16, 16))

@@ -70,7 +70,13 @@ def method_table(scores: Scores, best: int = 4) -> list[str]:
     """The best few methods of each family, what the command takes by default, and counting."""
     order = methods_of(scores)
     shown = [m for name in FAMILIES for m in [one for one in order if family_of(one) == name][:best]]
-    defaults = ("RSA, mean-pair", "RSA, mean-max", "stitching loss, directed medoid", "stitching loss, directed stitch")
+    defaults = (
+        "RSA, medoid",
+        "RSA, mean-pair",
+        "RSA, mean-max",
+        "stitching loss, directed medoid",
+        "stitching loss, directed stitch",
+    )
     shown += [
         method for method in (*defaults, "more nodes", "more parameters") if method in order and method not in shown
     ]

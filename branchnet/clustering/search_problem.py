@@ -40,7 +40,7 @@ from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.deadline import Deadline
 from branchnet.clustering.exact.dynamic_program import WidthTable, forced_stages, width_table, work
 from branchnet.clustering.heuristics.local_search import Landscape
-from branchnet.clustering.objectives import Objective, no_stage_weights, stage_losses
+from branchnet.clustering.objectives import DEFAULT_OBJECTIVE, Objective, no_stage_weights, stage_losses
 from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.stitching.chain_fronts import ChainTable, chain_table, chain_work
 from branchnet.clustering.stitching.stitch_losses import STITCH, StitchLosses, stitch_losses
@@ -156,7 +156,7 @@ def make_problem(
     costs: CostsByUnit,
     unit: str,
     head_costs: HeadCostsByUnit | None = None,
-    objective: str | Objective = "mean-pair",
+    objective: str | Objective = DEFAULT_OBJECTIVE,
     stage_weights: Sequence[float] | str | None = None,
     shared_stages: int = 0,
     constraints: Constraints | None = None,

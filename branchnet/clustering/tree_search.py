@@ -21,7 +21,7 @@ from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable
 from branchnet.clustering.exact.subset_search import search_under_subsets, task_limit
 from branchnet.clustering.heuristics.bounded_search import AnyProblem, judged, searched, searched_front
-from branchnet.clustering.objectives import Objective
+from branchnet.clustering.objectives import DEFAULT_OBJECTIVE, Objective
 from branchnet.clustering.search_problem import (
     choose_method,
     infeasible,
@@ -48,7 +48,7 @@ def search(
     budget: AnyBudget,
     *,
     head_costs: HeadCostsByUnit | None = None,
-    objective: str | Objective = "mean-pair",
+    objective: str | Objective = DEFAULT_OBJECTIVE,
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,
@@ -172,7 +172,7 @@ def pareto_front(
     *,
     unit: str | Sequence[str] = "params",
     head_costs: HeadCostsByUnit | None = None,
-    objective: str | Objective = "mean-pair",
+    objective: str | Objective = DEFAULT_OBJECTIVE,
     stage_weights: Sequence[float] | str | None = None,
     method: str = "auto",
     shared_stages: int = 0,

@@ -11,6 +11,7 @@ from torch import nn
 
 from branchnet.builder import BranchedNetwork
 from branchnet.clustering import Budget
+from branchnet.clustering.objectives import DEFAULT_OBJECTIVE
 from branchnet.data.arguments import check_by_task
 from branchnet.data.samples import Source
 from branchnet.errors import SpecError
@@ -35,7 +36,7 @@ def run(
     budget: Budget | str,
     *,
     folder: str | os.PathLike[str] | None = None,
-    objective: str = "mean-pair",
+    objective: str = DEFAULT_OBJECTIVE,
     locations: int | Sequence[str] | None = None,
     depth: Literal["common", "auto"] = "common",
     probe: int = 500,

@@ -197,7 +197,9 @@ def plan_search(
 
 def objective_of(spec: Architecture) -> str:
     """The objective that the tree of a specification was found with, as far as it is recorded."""
-    return (spec.search and spec.search.objective) or "mean-pair"
+    from branchnet.clustering.objectives import DEFAULT_OBJECTIVE
+
+    return (spec.search and spec.search.objective) or DEFAULT_OBJECTIVE
 
 
 def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:

@@ -187,7 +187,7 @@ def test_defaults_are_the_same_everywhere() -> None:
     shared = command.keys() & python.keys()
     assert {"objective", "method", "shared_stages", "seed", "time_limit"} <= shared
     assert all(command[name] == python[name] for name in shared - {"budget"})
-    assert defaults(branchnet.pareto_front)["objective"] == python["objective"] == "mean-pair"
+    assert defaults(branchnet.pareto_front)["objective"] == python["objective"] == "medoid"
     assert defaults(branchnet.clustering_cost)["objective"] == "mean-max"  # the paper's
 
 

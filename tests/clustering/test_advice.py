@@ -30,7 +30,7 @@ def families(noise: float = 0.0, seed: int = 0) -> Affinity:
 
 def test_the_differences_are_those_to_all_trees_of_its_widths() -> None:
     affinity = families(0.02)
-    found = search(affinity, [1.0, 1.0], "50% params")
+    found = search(affinity, [1.0, 1.0], "50% params", objective="mean-pair")
     advice = advise(found, affinity)
     others = [tree for tree in enumerate_trees(TASKS, 2) if tree.widths == found.tree.widths and tree != found.tree]
     costs = [clustering_cost(tree, affinity, objective="mean-pair") for tree in others]
@@ -50,7 +50,7 @@ def test_the_differences_are_those_to_all_trees_of_its_widths() -> None:
 def test_the_error_is_that_of_the_difference_over_replicates() -> None:
     affinity = families(0.3)
     tree = Tree.grouped([["a", "b"], ["c", "d"]], 2)
-    advice = advise(tree, affinity)
+    advice = advise(tree, affinity, objective="mean-pair")
     others = [one for one in enumerate_trees(TASKS, 2) if one.widths == tree.widths and one != tree]
     gains = []
     for values in affinity.replicates(50):
@@ -83,7 +83,7 @@ def test_the_best_tree_of_noise_is_seldom_taken_for_better_than_others() -> None
     found = []
     for seed in range(30):
         affinity = noise(seed)
-        advice = advise(search(affinity, [1.0, 1.0], "50% params"), affinity)
+        advice = advise(search(affinity, [1.0, 1.0], "50% params", objective="mean-pair"), affinity)
         assert advice.gain > 0
         found.append(advice.distinct)
     assert sum(found) <= 6
@@ -94,7 +94,7 @@ def test_the_best_tree_of_noise_is_seldom_taken_for_better_than_others() -> None
 def test_sizes_of_clusters_alone_make_no_tree_better() -> None:
     flat = Affinity(TASKS, ["first", "second"], np.full((2, 4, 4), 0.5) + 0.5 * np.eye(4))
     uneven = Tree.grouped([["a"], ["b", "c", "d"]], 2)
-    advice = advise(uneven, flat)
+    advice = advise(uneven, flat, objective="mean-pair")
     assert advice.gain > 0 and advice.clear == pytest.approx(0) and not advice.distinct
 
 

@@ -107,7 +107,7 @@ def test_the_front_over_both_units_is_that_of_brute_force():
         for point in points.values()
         if not any(other != point and all(np.array(other) <= np.array(point) + 1e-12) for other in points.values())
     }
-    front = pareto_front(affinity, COSTS, unit=("params", "flops"))
+    front = pareto_front(affinity, COSTS, unit=("params", "flops"), objective="mean-pair")
     found = {(one.size, one.also[0].size, one.cost) for one in front}
     assert np.allclose(sorted(found), sorted(best))
     assert all(math.isinf(one.also[0].limit) and one.budget is None for one in front)
@@ -165,8 +165,8 @@ def test_several_resources_come_from_staged_networks():
 
 
 def test_a_front_over_two_units_is_drawn():
-    front = pareto_front(affinity_of(2), COSTS, unit=("params", "flops"))
-    chosen = search(affinity_of(2), COSTS, "70% params, 60% flops")
+    front = pareto_front(affinity_of(2), COSTS, unit=("params", "flops"), objective="mean-pair")
+    chosen = search(affinity_of(2), COSTS, "70% params, 60% flops", objective="mean-pair")
     figure = branchnet.plot(front, chosen=chosen)
     axes, bar = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == (

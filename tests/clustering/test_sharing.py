@@ -56,7 +56,7 @@ def test_two_budgets_against_all_sequences_of_partitions(seed: int) -> None:
     fitting = (widths @ COSTS <= limits[0] + 1e-9) & (widths @ other <= limits[1] + 1e-9)
     budget = [Budget(limits[0]), Budget(limits[1], "flops")]
     costs = {"params": COSTS, "flops": other}
-    found = search(affinity, costs, budget, nested=False)
+    found = search(affinity, costs, budget, objective="mean-pair", nested=False)
     assert found.cost == pytest.approx(cost[fitting].min(), abs=1e-12)
     assert found.also[0].size == pytest.approx(np.dot(found.sharing.widths, other))
 
@@ -67,7 +67,7 @@ def test_latencies_that_fall_with_more_copies() -> None:
     widths, cost = brute_force(affinity, "mean-pair")
     sizes = np.array(table)[np.arange(2), widths].sum(axis=1)
     for limit in (2.0, 2.5, 5.5, 7.0):
-        found = search(affinity, table, Budget(limit, "latency"), nested=False)
+        found = search(affinity, table, Budget(limit, "latency"), objective="mean-pair", nested=False)
         assert found.cost == pytest.approx(cost[sizes <= limit].min(), abs=1e-12)
     with pytest.raises(BudgetError, match="smallest feasible one is 2 ms"):
         search(affinity, table, "1.9 ms", nested=False)

@@ -269,7 +269,13 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(AffinityError, match="task_weights"):
             search(affinity, [1, 1], 6, objective="stitch", task_weights=weights)
     with pytest.raises(AffinityError, match="which 'mean-pair' does not know"):
-        search(affinity.symmetric(), [1, 1], 6, task_weights=dict.fromkeys(affinity.tasks, 1.0))
+        search(
+            affinity.symmetric(),
+            [1, 1],
+            6,
+            objective="mean-pair",
+            task_weights=dict.fromkeys(affinity.tasks, 1.0),
+        )
     with pytest.raises(BranchnetError, match="does not know objective='stitch'"):
         search(affinity, [1, 1], 6, objective="stitch", method="beam")
     with pytest.raises(BranchnetError, match="solves objective='stitch' only"):
@@ -277,7 +283,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(AffinityError, match="no sum over clusters"):
         compare_sharing(affinity, [1, 1], objective="stitch")
     with pytest.raises(AffinityError, match="or objective='medoid' or 'stitch'"):
-        search(affinity, [1, 1], 6)
+        search(affinity, [1, 1], 6, objective="mean-pair")
     with pytest.raises(TreeError, match="expected 2, as the affinities have"):
         clustering_cost(Tree.shared(affinity.tasks, 3), affinity, objective="stitch")
 

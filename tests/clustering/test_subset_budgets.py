@@ -60,7 +60,7 @@ def test_latencies_by_number_of_copies() -> None:
     touched = [[sum(bool({"t1", "t2"} & set(c)) for c in stage) for stage in tree.partitions] for tree in trees]
     sizes = np.array([sum(table[d][k] for d, k in enumerate(row)) for row in touched])
     for limit in (2.0, 2.5, 3.0):
-        found = search(affinity, table, f"{limit} ms for t1+t2")
+        found = search(affinity, table, f"{limit} ms for t1+t2", objective="mean-pair")
         assert found.cost == pytest.approx(cost[sizes <= limit].min(), abs=1e-12)
         assert found.limit == np.inf
         assert found.budget == Budget(limit, "latency", tasks=("t1", "t2"))

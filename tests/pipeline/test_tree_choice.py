@@ -89,7 +89,7 @@ def test_the_chosen_tree_is_the_one_that_measured_best(result: RunResult) -> Non
     assert result.tree == result.search.tree == best.tree
     assert result.proposer == best.by and best.by in result.search.why and best.by in str(result)
     assert result.search.cost == pytest.approx(
-        branchnet.clustering_cost(best.tree, result.affinity, objective="mean-pair")
+        branchnet.clustering_cost(best.tree, result.affinity, objective="medoid")
     )
 
 
@@ -173,7 +173,7 @@ def test_rsa_alone_takes_the_tree_of_its_search(result: RunResult) -> None:
         stitch_sizes=[STITCH] * 2,
     )
     assert alone.tree == found.tree and alone.search.cost == found.cost
-    assert (alone.measured, alone.losses, alone.proposer) == ((), None, "RSA (mean-pair)")
+    assert (alone.measured, alone.losses, alone.proposer) == ((), None, "RSA (medoid)")
     assert alone.affinity.values.tolist() == result.affinity.values.tolist()
 
 

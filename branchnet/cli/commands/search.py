@@ -30,8 +30,8 @@ class SearchOptions:
 
     Attributes:
         budget: `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
-        objective: How trees are judged: mean-pair, mean-max and others, see `branchnet.clustering.objectives`; medoid
-            and stitch take the direction of stitching losses into account.
+        objective: How trees are judged: medoid, mean-pair, mean-max and others, see `branchnet.clustering.objectives`;
+            medoid and stitch take the direction of stitching losses into account.
         method: Exact with proof, local search, the published beam search, or an integer programme (milp, for the
             objective stitch); auto takes exact where it fits.
         shared_stages: So many stages are shared by all tasks, come what may.
@@ -42,7 +42,7 @@ class SearchOptions:
     """
 
     budget: str = "60% params"
-    objective: str = "mean-pair"
+    objective: str = "medoid"
     method: Literal["auto", "exact", "local", "beam", "milp"] = "auto"
     shared_stages: int = 0
     latency: Path | None = None

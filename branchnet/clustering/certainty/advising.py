@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
-from branchnet.clustering.objectives import CHANGES, clustering_cost, stage_losses
+from branchnet.clustering.objectives import CHANGES, DEFAULT_OBJECTIVE, clustering_cost, stage_losses
 from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.stitch_losses import STITCH
@@ -39,7 +39,8 @@ class Advice:
         tree: the tree.
         objective: by which trees are judged.
         gain: what random trees of its widths cost more, in the mean.
-        error: the standard error of `gain`, over replicates of the affinities; NaN where there are none.
+        error: the standard error of `gain`, over replicates of the affinities; NaN where there are none. The sentences
+            say twice as much.
         chance: what the best of these trees would gain by the noise of the affinities alone, in 95 of 100 cases: the
             tree was chosen for its score, so its own standard error says too little. NaN without replicates.
         clear: `gain` without what the sizes of clusters alone cost, were all pairs of a stage equally similar.
@@ -55,7 +56,7 @@ class Advice:
     >>> advice = branchnet.Advice(tree, "mean-pair", 0.3, 0.1, 0.2, 0.3, 1.0, 0.2, 0.1, None, unit)
     >>> advice.distinct
     True
-    >>> advice.sentences[0].startswith("By mean-pair, random trees of its size cost 0.3 more")
+    >>> advice.sentences[0].startswith("By mean-pair, random trees of its size cost 0.3 (± 0.2) more")
     True
     """
 
@@ -88,7 +89,8 @@ class Advice:
         if np.isnan(self.better_than):
             return "There is no other tree of this size."
         known = "" if np.isnan(self.chance) else f" (chance alone explains up to {self.chance:.2g})"
-        than = f"random trees of its size cost {self.gain:.3g} more {self.unit}{known}"
+        about = "" if np.isnan(self.error) else f" (± {SURE * self.error:.2g})"
+        than = f"random trees of its size cost {self.gain:.3g}{about} more {self.unit}{known}"
         if self.distinct and not np.isnan(self.chance):
             return f"By {self.objective}, {than}; {self.better_than:.0%} of them are worse."
         if self.distinct:
@@ -137,7 +139,7 @@ def advise(
     Args:
         tree: a tree, or what `search` found.
         affinity: what it was found by; with `samples` (measured with `bootstrap`), differences get errors.
-        objective: how trees are judged; None = the result's, or `"mean-pair"`.
+        objective: how trees are judged; None = the result's, or the default of `search`.
         random_trees: how many trees of the same widths are drawn; fewer where there are fewer.
         seed: of the draws.
 
@@ -153,7 +155,7 @@ def advise(
     >>> found = branchnet.search(affinity, [1.0], "50% params")
     >>> advice = branchnet.advise(found, affinity)
     >>> round(advice.gain, 2), advice.better_than                # against the six others of two nodes
-    (0.44, 1.0)
+    (0.9, 1.0)
     """
     if random_trees < 1:
         raise AffinityError(f"random_trees is {random_trees}; expected at least 1")
@@ -161,7 +163,7 @@ def advise(
     if chosen is None:  # of a search for sharing that is not nested
         raise TreeError("the result is of sharing that is not nested; expected a tree")
     measured = isinstance(affinity, PairMeasurements)
-    named = tree.objective if isinstance(tree, SearchResult) else "mean-pair"
+    named = tree.objective if isinstance(tree, SearchResult) else DEFAULT_OBJECTIVE
     judged = "expected performance" if measured else objective or named
     others = _others_of_size(chosen, random_trees, seed)
     groups = _groups(chosen)

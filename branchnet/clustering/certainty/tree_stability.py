@@ -12,6 +12,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.budgets.budget import AnyBudget
 from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
 from branchnet.clustering.constraints import Constraints
+from branchnet.clustering.objectives import DEFAULT_OBJECTIVE
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.clustering.tree_search import search
@@ -82,7 +83,7 @@ def stability(
         costs: as given to `search`.
         budget: as given to `search`; None = the result's.
         head_costs: as given to `search`.
-        objective: None = the result's; for a tree `"mean-pair"`, the default of `search`.
+        objective: None = the result's; for a tree the default of `search`.
         stage_weights: as given to `search`.
         method: as given to `search`.
         shared_stages: as given to `search`.
@@ -119,7 +120,7 @@ def stability(
             costs,
             budget,
             head_costs=head_costs,
-            objective=objective or "mean-pair",
+            objective=objective or DEFAULT_OBJECTIVE,
             stage_weights=stage_weights,
             method=method,
             shared_stages=shared_stages,

@@ -9,6 +9,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.budgets.tree_sizes import Costs, HeadCosts
 from branchnet.clustering.exact.dynamic_program import best_groupings
+from branchnet.clustering.objectives import DEFAULT_OBJECTIVE
 from branchnet.clustering.search_problem import Problem, make_problem
 from branchnet.clustering.search_result import SearchResult
 from branchnet.clustering.tree_search import pareto_front
@@ -65,7 +66,7 @@ def compare_sharing(
     *,
     unit: str = "params",
     head_costs: HeadCosts | None = None,
-    objective: str = "mean-pair",
+    objective: str = DEFAULT_OBJECTIVE,
     stage_weights: Sequence[float] | str | None = None,
 ) -> SharingComparison:
     """Compute both fronts exactly, for as many tasks as the exact method takes.

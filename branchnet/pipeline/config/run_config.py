@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from branchnet.clustering import OBJECTIVES, Budget
+from branchnet.clustering.objectives import DEFAULT_OBJECTIVE
 from branchnet.clustering.stitching.stitch_losses import STITCH
 from branchnet.errors import BudgetError, SpecError
 from branchnet.pipeline.config.training_sections import (
@@ -130,7 +131,7 @@ class RunOptions(StrictSection):
         seed: decides the split of the images and the order of the batches.
     """
 
-    objective: str = "mean-pair"
+    objective: str = DEFAULT_OBJECTIVE
     locations: Annotated[int, Field(ge=1)] | list[str] | None = None
     depth: Literal["common", "auto"] = "common"
     probe: Annotated[int, Field(ge=3)] = 500

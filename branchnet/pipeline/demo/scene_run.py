@@ -39,6 +39,9 @@ TEST = 500
 BATCH = 64
 LEARNING_RATE = 3e-3
 """Of single-task networks, from random weights; merged ones would forget at it."""
+MERGED_RATE = 1e-4
+"""Of all branched networks alike, so that the trees that are compared differ in nothing else: the rate that a range test
+finds for the one that the search proposes."""
 STITCH_STEPS = 40
 SHOWN = 5
 RANDOM_TREES = 1
@@ -61,7 +64,7 @@ class Size:
     compiled: bool
 
 
-FULL = Size(3200, 160, RANDOM_TREES, compiled=True)
+FULL = Size(3200, 140, RANDOM_TREES, compiled=True)
 QUICK = Size(600, 16, 1, compiled=False)
 
 
@@ -133,6 +136,7 @@ def _problem(
             steps=size.steps // 2,  # stitched networks start near their goal
             stitch_steps=min(size.steps, STITCH_STEPS),
             batch_size=BATCH,
+            learning_rate=MERGED_RATE,
             compare=True,
             random_trees=size.random_trees,
             seed=seed,

@@ -128,8 +128,9 @@ def _constant(problem: Problem) -> tuple[dict[str, float], dict[str, dict[str, f
     if (labelled := problem.labelled) is not None:
         fitted_on, targets = labelled.train, labelled.test
     else:
-        fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
-        targets = problem.targets
+        fitted_on, targets = problem.validation_targets, problem.targets
+        if fitted_on is None:
+            fitted_on = donor_outputs(problem.networks, problem.validation, problem.options.batch_size)
     metrics: dict[str, float] = {}
     further: dict[str, dict[str, float]] = {}
     for task, metric in problem.metrics.items():

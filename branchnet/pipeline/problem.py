@@ -55,6 +55,7 @@ class Problem:
         kinds: the kind of each task's output; regression where it is not named.
         further: more metrics, each with its task.
         labelled: samples with labels on which the networks are trained and measured, in place of `targets`.
+        validation_targets: labels of the validation images by task, where `targets` are labels.
     """
 
     networks: Mapping[str, nn.Module]
@@ -71,6 +72,7 @@ class Problem:
     further: Sequence[tuple[str, Metric]] = ()
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     labelled: LabelledTraining | None = None
+    validation_targets: Mapping[str, Tensor] | None = None
 
     @property
     def source(self) -> dict[str, Any]:

@@ -42,6 +42,9 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
     for unit in ("params", "flops") if costs is not None else ():
         assert costs is not None
         sizes[unit] = [tree_size(each, costs, head_costs=heads, unit=unit) for each in (tree, separate)]
+    stitched = sum(stitch.size for stitch in spec.stitches.values())
+    if "params" in sizes:
+        sizes["params"][0] += stitched
     if as_json:
         described = {unit: {"branched": size, "separate": alone} for unit, (size, alone) in sizes.items()}
         print_json(
@@ -60,8 +63,8 @@ def show(network: Shown, *, config: OptionalConfig = None, as_json: AsJson = Fal
             size, alone = sizes[unit]
             print_text(f"{name}: {si(size)}, {percent(size / alone)} of {len(tree.tasks)} separate networks")
     if spec.stitches:
-        size = sum(stitch.size for stitch in spec.stitches.values())
-        print_text(f"{len(spec.stitches)} stitches: {si(size)} parameters, not counted above")
+        counted = "their multiply-adds, which depend on the size of inputs, are not counted above"
+        print_text(f"of these {len(spec.stitches)} stitches: {si(stitched)} parameters; {counted}")
     print_text(*_loading(unnamed, count))
 
 

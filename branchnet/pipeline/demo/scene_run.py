@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -116,7 +116,8 @@ def run_demo(
 def demo_problem(single: dict[str, nn.Module], train: Scenes, test: Scenes, size: Size, seed: int) -> Problem:
     """The problem of the demo: the networks are judged by the scenes' labels."""
     targets = {name: task.target(test.labels[name][PROBE:]) for name, task in TASKS.items()}
-    return _problem(single, train.images, test.images, targets, size, seed)
+    others = {name: task.target(train.labels[name][-VALIDATION:]) for name, task in TASKS.items()}
+    return replace(_problem(single, train.images, test.images, targets, size, seed), validation_targets=others)
 
 
 def _problem(

@@ -51,7 +51,10 @@ def majority_class(ignore: int | None = None, classes: int | None = None) -> Bes
     def answer(labels: Tensor) -> Tensor:
         known = (labels >= 0) if ignore is None else (labels >= 0) & (labels != ignore)
         _check_known(known)
-        return torch.bincount(labels[known].long()).argmax()
+        numbers = labels[known].long()
+        if labels.is_floating_point() and not bool((numbers == labels[known]).all()):
+            raise TrainingError(f"labels are {labels.dtype} and no whole numbers; expected classes, and not outputs")
+        return torch.bincount(numbers).argmax()
 
     def output(majority: Tensor, target: Tensor) -> Tensor:
         known = target if ignore is None else target.where(target != ignore, 0)

@@ -131,3 +131,11 @@ def test_a_task_without_labels_is_named() -> None:
     own = Metric("own", True, lambda output, target: output.sum().view(1), float)
     with pytest.raises(TrainingError, match="no constant answer is known for the metric 'own'"):
         constant_answers({"t": torch.zeros(3, 1)}, {"t": own})
+
+
+def test_outputs_are_no_classes() -> None:
+    logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TrainingError, match="'scene': labels are torch.float32 and no whole numbers"):
+        constant_answers({"scene": logits}, {"scene": training.accuracy()})
+    whole = torch.tensor([2.0, 0.0, 2.0, torch.nan])  # a class for some, in floating-point numbers
+    assert constant_answers({"s": whole}, {"s": training.accuracy()})["s"] == 2

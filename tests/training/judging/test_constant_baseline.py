@@ -135,7 +135,7 @@ def test_a_task_without_labels_is_named() -> None:
 
 def test_outputs_are_no_classes() -> None:
     logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(TrainingError, match="'scene': labels are torch.float32 and no whole numbers"):
+    with pytest.raises(TrainingError, match=r"'scene': labels are torch\.float32 and no whole numbers"):
         constant_answers({"scene": logits}, {"scene": training.accuracy()})
     whole = torch.tensor([2.0, 0.0, 2.0, torch.nan])  # a class for some, in floating-point numbers
     assert constant_answers({"s": whole}, {"s": training.accuracy()})["s"] == 2

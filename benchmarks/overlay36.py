@@ -43,6 +43,12 @@ OUTPUTS = {"m_class": 10, "f_class": 10, "m_pos": 2, "f_pos": 2}
 LOCATIONS = ("stage1", "stage2", "stage3", "stage4", "stage5")
 WIDTHS, STRIDES = (12, 16, 24, 32, 40), (2, 2, 1, 2, 2)
 OBJECTIVES = ("mean-pair", "mean-max")
+EQUAL_STEPS = "separate, as many more steps"
+COMPARED = {
+    "chosen_minus_random": "the mean of ten random trees",
+    "chosen_minus_shared": "all shared",
+    "chosen_minus_equal_steps": "the separate networks after as many more steps",
+}
 N_TRAIN, PROBE, BATCH = 8000, 500, 128
 RANDOM_TREES, RATE = 10, 4e-3
 
@@ -59,10 +65,17 @@ def main() -> None:
     """Run what is missing in the work folder, then write the report."""
     options = _arguments()
     train, test = load(options.data)
+    if options.equal_steps:
+        write_report(with_equal_steps(train, test, options), options)
+        return
     runs = [run_seed(seed, train, test, options) for seed in range(options.seeds)]
     if options.single_only:
         return
-    report = summarise(runs, options)
+    write_report(summarise(runs, options), options)
+
+
+def write_report(report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write numbers, page and picture, and print the page."""
     name = "overlay36_divided" if options.divide_rate else "overlay36"
     write_text(options.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
     write_text(options.out / f"{name}.md", as_markdown(report))
@@ -81,6 +94,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     parser.add_argument("--divide-rate", action="store_true", help="divide a node's rate by the tasks that it serves")
     parser.add_argument("--single-only", action="store_true", help="stop when the single-task networks are trained")
+    parser.add_argument("--equal-steps", action="store_true", help="add the separate networks after as many more steps")
     return parser.parse_args()
 
 
@@ -179,6 +193,34 @@ def single_network(task: str, seed: int, train: Split, folder: Path, steps: int)
         )
         save_weights(made, path)
     return made.eval()
+
+
+def with_equal_steps(train: Split, test: Split, options: argparse.Namespace) -> dict[str, Any]:
+    """The recorded report with the separate networks after as many further steps as every tree was trained for."""
+    name = "overlay36_divided" if options.divide_rate else "overlay36"
+    report: dict[str, Any] = json.loads((options.out / f"{name}.json").read_text())
+    for run in report["runs"]:
+        seed, further = run["seed"], {}
+        for task in TASKS:
+            folder = options.work / f"seed{seed}"
+            made = single_network(task, seed, train, folder, options.single_steps)
+            branchnet.fit(
+                made,
+                (train.images, train.labels[task]),
+                loss(task),
+                steps=options.tree_steps,
+                batch_size=BATCH,
+                learning_rate=options.rate,
+                keep="last",
+                seed=seed,
+                description=f"seed {seed}: {task}, further steps",
+            )
+            further[task] = made.eval()
+        values = branchnet.evaluate(SeparateNetworks(further), test.images, test.labels, metrics(), batch_size=500)
+        run["values"][EQUAL_STEPS], run["delta"][EQUAL_STEPS] = values, delta(values, run["single"])
+    chosen = [run["delta"]["mean-pair"] for run in report["runs"]]
+    report["chosen_minus_equal_steps"] = _paired(chosen, [run["delta"][EQUAL_STEPS] for run in report["runs"]])
+    return report
 
 
 def random_trees(like: Tree, costs: Any, budget: float, seed: int) -> Iterator[tuple[str, Tree]]:
@@ -283,17 +325,19 @@ def as_markdown(report: dict[str, Any]) -> str:
         + (f" --rate {report['rate']:g}" if report["rate"] != RATE else "")
         + (" --divide-rate" if report["divide_rate"] else ""),
         "",
-        "| seed | mean-pair | mean-max | random: mean (best, worst of 10) | all shared |",
-        "|---|---|---|---|---|",
+        "| seed | mean-pair | mean-max | random: mean (best, worst of 10) | all shared | separate, as many more steps |",
+        "|---|---|---|---|---|---|",
     ]
     for run in runs:
         drawn = [run["delta"][f"random {i}"] for i in range(1, RANDOM_TREES + 1)]
         lines.append(
             f"| {run['seed']} | {run['delta']['mean-pair']:+.2f} | {run['delta']['mean-max']:+.2f} | "
-            f"{np.mean(drawn):+.2f} ({max(drawn):+.2f}, {min(drawn):+.2f}) | {run['delta']['shared']:+.2f} |"
+            f"{np.mean(drawn):+.2f} ({max(drawn):+.2f}, {min(drawn):+.2f}) | {run['delta']['shared']:+.2f} | "
+            + (f"{run['delta'][EQUAL_STEPS]:+.2f} |" if EQUAL_STEPS in run["delta"] else "not run |")
         )
-    for name, title in (("chosen_minus_random", "the mean of ten random trees"), ("chosen_minus_shared", "all shared")):
-        pair = report[name]
+    for name, title in COMPARED.items():
+        if (pair := report.get(name)) is None:
+            continue
         lines += [
             "",
             f"mean-pair's tree minus {title}, paired by seed: {pair['mean']:+.2f} points, "

@@ -325,7 +325,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         + (f" --rate {report['rate']:g}" if report["rate"] != RATE else "")
         + (" --divide-rate" if report["divide_rate"] else ""),
         "",
-        "| seed | mean-pair | mean-max | random: mean (best, worst of 10) | all shared | separate, as many more steps |",
+        f"| seed | mean-pair | mean-max | random: mean (best, worst of 10) | all shared | {EQUAL_STEPS} |",
         "|---|---|---|---|---|---|",
     ]
     for run in runs:

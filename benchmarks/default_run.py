@@ -26,7 +26,7 @@ from branchnet import SeparateNetworks
 from branchnet.reporting.comparison import BEFORE_TRAINING, CONSTANT, WITHOUT_STITCHES
 from branchnet.utils.files import write_text
 
-BUDGETS = ("25% params", "50% params")
+BUDGETS = ("35% params", "50% params")
 SINGLE_STEPS = 600
 
 

@@ -106,8 +106,9 @@ def choose_tree(
     )
     measured = [_measured(one, limits, found[str(one.tree)], losses.task_weights) for one in proposals]
     best = min(measured, key=lambda tree: (tree.mean, tree.size))
-    first = f"stitched, before any training: the best of {len(measured)} trees loses {best.mean:.3f} of what constant "
-    workspace.console.print(f"[dim]{first}answers lose[/dim]", highlight=False)
+    trees_tried = f"the best of {len(measured)} trees" if len(measured) > 1 else "the only tree that fits"
+    said = f"stitched, before any training: {trees_tried} loses {best.mean:.3f} of what constant answers lose"
+    workspace.console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
     return Choice(_as_result(best, proposals, proposed, affinity, len(measured)), best.by, losses, tuple(measured))
 
 

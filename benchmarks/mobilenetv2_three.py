@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     parser.add_argument("--budgets", nargs="+", default=["70% params", "85% params"])
     parser.add_argument("--baselines", nargs="*", default=[])
-    parser.add_argument("--objective", default="mean-pair")
+    parser.add_argument("--objective", default="medoid")
     parser.add_argument("--locations", type=int, default=6)
     parser.add_argument("--donor", help="whose weights shared nodes start from; by default chosen by stitching losses")
     parser.add_argument("--steps", type=int, default=150, help="of whole networks; 0 ends before any training")

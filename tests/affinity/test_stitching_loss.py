@@ -202,3 +202,28 @@ def test_the_cache_runs_only_pairs_with_new_networks(tmp_path, caplog):
     assert rests("abc") == 4
     with pytest.raises(branchnet.AffinityError, match="with a cache, expected a plain function"):
         rests("abc", losses={"a": nn.MSELoss()}, labels={"a": labels["a"]})
+
+
+def test_inputs_without_a_label_do_not_count():
+    networks, probe, labels = labelled()
+    unknown = torch.rand(120, generator=torch.Generator().manual_seed(3)) < 0.6
+    options = {"locations": ["1"], "bootstrap": 5}
+    missing = {task: label.masked_fill(unknown[:, None], torch.nan) for task, label in labels.items()}
+    found = branchnet.stitch_affinity(
+        networks, probe, losses=dict.fromkeys(labels, half_square), labels=missing, **options
+    )
+
+    # A loss that is 0 for whatever output where nothing is known adds nothing to sums: means differ by shares of known
+    # labels alone, which all networks have in common that are judged by the same task.
+    def marked(output, label):
+        return half_square(output, label[:, :3]) * label[:, 3:].mean()
+
+    known = {task: torch.cat([label, (~unknown)[:, None].to(label)], 1) for task, label in labels.items()}
+    other = branchnet.stitch_affinity(networks, probe, losses=dict.fromkeys(labels, marked), labels=known, **options)
+    for task, others in ((0, [1, 2]), (1, [0, 2])):
+        one, same = 1 - found.values[0, others, task], 1 - other.values[0, others, task]
+        share = one.sum() / same.sum()
+        assert one == pytest.approx(share * same, rel=1e-6, abs=1e-9) and 0.5 < share < 2
+    nothing = {task: torch.full_like(label, torch.nan) for task, label in labels.items()}
+    with pytest.raises(branchnet.AffinityError, match="has a label of task 'a'; expected some that are no NaN"):
+        branchnet.stitch_affinity(networks, probe, losses=dict.fromkeys(labels, half_square), labels=nothing, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -34,7 +35,7 @@ class LabelledTask:
         loss: a function of (output, labels).
         labels: of the inputs that judge.
         scale: the loss of a constant answer less that of the own network, means over the inputs.
-        own: the own network's loss for each input.
+        own: the own network's loss for each input; NaN where no label is known.
     """
 
     task: str
@@ -91,10 +92,12 @@ class LabelledDistance:
             0 where it is that of the own network or less, 1 where it is that of a constant answer; infinite where it is
             not finite.
         """
-        more = np.asarray(self.found) - self.judge.own
+        known = ~np.isnan(self.judge.own)
+        more = np.asarray(self.found)[known] - self.judge.own[known]
         if not np.isfinite(more).all():
             return float("inf")
-        return max(0.0, float(np.average(more, weights=weights)) / self.judge.scale)
+        counted = None if weights is None or not weights[known].any() else weights[known]
+        return max(0.0, float(np.average(more, weights=counted)) / self.judge.scale)
 
 
 def labelled_tasks(
@@ -116,7 +119,7 @@ def labelled_tasks(
         probe: the inputs.
         judged: numbers of the inputs that judge.
         losses: for some tasks a function of (output, labels).
-        labels: for these tasks K labels.
+        labels: for these tasks K labels; an input whose label is NaN throughout does not count.
         kinds: which tasks are classifiers.
         device: where the networks are.
 
@@ -124,7 +127,8 @@ def labelled_tasks(
         those tasks by name.
 
     Raises:
-        AffinityError: a loss that is not a finite number, or not lower for the own network than for a constant answer.
+        AffinityError: a loss that is not a finite number, or not lower for the own network than for a constant answer;
+            no known label at all.
     """
     members = {member.task: member.network for member in family.members if member.task in losses}
     wanted = {
@@ -139,30 +143,44 @@ def labelled_tasks(
             own[task] += _losses(task, losses[task], output, wanted[task], len(own[task]))
     found = {}
     for task in members:
+        if np.isnan(own[task]).all():
+            raise AffinityError(
+                f"no input of the probe that judges has a label of task {task!r}; expected some that are no NaN"
+            )
         answer = means[task].answer(len(judged))
         constant = _losses(task, losses[task], answer, wanted[task], 0)
-        scale = float(np.mean(constant) - np.mean(own[task]))
+        scale = float(np.nanmean(constant) - np.nanmean(own[task]))
         if not scale > 0:
             raise AffinityError(
-                f"the loss of task {task!r} is {np.mean(own[task]):.4g} for its own network, and for a constant answer "
-                f"{np.mean(constant):.4g}; expected a lower one for the own network: labels in the order of the probe, "
-                "and a loss that is lower where outputs are better"
+                f"the loss of task {task!r} is {np.nanmean(own[task]):.4g} for its own network, and for a constant "
+                f"answer {np.nanmean(constant):.4g}; expected a lower one for the own network: labels in the order of "
+                "the probe, and a loss that is lower where outputs are better"
             )
         found[task] = LabelledTask(task, losses[task], wanted[task], scale, np.asarray(own[task]))
     return found
 
 
 def _losses(task: str, loss: Loss, output: Any, labels: Any, start: int) -> list[float]:
-    """The loss of each input alone, so that any resampling of them follows by averaging."""
+    """The loss of each input alone, so that any resampling of them follows by averaging; NaN without a label."""
     found = []
     for row in range(_count(output)):
-        one = _rows(output, slice(row, row + 1))
-        value = loss(one, gather(labels, slice(start + row, start + row + 1)))
+        label = gather(labels, slice(start + row, start + row + 1))
+        if _missing(label):
+            found.append(float("nan"))
+            continue
+        value = loss(_rows(output, slice(row, row + 1)), label)
         if not isinstance(value, Tensor) or value.numel() != 1:
             given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise AffinityError(f"the loss of task {task!r} is {given}; expected a scalar tensor")
-        found.append(float(value))
+        number = float(value)
+        found.append(float("inf") if math.isnan(number) else number)  # a known label: the output is at fault
     return found
+
+
+def _missing(label: Any) -> bool:
+    """Whether nothing is known: all of its numbers are NaN."""
+    leaves = [leaf for leaf in pytree.tree_leaves(label) if isinstance(leaf, Tensor)]
+    return bool(leaves) and all(leaf.is_floating_point() and bool(leaf.isnan().all()) for leaf in leaves)
 
 
 def _count(output: Any) -> int:

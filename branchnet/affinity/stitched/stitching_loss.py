@@ -84,7 +84,8 @@ def stitch_affinity(
             is that of the stitched network less its own network's, divided by what a constant answer (for each channel
             the mean of the own outputs) has more than the own network; 0 where the stitched network does better. Each
             input is judged alone, and losses averaged.
-        labels: for the same tasks K labels, in the order of the probe.
+        labels: for the same tasks K labels, in the order of the probe; one that is NaN throughout is missing, and its
+            input does not count for the task.
         **options: as `rsa` takes them: locations, batch_size, device, bootstrap, seed, cache. With a cache, losses are
             plain functions, which their code tells apart.
 

@@ -5,6 +5,9 @@ from .budgets.budget import Budget as Budget
 from .budgets.tree_sizes import stage_shares as stage_shares
 from .budgets.tree_sizes import tree_size as tree_size
 from .constraints import Constraints as Constraints
+from .grouping.group_estimates import GroupEstimates as GroupEstimates
+from .grouping.group_estimates import estimate_groups as estimate_groups
+from .grouping.measured_grouping import group_by_estimates as group_by_estimates
 from .grouping.network_selection import Selection as Selection
 from .grouping.network_selection import all_selections as all_selections
 from .grouping.network_selection import early_selection as early_selection
@@ -14,6 +17,8 @@ from .grouping.network_selection import selection_front as selection_front
 from .grouping.network_selection import task_sets as task_sets
 from .grouping.task_grouping import Grouping as Grouping
 from .grouping.task_grouping import group_by_affinity as group_by_affinity
+from .grouping.group_table import read_groups as read_groups
+from .grouping.random_groups import random_groups as random_groups
 from .grouping.sharing_comparison import SharingComparison as SharingComparison
 from .grouping.sharing_comparison import compare_sharing as compare_sharing
 from .objectives import OBJECTIVES as OBJECTIVES
@@ -45,6 +50,7 @@ __all__ = [
     "Advice",
     "Budget",
     "Constraints",
+    "GroupEstimates",
     "Grouping",
     "OBJECTIVES",
     "Objective",
@@ -66,13 +72,17 @@ __all__ = [
     "early_selection",
     "entropy_weights",
     "enumerate_trees",
+    "estimate_groups",
     "expected_losses",
     "expected_performance",
     "group_by_affinity",
+    "group_by_estimates",
     "higher_order_estimates",
     "lower_bound",
     "pareto_front",
+    "random_groups",
     "random_tree",
+    "read_groups",
     "refine",
     "search",
     "select_networks",

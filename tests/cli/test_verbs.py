@@ -172,6 +172,27 @@ def test_group_writes_the_networks_with_their_auxiliary_tasks(walker: Walker) ->
     assert Architecture.load("whole.yaml").tree == branchnet.Tree.shared(tuple(TASKS), 3)
 
 
+def test_group_by_measured_groups(walker: Walker) -> None:
+    first, second, third = TASKS
+    rows = [
+        (first, {first: 1.0}), (second, {second: 1.0}), (third, {third: 1.0}),
+        ("good", {first: 0.8, second: 0.7}), ("bad", {second: 1.4, third: 1.2}), ("worse", {first: 1.5, third: 1.3}),
+    ]  # fmt: skip
+    lines = [f"{name},{task},{loss}" for name, losses in rows for task, loss in losses.items()]
+    Path("groups.csv").write_text("\n".join(["group,task,loss", *lines, ""]))
+    assert walker("group groups.csv split.yaml --groups 2 --json --out measured.yaml") == 0, walker.err
+    told = json.loads(walker.out)
+    assert sorted(told["groups"]) == sorted([sorted([first, second]), [third]])
+    assert told["score"] == pytest.approx((0.2 + 0.3) / 3, abs=0.1)
+    (tree,) = trees_in("measured.yaml")
+    assert tree == branchnet.Tree.grouped([[first, second], [third]], 3)
+    assert walker("group groups.csv split.yaml --groups 2 --out measured.yaml") == 0 and "explain" in walker.out
+    assert walker("group groups.csv split.yaml --location layer1") == 2 and "share all stages" in walker.err
+    Path("groups.csv").write_text("\n".join(["group,task,loss", *lines[:2], ""]))
+    assert walker("group groups.csv split.yaml") != 0 and "three measured groups" in walker.err
+    assert walker("group missing.csv split.yaml") == 2 and "missing.csv is not a file" in walker.err
+
+
 def trees_in(file: str) -> list[branchnet.Tree]:
     if is_grouped(file):
         return [group.architecture.tree for group in GroupedArchitecture.load(file).groups]

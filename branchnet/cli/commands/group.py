@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,13 @@ if TYPE_CHECKING:
     from branchnet.clustering import Grouping, Tree
     from branchnet.specification import Architecture, GroupedArchitecture
 
-Affinities = Annotated[Path, Parameter(help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote.")]
+Affinities = Annotated[
+    Path,
+    Parameter(
+        help="What `branchnet affinity` or `branchnet.gradient_affinity` wrote; or a CSV file of measured groups, see "
+        "`branchnet.clustering.read_groups`."
+    ),
+]
 Split = Annotated[Path, Parameter(help="What `branchnet split` wrote.")]
 
 
@@ -33,6 +41,10 @@ def group(
     Every task goes to the group whose other tasks are best for it on average. Up to 12 tasks. A group may have tasks
     that another one serves; its network has them, too, and is trained with them.
 
+    From measured groups of tasks, each trained as one network, the losses of all others are estimated by ridge
+    regression; more than 12 tasks are divided then, without overlaps. From about 10 tasks on, single tasks and random
+    groups say more than pairs.
+
     Example: `branchnet group affinity.npz split.yaml --groups 3 --out groups.yaml`
 
     Parameters
@@ -45,26 +57,69 @@ def group(
         The architecture, YAML, for `branchnet build`: every stage is divided in the same way. Where groups overlap, the
         architectures of their networks.
     """
-    from branchnet.cli.loading import read_affinity, read_spec
+    from branchnet.cli.loading import read_spec
     from branchnet.cli.printing import print_plan, say
-    from branchnet.clustering import group_by_affinity
-    from branchnet.errors import SpecError
     from branchnet.pipeline.plans.dry_run import Plan
 
-    found, spec = read_affinity(affinity), read_spec(split)
-    if tuple(found.tasks) != tuple(spec.tasks):
-        raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {affinity} {', '.join(found.tasks)}")
-    if location is not None and location not in found.locations:
-        raise SpecError(f"--location: unknown location {location!r}; expected one of {', '.join(found.locations)}")
+    spec = read_spec(split)
+    divide = _by_measured_groups if affinity.suffix == ".csv" else _by_affinity
+    found = divide(affinity, split, spec, location)
     if dry_run:
-        plan = Plan("group").step(f"divide {len(found.tasks)} tasks into at most {groups} groups, exactly")
+        plan = Plan("group").step(f"divide {len(spec.tasks)} tasks into at most {groups} groups{found.how}")
         print_plan(plan, [out], as_json=as_json)
         return
-    matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
-    result = group_by_affinity(matrix, groups, tasks=found.tasks)
+    result = found.into(groups)
     _architecture(result, spec, found.measure).save(out)
-    _print(result, [out], as_json=as_json)
+    _print(result, [out], found.score, as_json=as_json)
     say(f"wrote {out}", quiet=quiet)
+
+
+@dataclass(frozen=True)
+class _Division:
+    """What divides the tasks into at most so many groups, by which measure, and what its score is called."""
+
+    into: Callable[[int], Grouping]
+    measure: str
+    score: str
+    how: str = ", exactly"
+
+
+def _by_affinity(file: Path, split: Path, spec: Architecture, location: str | None) -> _Division:
+    from branchnet.cli.loading import read_affinity
+    from branchnet.clustering import group_by_affinity
+    from branchnet.errors import SpecError
+
+    found = read_affinity(file)
+    if tuple(found.tasks) != tuple(spec.tasks):
+        raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {file} {', '.join(found.tasks)}")
+    if location is not None and location not in found.locations:
+        raise SpecError(f"--location: unknown location {location!r}; expected one of {', '.join(found.locations)}")
+    matrix = found.values.mean(0) if location is None else found.values[list(found.locations).index(location)]
+    return _Division(
+        lambda groups: group_by_affinity(matrix, groups, tasks=found.tasks),
+        found.measure,
+        "mean affinity of a task to the others of its group",
+    )
+
+
+def _by_measured_groups(file: Path, split: Path, spec: Architecture, location: str | None) -> _Division:
+    from branchnet.clustering import estimate_groups, group_by_estimates, read_groups
+    from branchnet.errors import DataError, SpecError
+
+    if location is not None:
+        raise SpecError("--location: measured groups share all stages; expected an affinity, or no location")
+    if not file.is_file():
+        raise DataError(f"{file} is not a file; expected a table of measured groups")
+    found = estimate_groups(read_groups(file))
+    if set(found.tasks) != set(spec.tasks):
+        raise SpecError(f"{split}: tasks are {', '.join(spec.tasks)}; those of {file} {', '.join(found.tasks)}")
+    return _Division(
+        lambda groups: group_by_estimates(found, groups),
+        f"losses of {len(found.measured)} measured groups",
+        f"the estimates explain {max(found.explained, 0):.0%} of what groups that are left out lose; mean gain of a "
+        "task by its group",
+        "" if len(found.tasks) > 12 else ", exactly",
+    )
 
 
 def _architecture(result: Grouping, spec: Architecture, measure: str) -> Architecture | GroupedArchitecture:
@@ -86,7 +141,7 @@ def _architecture(result: Grouping, spec: Architecture, measure: str) -> Archite
     return GroupedArchitecture.of(list(map(described, result.trees(depth), texts)), result.served)
 
 
-def _print(result: Grouping, written: list[Path], *, as_json: bool) -> None:
+def _print(result: Grouping, written: list[Path], score: str, *, as_json: bool) -> None:
     from branchnet.cli.printing import print_json, print_text
 
     if as_json:
@@ -100,5 +155,5 @@ def _print(result: Grouping, written: list[Path], *, as_json: bool) -> None:
                 f"group {number}: {', '.join(sorted(one))}" + ("" if set(own) == one else f" (serves {', '.join(own)})")
                 for number, (one, own) in enumerate(zip(result.groups, result.served, strict=True), start=1)
             ),
-            f"mean affinity of a task to the others of its group: {result.score:.4g}",
+            f"{score}: {result.score:.4g}",
         )

@@ -1,9 +1,9 @@
 """Measure groups of 27 tasks: single tasks, all pairs, and random groups, each trained as one network.
 
 Side effects of 1,427 drugs (SIDER) from 1,024-bit fingerprints; the networks share two layers and have a linear head
-for each task. A fifth of the drugs is held out; networks take the best of their states by it. Random groups of six and nine
-tasks, in which every task is as often, are there to be learned from; others of three, six and nine, under other seeds,
-to be predicted. `group_estimates.py` says how well estimates predict them. Every training is kept below --work at once.
+for each task. A fifth of the drugs is held out; networks take the best of their states by it. Random groups of six and
+nine tasks, in which every task is as often, are there to be learned from; others of three, six and nine, under other
+seeds, to be predicted: `group_estimates.py` says how well. Every training is kept below --work at once.
 
     python benchmarks/group_table.py --data DIR --work WORK
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def of_sizes(table: Table, *sizes: int) -> list[Mapping[str, float]]:
     return [losses for group, losses in table.items() if len(group) in sizes]
 
 
-def predictions(measured: Table, groups: list[Group]) -> dict[str, tuple[int, list[dict[str, float]]]]:
-    """By method the number of networks that it trains, and the losses that it predicts."""
+def predictions(measured: Table, groups: list[Group]) -> dict[str, tuple[int, list[dict[str, float]], float]]:
+    """By method the number of networks that it trains, the losses that it predicts, and its penalty."""
     single, pairs = of_sizes(measured, 1), of_sizes(measured, 2)
     sources = {
         "all pairs": [*single, *pairs],
@@ -53,15 +54,16 @@ def predictions(measured: Table, groups: list[Group]) -> dict[str, tuple[int, li
         "all pairs and groups of 6 and 9": [*single, *pairs, *of_sizes(measured, 6, 9)],
         "groups of 9, no single tasks": of_sizes(measured, 9),
     }
-    found = {"pairs, mean (HOA)": (len(sources["all pairs"]), higher_order_estimates(sources["all pairs"], groups))}
+    means, trained = higher_order_estimates(sources["all pairs"], groups), len(sources["all pairs"])
     alone = {task: loss for one in single for task, loss in one.items()}
     summed = [
         {task: alone[task] + (len(group) - 1) * (loss - alone[task]) for task, loss in one.items()}
-        for group, one in zip(groups, found["pairs, mean (HOA)"][1], strict=True)
+        for group, one in zip(groups, means, strict=True)
     ]
-    found["pairs, sum"] = (len(sources["all pairs"]), summed)
+    found = {"pairs, mean (HOA)": (trained, means, math.nan), "pairs, sum": (trained, summed, math.nan)}
     for name, source in sources.items():
-        found[f"ridge, {name}"] = (len(source), estimate_groups(source).losses_of(groups))
+        estimates = estimate_groups(source)
+        found[f"ridge, {name}"] = (len(source), estimates.losses_of(groups), estimates.penalty)
     return found
 
 
@@ -75,7 +77,7 @@ def within(tasks: npt.NDArray[np.str_], values: Floats) -> Floats:
     return values - np.array([means[task] for task in tasks.tolist()])
 
 
-def score(path: Path) -> dict[str, dict[str, float]]:
+def score(path: Path) -> dict[str, dict[str, float | None]]:
     """Correlations of every method's gains with those measured."""
     measured, seeds = read(path)
     groups = [group for group in seeds[0] if len(group) > 1]
@@ -90,19 +92,20 @@ def score(path: Path) -> dict[str, dict[str, float]]:
     ]
     truth = np.mean(by_seed, axis=0)
     alone = {group[0]: losses[group[0]] for group, losses in measured.items() if len(group) == 1}
-    found = {"another seed": (0, by_seed[0], by_seed[1])}
-    for name, (trained, losses) in predictions(measured, groups).items():
-        found[name] = (trained, gains(groups, losses, alone), truth)
+    found = {"another seed": (0, by_seed[0], by_seed[1], math.nan)} if len(by_seed) > 1 else {}
+    for name, (trained, losses, penalty) in predictions(measured, groups).items():
+        found[name] = (trained, gains(groups, losses, alone), truth, penalty)
     return {
         name: {
             "networks": trained,
+            "penalty": None if math.isnan(penalty) else penalty,
             "pearson": float(np.corrcoef(one, other)[0, 1]),
             "spearman": float(stats.spearmanr(one, other).statistic),
             "pearson within tasks": float(np.corrcoef(within(tasks, one), within(tasks, other))[0, 1]),
             "spearman within tasks": float(stats.spearmanr(within(tasks, one), within(tasks, other)).statistic),
             "error": float(np.sqrt(np.mean((one - other) ** 2))),
         }
-        for name, (trained, one, other) in found.items()
+        for name, (trained, one, other, penalty) in found.items()
     }
 
 
@@ -110,7 +113,7 @@ def main() -> None:
     found = score(RESULTS / "sider.csv")
     write_text(RESULTS / "scores.json", json.dumps(found, indent=1) + "\n")
     for name, numbers in found.items():
-        print(name, {key: round(value, 3) for key, value in numbers.items()})
+        print(name, {key: value if value is None else round(value, 3) for key, value in numbers.items()})
 
 
 if __name__ == "__main__":

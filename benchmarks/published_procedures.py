@@ -65,6 +65,8 @@ def arms_of(setting: Setting, runs: Runs) -> Iterator[tuple[str, float, int, Cho
     for budget in BUDGETS:
         for number, choice in enumerate(random_trees(setting, budget)):
             yield "random trees", budget, number, choice
+        for number, choice in enumerate(random_trees(setting, budget, "stitch")):
+            yield "random trees, stitched", budget, number, choice
         for number, choice in enumerate(random_groups(setting, budget)):
             yield "random groups", budget, number, choice
 

@@ -31,7 +31,7 @@ BEGIN, END = "<!-- tables: written by tools/published_procedures.py -->", "<!-- 
 COLUMNS = ("seed", "procedure", "budget", "number", "networks", "inference", "search", "final")
 ALONE = ("shared", "separate", "separate, twice the steps")
 """What does not depend on the budget."""
-RANDOM = ("random trees", "random groups")
+RANDOM = ("random trees", "random trees, stitched", "random groups")
 DRAWN = ("1.5", "2.5")
 """Budgets of the picture."""
 FAMILIES = {"BMTN": "C0", "Standley": "C1", "TAG": "C2", "TreeMTL": "C4", "ours": "C3"}
@@ -148,7 +148,9 @@ def shown(found: Estimate, digits: int) -> str:
 
 
 def rival_of(name: str) -> str:
-    """The random choices of the same kind: whole networks for groups, or trees."""
+    """The random choices of the same kind: whole networks for groups, or trees, that start as it does."""
+    if name.endswith(("stitched", "single-task weights")):
+        return "random trees, stitched"
     return "random groups" if name.startswith(("Standley", "TAG", "ours: HOA")) else "random trees"
 
 
@@ -180,7 +182,7 @@ def draw(every: Mapping[str, Results], budgets: Sequence[str] = DRAWN) -> Figure
     panels = figure.subplots(len(every), len(budgets), squeeze=False, sharex=True, sharey="row")
     for row, (name, results) in enumerate(every.items()):
         for axes, budget in zip(panels[row], budgets, strict=True):
-            for k, rival in enumerate(RANDOM):
+            for k, rival in enumerate(("random trees", "random groups")):
                 found = results.study.delta(arm_of(rival, budget))
                 axes.axhspan(found.low, found.high, color=f"{0.85 - 0.2 * k}", alpha=0.45, zorder=0, label=rival)
             axes.axhline(0, color="k", linewidth=0.8)

@@ -186,14 +186,15 @@ PROCEDURES: dict[str, Callable[[Setting, Runs, float], Choice]] = {
 }
 
 
-def random_trees(setting: Setting, budget: float) -> list[Choice]:
+def random_trees(setting: Setting, budget: float, start: Start = "random") -> list[Choice]:
     """Trees drawn from those that use at least nine tenths of what a tree can use of the budget."""
+    donors = [] if start == "random" else names(Candidates(setting).single)
     every = branchnet.enumerate_trees(setting.problem.tasks, len(setting.problem.locations))
     sizes = {tree: setting.size(tree) for tree in every}
     fitting = {tree: size for tree, size in sizes.items() if size <= budget * (1 + 1e-9)}
     largest = max(fitting.values())
     near = [tree for tree, size in fitting.items() if size > 0.9 * largest]
-    return [of_tree(tree) for tree in random.Random(0).sample(near, min(RANDOM_TREES, len(near)))]
+    return [of_tree(tree, donors, start) for tree in random.Random(0).sample(near, min(RANDOM_TREES, len(near)))]
 
 
 def random_groups(setting: Setting, budget: float) -> list[Choice]:

@@ -43,7 +43,7 @@ def group(
 
     From measured groups of tasks, each trained as one network, the losses of all others are estimated by ridge
     regression; more than 12 tasks are divided then, without overlaps. From about 10 tasks on, single tasks and random
-    groups say more than pairs.
+    groups take far fewer trainings than pairs.
 
     Example: `branchnet group affinity.npz split.yaml --groups 3 --out groups.yaml`
 

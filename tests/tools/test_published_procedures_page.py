@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,26 @@ def test_every_procedure_ran_under_every_seed_and_budget() -> None:
         seeds = sorted({int(row["seed"]) for row in rows})
         for found in counts.values():
             assert sorted(set(found)) == seeds and len(found) % len(seeds) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("BRANCHNET_DATA" not in os.environ, reason="BRANCHNET_DATA names no folder with the data sets")
+def test_two_networks_trained_again_are_as_in_the_lines(tmp_path: Path) -> None:
+    """A single-task network and one of all tasks, under the first seed."""
+    program = (
+        "import sys; sys.path.insert(0, 'benchmarks')\n"
+        "import json, pathlib, torch, tree_problems\n"
+        "from procedures.choices import whole\n"
+        "from procedures.trained_networks import Setting, train_network\n"
+        "torch.set_num_threads(1)\n"
+        f"data, work = pathlib.Path({os.environ['BRANCHNET_DATA']!r}), pathlib.Path({str(tmp_path)!r})\n"
+        "setting = Setting.divided(tree_problems.load('ett', data), 0, work)\n"
+        "sets = [['OT'], list(setting.problem.tasks)]\n"
+        "print(json.dumps([train_network(setting, whole(tasks, 3))['test'] for tasks in sets]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    single, shared = json.loads(done.stdout.splitlines()[-1])
+    kept = {row["procedure"]: row for row in rows_of("ett") if row["seed"] == "0"}
+    assert single["OT"] == pytest.approx(float(kept["separate"]["OT"]), rel=0.01)  # of other processors
+    assert shared == pytest.approx({task: float(kept["shared"][task]) for task in shared}, rel=0.01)

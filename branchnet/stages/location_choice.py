@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from branchnet.errors import SplitError
 from branchnet.stages.locations import Location
+from branchnet.stages.tracing.fx_tracer import PREPROCESSING
 
 # Published trees branch behind the four blocks of a ResNet (Vandenhende et al. 2020). With each place more, the number
 # of trees grows as the iterated Bell numbers.
@@ -75,6 +76,11 @@ def with_samples_first(candidates: Sequence[Location], batch: int | None) -> lis
     length, channels), is no good place to branch.
     """
     return [place for place in candidates if any(shape[:1] == (batch,) for shape in place.shapes)] or list(candidates)
+
+
+def behind_transforms(candidates: Sequence[Location]) -> list[Location]:
+    """The places behind the preprocessing that networks were given, which is a part of stage 0 and no stage itself."""
+    return [place for place in candidates if place.aliases[0].partition(".")[0] != PREPROCESSING] or list(candidates)
 
 
 def _with_exits(

@@ -16,7 +16,7 @@ from branchnet.stages.graph.early_leaving import leaving_groups
 from branchnet.stages.graph.first_difference import check_common, check_passed, first_difference
 from branchnet.stages.identical_stages import identical_prefixes
 from branchnet.stages.interface import Example, Interface
-from branchnet.stages.location_choice import Locations, choose, with_samples_first
+from branchnet.stages.location_choice import Locations, behind_transforms, choose, with_samples_first
 from branchnet.stages.locations import Location, find_locations
 from branchnet.stages.stage_assembly import assemble, in_both_modes, training_places
 from branchnet.stages.staged import StagedNetwork
@@ -109,7 +109,8 @@ def split_all(
     check_common(alignment, candidates, tuple(networks))
     training = training_places(traced, groups)
     exits = sorted({*alignment.lengths})
-    preferred = with_samples_first(in_both_modes(candidates, alignment, training), Interface.of(example).batch)
+    preferred = behind_transforms(in_both_modes(candidates, alignment, training))
+    preferred = with_samples_first(preferred, Interface.of(example).batch)
     chosen = choose(candidates, preferred, locations, cost_of_whole(alignment.flows[alignment.reference]), exits)
     check_passed(alignment, chosen, tuple(networks))
     difference = first_difference(alignment, candidates, tuple(networks))

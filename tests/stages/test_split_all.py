@@ -173,6 +173,20 @@ def test_preprocessing_becomes_part_of_stage_0():
             assert torch.equal(staged[task].eval()(IMAGE), network.eval()(transform(IMAGE)))
 
 
+@pytest.mark.parametrize("locations", [None, 2])
+def test_preprocessing_is_no_stage_of_its_own(locations):
+    """Places are chosen as they are without it."""
+    networks = {
+        task: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), head).eval()
+        for task, head in (("a", nn.Linear(576, 2)), ("b", nn.Linear(576, 3)))
+    }
+    image = torch.rand(2, 3, 16, 16)
+    plain = split_all(networks, image, locations=locations)["a"].locations
+    for transform in (Normalise(0.5, 0.2), nn.Sequential(nn.AvgPool2d(1), Normalise(0.5, 0.2))):
+        for transforms in ({"a": transform}, {"b": transform}, {"a": transform, "b": nn.AvgPool2d(1)}):
+            assert split_all(networks, image, locations=locations, transforms=transforms)["a"].locations == plain
+
+
 def test_preprocessing_to_another_size_cannot_share_stage_0():
     with pytest.raises(SplitError, match="cannot share stage 0"):
         split_all({"a": Classifier(2), "b": Classifier(4)}, IMAGE, transforms={"b": nn.AvgPool2d(2)})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from branchnet.utils.visible_text import visible
+
 
 class BranchnetError(Exception):
-    """Base of every error that branchnet raises on purpose.
+    """Base of every error that branchnet raises on purpose. Nothing in names that its message repeats is hidden.
 
     >>> try:
     ...     branchnet.Tree.shared(["depth", "depth"], 2)
@@ -14,6 +16,9 @@ class BranchnetError(Exception):
     ...     print(error)
     tasks names more than once: depth; expected distinct names
     """
+
+    def __str__(self) -> str:
+        return visible(super().__str__(), lines=True)
 
 
 class SplitError(BranchnetError):

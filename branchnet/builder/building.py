@@ -21,6 +21,7 @@ from branchnet.errors import BuildError
 from branchnet.stages import StagedNetwork, split_all
 from branchnet.stages.interface import call_form
 from branchnet.stages.staged import original_key
+from branchnet.utils.visible_text import visible
 
 if TYPE_CHECKING:
     from branchnet.affinity import Affinity
@@ -329,7 +330,7 @@ def _warn_of_changes(branched: BranchedNetwork) -> None:
     if edges := foreign_edges(branched):
         shown = ", ".join(f"{edge.child.id} ({edge.child.donor}'s) after {edge.parent.donor}'s" for edge in edges[:3])
         warnings.warn(
-            f"{len(edges)} nodes or heads get features of another network than they were trained on: {shown}"
+            f"{len(edges)} nodes or heads get features of another network than they were trained on: {visible(shown)}"
             f"{', ...' if len(edges) > 3 else ''}; the network's outputs are wrong until it is trained. With probe=, "
             "100 inputs or more, build fits stitching layers there; init='donor' is without them and this warning",
             stacklevel=3,

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+from branchnet.utils.visible_text import visible
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -62,7 +64,7 @@ class FirstDifference:
     def __str__(self) -> str:
         start = f"{100 * self.shareable:.3g}% of the parameters can be shared; then the structures differ"
         lines = [f"{start}, {self.reason}:" if self.reason else f"{start}:"]
-        return "\n".join([*lines, *(f"  {task}: {side}" for task, side in self.sides.items())])
+        return "\n".join([*lines, *(visible(f"  {task}: {side}") for task, side in self.sides.items())])
 
 
 @dataclass(frozen=True)

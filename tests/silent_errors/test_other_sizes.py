@@ -83,7 +83,7 @@ def _tokens(batch: int, length: int) -> Tensor:
         (PaddedToEight, _normal(2, 3, 16, 20), _normal(2, 3, 16, 16)),
     ],
 )
-def test_another_size_is_right_or_refused_by_name(
+def test_other_sizes_are_right_or_refused_by_name(
     make: Callable[[], nn.Module], example: Tensor, other: Tensor
 ) -> None:
     networks = {task: made(make, seed).eval() for seed, task in enumerate("ab")}

@@ -7,17 +7,21 @@ import json
 import unicodedata
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from torch import nn
 
+import branchnet
 from branchnet.cli import main, printing
 from branchnet.clustering import Tree
-from branchnet.errors import SpecError
+from branchnet.errors import SpecError, TreeError
 from branchnet.inference import make_schedule
 from branchnet.reporting.pages.markup import escaped
 from branchnet.reporting.tables import Column, Table
 from branchnet.specification import Architecture
+from branchnet.stages import split_all
 from branchnet.utils.visible_text import invisible, visible
 
 HIDDEN = "a\x1b[31m\u202eb\x00\x9b\n\u2028\ufeff\u2066"
@@ -59,6 +63,22 @@ def test_trees_and_schedules_show_it() -> None:
     for text in (str(tree), str(make_schedule(tree)), tree.to_dot()):
         assert not hidden_in(text)
     assert f"stage 1: {SHOWN}" in str(tree)
+
+
+def test_errors_and_warnings_show_it() -> None:
+    def network(last: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), last, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    x = torch.randn(2, 4)
+    staged = split_all({"a": network(nn.ReLU()), HIDDEN: network(nn.ReLU())}, x, locations=["0", "2"])
+    with pytest.warns(UserWarning, match="another network than they were trained on") as caught:
+        branchnet.build(Tree.shared(["a", HIDDEN], 2), staged)
+    parted = split_all({"a": network(nn.ReLU()), HIDDEN: network(nn.Tanh())}, x)
+    with pytest.raises(TreeError, match="more than once") as error:
+        Tree.shared([HIDDEN, HIDDEN], 2)
+    for text in (str(caught[0].message), str(parted["a"].first_difference), str(error.value)):
+        assert not hidden_in(text) and SHOWN in text
+    assert error.value.args[0].count(HIDDEN) == 1
 
 
 def test_tables_show_it_in_every_form_for_people() -> None:

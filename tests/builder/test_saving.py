@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,9 @@ import branchnet
 from branchnet import BranchedNetwork, Tree
 from branchnet.deploy import load_weights, save_weights
 from branchnet.deploy.checkpoint_metadata import read_record, write_record
-from branchnet.deploy.weight_files import checksum, file_checksum, read_metadata
-from branchnet.errors import BranchnetError, CheckpointError, SpecError
+from branchnet.deploy.weight_files import checksum, read_metadata
+from branchnet.errors import CheckpointError, SpecError
 from tests.builder.toys import KINDS, LOCATIONS, images, split_networks
-from tests.damage import damaged
 
 TASKS = tuple(KINDS)
 TREE = Tree(TASKS, [[TASKS], [TASKS], [("depth", "edges"), ("scene", "count")]] + [[(t,) for t in TASKS]] * 2)
@@ -259,48 +258,6 @@ def test_a_full_disk_leaves_both_files_as_they_were(kept: BranchedNetwork, tmp_p
         with full_disk(size), pytest.raises(CheckpointError, match=f"{re.escape(str(folder))}.* cannot be written"):
             branchnet.save(kept, folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-
-
-def damaged_weights_are_refused(folder: Path, count: int) -> None:
-    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    path = folder / "w.safetensors"
-    save_weights(module, path, metadata={"branchnet": "{}"})
-    for content in damaged(path.read_bytes(), count):
-        path.write_bytes(content)
-        for read in (read_metadata, file_checksum, lambda path: load_weights(module, path)):
-            with suppress(CheckpointError):
-                read(path)
-
-
-def damaged_records_are_refused(kept: BranchedNetwork, count: int) -> None:
-    for content in damaged(write_record(kept).encode(), count):
-        with suppress(CheckpointError):
-            read_record(content.decode(errors="replace"), kept)
-
-
-def damaged_folders_are_refused(kept: BranchedNetwork, folder: Path, count: int) -> None:
-    branchnet.save(kept, folder)
-    for name in ("architecture.yaml", "weights.safetensors"):
-        whole = (folder / name).read_bytes()
-        for content in damaged(whole, count):
-            (folder / name).write_bytes(content)
-            with suppress(BranchnetError):
-                branchnet.load(folder)
-        (folder / name).write_bytes(whole)
-
-
-def test_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
-    damaged_weights_are_refused(tmp_path, 300)
-    damaged_records_are_refused(kept, 300)
-    damaged_folders_are_refused(kept, tmp_path, 10)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_thousands_of_damaged_files_raise_only_our_errors(kept: BranchedNetwork, tmp_path: Path) -> None:
-    damaged_weights_are_refused(tmp_path, 5000)
-    damaged_records_are_refused(kept, 5000)
-    damaged_folders_are_refused(kept, tmp_path, 2500)
 
 
 def test_a_network_of_another_run_is_not_replaced_in_silence(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from torch import nn
 
 import branchnet
 from branchnet import BranchedNetwork, Tree
-from branchnet.deploy import load_weights, save_weights
+from branchnet.deploy import save_weights
 from branchnet.deploy.checkpoint_metadata import read_record, write_record
-from branchnet.deploy.weight_files import checksum, read_metadata
+from branchnet.deploy.weight_files import checksum, file_checksum, read_metadata
 from branchnet.errors import CheckpointError, SpecError
 from tests.builder.toys import KINDS, LOCATIONS, images, split_networks
 

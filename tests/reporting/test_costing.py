@@ -105,7 +105,10 @@ def test_operators_without_a_formula_are_named():
     assert any("_fft_r2c" in operator or "_fft_c2c" in operator for operator in costs.uncounted)
     affinity = branchnet.Affinity(["a", "b"], ["embed"], np.array([[[1.0, 0.5], [0.5, 1.0]]]))
     with pytest.warns(UserWarning, match="fft"):
-        assert branchnet.search(affinity, staged, "90% flops").uncounted == costs.uncounted
+        found = branchnet.search(affinity, staged, "90% flops")
+    assert found.uncounted == costs.uncounted
+    asked = Page(title="searched", chosen=found).to_html()
+    assert "counted as nothing" in asked and all(operator in asked for operator in costs.uncounted)
     page = Page(title="costs", report=report).to_html()
     for text in (str(report), "\n".join(costs.notes()), report.to_markdown(), page):
         assert "Operators without a formula, counted as nothing" in text

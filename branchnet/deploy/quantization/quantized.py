@@ -44,8 +44,8 @@ class Quantized:
         modes: by id of node or head `"float"`, `"weights"` (int8 in the file, float in memory) or `"int8"`.
         costs: what each node costs each task alone, in every mode.
         losses: by task what the whole network loses, measured on inputs that nothing was calibrated on.
-        taken_back: nodes that were chosen and went back to another mode: losses do not quite add up, and int8 that saves
-            time in single nodes may not in the whole network.
+        taken_back: nodes that were chosen and went back to another mode: losses do not quite add up, and int8 that
+            saves time in single nodes may not in the whole network.
         file_bytes: size of the file.
         float_bytes: size of the float network's file.
         latency: of one call on the example.

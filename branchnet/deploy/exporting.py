@@ -92,8 +92,8 @@ def export(
             `pip install branchnet[export]`); `"safetensors"`, weights to be loaded into the network that the
             specification describes. By default what the suffix says; `.pt2` is taken for `"pt2"`.
         tasks: the tasks to export, all by default; nodes that no such task needs are left out.
-        dynamic: whether the batch size may differ from the example's; `"sizes"`: heights and widths of images, too,
-            where the networks' code allows it (networks that torch.fx traced; `StagedNetwork.traced_by`).
+        dynamic: whether the batch size may differ from the example's; `"sizes"`: heights and widths of images, and
+            lengths of sequences of integers (tokens, masks), too, where the networks' code allows it.
         fold: `"exact"` folds stitches into the layers next to them where that is exact, see
             `branchnet.inference.prepare`; the specification keeps them, and so do weights in safetensors. None keeps
             them in the model, too.
@@ -244,7 +244,7 @@ def write_model(
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
     examples = [_resized(example, size) for size in batches]
     if dynamic == "sizes":
-        examples += [map_input(_larger, example)]
+        examples += [map_input(_larger, example), map_input(_shorter, example)]
     # Traced at size 1, torch.export would take the batch for a constant.
     traced_with = _resized(example, max(2, batch)) if dynamic else example
     names, all_of = list(example) if isinstance(example, Mapping) else (), format != "safetensors"
@@ -363,10 +363,17 @@ def _resized(example: Example, size: int) -> Any:
     return map_input(resized, example)
 
 
-def _larger(images: Tensor) -> Tensor:
-    """Images of the next larger size that the same power of two divides, as networks that halve sizes need."""
-    for dim in free_sizes(images):
-        size = images.shape[dim]
-        index = torch.arange(size + (size & -size), device=images.device) % size
-        images = images.index_select(dim, index)
-    return images
+def _larger(tensor: Tensor) -> Tensor:
+    """Inputs of the next larger size that the same power of two divides, as networks that halve sizes need."""
+    for dim in free_sizes(tensor):
+        size = tensor.shape[dim]
+        index = torch.arange(size + (size & -size), device=tensor.device) % size
+        tensor = tensor.index_select(dim, index)
+    return tensor
+
+
+def _shorter(tensor: Tensor) -> Tensor:
+    """Sequences of half the length; images as they are."""
+    for dim in () if tensor.is_floating_point() else free_sizes(tensor):
+        tensor = tensor.narrow(dim, 0, (tensor.shape[dim] + 1) // 2)
+    return tensor

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Dynamic: TypeAlias = Literal[True, False, "sizes"]
-"""What may differ from the example: the batch size, nothing, or the batch size and the heights and widths of images."""
+"""What may differ from the example: the batch size, nothing, or the batch size, heights and widths of images and lengths
+of sequences of integers."""
 
 _ONNX_BYTES = 2_000_000_000
 """A protobuf message, which an ONNX file is, holds less than 2 GiB."""
@@ -111,8 +112,14 @@ WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, Dynamic], Callable[[Exa
 
 
 def free_sizes(tensor: Tensor) -> range:
-    """The dimensions of an image batch, (B, C, ...), that are sizes; none of other tensors."""
-    return range(2, tensor.dim()) if tensor.is_floating_point() and tensor.dim() > 3 else range(0)
+    """The dimensions that are sizes: of an image batch (B, C, ...) those after C, of integers (B, length, ...) all but B.
+
+    Args:
+        tensor: an input. Dimensions of other floats are taken for channels, which the weights fix.
+    """
+    if tensor.is_floating_point():
+        return range(2, tensor.dim()) if tensor.dim() > 3 else range(0)
+    return range(1, tensor.dim())
 
 
 def batch_size(example: Example) -> int:

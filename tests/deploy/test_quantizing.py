@@ -172,8 +172,8 @@ def test_a_saved_file_is_loaded_and_called_as_the_network_is(
         smallest(PROBE, ["d"])
 
 
-def test_limits_by_task_are_kept_by_what_is_measured(branched: BranchedNetwork) -> None:
-    made = branchnet.quantize(branched, PROBE, goal="bytes", max_loss={"a": 0.0, "c": 0.1})
+def test_limits_by_task_are_kept_by_what_is_measured(smallest: Quantized) -> None:
+    made = smallest.choose(goal="bytes", max_loss={"a": 0.0, "c": 0.1})
     assert made.losses["a"] == 0 and made.losses["c"] <= 0.1
     assert [made.modes[name] for name in ("nodes.0.0", "nodes.1.0", "heads.0")] == ["float"] * 3
     assert made.modes["nodes.1.1"] == "weights"
@@ -185,8 +185,8 @@ def test_nodes_are_taken_back_until_measured_losses_are_within_the_limits(
     """Node costs that are claimed to be a thousandth of what they are let the knapsack choose too much."""
     truth = model_bench.ModelBench.node_costs
 
-    def too_low(self: Any, *, timed: bool) -> Any:
-        for cost in truth(self, timed=timed):
+    def too_low(self: Any) -> Any:
+        for cost in truth(self):
             lower = {task: loss / 1000 for task, loss in cost.losses.items()}
             yield type(cost)(cost.node, cost.mode, cost.tasks, lower, cost.saved_bytes, 0.001 * (cost.mode == "int8"))
 
@@ -198,13 +198,13 @@ def test_nodes_are_taken_back_until_measured_losses_are_within_the_limits(
     assert "(taken back)" in str(made)
 
 
-def test_a_budget_of_bytes_is_kept_at_the_least_loss(branched: BranchedNetwork, smallest: Quantized) -> None:
+def test_a_budget_of_bytes_is_kept_at_the_least_loss(smallest: Quantized) -> None:
     room = (smallest.float_bytes + smallest.file_bytes) // 2
-    made = branchnet.quantize(branched, PROBE, max_bytes=room)
+    made = smallest.choose(max_bytes=room)
     assert smallest.file_bytes < made.file_bytes <= room and "float" in made.modes.values()
     assert sum(made.losses.values()) <= sum(smallest.losses.values())
     with pytest.raises(BudgetError, match="max_bytes=1,000") as caught:
-        branchnet.quantize(branched, PROBE, max_bytes=1000)
+        smallest.choose(max_bytes=1000)
     assert caught.value.smallest == pytest.approx(smallest.file_bytes, rel=0.05)
 
 

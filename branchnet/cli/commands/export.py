@@ -92,8 +92,8 @@ def _quantize(branched: Path, options: ExportOptions) -> None:
 
     if options.config is None or options.format not in (None, "onnx") or options.out.suffix != ".onnx":
         raise SpecError(
-            f"--int8 with --config {options.config}, --out {options.out}; expected a config with images and a file that "
-            "ends in .onnx: branchnet export FOLDER --config run.yaml --int8 --out branched.onnx"
+            f"--int8 with --config {options.config}, --out {options.out}; expected a config with images and a file "
+            "that ends in .onnx: branchnet export FOLDER --config run.yaml --int8 --out branched.onnx"
         )
     network = read_branched(branched, options.config).eval()
     if options.dry_run:

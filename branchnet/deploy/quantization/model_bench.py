@@ -118,12 +118,8 @@ class ModelBench:
         """
         return OnnxNetwork(content, self.branched.tasks, restore=self.restore)
 
-    def node_costs(self, *, timed: bool) -> Iterator[NodeCost]:
-        """What each node costs each of its tasks when it alone is quantised, in both ways.
-
-        Args:
-            timed: whether int8 is timed against float.
-        """
+    def node_costs(self) -> Iterator[NodeCost]:
+        """What each node costs each of its tasks when it alone is quantised, in both ways."""
         nodes = list(self.branched.members())
         with progress_bar("quantise nodes", 2 * len(nodes)) as advance:
             for node in nodes:
@@ -131,7 +127,7 @@ class ModelBench:
                     content = self.quantizer.write({node.id: mode})
                     made = self.network(content)
                     losses = self.losses.of(made, node.tasks)
-                    seconds = self._saved(made) if timed and mode == "int8" else 0.0
+                    seconds = self._saved(made) if mode == "int8" else 0.0
                     saved = len(self.float_content) - len(content)
                     yield NodeCost(node.id, mode, node.tasks, losses, saved, seconds)
                     advance()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class NodeCost:
         tasks: the tasks that it serves.
         losses: by task what the output loses: 0 equal to the float network's, 1 as bad as a constant answer.
         saved_bytes: by how many the file is smaller; negative where scales take more than they save.
-        saved_seconds: by how much one call is shorter, measured in turns; 0 where that was not asked for.
+        saved_seconds: by how much one call is shorter in three quarters of the rounds at least, measured in turns; 0 for
+            weights alone.
     """
 
     node: str
@@ -64,6 +65,7 @@ class Quantized:
     float_latency: Latency
     content: bytes
     _network: OnnxNetwork
+    _choose: Callable[..., Quantized]
 
     def __call__(self, x: Example, tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """Compute the outputs of `tasks`, all by default; what no such task needs is not run.
@@ -79,6 +81,17 @@ class Quantized:
             BuildError: unknown tasks.
         """
         return self._network(x, tasks)
+
+    def choose(self, **limits: Any) -> Quantized:
+        """Choose again under other limits, from the costs that were measured; the whole network is measured again.
+
+        Args:
+            **limits: `max_loss`, `max_bytes` and `goal`, as `branchnet.quantize` takes them.
+
+        Raises:
+            BuildError, BudgetError: as `branchnet.quantize`.
+        """
+        return self._choose(**limits)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ONNX file; `branchnet.deploy.load_onnx` and every ONNX runtime load it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -18,7 +19,7 @@ from branchnet.deploy.onnx_network import OnnxNetwork, import_onnxruntime
 from branchnet.deploy.quantization.mode_choice import Goal, best_modes, modes_within, too_large, verified_modes
 from branchnet.deploy.quantization.model_bench import ModelBench
 from branchnet.deploy.quantization.node_quantizer import Mode
-from branchnet.deploy.quantization.quantized import Quantized
+from branchnet.deploy.quantization.quantized import NodeCost, Quantized
 from branchnet.errors import BuildError
 from branchnet.inference import compare_latency
 from branchnet.inference.latency import Latency
@@ -65,7 +66,8 @@ def quantize(
         dynamic: what may differ from the probe's size in calls, see `branchnet.export`.
 
     Returns:
-        what runs it, with the calling convention of the network, and what each node costs each task.
+        what runs it, with the calling convention of the network, and what each node costs each task; its `choose`
+        takes other limits without measuring the nodes again.
 
     Raises:
         BuildError: a network in training mode, on another device or in another type, one that cannot be exported,
@@ -84,9 +86,20 @@ def quantize(
     """
     import_onnxruntime()
     one = _checked(network, max_loss, max_bytes, goal, kinds or {})
-    limits = _limits(one.tasks, max_loss, math.inf if max_bytes is not None else DEFAULT_LOSS)
     bench = ModelBench.of(one, *_halves(one, probe), kinds or {}, dynamic)
-    costs = tuple(bench.node_costs(timed=max_bytes is None and goal == "latency"))
+    return _choose(bench, tuple(bench.node_costs()), max_loss, max_bytes, goal)
+
+
+def _choose(
+    bench: ModelBench,
+    costs: tuple[NodeCost, ...],
+    max_loss: float | Mapping[str, float] | None = None,
+    max_bytes: int | None = None,
+    goal: Goal = "latency",
+) -> Quantized:
+    """Choose, measure the whole, and take back."""
+    one = _checked(bench.branched, max_loss, max_bytes, goal, {})
+    limits = _limits(one.tasks, max_loss, math.inf if max_bytes is not None else DEFAULT_LOSS)
     if max_bytes is None:
         modes = best_modes(costs, bench, limits, goal)
     else:
@@ -114,6 +127,7 @@ def quantize(
         float_latency=found["float"],
         content=content,
         _network=made,
+        _choose=partial(_choose, bench, costs),
     )
 
 

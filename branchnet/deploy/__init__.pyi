@@ -7,8 +7,8 @@ from .hub.publishing import from_pretrained as from_pretrained
 from .hub.publishing import push_to_hub as push_to_hub
 from .hub.publishing import save_pretrained as save_pretrained
 from .hub.source_models import SourceModel as SourceModel
-from .onnx_network import OnnxNetwork as OnnxNetwork
-from .onnx_network import load_onnx as load_onnx
+from .onnx_files.onnx_network import OnnxNetwork as OnnxNetwork
+from .onnx_files.onnx_network import load_onnx as load_onnx
 from .quantization.quantized import NodeCost as NodeCost
 from .quantization.quantized import Quantized as Quantized
 from .quantization.quantizing import quantize as quantize

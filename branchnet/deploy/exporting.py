@@ -23,10 +23,11 @@ from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.surgery import keep_tasks
 from branchnet.deploy.flat_outputs import FlatOutputs
-from branchnet.deploy.format_writers import WRITERS, Dynamic, batch_size, free_sizes
+from branchnet.deploy.format_writers import WRITERS, Dynamic, WriterOptions, batch_size, free_sizes
 from branchnet.deploy.hub.licences import licence_conflicts
 from branchnet.deploy.hub.source_models import SourceModel, source_models, source_section
 from branchnet.deploy.model_card import model_card
+from branchnet.deploy.onnx_files.onnx_notes import metadata_of
 from branchnet.errors import BuildError, SplitError
 from branchnet.inference.compilation import check_sizes, first_stages
 from branchnet.inference.inference_transforms import Fold, prepare
@@ -77,6 +78,9 @@ def export(
     fold: Fold = "exact",
     decode: Mapping[str, nn.Module] | None = None,
     sources: Mapping[str, SourceModel | str | os.PathLike[str]] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    opset: int | None = None,
 ) -> Exported:
     """Write `branched` as one file for deployment, with its specification and a model card next to it.
 
@@ -101,6 +105,11 @@ def export(
             outputs of these tasks as `branchnet.decode` does. It holds no suppression.
         sources: by task the model that its network was, see `CardFields`; the card then lists their licences, and
             conflicts of these are warned of.
+        labels: of an ONNX file: by task the names of its classes, which its metadata then hold.
+        preprocessing: of an ONNX file: what inputs must have gone through, e.g. `{"size": 224, "mean": [0.5], "std":
+            [0.5]}`, for the metadata.
+        opset: of an ONNX file: the version of its operators, from 18 on; lower ones where torch's converter can give
+            them. None for what torch's exporter prefers.
 
     Returns:
         the files, the names of the outputs, and how far they are off.
@@ -133,6 +142,9 @@ def export(
     if not all(tensor.numel() for tensor in flat_example(example)):
         raise BuildError("the example has no samples; expected at least one, as the network will get them")
     network = branched if tasks is None else keep_tasks(branched, tasks)
+    metadata = metadata_of(network.tasks, labels, preprocessing)
+    if chosen != "onnx" and (metadata or opset is not None):
+        raise BuildError(f"labels, preprocessing and opset are of ONNX files; expected none with format={chosen!r}")
     decoders = _checked_decoders(decode or {}, network, chosen)
     models = source_models(branched.tasks, sources) if sources else {}
     conflicts = licence_conflicts({task: model.license for task, model in models.items()})
@@ -144,7 +156,15 @@ def export(
     try:
         deployed = prepare(network, fold=None if chosen == "safetensors" else fold, example=example)
         written = write_model(
-            folder / target.name, deployed, example, chosen, dynamic=dynamic, original=network, decode=decoders
+            folder / target.name,
+            deployed,
+            example,
+            chosen,
+            dynamic=dynamic,
+            original=network,
+            decode=decoders,
+            opset=opset,
+            metadata=metadata,
         )
         Architecture.from_network(network).save(folder / specification.name)
         text = model_card(
@@ -235,6 +255,8 @@ def write_model(
     dynamic: Dynamic,
     original: BranchedNetwork | None = None,
     decode: Mapping[str, nn.Module] | None = None,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Written:
     """Write the model alone, load it and compare with the original; `export` explains the arguments and the errors."""
     batch = batch_size(example)
@@ -254,7 +276,7 @@ def write_model(
         expected = [call(compared_with, each) for each in examples]
         try:
             with _without_the_warning_on_leaves():
-                run = WRITERS[format](flat, traced_with, path, dynamic)
+                run = WRITERS[format](flat, traced_with, path, WriterOptions(dynamic, opset, metadata or {}))
             found = [run(each) for each in examples]
         except BuildError:
             raise

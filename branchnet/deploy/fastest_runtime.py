@@ -21,7 +21,7 @@ from branchnet.builder.network.grouped_networks import as_one_network
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.deploy.exporting import compared_outputs, write_model
 from branchnet.deploy.flat_outputs import FlatOutputs, named_tensors, restoring
-from branchnet.deploy.onnx_network import OnnxNetwork
+from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork
 from branchnet.deploy.saving import load
 from branchnet.errors import BuildError, DataError
 from branchnet.inference import compare_latency, prepare

@@ -150,7 +150,7 @@ def test_the_smallest_file_is_a_third_and_as_good_as_promised(
     assert smallest.smaller == smallest.float_bytes / smallest.file_bytes > 2.5
     assert max(smallest.losses.values()) <= 0.05
     saved = sum(cost.saved_bytes for cost in smallest.costs if smallest.modes[cost.node] == cost.mode)
-    assert abs(smallest.float_bytes - saved - smallest.file_bytes) < 500  # but for the names of tasks in the file
+    assert abs(smallest.float_bytes - saved - smallest.file_bytes) < 500
 
 
 @pytest.mark.parametrize("tasks", [None, ["c"], ["b", "a"]])

@@ -86,7 +86,7 @@ def modes_within(
         if modes is None:
             break
         # Bytes add up but for what neighbours share.
-        if (over := len(bench.content(modes)) - max_bytes) <= 0:
+        if (over := len(bench.quantizer.write(modes)) - max_bytes) <= 0:
             return modes
         room -= over
     smallest = len(bench.float_content) + float(lowest.sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from branchnet.deploy.exporting import write_model
 from branchnet.deploy.flat_outputs import restoring
 from branchnet.deploy.format_writers import Dynamic
 from branchnet.deploy.model_card import input_names
-from branchnet.deploy.onnx_network import TASKS_KEY, OnnxNetwork, Restore
+from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork, Restore
 from branchnet.deploy.quantization.node_quantizer import MODES, Mode, NodeQuantizer, as_arrays
 from branchnet.deploy.quantization.output_losses import OutputLosses
 from branchnet.deploy.quantization.quantized import NodeCost
@@ -97,18 +96,6 @@ class ModelBench:
         losses = OutputLosses(reference, judges, found)
         seconds = measure_latency(reference, one_input, repeats=NODE_ROUNDS).median
         return cls(branched, quantizer, content, reference, losses, restore, one_input, seconds)
-
-    def content(self, modes: Mapping[str, Mode]) -> bytes:
-        """The file of the network in these modes, with the names of its tasks.
-
-        Args:
-            modes: by node; others are float.
-        """
-        import onnx
-
-        model = onnx.ModelProto.FromString(self.quantizer.write(modes))
-        model.metadata_props.add(key=TASKS_KEY, value=json.dumps(self.branched.tasks))
-        return bytes(model.SerializeToString())
 
     def network(self, content: bytes) -> OnnxNetwork:
         """Load a model, to be called as the branched network is.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from branchnet.deploy.onnx_files.onnx_notes import SCOPES_KEY, without_traces
 from branchnet.deploy.quantization.weight_rounding import round_weights
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ OPERATORS = (
 )  # fmt: skip
 """What is quantised in mode `int8`. Softmax and norms stay float: eight bits lose most there, and they take no time."""
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _NODE = re.compile(r"(?:^|[^\w.])network\.(nodes\.\d+\.\d+|heads\.\d+)(?![\w])")
 
 
@@ -101,28 +101,12 @@ def _name_operators(model: ModelProto) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES_KEY), "")
         # What the exporter's optimiser made has no scope: then its weights say whose it is.
         places = _NODE.findall(scopes) or _NODE.findall(" ".join(node.input))
         if places:
             found.setdefault(places[-1], []).append(node.name)
     return found
-
-
-def without_traces(model: ModelProto, keep: Collection[str] = ()) -> None:
-    """Take out what the exporter noted on operators and tensors for debugging: paths and lines of source code.
-
-    Args:
-        model: the model, which is changed.
-        keep: names of the notes that stay.
-    """
-    graph = model.graph
-    for entry in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
-        kept = [(note.key, note.value) for note in entry.metadata_props if note.key in keep]
-        del entry.metadata_props[:]
-        for key, value in kept:
-            entry.metadata_props.add(key=key, value=value)
-        entry.doc_string = ""
 
 
 def _ranges(model: ModelProto, calibration: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from branchnet.deploy.onnx_network import OnnxNetwork
+from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork
 from branchnet.stitching.output_distances import OutputDistance, OutputKind, OwnOutput
 
 

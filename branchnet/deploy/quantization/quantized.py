@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from branchnet.deploy.onnx_network import OnnxNetwork
+from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork
 from branchnet.deploy.quantization.node_quantizer import Mode
 from branchnet.inference.latency import Latency, ratio_interval
 from branchnet.stages import Example
@@ -24,8 +24,8 @@ class NodeCost:
         tasks: the tasks that it serves.
         losses: by task what the output loses: 0 equal to the float network's, 1 as bad as a constant answer.
         saved_bytes: by how many the file is smaller; negative where scales take more than they save.
-        saved_seconds: by how much one call is shorter in three quarters of the rounds at least, measured in turns; 0 for
-            weights alone.
+        saved_seconds: by how much one call is shorter in three quarters of the rounds at least, measured in turns; 0
+            for weights alone.
     """
 
     node: str

@@ -15,7 +15,7 @@ from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.data.collation import gather, joined, length
 from branchnet.data.samples import Source, read_samples
 from branchnet.deploy.format_writers import Dynamic
-from branchnet.deploy.onnx_network import OnnxNetwork, import_onnxruntime
+from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork, import_onnxruntime
 from branchnet.deploy.quantization.mode_choice import Goal, best_modes, modes_within, too_large, verified_modes
 from branchnet.deploy.quantization.model_bench import ModelBench
 from branchnet.deploy.quantization.node_quantizer import Mode
@@ -112,7 +112,7 @@ def _choose(
         modes, losses, further = verified_modes(stored, costs, bench, limits)
         taken_back = tuple(dict.fromkeys((*taken_back, *computed, *further)))
         made, found = _timed(bench, modes)
-    content = bench.content(modes)
+    content = bench.quantizer.write(modes)
     if max_bytes is not None and len(content) > max_bytes:
         raise too_large(max_bytes, len(content))
     return Quantized(
@@ -133,7 +133,7 @@ def _choose(
 
 def _timed(bench: ModelBench, modes: Mapping[str, Mode]) -> tuple[OnnxNetwork, dict[str, Latency]]:
     """The network in these modes, and how long it and the float model take, in turns."""
-    made = bench.network(bench.content(modes))
+    made = bench.network(bench.quantizer.write(modes))
     return made, compare_latency({"float": bench.reference, "int8": made}, bench.one_input, repeats=ROUNDS)
 
 

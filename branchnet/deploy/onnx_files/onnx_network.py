@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from branchnet.builder.network.task_names import wanted_tasks
+from branchnet.deploy.onnx_files.onnx_notes import LABELS_KEY, PREPROCESSING_KEY, TASKS_KEY
 from branchnet.errors import BuildError
 from branchnet.stages import Example, flat_example
-
-TASKS_KEY = "branchnet.tasks"
-"""The metadata of an ONNX file under which its tasks stand, as a JSON list."""
 
 Restore = Callable[[Mapping[str, Tensor], Sequence[str]], dict[str, Any]]
 """From tensors by flat name to outputs by task."""
@@ -33,6 +31,8 @@ class OnnxNetwork:
 
     Attributes:
         tasks: the tasks.
+        labels: by task the names of its classes, where `export` was given them.
+        preprocessing: what inputs must have gone through, where `export` was told.
 
     Raises:
         BuildError: ONNX Runtime is not installed, or a file that does not say its tasks.
@@ -52,6 +52,9 @@ class OnnxNetwork:
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         self._wanted = onnxruntime.RunOptions()
         self._wanted.only_execute_path_to_fetches = True
+        known = self._session.get_modelmeta().custom_metadata_map
+        self.labels: dict[str, list[str]] = json.loads(known.get(LABELS_KEY, "{}"))
+        self.preprocessing: dict[str, Any] = json.loads(known.get(PREPROCESSING_KEY, "{}"))
         self.tasks = tuple(tasks) if tasks is not None else self._listed_tasks(model)
         self._task_of = {name: task_of(name, self.tasks) for name in self._outputs}
         self._restore = restore or self._by_task

@@ -9,6 +9,7 @@ from .hub.publishing import save_pretrained as save_pretrained
 from .hub.source_models import SourceModel as SourceModel
 from .onnx_files.onnx_network import OnnxNetwork as OnnxNetwork
 from .onnx_files.onnx_network import load_onnx as load_onnx
+from .onnx_files.triton_repository import triton_repository as triton_repository
 from .quantization.quantized import NodeCost as NodeCost
 from .quantization.quantized import Quantized as Quantized
 from .quantization.quantizing import quantize as quantize
@@ -38,4 +39,5 @@ __all__ = [
     "save",
     "save_pretrained",
     "save_weights",
+    "triton_repository",
 ]

@@ -264,11 +264,11 @@ def write_model(
         _check_batch_sizes(network, example)
     # Size 1, at which programs are specialised most easily, the size of the example, and one that none has seen.
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
-    examples = [_resized(example, size) for size in batches]
+    examples = [resized(example, size) for size in batches]
     if dynamic == "sizes":
         examples += [map_input(_larger, example), map_input(_shorter, example)]
     # Traced at size 1, torch.export would take the batch for a constant.
-    traced_with = _resized(example, max(2, batch)) if dynamic else example
+    traced_with = resized(example, max(2, batch)) if dynamic else example
     names, all_of = list(example) if isinstance(example, Mapping) else (), format != "safetensors"
     flat = FlatOutputs(network, names, all_of=all_of, decode=decode)
     compared_with = FlatOutputs(network if original is None else original, names, all_of=all_of, decode=decode)
@@ -291,7 +291,7 @@ def _check_batch_sizes(network: BranchedNetwork, example: Example) -> None:
     size = 0
     try:
         for size in (*range(1, 129), *(2**k for k in range(8, 17))):
-            check_sizes(first, _resized(form, size))
+            check_sizes(first, resized(form, size))
     except SplitError as error:
         raise BuildError(
             f"the file would be called with any batch size, and the network refuses {size}: {error}; pass "
@@ -371,8 +371,13 @@ def _apart(wanted: Tensor, found: Tensor) -> float:
     return largest / scale if scale else largest
 
 
-def _resized(example: Example, size: int) -> Any:
-    """The example with its samples repeated or left out until there are `size`."""
+def resized(example: Example, size: int) -> Any:
+    """The example with its samples repeated or left out until there are `size`.
+
+    Args:
+        example: inputs.
+        size: the batch size.
+    """
     batch = batch_size(example)
     if size == batch:
         return example

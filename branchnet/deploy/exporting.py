@@ -27,7 +27,7 @@ from branchnet.deploy.format_writers import WRITERS, Dynamic, WriterOptions, bat
 from branchnet.deploy.hub.licences import licence_conflicts
 from branchnet.deploy.hub.source_models import SourceModel, source_models, source_section
 from branchnet.deploy.model_card import model_card
-from branchnet.deploy.onnx_files.onnx_notes import metadata_of
+from branchnet.deploy.onnx_files.onnx_notes import check_labels, metadata_of
 from branchnet.errors import BuildError, SplitError
 from branchnet.inference.compilation import check_sizes, first_stages
 from branchnet.inference.inference_transforms import Fold, prepare
@@ -105,7 +105,8 @@ def export(
             outputs of these tasks as `branchnet.decode` does. It holds no suppression.
         sources: by task the model that its network was, see `CardFields`; the card then lists their licences, and
             conflicts of these are warned of.
-        labels: of an ONNX file: by task the names of its classes, which its metadata then hold.
+        labels: of an ONNX file: by task the names of its classes, in the order of
+            dimension 1, which its metadata then hold.
         preprocessing: of an ONNX file: what inputs must have gone through, e.g. `{"size": 224, "mean": [0.5], "std":
             [0.5]}`, for the metadata.
         opset: of an ONNX file: the version of its operators, from 18 on; lower ones where torch's converter can give
@@ -166,6 +167,7 @@ def export(
             opset=opset,
             metadata=metadata,
         )
+        check_labels(labels or {}, written.outputs)
         Architecture.from_network(network).save(folder / specification.name)
         text = model_card(
             deployed,

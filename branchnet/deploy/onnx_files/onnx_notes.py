@@ -11,6 +11,7 @@ from branchnet.errors import BuildError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch import Tensor
 
 TASKS_KEY = "branchnet.tasks"
 """The metadata under which the tasks stand, as a JSON list."""
@@ -42,6 +43,25 @@ def metadata_of(
     if preprocessing:
         found[PREPROCESSING_KEY] = _as_json("preprocessing", dict(preprocessing))
     return found
+
+
+def check_labels(labels: Mapping[str, Sequence[str]], outputs: Mapping[str, Tensor]) -> None:
+    """Refuse names of classes that are more or fewer than the classes.
+
+    Args:
+        labels: by task.
+        outputs: of the network, by flat name; a task with several tensors is not looked at.
+
+    Raises:
+        BuildError: names the task and both numbers.
+    """
+    for task, names in labels.items():
+        output = outputs.get(task)
+        if output is not None and (output.dim() < 2 or output.shape[1] != len(names)):
+            raise BuildError(
+                f"labels of {task!r} are {len(names)} names, and its output has the shape {tuple(output.shape)}; expected "
+                "one name for each entry of dimension 1"
+            )
 
 
 def _as_json(name: str, value: Any) -> str:

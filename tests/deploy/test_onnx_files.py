@@ -71,7 +71,7 @@ def test_metadata_say_tasks_labels_and_preprocessing(branched: BranchedNetwork, 
     [
         ("net.onnx", {"labels": {"scenes": ["a"]}}, "'scenes'"),
         ("net.onnx", {"preprocessing": {"mean": torch.zeros(3)}}, "preprocessing cannot be written as JSON"),
-        ("net.onnx", {"labels": {"scene": ["a", "b"]}}, r"labels of 'scene' are 2 names.* \(2, 3\)|\(4, 3\)"),
+        ("net.onnx", {"labels": {"scene": ["a", "b"]}}, "labels of 'scene' are 2 names"),
         ("net.pt2", {"labels": {"scene": ["a"]}}, "labels, preprocessing and opset are of ONNX files"),
         ("net.pt2", {"opset": 18}, "labels, preprocessing and opset are of ONNX files"),
     ],

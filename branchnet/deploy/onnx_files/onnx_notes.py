@@ -59,8 +59,8 @@ def check_labels(labels: Mapping[str, Sequence[str]], outputs: Mapping[str, Tens
         output = outputs.get(task)
         if output is not None and (output.dim() < 2 or output.shape[1] != len(names)):
             raise BuildError(
-                f"labels of {task!r} are {len(names)} names, and its output has the shape {tuple(output.shape)}; expected "
-                "one name for each entry of dimension 1"
+                f"labels of {task!r} are {len(names)} names, and its output has the shape {tuple(output.shape)}; "
+                "expected one name for each entry of dimension 1"
             )
 
 

@@ -36,7 +36,7 @@ def network(head: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module")
 def branched() -> BranchedNetwork:
     torch.manual_seed(0)
-    heads = (nn.Conv2d(32, 1, 1), nn.Conv2d(32, 2, 1), Score())
+    heads = (nn.Conv2d(32, 1, 1), nn.Conv2d(32, 2, 1), nn.Sequential(nn.Conv2d(32, 1, 1), Score()))
     networks = {task: network(head) for task, head in zip(TASKS, heads, strict=True)}
     tree = Tree(TASKS, [[TASKS], [("depth", "edges"), ("scene",)]])
     return branchnet.build(tree, networks, example=X[:2], locations=["1", "2"], init="donor").eval()

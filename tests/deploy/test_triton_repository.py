@@ -75,8 +75,8 @@ def message_type() -> Any:
     for number, name in enumerate((*names, "FP64", "STRING", "BF16")):
         enum.value.add(name=f"TYPE_{name}", number=number)
 
-    def message(name: str, **fields: tuple[int, int, str]) -> None:
-        made = file.message_type.add(name=name)
+    def message(title: str, /, **fields: tuple[int, int, str]) -> None:
+        made = file.message_type.add(name=title)
         for number, (field, (label, kind, other)) in enumerate(fields.items(), 1):
             made.field.add(name=field, number=number, label=label, type=kind, type_name=other)
 

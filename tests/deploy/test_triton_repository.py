@@ -78,7 +78,7 @@ def message_type() -> Any:
     def message(title: str, /, **fields: tuple[int, int, str]) -> None:
         made = file.message_type.add(name=title)
         for number, (field, (label, kind, other)) in enumerate(fields.items(), 1):
-            made.field.add(name=field, number=number, label=label, type=kind, type_name=other)
+            made.field.add(name=field, number=number, label=label, type=kind, type_name=other or None)
 
     one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
     message("Shape", shape=(many, kinds.TYPE_INT64, ""))

@@ -43,6 +43,8 @@ class WriterOptions:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+_LOWEST_OPSET = 18
+"""What torch's exporter writes; older operators are the work of onnx's own converter."""
 _ONNX_BYTES = 2_000_000_000
 """A protobuf message, which an ONNX file is, holds less than 2 GiB."""
 
@@ -101,16 +103,14 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, options: Writer
         _traced(flat, example, options.dynamic),
         input_names=inputs,
         output_names=names,
-        opset_version=options.opset,
+        opset_version=None if options.opset is None else max(options.opset, _LOWEST_OPSET),
         dynamo=True,
         verbose=False,
     )
     assert program is not None
     model = program.model_proto
-    if options.opset is not None and (found := _opset(model)) != options.opset:
-        raise BuildError(
-            f"opset={options.opset}: the exporter wrote {found}, as an operator needs it; expected opset={found}"
-        )
+    if options.opset is not None:
+        model = _in_opset(model, options.opset)
     without_traces(model, keep=(SCOPES_KEY,))
     tasks = json.dumps(flat.network.tasks, ensure_ascii=False)
     for key, value in {TASKS_KEY: tasks, **options.metadata}.items():
@@ -125,8 +125,20 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, options: Writer
     return run
 
 
-def _opset(model: Any) -> int:
-    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+def _in_opset(model: Any, opset: int) -> Any:
+    """The model with operators of this version, and no newer format of files than these need."""
+    from onnx import helper, version_converter
+
+    if opset < _LOWEST_OPSET:
+        model = version_converter.convert_version(model, opset)
+        for node in model.graph.node:  # reductions of older versions do not know it; 0 is what they do
+            for attribute in [one for one in node.attribute if one.name == "noop_with_empty_axes" and not one.i]:
+                node.attribute.remove(attribute)
+    found = next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if found != opset:
+        raise BuildError(f"opset={opset}: the exporter wrote {found}, which its operators need; expected opset={found}")
+    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
+    return model
 
 
 def _write_safetensors(

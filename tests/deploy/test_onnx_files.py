@@ -42,6 +42,7 @@ def test_every_version_of_operators_gives_the_networks_outputs(
     model = onnx.load(exported.model)
     onnx.checker.check_model(model, full_check=True)
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
+    assert model.ir_version == {17: 8, 18: 8, 20: 9, 21: 10}[opset]  # of onnx's table of versions
     session = onnxruntime.InferenceSession(str(exported.model), providers=["CPUExecutionProvider"])
     found = dict(zip(exported.outputs, session.run(None, {"input": X.numpy()}), strict=True))
     with torch.no_grad():

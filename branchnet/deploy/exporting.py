@@ -109,8 +109,8 @@ def export(
             dimension 1, which its metadata then hold.
         preprocessing: of an ONNX file: what inputs must have gone through, e.g. `{"size": 224, "mean": [0.5], "std":
             [0.5]}`, for the metadata.
-        opset: of an ONNX file: the version of its operators, from 18 on; lower ones where onnx's converter can give them.
-            None for what torch's exporter prefers.
+        opset: of an ONNX file: the version of its operators, from 18 on; lower ones where onnx's converter can give
+            them. None for what torch's exporter prefers.
 
     Returns:
         the files, the names of the outputs, and how far they are off.

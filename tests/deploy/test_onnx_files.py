@@ -132,6 +132,10 @@ def assert_free_lengths(network: BranchedNetwork, folder: Path) -> None:
                 torch.testing.assert_close(
                     found["logits"] if isinstance(found, dict) else found, wanted, rtol=1e-4, atol=1e-5
                 )
+    swapped = dict(reversed(texts(7).items()))
+    torch.testing.assert_close(loaded(**swapped), loaded(tuple(texts(7).values())))
+    with pytest.raises(BuildError, match=r"the inputs are \['input_ids'\]; expected input_ids, attention_mask"):
+        loaded(input_ids=swapped["input_ids"])
     branchnet.export(network, texts(12), folder / "fixed.onnx")
     with pytest.raises(Exception, match=r"Got: 3 Expected: 12"):
         load_onnx(folder / "fixed.onnx")(texts(3))

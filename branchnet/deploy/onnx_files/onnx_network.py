@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from branchnet.builder.network.call_inputs import check_input, one_input
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.deploy.onnx_files.onnx_notes import LABELS_KEY, PREPROCESSING_KEY, TASKS_KEY
 from branchnet.errors import BuildError
 from branchnet.stages import Example, flat_example
+from branchnet.stages.interface import Interface
 
 Restore = Callable[[Mapping[str, Tensor], Sequence[str]], dict[str, Any]]
 """From tensors by flat name to outputs by task."""
@@ -28,6 +30,7 @@ class OnnxNetwork:
         tasks: the tasks, in order; None for those that the file's metadata lists.
         restore: puts tensors by flat name (see `Exported.outputs`) into the form that each task's output has; by
             default a task with several tensors gives a dict of them.
+        interface: the form of the inputs, where it is known; calls are checked by it.
 
     Attributes:
         tasks: the tasks.
@@ -41,7 +44,12 @@ class OnnxNetwork:
     takes_inputs_as_one = True
 
     def __init__(
-        self, model: bytes | Path, tasks: Sequence[str] | None = None, *, restore: Restore | None = None
+        self,
+        model: bytes | Path,
+        tasks: Sequence[str] | None = None,
+        *,
+        restore: Restore | None = None,
+        interface: Interface | None = None,
     ) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
@@ -58,6 +66,7 @@ class OnnxNetwork:
         self.tasks = tuple(tasks) if tasks is not None else self._listed_tasks(model)
         self._task_of = {name: task_of(name, self.tasks) for name in self._outputs}
         self._restore = restore or self._by_task
+        self._interface = interface
 
     def _listed_tasks(self, model: bytes | Path) -> tuple[str, ...]:
         listed = self._session.get_modelmeta().custom_metadata_map.get(TASKS_KEY)
@@ -68,19 +77,23 @@ class OnnxNetwork:
             )
         return tuple(json.loads(listed))
 
-    def __call__(self, x: Example, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def __call__(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks`, all by default; what no such task needs is not run.
 
         Args:
-            x: inputs, as the network takes them.
+            *inputs: as of `BranchedNetwork.forward`: `loaded(x)`, `loaded(x, tasks)`, `loaded(ids, mask)`.
             tasks: those wanted.
+            **named: in place of `inputs`, inputs by name: `loaded(**batch)`.
 
         Returns:
             outputs by task.
 
         Raises:
-            BuildError: unknown tasks.
+            BuildError: unknown tasks, no input, or one of another form than the file takes.
         """
+        x, tasks = one_input(inputs, tasks, named, self._interface)
+        if self._interface is not None:
+            check_input(x, self._interface)
         wanted = wanted_tasks(tasks, self.tasks)
         return self._restore(self.tensors(x, wanted), wanted)
 
@@ -90,9 +103,15 @@ class OnnxNetwork:
         Args:
             x: inputs, as the network takes them.
             tasks: known tasks.
+
+        Raises:
+            BuildError: more, fewer or other inputs than the file takes.
         """
-        found = flat_example(x)
-        arrays = {name: tensor.numpy(force=True) for name, tensor in zip(self._inputs, found, strict=True)}
+        given = dict(x) if isinstance(x, Mapping) else dict(enumerate(flat_example(x)))
+        keys: Sequence[Any] = self._inputs if isinstance(x, Mapping) else range(len(self._inputs))
+        if set(given) != set(keys):
+            raise BuildError(f"the inputs are {list(given)}; expected {', '.join(self._inputs)}")
+        arrays = {name: given[key].numpy(force=True) for name, key in zip(self._inputs, keys, strict=True)}
         needed = [name for name, task in self._task_of.items() if task in tasks]
         values = self._session.run(needed, arrays, self._wanted)
         return {name: torch.from_numpy(array) for name, array in zip(needed, values, strict=True)}
@@ -121,7 +140,7 @@ def load_onnx(path: str | os.PathLike[str]) -> OnnxNetwork:
         path: the file; from a source that you trust.
 
     Returns:
-        what runs it: `network(x, tasks=None)` gives outputs by task; a task with several tensors gives a dict of them.
+        what runs it: `loaded(x, tasks=None)` gives outputs by task; a task with several tensors gives a dict of them.
 
     Raises:
         BuildError: ONNX Runtime is not installed, or a file that does not list its tasks.

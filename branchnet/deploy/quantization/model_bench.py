@@ -103,7 +103,8 @@ class ModelBench:
         Args:
             content: the file.
         """
-        return OnnxNetwork(content, self.branched.tasks, restore=self.restore)
+        form = self.branched.interface
+        return OnnxNetwork(content, self.branched.tasks, restore=self.restore, interface=form)
 
     def node_costs(self) -> Iterator[NodeCost]:
         """What each node costs each of its tasks when it alone is quantised, in both ways."""

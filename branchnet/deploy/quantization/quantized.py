@@ -10,7 +10,6 @@ from typing import Any
 from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork
 from branchnet.deploy.quantization.node_quantizer import Mode
 from branchnet.inference.latency import Latency, ratio_interval
-from branchnet.stages import Example
 from branchnet.utils.files import atomic_write
 
 
@@ -67,20 +66,21 @@ class Quantized:
     _network: OnnxNetwork
     _choose: Callable[..., Quantized]
 
-    def __call__(self, x: Example, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def __call__(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> dict[str, Any]:
         """Compute the outputs of `tasks`, all by default; what no such task needs is not run.
 
         Args:
-            x: inputs, as the network takes them.
+            *inputs: as of `BranchedNetwork.forward`.
             tasks: those wanted.
+            **named: in place of `inputs`, inputs by name.
 
         Returns:
             outputs by task.
 
         Raises:
-            BuildError: unknown tasks.
+            BuildError: unknown tasks, no input, or one of another form than the network takes.
         """
-        return self._network(x, tasks)
+        return self._network(*inputs, tasks=tasks, **named)
 
     def choose(self, **limits: Any) -> Quantized:
         """Choose again under other limits, from the costs that were measured; the whole network is measured again.

@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for trained networks and partial results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the report")
     parser.add_argument("--note", nargs="*", default=[], help="sentences on how it was measured, for the report")
+    parser.add_argument("--problems", nargs="*", help="names of those to measure; of others what the work folder holds")
     arguments = parser.parse_args()
     tasks = list(mobilenetv2_three.CLASSES)
     two = Tree(tasks, [[["imagenet"], ["birds", "insects"]]] * 6)
@@ -243,9 +244,10 @@ def main() -> None:
     problems = {}
     for name, make in makers.items():
         file = arguments.work / f"{name.replace(' ', '_').replace(',', '')}.json"
-        if not file.exists():
+        if not file.exists() and name in (arguments.problems or makers):
             write_text(file, json.dumps(measured(make())) + "\n")
-        problems[name] = json.loads(file.read_text())
+        if file.exists():
+            problems[name] = json.loads(file.read_text())
     first = next(iter(problems.values()))["settings"]["speed, 1% loss"]
     report = {
         "machine": f"{_processor()}, {torch.get_num_threads()} thread",

@@ -104,6 +104,9 @@ class OnnxNetwork:
             x: inputs, as the network takes them.
             tasks: known tasks.
 
+        Returns:
+            the tensors of these tasks.
+
         Raises:
             BuildError: more, fewer or other inputs than the file takes.
         """
@@ -122,6 +125,9 @@ class OnnxNetwork:
         Args:
             found: what `tensors` returned.
             task: the task.
+
+        Returns:
+            its tensors, by the same names.
         """
         return {name: value for name, value in found.items() if self._task_of[name] == task}
 

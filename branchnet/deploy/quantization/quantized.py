@@ -88,6 +88,9 @@ class Quantized:
         Args:
             **limits: `max_loss`, `max_bytes` and `goal`, as `branchnet.quantize` takes them.
 
+        Returns:
+            the network under these limits.
+
         Raises:
             BuildError, BudgetError: as `branchnet.quantize`.
         """
@@ -113,7 +116,11 @@ class Quantized:
         return self.float_bytes / self.file_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the file as plain data."""
+        """Describe everything but the file.
+
+        Returns:
+            plain data, as JSON holds them; times in milliseconds, losses as shares of a constant answer's.
+        """
         median, low, high = self.speedup
         return {
             "modes": dict(self.modes),

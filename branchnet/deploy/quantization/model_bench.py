@@ -18,8 +18,8 @@ from branchnet.deploy.flat_outputs import restoring
 from branchnet.deploy.format_writers import Dynamic
 from branchnet.deploy.model_card import input_names
 from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork, Restore
-from branchnet.deploy.quantization.node_quantizer import MODES, Mode, NodeQuantizer, as_arrays
 from branchnet.deploy.quantization.judged_losses import OutputLosses
+from branchnet.deploy.quantization.node_quantizer import MODES, Mode, NodeQuantizer, as_arrays
 from branchnet.deploy.quantization.quantized import NodeCost
 from branchnet.inference import compare_latency, measure_latency, prepare
 from branchnet.stages import flat_example

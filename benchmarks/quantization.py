@@ -168,7 +168,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         lines += [
             f"## {name}",
             "",
-            f"Tree: `{problem['tree']}`",
+            "```",
+            problem["tree"],
+            "```",
             "",
             "| setting | nodes int8 / weights / float | bytes | smaller | ms | faster [95%] | "
             + " | ".join(tasks)

@@ -34,6 +34,7 @@ from .clustering import select_networks as select_networks
 from .clustering import stability as stability
 from .deploy import export as export
 from .deploy import load as load
+from .deploy import quantize as quantize
 from .deploy import runtime as runtime
 from .deploy import save as save
 from .errors import AffinityError as AffinityError

@@ -23,10 +23,11 @@ from branchnet.builder.network.branched_network import BranchedNetwork
 from branchnet.builder.network.grouped_networks import GroupedNetworks, as_one_network
 from branchnet.builder.network.surgery import keep_tasks
 from branchnet.deploy.flat_outputs import FlatOutputs
-from branchnet.deploy.format_writers import WRITERS, Dynamic, batch_size, free_sizes
+from branchnet.deploy.format_writers import WRITERS, Dynamic, WriterOptions, batch_size, free_sizes
 from branchnet.deploy.hub.licences import licence_conflicts
 from branchnet.deploy.hub.source_models import SourceModel, source_models, source_section
 from branchnet.deploy.model_card import model_card
+from branchnet.deploy.onnx_files.onnx_notes import check_labels, metadata_of
 from branchnet.errors import BuildError, SplitError
 from branchnet.inference.compilation import check_sizes, first_stages
 from branchnet.inference.inference_transforms import Fold, prepare
@@ -77,6 +78,9 @@ def export(
     fold: Fold = "exact",
     decode: Mapping[str, nn.Module] | None = None,
     sources: Mapping[str, SourceModel | str | os.PathLike[str]] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    opset: int | None = None,
 ) -> Exported:
     """Write `branched` as one file for deployment, with its specification and a model card next to it.
 
@@ -92,8 +96,8 @@ def export(
             `pip install branchnet[export]`); `"safetensors"`, weights to be loaded into the network that the
             specification describes. By default what the suffix says; `.pt2` is taken for `"pt2"`.
         tasks: the tasks to export, all by default; nodes that no such task needs are left out.
-        dynamic: whether the batch size may differ from the example's; `"sizes"`: heights and widths of images, too,
-            where the networks' code allows it (networks that torch.fx traced; `StagedNetwork.traced_by`).
+        dynamic: whether the batch size may differ from the example's; `"sizes"`: heights and widths of images, and
+            lengths of sequences of integers (tokens, masks), too, where the networks' code allows it.
         fold: `"exact"` folds stitches into the layers next to them where that is exact, see
             `branchnet.inference.prepare`; the specification keeps them, and so do weights in safetensors. None keeps
             them in the model, too.
@@ -101,6 +105,12 @@ def export(
             outputs of these tasks as `branchnet.decode` does. It holds no suppression.
         sources: by task the model that its network was, see `CardFields`; the card then lists their licences, and
             conflicts of these are warned of.
+        labels: of an ONNX file: by task the names of its classes, in the order of
+            dimension 1, which its metadata then hold.
+        preprocessing: of an ONNX file: what inputs must have gone through, e.g. `{"size": 224, "mean": [0.5], "std":
+            [0.5]}`, for the metadata.
+        opset: of an ONNX file: the version of its operators, from 18 on; lower ones where onnx's converter can give
+            them. None for what torch's exporter prefers.
 
     Returns:
         the files, the names of the outputs, and how far they are off.
@@ -133,6 +143,9 @@ def export(
     if not all(tensor.numel() for tensor in flat_example(example)):
         raise BuildError("the example has no samples; expected at least one, as the network will get them")
     network = branched if tasks is None else keep_tasks(branched, tasks)
+    metadata = metadata_of(network.tasks, labels, preprocessing)
+    if chosen != "onnx" and (metadata or opset is not None):
+        raise BuildError(f"labels, preprocessing and opset are of ONNX files; expected none with format={chosen!r}")
     decoders = _checked_decoders(decode or {}, network, chosen)
     models = source_models(branched.tasks, sources) if sources else {}
     conflicts = licence_conflicts({task: model.license for task, model in models.items()})
@@ -144,8 +157,17 @@ def export(
     try:
         deployed = prepare(network, fold=None if chosen == "safetensors" else fold, example=example)
         written = write_model(
-            folder / target.name, deployed, example, chosen, dynamic=dynamic, original=network, decode=decoders
+            folder / target.name,
+            deployed,
+            example,
+            chosen,
+            dynamic=dynamic,
+            original=network,
+            decode=decoders,
+            opset=opset,
+            metadata=metadata,
         )
+        check_labels(labels or {}, written.outputs)
         Architecture.from_network(network).save(folder / specification.name)
         text = model_card(
             deployed,
@@ -235,6 +257,8 @@ def write_model(
     dynamic: Dynamic,
     original: BranchedNetwork | None = None,
     decode: Mapping[str, nn.Module] | None = None,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Written:
     """Write the model alone, load it and compare with the original; `export` explains the arguments and the errors."""
     batch = batch_size(example)
@@ -242,11 +266,11 @@ def write_model(
         _check_batch_sizes(network, example)
     # Size 1, at which programs are specialised most easily, the size of the example, and one that none has seen.
     batches = tuple(sorted({1, batch, batch + 2})) if dynamic else (batch,)
-    examples = [_resized(example, size) for size in batches]
+    examples = [resized(example, size) for size in batches]
     if dynamic == "sizes":
-        examples += [map_input(_larger, example)]
+        examples += [map_input(_larger, example), map_input(_shorter, example)]
     # Traced at size 1, torch.export would take the batch for a constant.
-    traced_with = _resized(example, max(2, batch)) if dynamic else example
+    traced_with = resized(example, max(2, batch)) if dynamic else example
     names, all_of = list(example) if isinstance(example, Mapping) else (), format != "safetensors"
     flat = FlatOutputs(network, names, all_of=all_of, decode=decode)
     compared_with = FlatOutputs(network if original is None else original, names, all_of=all_of, decode=decode)
@@ -254,7 +278,7 @@ def write_model(
         expected = [call(compared_with, each) for each in examples]
         try:
             with _without_the_warning_on_leaves():
-                run = WRITERS[format](flat, traced_with, path, dynamic)
+                run = WRITERS[format](flat, traced_with, path, WriterOptions(dynamic, opset, metadata or {}))
             found = [run(each) for each in examples]
         except BuildError:
             raise
@@ -269,7 +293,7 @@ def _check_batch_sizes(network: BranchedNetwork, example: Example) -> None:
     size = 0
     try:
         for size in (*range(1, 129), *(2**k for k in range(8, 17))):
-            check_sizes(first, _resized(form, size))
+            check_sizes(first, resized(form, size))
     except SplitError as error:
         raise BuildError(
             f"the file would be called with any batch size, and the network refuses {size}: {error}; pass "
@@ -349,8 +373,13 @@ def _apart(wanted: Tensor, found: Tensor) -> float:
     return largest / scale if scale else largest
 
 
-def _resized(example: Example, size: int) -> Any:
-    """The example with its samples repeated or left out until there are `size`."""
+def resized(example: Example, size: int) -> Any:
+    """The example with its samples repeated or left out until there are `size`.
+
+    Args:
+        example: inputs.
+        size: the batch size.
+    """
     batch = batch_size(example)
     if size == batch:
         return example
@@ -363,10 +392,17 @@ def _resized(example: Example, size: int) -> Any:
     return map_input(resized, example)
 
 
-def _larger(images: Tensor) -> Tensor:
-    """Images of the next larger size that the same power of two divides, as networks that halve sizes need."""
-    for dim in free_sizes(images):
-        size = images.shape[dim]
-        index = torch.arange(size + (size & -size), device=images.device) % size
-        images = images.index_select(dim, index)
-    return images
+def _larger(tensor: Tensor) -> Tensor:
+    """Inputs of the next larger size that the same power of two divides, as networks that halve sizes need."""
+    for dim in free_sizes(tensor):
+        size = tensor.shape[dim]
+        index = torch.arange(size + (size & -size), device=tensor.device) % size
+        tensor = tensor.index_select(dim, index)
+    return tensor
+
+
+def _shorter(tensor: Tensor) -> Tensor:
+    """Sequences of half the length; images as they are."""
+    for dim in () if tensor.is_floating_point() else free_sizes(tensor):
+        tensor = tensor.narrow(dim, 0, (tensor.shape[dim] + 1) // 2)
+    return tensor

@@ -20,8 +20,8 @@ from branchnet.builder.network.call_inputs import check_input, one_input
 from branchnet.builder.network.grouped_networks import as_one_network
 from branchnet.builder.network.task_names import wanted_tasks
 from branchnet.deploy.exporting import compared_outputs, write_model
-from branchnet.deploy.flat_outputs import FlatOutputs, flat_name, named_tensors
-from branchnet.deploy.model_card import input_names
+from branchnet.deploy.flat_outputs import FlatOutputs, named_tensors, restoring
+from branchnet.deploy.onnx_files.onnx_network import OnnxNetwork
 from branchnet.deploy.saving import load
 from branchnet.errors import BuildError, DataError
 from branchnet.inference import compare_latency, prepare
@@ -32,7 +32,6 @@ from branchnet.stages import Example, flat_example
 from branchnet.stages.interface import Interface
 from branchnet.utils.files import write_text
 from branchnet.utils.installed_torch.devices import usable_device
-from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.tensor_digest import checksum
 
 BACKENDS = ("eager", "compiled", "onnxruntime", "aoti")
@@ -200,7 +199,7 @@ def _compiled(network: BranchedNetwork, inputs: Any) -> Run:
 
 
 def _aoti(network: BranchedNetwork, inputs: Any) -> Run:
-    restore = _restoring(network, inputs)
+    restore = restoring(network, inputs)
     with tempfile.TemporaryDirectory(prefix="branchnet-") as folder:
         file = Path(folder) / "network.pt2"
         run = write_model(file, prepare(network, example=inputs), inputs, "aoti", dynamic=True, original=network).run
@@ -210,26 +209,11 @@ def _aoti(network: BranchedNetwork, inputs: Any) -> Run:
 def _onnx(network: BranchedNetwork, inputs: Any) -> Run:
     if device_of(network) != "cpu":
         raise BuildError(f"ONNX Runtime is used on CPUs; the network is on {device_of(network)}")
-    restore = _restoring(network, inputs)
+    restore = restoring(network, inputs)
     with tempfile.TemporaryDirectory(prefix="branchnet-") as folder:
         file = Path(folder) / "network.onnx"
         write_model(file, prepare(network, example=inputs), inputs, "onnx", dynamic=True, original=network)
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
-    names, known = input_names(inputs), [output.name for output in session.get_outputs()]
-    wanted = onnxruntime.RunOptions()
-    wanted.only_execute_path_to_fetches = True  # one session, and one copy of the weights, for every set of tasks
-
-    def run(x: Any, tasks: Subset) -> dict[str, Any]:
-        arrays = {name: tensor.numpy(force=True) for name, tensor in zip(names, flat_example(x), strict=True)}
-        needed = [name for name in known if any(name == task or name.startswith(f"{task}.") for task in tasks)]
-        found = session.run(needed, arrays, wanted)
-        return restore({name: torch.from_numpy(array) for name, array in zip(needed, found, strict=True)}, tasks)
-
-    return run
+        return OnnxNetwork(file.read_bytes(), network.tasks, restore=restore)
 
 
 _MAKERS: dict[str, Callable[[BranchedNetwork, Any], Run]] = {
@@ -238,21 +222,6 @@ _MAKERS: dict[str, Callable[[BranchedNetwork, Any], Run]] = {
     "onnxruntime": _onnx,
     "aoti": _aoti,
 }
-
-
-def _restoring(network: BranchedNetwork, inputs: Any) -> Callable[[Mapping[str, Tensor], Subset], dict[str, Any]]:
-    """Puts tensors by their flat names back into the form of each task's output; other values stay as they were."""
-    with torch.no_grad():
-        outputs = network(inputs)
-    forms = {task: pytree.tree_flatten_with_path(output) for task, output in outputs.items()}
-
-    def restore(found: Mapping[str, Tensor], tasks: Subset) -> dict[str, Any]:
-        return {
-            task: pytree.tree_unflatten([found.get(flat_name(task, keys), value) for keys, value in leaves], form)
-            for task, (leaves, form) in ((task, forms[task]) for task in tasks)
-        }
-
-    return restore
 
 
 def _key(network: BranchedNetwork, inputs: Any, backends: Sequence[str]) -> str:

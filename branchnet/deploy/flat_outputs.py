@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,26 @@ def named_tensors(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
         for keys, value in pytree.tree_flatten_with_path(output)[0]
         if isinstance(value, Tensor)
     }
+
+
+def restoring(network: BranchedNetwork, inputs: Any) -> Callable[[Mapping[str, Tensor], Sequence[str]], dict[str, Any]]:
+    """Return a function that puts tensors by their flat names back into the form of each task's output.
+
+    Args:
+        network: the network; it is run once, and values that are no tensors are those of this run.
+        inputs: what it is run on.
+    """
+    with torch.no_grad():
+        outputs = network(inputs)
+    forms = {task: pytree.tree_flatten_with_path(output) for task, output in outputs.items()}
+
+    def restore(found: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Any]:
+        return {
+            task: pytree.tree_unflatten([found.get(flat_name(task, keys), value) for keys, value in leaves], form)
+            for task, (leaves, form) in ((task, forms[task]) for task in tasks)
+        }
+
+    return restore
 
 
 def _key(key: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from branchnet.deploy.flat_outputs import FlatOutputs
 from branchnet.deploy.model_card import input_names
+from branchnet.deploy.onnx_files.onnx_notes import SCOPES_KEY, TASKS_KEY, without_traces
 from branchnet.deploy.weight_files import load_weights, save_weights
 from branchnet.errors import BuildError
 from branchnet.inference.torch_compile import compiler_problem, device_of
@@ -21,8 +24,27 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Dynamic: TypeAlias = Literal[True, False, "sizes"]
-"""What may differ from the example: the batch size, nothing, or the batch size and the heights and widths of images."""
+"""What may differ from the example: the batch size, nothing, or the batch size, heights and widths of images, and the
+lengths of sequences of integers."""
 
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """What writers are asked for.
+
+    Attributes:
+        dynamic: what may differ from the example.
+        opset: of an ONNX file; None for the exporter's own.
+        metadata: of an ONNX file.
+    """
+
+    dynamic: Dynamic = True
+    opset: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+_LOWEST_OPSET = 18
+"""What torch's exporter writes; older operators are the work of onnx's own converter."""
 _ONNX_BYTES = 2_000_000_000
 """A protobuf message, which an ONNX file is, holds less than 2 GiB."""
 
@@ -42,24 +64,24 @@ def _traced(flat: FlatOutputs, example: Example, dynamic: Dynamic) -> ExportedPr
     return torch.export.export(flat, args, kwargs, dynamic_shapes=shapes)
 
 
-def _write_pt2(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
-    torch.export.save(_traced(flat, example, dynamic), path)
+def _write_pt2(flat: FlatOutputs, example: Example, path: Path, options: WriterOptions) -> Callable[[Example], Any]:
+    torch.export.save(_traced(flat, example, options.dynamic), path)
     loaded = torch.export.load(path).module()
     return lambda x: call(loaded, x)
 
 
-def _write_aoti(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
+def _write_aoti(flat: FlatOutputs, example: Example, path: Path, options: WriterOptions) -> Callable[[Example], Any]:
     from branchnet.utils.installed_torch.torch_internals import aoti_compile_and_package, aoti_load_package
 
     if problem := compiler_problem(device_of(flat)):
         raise BuildError(f"AOTInductor cannot compile here: {problem}; use format='pt2' or 'onnx'")
-    aoti_compile_and_package(_traced(flat, example, dynamic), package_path=str(path))
+    aoti_compile_and_package(_traced(flat, example, options.dynamic), package_path=str(path))
     index = next((t.device.index for t in flat.parameters() if t.is_cuda and t.device.index is not None), -1)
     loaded: Any = aoti_load_package(str(path), device_index=index)
     return lambda x: call(loaded, x)
 
 
-def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
+def _write_onnx(flat: FlatOutputs, example: Example, path: Path, options: WriterOptions) -> Callable[[Example], Any]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -78,10 +100,22 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynami
             f"{both[0]!r} is an input and an output of the file; expected different names; rename that task"
         )
     program = torch.onnx.export(
-        _traced(flat, example, dynamic), input_names=inputs, output_names=names, dynamo=True, verbose=False
+        _traced(flat, example, options.dynamic),
+        input_names=inputs,
+        output_names=names,
+        opset_version=None if options.opset is None else max(options.opset, _LOWEST_OPSET),
+        dynamo=True,
+        verbose=False,
     )
     assert program is not None
-    program.save(str(path), external_data=False)
+    model = program.model_proto
+    if options.opset is not None:
+        model = _in_opset(model, options.opset)
+    without_traces(model, keep=(SCOPES_KEY,))
+    tasks = json.dumps(flat.network.tasks, ensure_ascii=False)
+    for key, value in {TASKS_KEY: tasks, **options.metadata}.items():
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(x: Example) -> dict[str, Tensor]:
@@ -91,7 +125,25 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynami
     return run
 
 
-def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic: Dynamic) -> Callable[[Example], Any]:
+def _in_opset(model: Any, opset: int) -> Any:
+    """The model with operators of this version, and no newer format of files than these need."""
+    from onnx import helper, version_converter
+
+    if opset < _LOWEST_OPSET:
+        model = version_converter.convert_version(model, opset)
+        for node in model.graph.node:  # reductions of older versions do not know it; 0 is what they do
+            for attribute in [one for one in node.attribute if one.name == "noop_with_empty_axes" and not one.i]:
+                node.attribute.remove(attribute)
+    found = next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if found != opset:
+        raise BuildError(f"opset={opset}: the exporter wrote {found}, which its operators need; expected opset={found}")
+    model.ir_version = helper.find_min_ir_version_for(list(model.opset_import))
+    return model
+
+
+def _write_safetensors(
+    flat: FlatOutputs, example: Example, path: Path, options: WriterOptions
+) -> Callable[[Example], Any]:
     save_weights(flat.network, path)
     # Loaded into zeros: weights that the file lacks cannot pass for those of the network.
     emptied = FlatOutputs(copy.deepcopy(flat.network), all_of=False)
@@ -101,7 +153,7 @@ def _write_safetensors(flat: FlatOutputs, example: Example, path: Path, dynamic:
     return lambda x: call(emptied, x)
 
 
-WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, Dynamic], Callable[[Example], Any]]] = {
+WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, WriterOptions], Callable[[Example], Any]]] = {
     "pt2": _write_pt2,
     "aoti": _write_aoti,
     "onnx": _write_onnx,
@@ -111,8 +163,14 @@ WRITERS: dict[str, Callable[[FlatOutputs, Example, Path, Dynamic], Callable[[Exa
 
 
 def free_sizes(tensor: Tensor) -> range:
-    """The dimensions of an image batch, (B, C, ...), that are sizes; none of other tensors."""
-    return range(2, tensor.dim()) if tensor.is_floating_point() and tensor.dim() > 3 else range(0)
+    """The dimensions that are sizes: of images (B, C, ...) those after C, of integers (B, length, ...) all but B.
+
+    Args:
+        tensor: an input. Dimensions of other floats are taken for channels, which the weights fix.
+    """
+    if tensor.is_floating_point():
+        return range(2, tensor.dim()) if tensor.dim() > 3 else range(0)
+    return range(1, tensor.dim())
 
 
 def batch_size(example: Example) -> int:

@@ -205,6 +205,8 @@ def _form(tensor: Tensor, dynamic: bool, *, sizes: bool = False) -> str:
     shape = ("batch", *tensor.shape[1:]) if dynamic and tensor.dim() else tensor.shape
     if sizes and tensor.dim() == 4:
         shape = ("batch", tensor.shape[1], "height", "width")
+    elif sizes and tensor.dim() == 2 and not tensor.is_floating_point():
+        shape = ("batch", "length")
     return f"{' x '.join(map(str, shape)) or 'scalar'} | {str(tensor.dtype).removeprefix('torch.')}"
 
 

@@ -297,6 +297,24 @@ def test_export_gives_what_the_network_gives(walker: Walker) -> None:
         torch.testing.assert_close(found[task], output, rtol=1e-4, atol=1e-5)
 
 
+def test_export_writes_int8_where_that_costs_little(walker: Walker) -> None:
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    assert (
+        walker("export distilled --config run.yaml --int8 --tasks depth,count --out net.onnx --max-loss 0.02 --json")
+        == 0
+    )
+    told = json.loads(walker.out)
+    assert max(told["losses"].values()) <= 0.02 and set(told["losses"]) == {"depth", "count"}
+    assert Path("net.onnx").stat().st_size == told["bytes"]["quantised"] < told["bytes"]["float"]
+    x = scenes(40, size=SIZE, seed=9).images
+    with torch.no_grad():
+        wanted = branchnet.load("distilled")(x, tasks=["depth"])["depth"]
+    found = branchnet.deploy.load_onnx("net.onnx")(x, tasks=["depth"])["depth"]
+    assert float((found - wanted).square().mean() / wanted.var()) < 0.1
+    assert walker("export distilled --int8 --out net.onnx") == 2 and "expected a config with images" in walker.err
+
+
 @pytest.mark.parametrize("suffix", ["html", "md", "csv", "json"])
 def test_report_in_every_form(walker: Walker, suffix: str) -> None:
     assert walker(f"report distilled --affinity affinity.npz --no-latency --json --out r.{suffix}") == 0

@@ -1,9 +1,10 @@
 """What `branchnet.run` does to every task when nothing is set: overlay36's eight networks, before and after training.
 
-Trains the single-task networks of `overlay36.py` with labels, gives them and the unlabelled training images to
+Trains the single-task networks of `overlay36.py` with labels, gives them and the same images without labels to
 `branchnet.run` with a budget and nothing else, and prints every task's agreement with its own network on images that
-nothing was trained or chosen on: without stitches, stitched, trained, next to a constant answer; and the labelled test
-metrics of the single-task networks and of the result. A task that ends worse than it began is named.
+the run trained and chose nothing on: without stitches, stitched, trained, next to a constant answer; and, on images
+that no network has seen, the labelled metrics of the single-task networks and of the result. A task that ends worse
+than it began is named.
 
     python benchmarks/default_run.py --data DIR --work DIR
 
@@ -88,8 +89,9 @@ def as_markdown(runs: list[dict[str, Any]]) -> str:
         "",
         "Eight CNNs of overlay36, trained with labels; `branchnet.run(networks, images, budget)` and nothing else, on",
         "8,000 images without labels. Agreement is the share of the own network's variance that is explained, in",
-        "percent, on 1,600 images that nothing was trained or chosen on: 100 as the own network, 0 as its mean.",
-        "The last two columns are labelled metrics (accuracy or R squared, in percent) on 2,000 further images.",
+        "percent, on 1,600 of them that the run trained and chose nothing on: 100 as the own network, 0 as its mean.",
+        "The last two columns are labelled metrics (accuracy or R squared, in percent) on 2,000 images that no network",
+        "has seen.",
         "",
     ]
     for run in runs:

@@ -199,6 +199,8 @@ def with_equal_steps(train: Split, test: Split, options: argparse.Namespace) -> 
     """The recorded report with the separate networks after as many further steps as every tree was trained for."""
     name = "overlay36_divided" if options.divide_rate else "overlay36"
     report: dict[str, Any] = json.loads((options.out / f"{name}.json").read_text())
+    options.single_steps, options.tree_steps = report["steps"]["single"], report["steps"]["tree"]
+    options.rate = report["rate"]
     for run in report["runs"]:
         seed, further = run["seed"], {}
         for task in TASKS:

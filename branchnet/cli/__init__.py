@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     app = make_app(listing=not words or words[0] not in VERBS)
     try:
-        with warnings_in_words(quiet="--quiet" in words):
+        with warnings_in_words(quiet=bool({"--quiet", "--quiet=true"} & set(words))):
             app(words, exit_on_error=False)
     except CycloptsError:
         return 2  # cyclopts has printed the error
@@ -101,7 +101,7 @@ def warnings_in_words(*, quiet: bool) -> Iterator[None]:
         text = visible(str(message), lines=True)
         if text not in told and not quiet:
             told.add(text)
-            print(f"branchnet: warning: {text}", file=sys.stderr)
+            print(f"warning: {text}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

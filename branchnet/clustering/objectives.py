@@ -43,7 +43,7 @@ from branchnet.errors import AffinityError
 Floats = npt.NDArray[np.float64]
 DEFAULT_OBJECTIVE = "medoid"
 """What trees are judged by where nobody says it: on tables of all trees, each trained, RSA orders trees of equal size
-at least as well by it as by the others (docs/evidence.md)."""
+at least as well by it as by `mean-pair` (docs/evidence.md)."""
 
 
 @dataclass(frozen=True)

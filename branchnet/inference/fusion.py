@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from branchnet.builder.network.branched_network import BranchedNetwork
-from branchnet.builder.network.call_inputs import Input, one_input
+from branchnet.builder.network.call_inputs import Input, check_input, one_input
 from branchnet.builder.network.module_structure import copied_with, on_meta, state_of, structure
 from branchnet.builder.network.node import head_id, node_id
 from branchnet.builder.network.task_names import wanted_tasks
@@ -205,6 +205,8 @@ class FusedNetwork(nn.Module):
             BuildError: an unknown task, or none; no input, or inputs by position as well as by name.
         """
         x, tasks = one_input(inputs, tasks, named, self.interface)
+        if not torch.compiler.is_compiling():  # Dynamo cannot trace the check into one graph
+            check_input(x, self.interface)
         last = self.trunk(x, tasks)
         return {task: head(*last[task]) for task, head in zip(self.tasks, self.heads, strict=True) if task in last}
 

@@ -110,7 +110,7 @@ def run(
     Raises:
         SpecError: options that are wrong, all of them named; fewer than two networks; unknown tasks.
         DataError: images that cannot be read, or too few; a folder that is a file, that another run writes into, or
-            that holds the results of a run on other tasks or images.
+            that holds the results of a run on other tasks or data.
         SplitError: networks without a common structure.
         BudgetError: a budget below the smallest tree; `smallest` says its size.
         TrainingError: a loss that diverges.
@@ -210,4 +210,5 @@ def finish(
     )
     if result.folder is not None:
         write_results(result, problem, trees, result.folder, command=command, samples=samples)
+        workspace.finished()
     return result

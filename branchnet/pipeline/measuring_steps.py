@@ -26,10 +26,10 @@ from branchnet.utils.interrupt import deferred_interrupt
 SAMPLES = Metric(
     "samples",
     True,
-    sums=lambda output, target: torch.tensor([float(len(target))], dtype=torch.float64),
+    sums=lambda output, target: _known(target).sum(dtype=torch.float64)[None].cpu(),
     result=lambda total: float(total[0]),
 )
-"""How many samples have a target."""
+"""How many samples have a target, as far as it shows: NaN and negative classes are none."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,12 @@ def _constant(problem: Problem) -> tuple[dict[str, float], dict[str, dict[str, f
             score = constant_scores(fitted_on, targets, {task: metric})[task]
             further.setdefault(task, {})[metric.name] = score
     return metrics, further
+
+
+def _known(target: torch.Tensor) -> torch.Tensor:
+    """Which samples have a target, (B,)."""
+    known = ~target.isnan() if target.is_floating_point() else target >= 0
+    return known.reshape(len(target), -1).any(1)
 
 
 def _by_task(metrics: Sequence[tuple[str, Metric]]) -> dict[str, list[Metric]]:

@@ -77,7 +77,7 @@ class Problem:
     @property
     def source(self) -> dict[str, Any]:
         """What tells a folder of results from that of another problem."""
-        return {"tasks": list(self.networks), "images": self.identity[1]}
+        return {"tasks": sorted(self.networks), "data": self.identity[:2][-1] if self.identity else None}
 
     @property
     def example(self) -> Any:

@@ -126,17 +126,25 @@ class Workspace:
         """
         if self.directory is None:
             return
-        wanted = {name: _hash_of(value) for name, value in source.items()}
+        self._source = {name: _hash_of(value) for name, value in source.items()}
+        self._check_source(self.directory)
+
+    def finished(self) -> None:
+        """Say of whom the results are that are in the folder now."""
+        if self.directory is not None and self._source:
+            write_text(self.directory / STEPS / _SOURCE, json.dumps(self._source))
+
+    def _check_source(self, directory: Path) -> None:
         found: Any = None
-        with suppress(FileNotFoundError, DataError):  # none yet, or one that says nothing
-            found = load_json(self.directory / STEPS / _SOURCE)
-        before = found if isinstance(found, dict) and (self.directory / RESULTS).exists() else {}
-        if other := [name for name, value in wanted.items() if before.get(name, value) != value]:
-            raise DataError(
-                f"{self.directory} holds the results of a run on other {' and other '.join(other)}; expected a folder "
-                "for each (name another one, or delete that one)"
-            )
-        self._source = wanted
+        with suppress(FileNotFoundError, DataError):  # no results yet, or none that say whose they are
+            found = load_json(directory / STEPS / _SOURCE)
+        if self._source and isinstance(found, dict) and (directory / RESULTS).exists():
+            names = dict.fromkeys([*self._source, *found])
+            if other := [name for name in names if found.get(name) != self._source.get(name)]:
+                raise DataError(
+                    f"{directory} holds the results of a run on other {' and other '.join(other)}; expected a folder "
+                    "for each (name another one, or delete that one)"
+                )
 
     def take(self) -> None:
         """Lock the folder before the first step; steps may then run in several threads."""
@@ -157,8 +165,7 @@ class Workspace:
                 "folder"
             ) from error
         self._lock = lock
-        if self._source:
-            write_text(directory / STEPS / _SOURCE, json.dumps(self._source))
+        self._check_source(directory)  # again: another run may have ended meanwhile
         for folder in (directory, directory / STEPS):
             remove_orphans(folder)
 

@@ -124,7 +124,7 @@ def _tasks_below(
 ) -> list[str]:
     """The tasks in which a network is worse than a reference, to the four digits of the tables."""
     found = []
-    for task in comparison.metric_names:
+    for task in (task for task in comparison.metric_names if task in reference.metrics):
         now, then = (f"{compared.metrics[task]:.4g}" for compared in (network, reference))
         gained = float(now) - float(then)
         gained = -gained if comparison.lower_is_better[task] else gained
@@ -136,7 +136,7 @@ def _tasks_below(
 def _range(comparison: Comparison, task: str) -> float:
     """How far a task's own network is from a constant answer, in the metric's unit; 0 where that is not known."""
     constant = comparison.reference(CONSTANT)
-    if constant is None:
+    if constant is None or task not in constant.metrics:
         return 0.0
     return abs(comparison.baseline.metrics[task] - constant.metrics[task])
 

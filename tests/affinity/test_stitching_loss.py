@@ -225,5 +225,33 @@ def test_inputs_without_a_label_do_not_count():
         share = one.sum() / same.sum()
         assert one == pytest.approx(share * same, rel=1e-6, abs=1e-9) and 0.5 < share < 2
     nothing = {task: torch.full_like(label, torch.nan) for task, label in labels.items()}
-    with pytest.raises(branchnet.AffinityError, match="has a label of task 'a'; expected some that are no NaN"):
+    with pytest.raises(branchnet.AffinityError, match="'a' is NaN for its own network on every input that judges"):
         branchnet.stitch_affinity(networks, probe, losses=dict.fromkeys(labels, half_square), labels=nothing, **options)
+
+
+def test_a_loss_that_no_constant_answer_has_is_refused():
+    networks, probe, labels = labelled()
+    with pytest.raises(
+        branchnet.AffinityError,
+        match="for a constant answer nan; expected a lower one for the own network, both finite",
+    ):
+        branchnet.stitch_affinity(
+            networks,
+            probe,
+            losses={"a": undefined_for_constants()},
+            labels={"a": labels["a"]},
+            locations=["1"],
+            bootstrap=0,
+        )
+
+
+def undefined_for_constants():
+    """Half the squared error, and NaN for an output that was given before: a constant answer is the same every time."""
+    seen = []
+
+    def loss(output, label):
+        again = any(torch.equal(output, other) for other in seen)
+        seen.append(output.clone())
+        return torch.tensor(torch.nan) if again else half_square(output, label)
+
+    return loss

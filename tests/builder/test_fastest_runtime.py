@@ -136,5 +136,6 @@ def test_runtime_and_fused_networks_are_called_as_the_network_is(branched):
                 run()
             with pytest.raises(BuildError, match="by position and by name"):
                 run(X, mask=X)
-    with pytest.raises(BuildError, match="3"):
-        fast(torch.rand(2, 5, 16, 16))
+            for wrong in ((X, X), [X], {"image_x": X}):
+                with pytest.raises(BuildError, match="expected"):
+                    run(wrong)

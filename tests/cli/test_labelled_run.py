@@ -314,7 +314,7 @@ def scene():
 
 
 def test_networks_of_factories_that_know_nothing_are_refused_or_trained(walker: Walker) -> None:
-    Path("own.py").write_text(FACTORIES)
+    Path("start_of_depth.py").write_text(FACTORIES)
     made = config()["networks"]
 
     def networks(**more: Any) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def test_results_of_a_run_on_other_samples_are_kept(walker: Walker) -> None:
     kept = Path("run-branched/metrics.json").read_bytes()
     write(walker.folder, validation=None)
     assert walker("run run.yaml --quiet") == 2
-    assert "run-branched holds the results of a run on other samples" in walker.err
+    assert "run-branched holds the results of a run on other data" in walker.err
     assert Path("run-branched/metrics.json").read_bytes() == kept
     write(walker.folder, budget="80% params")
     assert walker("run run.yaml --quiet") == 0, walker.err
@@ -369,3 +369,38 @@ def test_validate_reads_descriptions_of_labels_down_to_the_cells(walker: Walker)
     assert walker("validate data.yaml") == 2
     assert "tasks.depth: kind 'depth' has a label at each pixel" in walker.err
     assert "tasks.scene: kind 'classification' needs `classes`" in walker.err
+
+
+def test_validate_names_cut_rows_missing_images_and_infinite_numbers(walker: Walker) -> None:
+    lines = Path("labels.csv").read_text().splitlines()
+    Path("labels.csv").write_text("\n".join([*lines[:5], "04.png,train", *lines[6:]]) + "\n")
+    assert walker("validate data.yaml") == 2
+    assert "row 5 has another number of cells than the line of headings" in walker.err, walker.err
+    table = yaml.safe_load(Path("data.yaml").read_text())
+    table["tasks"] = {"scene": {"kind": "regression", "column": "scene"}}
+    Path("data.yaml").write_text(yaml.safe_dump(table))
+    changed = [line.replace("01.png,train,", "01.png,train,1e400 ") for line in lines]
+    Path("labels.csv").write_text("\n".join([*changed, "99.png,train,3"]) + "\n")
+    assert walker("validate data.yaml") == 2
+    assert "row 37 (99.png), column 'image': photos/99.png is not there" in walker.err, walker.err
+    assert "row 2 (01.png), column 'scene': '1e400" in walker.err, walker.err
+
+
+def test_training_starts_again_where_a_factory_gives_other_weights(walker: Walker) -> None:
+    Path("start_of_depth.py").write_text(FACTORIES + '\n\nimport torch, pathlib\n\ndef kept():\n    made = depth()\n'
+        '    made.load_state_dict(torch.load("start.pt"))\n    return made\n')  # fmt: skip
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        start = branchnet.create("branchnet:scene_network", outputs=1, kind="dense", width=4)
+        torch.save(start.state_dict(), "start.pt")
+        made = config()["networks"]
+        write(
+            walker.folder,
+            networks={
+                "depth": {"factory": "start_of_depth:kept", "train": True, "mean": MEAN, "std": STD},
+                "scene": made["scene"],
+            },
+        )
+        assert walker("run run.yaml --json") == 0, walker.err
+        assert "reused single-0" not in walker.err
+    assert "reused single-1" in walker.err

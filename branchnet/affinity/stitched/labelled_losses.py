@@ -119,7 +119,8 @@ def labelled_tasks(
         probe: the inputs.
         judged: numbers of the inputs that judge.
         losses: for some tasks a function of (output, labels).
-        labels: for these tasks K labels; an input whose label is NaN throughout does not count.
+        labels: for these tasks K labels; an input does not count whose label is missing, so that the own network's
+            loss on it is NaN.
         kinds: which tasks are classifiers.
         device: where the networks are.
 
@@ -145,42 +146,34 @@ def labelled_tasks(
     for task in members:
         if np.isnan(own[task]).all():
             raise AffinityError(
-                f"no input of the probe that judges has a label of task {task!r}; expected some that are no NaN"
+                f"the loss of task {task!r} is NaN for its own network on every input that judges; expected some with "
+                "a known label and a finite output"
             )
         answer = means[task].answer(len(judged))
         constant = _losses(task, losses[task], answer, wanted[task], 0)
-        scale = float(np.nanmean(constant) - np.nanmean(own[task]))
-        if not scale > 0:
+        known = ~np.isnan(own[task])
+        of_own, of_constant = float(np.asarray(own[task])[known].mean()), float(np.asarray(constant)[known].mean())
+        scale = of_constant - of_own
+        if not (math.isfinite(scale) and scale > 0):
             raise AffinityError(
-                f"the loss of task {task!r} is {np.nanmean(own[task]):.4g} for its own network, and for a constant "
-                f"answer {np.nanmean(constant):.4g}; expected a lower one for the own network: labels in the order of "
-                "the probe, and a loss that is lower where outputs are better"
+                f"the loss of task {task!r} is {of_own:.4g} for its own network, and for a constant answer "
+                f"{of_constant:.4g}; expected a lower one for the own network, both finite: labels in the order "
+                "of the probe, and a loss that is lower where outputs are better"
             )
         found[task] = LabelledTask(task, losses[task], wanted[task], scale, np.asarray(own[task]))
     return found
 
 
 def _losses(task: str, loss: Loss, output: Any, labels: Any, start: int) -> list[float]:
-    """The loss of each input alone, so that any resampling of them follows by averaging; NaN without a label."""
+    """The loss of each input alone, so that any resampling of them follows by averaging."""
     found = []
     for row in range(_count(output)):
-        label = gather(labels, slice(start + row, start + row + 1))
-        if _missing(label):
-            found.append(float("nan"))
-            continue
-        value = loss(_rows(output, slice(row, row + 1)), label)
+        value = loss(_rows(output, slice(row, row + 1)), gather(labels, slice(start + row, start + row + 1)))
         if not isinstance(value, Tensor) or value.numel() != 1:
             given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise AffinityError(f"the loss of task {task!r} is {given}; expected a scalar tensor")
-        number = float(value)
-        found.append(float("inf") if math.isnan(number) else number)  # a known label: the output is at fault
+        found.append(float(value))
     return found
-
-
-def _missing(label: Any) -> bool:
-    """Whether nothing is known: all of its numbers are NaN."""
-    leaves = [leaf for leaf in pytree.tree_leaves(label) if isinstance(leaf, Tensor)]
-    return bool(leaves) and all(leaf.is_floating_point() and bool(leaf.isnan().all()) for leaf in leaves)
 
 
 def _count(output: Any) -> int:

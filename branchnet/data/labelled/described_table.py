@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -92,6 +93,7 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         self._description, self._folder, self.split = read_description(path), path.parent, split
         self.label_forms: dict[str, LabelForm] = {task: each.form for task, each in self._description.tasks.items()}
         self._rows = _read_rows(self._description, self._folder)
+        self._numbers_of_rows: dict[str, int] = {}
         self.names: Sequence[str] = self._chosen(path)
         if not self.names:
             raise DataError(f"{path} describes no sample of the split {split!r}; expected at least one")
@@ -124,14 +126,21 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         return {task: self._label(task, each, name) for task, each in self._description.tasks.items()}
 
     def problems_of_cells(self) -> list[str]:
-        """Read the cells of all samples that hold a label, without any file.
+        """Read the cells of all samples that hold a label, and look for their images, of which none is opened.
 
         Returns:
-            what is wrong with each that cannot be read, with its row and column.
+            what is wrong with each, with its row and column.
         """
+        found = []
+        if self._description.images is not None and self._description.table is not None:
+            folder = self._folder / self._description.images
+            lacking = (name for name in self.names if not (folder / name).is_file())
+            found = [
+                f"{self._place(name, 'image')}: {folder / name} is not there; expected an image" for name in lacking
+            ]
         cells = [(task, each) for task, each in self._description.tasks.items() if each.folder is None]
         read = (self._problem_of(task, each, name) for task, each in cells for name in self.names)
-        return [problem for problem in read if problem]
+        return found + [problem for problem in read if problem]
 
     def _problem_of(self, task: str, described: TaskDescription, name: str) -> str:
         try:
@@ -193,8 +202,10 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
             cell = self._rows[name][column].strip()
             try:
                 found = _YES_AND_NO[cell.lower()] if yes_and_no and cell else float(cell or "nan")
+                if math.isinf(found):
+                    raise ValueError("infinite")
             except (KeyError, ValueError) as error:
-                expected = "0 or 1" if yes_and_no else "a number"
+                expected = "0 or 1" if yes_and_no else "a finite number"
                 raise DataError(f"{self._place(name, column)}: {cell!r}; expected {expected}") from error
             values.append(found)
         return torch.tensor(values)
@@ -222,7 +233,9 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
 
     def _place(self, name: str, column: str) -> str:
         table = self._folder / str(self._description.table)
-        return f"{table}, row {list(self._rows).index(name) + 1} ({name}), column {column!r}"
+        if not self._numbers_of_rows:
+            self._numbers_of_rows = {each: number for number, each in enumerate(self._rows, 1)}
+        return f"{table}, row {self._numbers_of_rows[name]} ({name}), column {column!r}"
 
 
 def _read_rows(found: TableDescription, folder: Path) -> dict[str, dict[str, str]]:
@@ -234,6 +247,8 @@ def _read_rows(found: TableDescription, folder: Path) -> dict[str, dict[str, str
     reader = csv.DictReader(io.StringIO(read_text(table)))
     rows = list(reader)
     columns = set(reader.fieldnames or ())
+    if cut := next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), 0):
+        raise DataError(f"{table}, row {cut} has another number of cells than the line of headings; expected as many")
     named = {"image"} if found.images is not None else set(found.inputs)
     named |= {found.split_column} if found.split_column else set()
     for task in found.tasks.values():

@@ -274,7 +274,12 @@ class RunConfig(RunOptions):
                 found.append(
                     (("images",), "are not read with `supervised: true` (remove them; inputs are those of `train`)")
                 )
-        elif self.images is None and "train" not in sources:
+        found += [
+            (("networks", task, "train"), "is for `supervised: true`, where networks are trained on labels")
+            for task, network in self.networks.items()
+            if network.train and not self.supervised
+        ]
+        if not self.supervised and self.images is None and "train" not in sources:
             found.append(
                 (("images",), "is missing; expected unlabelled images, or `supervised: true` and labelled sources")
             )

@@ -97,7 +97,7 @@ def run_demo(
     """
     size = QUICK if quick else FULL
     with Workspace(folder, quiet=quiet) as workspace:
-        workspace.claim({"tasks": list(TASKS), "images": "procedural scenes"})
+        workspace.claim({"tasks": sorted(TASKS), "data": "procedural scenes"})
         with workspace.console.status("render scenes"):
             train, test = scenes(size.count, seed=seed), scenes(PROBE + TEST, seed=seed, start=size.count)
         with silence() if quiet else nullcontext():

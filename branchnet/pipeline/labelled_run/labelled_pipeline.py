@@ -66,7 +66,7 @@ def run_labelled(
     with Workspace(folder, quiet=quiet) as workspace, ExitStack() as inside:
         if quiet:
             inside.enter_context(silence())
-        workspace.claim({"tasks": list(networks), "samples": sources.identity[0]})
+        workspace.claim({"tasks": sorted(networks), "data": sources.identity[0]})
         refuse_untrained(config, networks, sources)
         trained = train_missing(config, config_folder, networks, sources, workspace, quiet=quiet)
         problem = labelled_problem(config, trained, sources, budget)

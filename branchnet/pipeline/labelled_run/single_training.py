@@ -18,6 +18,7 @@ from branchnet.pipeline.config.config_sources import make_network
 from branchnet.pipeline.config.run_config import RunConfig
 from branchnet.pipeline.labelled_run.label_sources import LabelSources, read_sources
 from branchnet.pipeline.labelled_run.prepared_samples import OneTask
+from branchnet.pipeline.problem import weights_hash
 from branchnet.pipeline.workspace import Workspace
 from branchnet.training import fit
 from branchnet.utils.progress import silence
@@ -65,7 +66,8 @@ def train_missing(
 
     def key(task: str) -> list[Any]:
         wanted = config.networks[task].model_dump(mode="json", exclude={"kind"})
-        return [sources.identity, task, wanted, config.fit.model_dump(mode="json"), config.seed]
+        started = [] if config.networks[task].factory is None else [weights_hash(_fresh(config, folder, task))]
+        return [sources.identity, task, wanted, config.fit.model_dump(mode="json"), config.seed, *started]
 
     def load(task: str, path: Path) -> nn.Module:
         load_weights(networks[task], path)
@@ -115,10 +117,7 @@ def train_single(
     Returns:
         The network, in eval mode.
     """
-    wanted, number = config.networks[task], list(config.networks).index(task)
-    with seeded(config.seed * 1009 + number):
-        fresh = make_network(wanted, folder)
-    network.load_state_dict(fresh.state_dict())
+    network.load_state_dict(_fresh(config, folder, task).state_dict())
     settings = {key: value for key, value in fit_settings(config).items() if key not in OF_SEVERAL_TASKS}
     fit(
         network,
@@ -131,6 +130,13 @@ def train_single(
         **settings,
     )
     return network.eval()
+
+
+def _fresh(config: RunConfig, folder: Path, task: str) -> nn.Module:
+    """The network of a task as its constructor or factory makes it, under a seed of its own."""
+    with seeded(config.seed * 1009 + list(config.networks).index(task)):
+        made: nn.Module = make_network(config.networks[task], folder)
+    return made
 
 
 def fit_settings(config: RunConfig) -> dict[str, Any]:

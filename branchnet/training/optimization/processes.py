@@ -141,7 +141,7 @@ class Processes:
             The same in all.
 
         Raises:
-            CheckpointError: in all processes, where the first one raises it.
+            CheckpointError: in all processes, where the first one cannot read it.
         """
         if self.count == 1:
             return read()
@@ -149,8 +149,8 @@ class Processes:
         if self.first:
             try:
                 given[0] = read()
-            except CheckpointError as error:
-                given[1] = str(error)
+            except Exception as error:  # whatever it is, the others wait for word
+                given[1] = str(error) or type(error).__name__
         dist.broadcast_object_list(given, 0)
         if given[1]:
             raise CheckpointError(given[1])

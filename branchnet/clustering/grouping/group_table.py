@@ -23,8 +23,8 @@ def read_groups(table: Table) -> list[dict[str, float]]:
             those that have a row.
 
     Returns:
-        For each training `{task: loss}`, in the order of the table; gains are negated. As `estimate_groups` and
-        `select_networks` take them.
+        Losses by task for each training, in the order of the table, as `estimate_groups` and `select_networks` take
+        them; gains are negated.
 
     Raises:
         AffinityError: an empty table, one without these fields, a task twice in a training, a number that is not

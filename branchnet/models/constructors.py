@@ -305,11 +305,11 @@ def import_package(package: str, extra: str) -> Any:
     Raises:
         SpecError: it is not installed, or does not fit this build of torch.
     """
-    import importlib
+    from branchnet.utils.torchvision_operators import import_with_torchvision
 
     top = package.partition(".")[0]
     try:
-        return importlib.import_module(package)
+        return import_with_torchvision(package)
     except ModuleNotFoundError as error:
         raise SpecError(f"{top} is not installed (pip install 'branchnet[{extra}]')") from error
     except RuntimeError as error:

@@ -57,6 +57,7 @@ def judge(problem: Problem, trees: Trees, networks: Mapping[str, BranchedNetwork
     Returns:
         The measurements.
     """
+    workspace.console.print("[dim]measure all networks on the images held out, and their latencies[/dim]")
     separate = SeparateNetworks(problem.networks).eval()
     everything: dict[str, BranchedNetwork | SeparateNetworks] = {"separate": separate, **networks}
     tree_texts = {name: str(tree) for name, tree in trees.compared.items()}

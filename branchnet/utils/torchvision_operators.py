@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import sys
+from types import ModuleType
 
 import torch
 
@@ -27,3 +30,26 @@ def define_torchvision_operators() -> torch.library.Library | None:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
+
+
+def import_with_torchvision(name: str) -> ModuleType:
+    """Import a module, which may import torchvision where its wheel does not fit the build of torch.
+
+    Args:
+        name: of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        Exception: what importing it raises; for torchvision's operators only where defining them does not help.
+    """
+    known = set(sys.modules)
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error) or define_torchvision_operators() is None:
+            raise
+    for half_imported in set(sys.modules) - known:
+        del sys.modules[half_imported]
+    return importlib.import_module(name)

@@ -359,8 +359,8 @@ def test_validate_reads_descriptions_of_labels_down_to_the_cells(walker: Walker)
     Path("labels.csv").write_text("\n".join(lines) + "\n")
     assert walker("validate data.yaml") == 2
     for said in (
-        "row 1 (00.png), column 'scene': '6'; expected a number from 0 to 5",
-        "row 30 (29.png), column 'scene': 'street'",
+        "row 2 (00.png), column 'scene': '6'; expected a number from 0 to 5",
+        "row 31 (29.png), column 'scene': 'street'",
     ):
         assert said in walker.err, walker.err
     table = yaml.safe_load(Path("data.yaml").read_text())
@@ -375,15 +375,15 @@ def test_validate_names_cut_rows_missing_images_and_infinite_numbers(walker: Wal
     lines = Path("labels.csv").read_text().splitlines()
     Path("labels.csv").write_text("\n".join([*lines[:5], "04.png,train", *lines[6:]]) + "\n")
     assert walker("validate data.yaml") == 2
-    assert "row 5 has another number of cells than the line of headings" in walker.err, walker.err
+    assert "row 6 has another number of cells than the line of headings" in walker.err, walker.err
     table = yaml.safe_load(Path("data.yaml").read_text())
     table["tasks"] = {"scene": {"kind": "regression", "column": "scene"}}
     Path("data.yaml").write_text(yaml.safe_dump(table))
     changed = [line.replace("01.png,train,", "01.png,train,1e400 ") for line in lines]
     Path("labels.csv").write_text("\n".join([*changed, "99.png,train,3"]) + "\n")
     assert walker("validate data.yaml") == 2
-    assert "row 37 (99.png), column 'image': photos/99.png is not there" in walker.err, walker.err
-    assert "row 2 (01.png), column 'scene': '1e400" in walker.err, walker.err
+    assert "row 38 (99.png), column 'image': photos/99.png is not there" in walker.err, walker.err
+    assert "row 3 (01.png), column 'scene': '1e400" in walker.err, walker.err
 
 
 def test_training_starts_again_where_a_factory_gives_other_weights(walker: Walker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,9 +52,17 @@ def checked_table(description: str | Path, *, most: int = 20) -> dict[str | None
         counts[split] = len(table)
         problems += table.problems_of_cells()
     if problems:
-        more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
-        raise DataError("\n".join([*problems[:most], *more]))
+        alike = Counter(_what(problem) for problem in problems)
+        first = {_what(problem): problem for problem in reversed(problems)}
+        said = [first[what] + (f" ({count - 1} more rows alike)" if count > 1 else "") for what, count in alike.items()]
+        more = [f"... and {len(said) - most} other problems"] if len(said) > most else []
+        raise DataError("\n".join([*said[:most], *more]))
     return counts
+
+
+def _what(problem: str) -> str:
+    """What is wrong with a cell, whatever its row."""
+    return problem.partition("), column ")[2] if "column 'image'" not in problem else problem
 
 
 class LabelledTable(Dataset[tuple[Tensor, Labels]]):
@@ -234,7 +243,7 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
     def _place(self, name: str, column: str) -> str:
         table = self._folder / str(self._description.table)
         if not self._numbers_of_rows:
-            self._numbers_of_rows = {each: number for number, each in enumerate(self._rows, 1)}
+            self._numbers_of_rows = {each: number for number, each in enumerate(self._rows, 2)}  # as editors count
         return f"{table}, row {self._numbers_of_rows[name]} ({name}), column {column!r}"
 
 
@@ -247,7 +256,7 @@ def _read_rows(found: TableDescription, folder: Path) -> dict[str, dict[str, str
     reader = csv.DictReader(io.StringIO(read_text(table)))
     rows = list(reader)
     columns = set(reader.fieldnames or ())
-    if cut := next((number for number, row in enumerate(rows, 1) if None in row or None in row.values()), 0):
+    if cut := next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), 0):
         raise DataError(f"{table}, row {cut} has another number of cells than the line of headings; expected as many")
     named = {"image"} if found.images is not None else set(found.inputs)
     named |= {found.split_column} if found.split_column else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 import traceback
@@ -23,6 +22,7 @@ from branchnet.models import create
 from branchnet.pipeline.config.preprocessing import preprocessing
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
 from branchnet.pipeline.problem import as_samples
+from branchnet.utils.torchvision_operators import import_with_torchvision
 
 MOVED_MODULES = {"branchnet.cli.scene_tasks": "branchnet.pipeline.demo.scene_tasks"}
 """Modules that configs written by `branchnet demo` 0.1.0 name, and where they are now."""
@@ -135,7 +135,7 @@ def find_function(name: str, folder: Path) -> Any:
     module_name = MOVED_MODULES.get(module_name, module_name)
     with _importable(folder):
         try:
-            module = importlib.import_module(module_name)
+            module = import_with_torchvision(module_name)
         except ModuleNotFoundError as error:
             raise SpecError(f"{name!r}: {error} (looked next to the config and in the environment)") from error
         except Exception as error:

@@ -84,6 +84,8 @@ class History:
         """
         rate = "learning rates by node" if self.learning_rate is None else f"peak learning rate {self.learning_rate:g}"
         steps = len(next(iter(self.losses.values()), ()))
+        if self.kept_step == 0 and steps:
+            return f"{rate}; no state of {steps} steps was better on held-out samples than the first, which is kept"
         return rate if self.kept_step is None else f"{rate}, the state after {self.kept_step} of {steps} steps"
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:

@@ -144,7 +144,7 @@ def test_a_wrong_description_is_named(described: Path, change: tuple[str, str], 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (("street", "garden"), "row 1 (a.png), column 'scene': 'garden'; expected one of kitchen, street"),
+        (("street", "garden"), "row 2 (a.png), column 'scene': 'garden'; expected one of kitchen, street"),
         (("31.5", "old"), "column 'age': 'old'; expected a finite number"),
         (("1,,a_parts", "2,,a_parts"), "column 'heart': '2'; expected 0 or 1"),
         (("a_parts.png", "z.png"), "z.png does not exist; expected an image of labels"),

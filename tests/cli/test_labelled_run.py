@@ -353,7 +353,7 @@ def test_results_of_a_run_on_other_samples_are_kept(walker: Walker) -> None:
 
 def test_validate_reads_descriptions_of_labels_down_to_the_cells(walker: Walker) -> None:
     assert walker("validate data.yaml run.yaml") == 0, walker.err
-    assert "description of samples with labels is valid: 8 test, 20 train, 8 val" in walker.out
+    assert "description of samples with labels is valid: 8 test, 20 train, 8 val; with a label: scene 34" in walker.out
     lines = Path("labels.csv").read_text().splitlines()
     lines[1], lines[30] = "00.png,train,6", "29.png,test,street"
     Path("labels.csv").write_text("\n".join(lines) + "\n")

@@ -69,8 +69,9 @@ def _described(path: Path, *, build: bool) -> str:
             return f"an architecture of {len(spec.groups)} networks for {len(spec.tasks)} tasks is valid{built}"
         return f"an architecture of {len(spec.tasks)} tasks and {len(spec.locations)} stages is valid{built}"
     if is_label_description(path):
-        counts = checked_table(path)
+        counts, labels = checked_table(path)
         said = ", ".join(f"{count} {split or 'samples'}" for split, count in counts.items())
-        return f"a description of samples with labels is valid: {said}"
+        known = ", ".join(f"{task} {count}" for task, count in labels.items())
+        return f"a description of samples with labels is valid: {said}" + (f"; with a label: {known}" if known else "")
     config = read_config(path)
     return f"a config of {len(config.networks)} networks is valid"

@@ -24,7 +24,7 @@ from branchnet.errors import DataError
 _YES_AND_NO = {"0": 0.0, "1": 1.0, "no": 0.0, "yes": 1.0, "false": 0.0, "true": 1.0, "-1": 0.0}
 
 
-def checked_table(description: str | Path, *, most: int = 20) -> dict[str | None, int]:
+def checked_table(description: str | Path, *, most: int = 20) -> tuple[dict[str | None, int], dict[str, int]]:
     """Read a description, its table and its lists, and every cell that holds a label; no image is opened.
 
     Args:
@@ -32,7 +32,8 @@ def checked_table(description: str | Path, *, most: int = 20) -> dict[str | None
         most: problems of cells that are named.
 
     Returns:
-        The number of samples of each split; of None where there are no splits.
+        The number of samples of each split, of None where there are no splits; and for each task whose labels are in
+        the table how many of all samples have one.
 
     Raises:
         DataError: every problem of the description, or the first one of the table, or those of its cells.
@@ -46,18 +47,21 @@ def checked_table(description: str | Path, *, most: int = 20) -> dict[str | None
     found = read_description(path)
     splits: list[str | None] = [*sorted(_splits(found, _read_rows(found, path.parent)))]
     counts: dict[str | None, int] = {}
+    tables: list[LabelledTable] = []
     problems: list[str] = []
     for split in splits or [None]:
         table = LabelledTable(description, split)
         counts[split] = len(table)
         problems += table.problems_of_cells()
+        tables.append(table)
     if problems:
         alike = Counter(_what(problem) for problem in problems)
         first = {_what(problem): problem for problem in reversed(problems)}
         said = [first[what] + (f" ({count - 1} more rows alike)" if count > 1 else "") for what, count in alike.items()]
         more = [f"... and {len(said) - most} other problems"] if len(said) > most else []
         raise DataError("\n".join([*said[:most], *more]))
-    return counts
+    in_cells = [task for task, each in found.tasks.items() if each.folder is None]
+    return counts, {task: sum(table.count_labels(task) for table in tables) for task in in_cells}
 
 
 def _what(problem: str) -> str:
@@ -150,6 +154,15 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
         cells = [(task, each) for task, each in self._description.tasks.items() if each.folder is None]
         read = (self._problem_of(task, each, name) for task, each in cells for name in self.names)
         return found + [problem for problem in read if problem]
+
+    def count_labels(self, task: str) -> int:
+        """Count the samples that have a label in the table.
+
+        Args:
+            task: one whose labels are in columns.
+        """
+        described = self._description.tasks[task]
+        return sum(self._label(task, described, name) is not None for name in self.names)
 
     def _problem_of(self, task: str, described: TaskDescription, name: str) -> str:
         try:

@@ -51,6 +51,6 @@ def refuse_untrained(config: RunConfig, networks: Mapping[str, nn.Module], sourc
     if found:
         raise SpecError(
             f"networks whose factories give them no trained weights, it seems: {', '.join(found)}, on samples of "
-            "`train`; expected trained ones (`weights:`), `train: true` to train them on the labels first, or "
-            "`train: false` to take them as they are"
+            "`train`; expected trained ones, or with the network, under `networks:`, `weights: FILE`, "
+            "`train: true` to train it on the labels first, or `train: false` to take it as it is"
         )

@@ -99,4 +99,4 @@ def test_show_marks_the_stitches(tmp_path: Path, capsys: pytest.CaptureFixture[s
     show(tmp_path)
     shown = capsys.readouterr().out
     assert "stage 1: c (stitched to a's features)" in shown
-    assert f"2 stitches: {2 * (25 + 5)} parameters, not counted above" in shown
+    assert f"of these 2 stitches: {2 * (25 + 5)} parameters; their multiply-adds" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 import traceback
@@ -134,6 +135,7 @@ def find_function(name: str, folder: Path) -> Any:
     module_name, function_name = name.split(":")
     module_name = MOVED_MODULES.get(module_name, module_name)
     with _importable(folder):
+        importlib.invalidate_caches()  # a module may have been written since its folder was last looked into
         try:
             module = import_with_torchvision(module_name)
         except ModuleNotFoundError as error:

@@ -64,7 +64,7 @@ class Size:
     compiled: bool
 
 
-FULL = Size(3200, 140, RANDOM_TREES, compiled=True)
+FULL = Size(3200, 128, RANDOM_TREES, compiled=True)
 QUICK = Size(600, 16, 1, compiled=False)
 
 

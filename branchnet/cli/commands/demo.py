@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Train seven networks on procedural scenes; find the best tree; build, distil and measure it.
 
-    Takes about six minutes on two CPU cores; --quick about one, with much less training. Run again, it goes on from
+    Takes about four minutes on two CPU cores; --quick about one, with much less training. Run again, it goes on from
     what is finished. It also leaves `run.yaml`, a config of these networks to try the other verbs on.
 
     Example: `branchnet demo`

@@ -314,7 +314,7 @@ def scene():
 
 
 def test_networks_of_factories_that_know_nothing_are_refused_or_trained(walker: Walker) -> None:
-    Path("start_of_depth.py").write_text(FACTORIES)
+    Path("own.py").write_text(FACTORIES)
     made = config()["networks"]
 
     def networks(**more: Any) -> dict[str, Any]:

@@ -18,18 +18,13 @@ from branchnet.deploy.weight_files import file_checksum, read_metadata
 from branchnet.errors import BranchnetError, CheckpointError
 from branchnet.specification import realisation
 from branchnet.stages.graph.settings import module_signature
-from tests.builder.test_saving import TREE
-from tests.builder.toys import images, split_networks
+from tests.builder.test_saving import network_with_a_whole_record
 from tests.damage import damaged
 
 
 @pytest.fixture(scope="module")
 def kept() -> BranchedNetwork:
-    """A network whose record has all of its parts."""
-    branched = branchnet.build(TREE, split_networks(), probe=images(12, 16), init="donor")
-    branched.freeze("depth", "heads.2")
-    branched.recompute("layer3", "stem")
-    return branched
+    return network_with_a_whole_record()
 
 
 def damaged_weights_are_refused(folder: Path, count: int) -> None:

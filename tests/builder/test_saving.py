@@ -98,6 +98,11 @@ def test_a_specification_of_another_tree_is_not_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kept() -> BranchedNetwork:
+    return network_with_a_whole_record()
+
+
+def network_with_a_whole_record() -> BranchedNetwork:
+    """A network whose record has all of its parts: what is frozen, what is recomputed, how it was initialised."""
     branched = branchnet.build(TREE, split_networks(), probe=images(12, 16), init="donor")
     branched.freeze("depth", "heads.2")
     branched.recompute("layer3", "stem")

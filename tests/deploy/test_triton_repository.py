@@ -194,7 +194,7 @@ def test_one_batch_size_means_no_batching(branched: BranchedNetwork, tmp_path: P
     ("options", "message"),
     [
         ({"models": {}}, "models is empty"),
-        ({"models": {"a/b": ["depth"]}}, "'a/b', which is no name of a folder"),
+        ({"models": {"a/b": ["depth"]}}, "the model name 'a/b' cannot name a folder"),
         ({"models": {"a": ["depht"]}}, "'depht'"),
         ({"max_batch_size": -1}, "max_batch_size=-1"),
     ],

@@ -55,17 +55,17 @@ def checked_table(description: str | Path, *, most: int = 20) -> tuple[dict[str 
         problems += table.problems_of_cells()
         tables.append(table)
     if problems:
-        alike = Counter(_what(problem) for problem in problems)
-        first = {_what(problem): problem for problem in reversed(problems)}
-        said = [first[what] + (f" ({count - 1} more rows alike)" if count > 1 else "") for what, count in alike.items()]
+        rows = Counter(_without_row(problem) for problem in problems)
+        first = {_without_row(problem): problem for problem in reversed(problems)}
+        said = [first[text] + (f" (and in {count - 1} more rows)" if count > 1 else "") for text, count in rows.items()]
         more = [f"... and {len(said) - most} other problems"] if len(said) > most else []
         raise DataError("\n".join([*said[:most], *more]))
     in_cells = [task for task, each in found.tasks.items() if each.folder is None]
     return counts, {task: sum(table.count_labels(task) for table in tables) for task in in_cells}
 
 
-def _what(problem: str) -> str:
-    """What is wrong with a cell, whatever its row."""
+def _without_row(problem: str) -> str:
+    """The problem of a cell without the row that it is in; that of a missing image as it is."""
     return problem.partition("), column ")[2] if "column 'image'" not in problem else problem
 
 

@@ -88,7 +88,7 @@ def _check(path: Path, found: TableDescription) -> None:
     if found.table is None and (found.inputs or found.split_column):
         problems.append("`inputs` and `split_column` name columns; expected `table`, a CSV file")
     if found.splits and (found.split_column or found.inputs):
-        problems.append("`splits` lists names of images; expected no `split_column` or `inputs` beside it")
+        problems.append("`splits` lists names of images; expected no `split_column` or `inputs` as well")
     wrong = {task: _problem(each, found) for task, each in found.tasks.items()}
     problems += [f"tasks.{task}: {text}" for task, text in wrong.items() if text]
     if problems:

@@ -150,7 +150,7 @@ def _check(network: BranchedNetwork, target: Path, models: Mapping[str, Sequence
     for name, tasks in models.items():
         wanted_tasks(tasks, network.tasks)
         if not name or name in (".", "..", WEIGHTS) or Path(name).name != name or "\\" in name:
-            raise BuildError(f"a model is called {name!r}, which is no name of a folder; expected one: pass models=")
+            raise BuildError(f"the model name {name!r} cannot name a folder; expected one that can; pass models=")
     if max_batch_size < 0:
         raise BuildError(f"max_batch_size={max_batch_size}; expected 0 or more")
 

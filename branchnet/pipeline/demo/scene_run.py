@@ -40,8 +40,8 @@ BATCH = 64
 LEARNING_RATE = 3e-3
 """Of single-task networks, from random weights; merged ones would forget at it."""
 MERGED_RATE = 1e-4
-"""Of all branched networks alike, so that they are compared at one rate: the one that a range test finds for the tree
-that the search proposes."""
+"""Peak learning rate of every branched network, so that all are compared at the same one: what the range test chooses
+for the tree that the search proposes."""
 STITCH_STEPS = 40
 SHOWN = 5
 RANDOM_TREES = 1

@@ -10,41 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from branchnet.errors import SplitError
-from tests.silent_errors.toys import WIDTH, FourLayers, X, made, separate
+from tests.silent_errors.toys import WIDTH, X, made, separate
+from tests.stages.test_sizes import Centred, Rows, Steps
 
 pytestmark = pytest.mark.slow
-
-
-class CentredBatch(FourLayers):
-    """Subtracts the mean of a batch of several."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.l1(x)
-        if h.shape[0] > 1:
-            h = h - h.mean(0)
-        return self.l4(self.l3(F.relu(self.l2(h))))
-
-
-class RowByRow(FourLayers):
-    """Goes through the samples in a Python loop."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.l4(self.l3(torch.stack([self.l2(F.relu(self.l1(row))) for row in x])))
-
-
-class StepByStep(nn.Module):
-    """Goes through the tokens in a Python loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.cell, self.out = nn.Embedding(20, WIDTH), nn.LSTMCell(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        values = self.embedding(tokens)
-        h = c = values.new_zeros(len(tokens), WIDTH)
-        for step in range(tokens.shape[1]):
-            h, c = self.cell(values[:, step], (h, c))
-        return self.out(h)
 
 
 class PaddedToEight(nn.Module):
@@ -73,12 +42,12 @@ def _tokens(batch: int, length: int) -> Tensor:
 @pytest.mark.parametrize(
     ("make", "example", "other"),
     [
-        (CentredBatch, X[:1], X),
-        (CentredBatch, X, X[:1]),
-        (RowByRow, X, _normal(7, WIDTH)),
-        (RowByRow, X, X[:1]),
-        (StepByStep, _tokens(4, 5), _tokens(4, 9)),
-        (StepByStep, _tokens(4, 5), _tokens(2, 3)),
+        (Centred, X[:1], X),
+        (Centred, X, X[:1]),
+        (Rows, X, _normal(7, WIDTH)),
+        (Rows, X, X[:1]),
+        (Steps, _tokens(4, 5), _tokens(4, 9)),
+        (Steps, _tokens(4, 5), _tokens(2, 3)),
         (PaddedToEight, _normal(2, 3, 16, 16), _normal(2, 3, 16, 20)),
         (PaddedToEight, _normal(2, 3, 16, 20), _normal(2, 3, 16, 16)),
     ],

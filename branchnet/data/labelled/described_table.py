@@ -160,6 +160,9 @@ class LabelledTable(Dataset[tuple[Tensor, Labels]]):
 
         Args:
             task: one whose labels are in columns.
+
+        Returns:
+            The number of samples, those without a label left out.
         """
         described = self._description.tasks[task]
         return sum(self._label(task, described, name) is not None for name in self.names)

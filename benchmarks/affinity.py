@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from branchnet.affinity import Options, cka, compare_rdms, rdm, rsa
 from branchnet.stages import split_all
 from branchnet.utils.files import write_text
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "affinity.json"
 STAGE_ENDS = ["layer1", "layer2", "layer3", "layer4"]

@@ -43,7 +43,7 @@ from branchnet.inference.fusion_choice import faster_fused
 from branchnet.inference.latency_tables import table_and_others
 from branchnet.inference.torch_compile import first_line
 from branchnet.utils.files import write_text
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 TABLE = RESULTS.with_suffix(".md")

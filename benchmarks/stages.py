@@ -413,7 +413,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     from branchnet.utils.files import write_text
-    from branchnet.utils.torchvision_operators import define_torchvision_operators
+    from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
     define_torchvision_operators()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "stages_speed.json"
 SPLIT_SUBJECTS = (

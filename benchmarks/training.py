@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 OUTPUTS = {"a": 10, "b": 5, "c": 3}

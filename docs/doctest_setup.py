@@ -8,7 +8,7 @@ from torch import nn  # noqa: F401
 
 import branchnet
 from branchnet.data import scenes
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 define_torchvision_operators()
 

@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 define_torchvision_operators()
 if torch.cuda.is_available():  # TF32 keeps three digits: what is compared would differ by more than tests allow

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 from gpu_parts.pages import write_page
 from gpu_parts.plan import Part
 from gpu_parts.records import Record

@@ -305,7 +305,7 @@ def import_package(package: str, extra: str) -> Any:
     Raises:
         SpecError: it is not installed, or does not fit this build of torch.
     """
-    from branchnet.utils.torchvision_operators import import_with_torchvision
+    from branchnet.utils.installed_torch.torchvision_operators import import_with_torchvision
 
     top = package.partition(".")[0]
     try:

@@ -24,6 +24,7 @@ from branchnet.stages import call
 from branchnet.stages.interface import call_form, explaining
 from branchnet.stages.tracing.input_order import InputOrder
 from branchnet.training import Metric
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.installed_torch.torch_internals import pytree
 from branchnet.utils.tensor_digest import checksum
 from branchnet.utils.visible_text import invisible
@@ -297,6 +298,7 @@ def probe_of(train: Source, options: RunOptions) -> Any:
     return placed(chosen.inputs, torch.device("cpu"))
 
 
+@keeping_freed_memory()
 def donor_outputs(networks: Mapping[str, nn.Module], images: Source, batch_size: int) -> dict[str, Tensor]:
     """First floating-point tensor of each network's output, for all images, each of which is read once.
 

@@ -54,6 +54,7 @@ from branchnet.training.resuming.code_hash import code_hash
 from branchnet.training.resuming.run_identity import content_hash
 from branchnet.training.scope import DEFAULT_RATES, Scope, resting, training_scope
 from branchnet.training.teachers import Teachers
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.modes import mode_of
 from branchnet.utils.random_state import seeded
 
@@ -62,6 +63,7 @@ _COMPARED = 2
 
 
 @trains_each_network
+@keeping_freed_memory()
 def distill(
     branched: BranchedNetwork | GroupedNetworks,
     networks: Mapping[str, nn.Module] | Teachers,

@@ -34,6 +34,7 @@ from branchnet.training.resuming.run_identity import (
 )
 from branchnet.training.supervised_run import further_identity, supervised_run
 from branchnet.training.task_losses import Loss
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.random_state import seeded
 
 Losses = Loss | Mapping[str, Loss]
@@ -43,6 +44,7 @@ WEIGHTING_RATE = 1e-3
 
 
 @trains_each_network
+@keeping_freed_memory()
 def fit(
     network: nn.Module,
     train: Source | Mapping[str, Source],
@@ -165,7 +167,7 @@ def fit(
         warnings.warn(
             "fit(network, images, labels, losses) ends with 0.3; expected fit(network, (images, labels), losses)",
             DeprecationWarning,
-            stacklevel=2,
+            stacklevel=4,  # past both decorators
         )
     settings = Settings(
         steps=steps, batch_size=batch_size, seed=seed, every=every, keep=keep, patience=patience, optimizer=optimizer,

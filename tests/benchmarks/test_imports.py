@@ -18,7 +18,7 @@ SCRIPTS = sorted(path for folder in ("benchmarks", "tools") for path in (ROOT / 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 IMPORT_ALL = """
 import importlib, sys
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 define_torchvision_operators()
 for name in sys.argv[1:]:
     importlib.import_module(name)

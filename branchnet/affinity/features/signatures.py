@@ -34,6 +34,7 @@ from branchnet.affinity.measures.rdms import Dissimilarity, centring_for, mean_r
 from branchnet.affinity.networks import Family, Member
 from branchnet.affinity.probes import Probe
 from branchnet.errors import AffinityError
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.progress import progress_bar
 
 Signature: TypeAlias = npt.NDArray[np.floating]
@@ -95,6 +96,7 @@ def _varies(one: Gram, centring: Centring) -> bool:
     return bool((one.products - one.products[0, 0]).abs().max() > _EQUAL * one.products.abs().max())
 
 
+@keeping_freed_memory()
 def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) -> list[list[Signature]]:
     """Signature of every member at every location: `[location][member]`.
 
@@ -124,6 +126,7 @@ def read_signatures(family: Family, probe: Probe, kind: Kind, options: Options) 
     return [[rows[number][location] for number in range(len(ranks))] for location in range(len(family.locations))]
 
 
+@keeping_freed_memory()
 def read_chunks(member: Member, probe: Probe, locations: Sequence[str], options: Options, consume: Consumer) -> None:
     """Call `consume` with the features of one network, in as many passes as memory asks for."""
     layout = find_layout(member, probe.example, locations, options.place, options.features)

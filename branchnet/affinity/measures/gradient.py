@@ -34,6 +34,7 @@ from branchnet.data.collation import moved
 from branchnet.data.samples import Source, read_samples
 from branchnet.errors import AffinityError
 from branchnet.stages.interface import call_form
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.progress import progress_bar
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
@@ -49,6 +50,7 @@ _NAMES = {
 logger = logging.getLogger(__name__)
 
 
+@keeping_freed_memory()
 def gradient_affinity(
     model: nn.Module,
     batches: Source,

@@ -39,6 +39,7 @@ from branchnet.data.collation import as_labels, leaves
 from branchnet.errors import AffinityError
 from branchnet.stitching.output_distances import OutputDistance, OutputKind
 from branchnet.stitching.probe_division import ProbeDivision, warn_of_noise
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def _cost(family: Family, division: ProbeDivision, missing: Sequence[Key]) -> st
     )
 
 
+@keeping_freed_memory()
 def _losses(
     family: Family,
     probe: Probe,

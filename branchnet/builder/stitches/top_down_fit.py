@@ -25,6 +25,7 @@ from branchnet.stages import StagedNetwork
 from branchnet.stitching.output_distances import OutputKind
 from branchnet.stitching.probe_division import divide_probe, warn_of_noise
 from branchnet.stitching.stitch import Stitch, StitchedStage
+from branchnet.utils.freed_memory import keeping_freed_memory
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def stitch_donors(
         return {}
     warn_of_noise(probe.example)
     notes: dict[str, str] = {}
-    with ExitStack() as inside:
+    with keeping_freed_memory(), ExitStack() as inside:
         for network in (branched, *{id(net): net for net in networks.values()}.values()):
             inside.enter_context(untouched(network))
         if own is None:

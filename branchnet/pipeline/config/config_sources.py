@@ -23,7 +23,7 @@ from branchnet.models import create
 from branchnet.pipeline.config.preprocessing import preprocessing
 from branchnet.pipeline.config.run_config import ImagesConfig, NetworkConfig, RunConfig
 from branchnet.pipeline.problem import as_samples
-from branchnet.utils.torchvision_operators import import_with_torchvision
+from branchnet.utils.installed_torch.torchvision_operators import import_with_torchvision
 
 MOVED_MODULES = {"branchnet.cli.scene_tasks": "branchnet.pipeline.demo.scene_tasks"}
 """Modules that configs written by `branchnet demo` 0.1.0 name, and where they are now."""

@@ -24,6 +24,7 @@ from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 from branchnet.stitching.output_distances import OutputKind
 from branchnet.stitching.probe_division import ProbeDivision, divide_probe, warn_of_noise
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.progress import progress_bar
 
 
@@ -63,7 +64,7 @@ def measure_trees(
     judged = ProbeDivision((), tuple(range(held_out.inputs)))
     losses = PathLosses(own, OwnFeatures(staged, held_out, device, judged), kinds)
     measured = {}
-    with ExitStack() as inside, progress_bar("measure trees", len(trees)) as advance:
+    with keeping_freed_memory(), ExitStack() as inside, progress_bar("measure trees", len(trees)) as advance:
         for network in {id(network): network for network in staged.values()}.values():
             inside.enter_context(untouched(network))
         for name, tree in trees.items():

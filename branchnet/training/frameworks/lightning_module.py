@@ -19,7 +19,7 @@ from branchnet.training.optimization.run_settings import OptimizerFactory
 from branchnet.training.optimization.schedules import Schedule, share_of
 from branchnet.training.task_losses import Batches, Loss
 from branchnet.training.weighting.weighting_base import Weighting
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 define_torchvision_operators()  # Lightning imports torchvision where it is installed
 try:

@@ -17,6 +17,7 @@ from branchnet.stages.interface import call_form
 from branchnet.stages.tracing.input_order import InputOrder, run_tasks
 from branchnet.training.judging.foreign_metrics import AnyMetric, read_metric
 from branchnet.training.labels import known_labels
+from branchnet.utils.freed_memory import keeping_freed_memory
 from branchnet.utils.modes import evaluation_mode
 
 
@@ -65,6 +66,7 @@ def evaluate(
     return dict(zip(metrics, values, strict=True))
 
 
+@keeping_freed_memory()
 def evaluate_each(
     network: nn.Module,
     inputs: Source,

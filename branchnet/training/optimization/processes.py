@@ -20,7 +20,7 @@ from branchnet.data.collation import gather, leaves
 from branchnet.data.samples import Batch
 from branchnet.errors import CheckpointError, TrainingError
 from branchnet.training.optimization.run_settings import Precision
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 
 T = TypeVar("T")
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

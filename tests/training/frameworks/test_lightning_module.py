@@ -16,7 +16,7 @@ import branchnet
 from branchnet.errors import TrainingError
 from branchnet.training import weighting_of
 from branchnet.training.optimization.schedules import cosine
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 from tests.training.frameworks.toys import LABELS, LOSSES, TASKS, X, branched, known_losses, same
 
 define_torchvision_operators()

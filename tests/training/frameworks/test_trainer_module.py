@@ -14,7 +14,7 @@ import branchnet
 from branchnet import Tree
 from branchnet.errors import DataError, TrainingError
 from branchnet.training import for_trainer
-from branchnet.utils.torchvision_operators import define_torchvision_operators
+from branchnet.utils.installed_torch.torchvision_operators import define_torchvision_operators
 from tests.training.frameworks.toys import LABELS, LOSSES, TASKS, X, branched, known_losses, same
 
 define_torchvision_operators()

@@ -130,7 +130,7 @@ def record_step(
         batches: of the step, where a loss that is not finite may come from.
 
     Returns:
-        their sum.
+        their mean, for the progress bar.
 
     Raises:
         TrainingError: a loss that is not finite.
@@ -144,16 +144,21 @@ def record_step(
     for task, values in state.losses.items():
         values.append(losses.get(task, math.nan))
     state.step += 1
-    return sum(losses.values())
+    return _mean(losses)
 
 
 def held_out_text(state: State) -> str:
-    """The sum of the losses on held-out samples, for the progress bar.
+    """The mean of the tasks' losses on held-out samples, for the progress bar.
 
     Args:
         state: how far a run is.
     """
-    return f", held-out {sum(state.measurements[-1]['losses'].values()):.3f}" if state.measurements else ""
+    return f", held-out {_mean(state.measurements[-1]['losses']):.3f}" if state.measurements else ""
+
+
+def _mean(losses: Mapping[str, float]) -> float:
+    """0 without any, as in a batch that has no labels."""
+    return sum(losses.values()) / max(len(losses), 1)
 
 
 def check_finite(parameters: Sequence[nn.Parameter], steps: int) -> None:

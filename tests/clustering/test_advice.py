@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from branchnet import Affinity, PairMeasurements, Tree, advise, clustering_cost, enumerate_trees, search
+from branchnet import Affinity, Constraints, PairMeasurements, Tree, advise, clustering_cost, enumerate_trees, search
 from branchnet.clustering import expected_losses
 from branchnet.errors import AffinityError, TreeError
 
@@ -45,6 +45,26 @@ def test_the_differences_are_those_to_all_trees_of_its_widths() -> None:
         if tree.widths == (2,)
     ]
     assert advice.groups == pytest.approx(min(grouped) - found.cost)
+
+
+def test_with_constraints_the_others_are_those_that_they_allow() -> None:
+    affinity = families(0.02)
+    rules = Constraints(apart=[["a", "c"]])
+    found = search(affinity, [1.0, 1.0], "50% params", objective="mean-pair", constraints=rules)
+    advice = advise(found, affinity, constraints=rules)
+
+    def allowed(tree: Tree) -> bool:
+        return all(tree.cluster_of("a", stage) != tree.cluster_of("c", stage) for stage in range(tree.depth))
+
+    everything = [tree for tree in enumerate_trees(TASKS, 2) if tree.widths == found.tree.widths]
+    others = [tree for tree in everything if allowed(tree) and tree != found.tree]
+    assert 0 < len(others) < len(everything) - 1
+    costs = [clustering_cost(tree, affinity, objective="mean-pair") for tree in others]
+    assert advice.gain == pytest.approx(np.mean(costs) - found.cost)
+    assert "Sharing everything, which the constraints exclude," in str(advice)
+    assert "exclude" not in str(advise(found, affinity))
+    with pytest.raises(TreeError, match=r"is excluded by Constraints\(.*expected one that they allow"):
+        advise(Tree.shared(TASKS, 2), affinity, constraints=rules)
 
 
 def test_the_error_is_that_of_the_difference_over_replicates() -> None:

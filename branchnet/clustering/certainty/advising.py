@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from branchnet.affinity.measures.pair_measurements import PairMeasurements
 from branchnet.affinity.tensor import Affinity
+from branchnet.clustering.constraints import Constraints, Rules, rules_of
 from branchnet.clustering.objectives import CHANGES, DEFAULT_OBJECTIVE, clustering_cost, stage_losses
 from branchnet.clustering.pairwise_estimates import expected_losses
 from branchnet.clustering.search_result import SearchResult
@@ -50,6 +51,7 @@ class Advice:
         groups: what the best groups of tasks with a network of their own cost more that have no more nodes in all; None
             where there are none, or more than 8 tasks.
         unit: what costs are in, in words.
+        excluded: whether constraints exclude the fully shared network.
 
     >>> tree = branchnet.Tree.grouped([["a", "b"], ["c"]], 1)
     >>> unit = "in units of dissimilarity"
@@ -71,6 +73,7 @@ class Advice:
     shared_error: float
     groups: float | None
     unit: str
+    excluded: bool = False
 
     @property
     def distinct(self) -> bool:
@@ -102,11 +105,8 @@ class Advice:
 
     def _about_others(self) -> str:
         as_good = self.shared <= SURE * self.shared_error if self.shared_error > 0 else self.shared <= 0
-        found = (
-            "Sharing everything is predicted to be as good"
-            if as_good
-            else f"Sharing everything is predicted to cost {self.shared:.3g} more"
-        )
+        everything = "Sharing everything, which the constraints exclude," if self.excluded else "Sharing everything"
+        found = f"{everything} is predicted to " + ("be as good" if as_good else f"cost {self.shared:.3g} more")
         if self.groups is None:
             return f"{found}."
         groups = "to be as good" if self.groups <= 0 else f"to cost {self.groups:.3g} more"
@@ -131,6 +131,7 @@ def advise(
     affinity: Affinity | PairMeasurements,
     *,
     objective: str | None = None,
+    constraints: Constraints | None = None,
     random_trees: int = RANDOM_TREES,
     seed: int = 0,
 ) -> Advice:
@@ -140,6 +141,7 @@ def advise(
         tree: a tree, or what `search` found.
         affinity: what it was found by; with `samples` (measured with `bootstrap`), differences get errors.
         objective: how trees are judged; None = the result's, or the default of `search`.
+        constraints: those of the search: random trees and groups are drawn among what they allow.
         random_trees: how many trees of the same widths are drawn; fewer where there are fewer.
         seed: of the draws.
 
@@ -148,7 +150,7 @@ def advise(
 
     Raises:
         AffinityError: an objective that does not fit the affinities, or fewer than 1 random tree.
-        TreeError: other tasks or another depth.
+        TreeError: other tasks or another depth; a tree that the constraints exclude.
 
     >>> values = np.array([[[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.2, 0.1], [0.1, 0.2, 1.0, 0.8], [0.2, 0.1, 0.8, 1.0]]])
     >>> affinity = branchnet.Affinity(["a", "b", "c", "d"], ["only"], values)
@@ -165,10 +167,14 @@ def advise(
     measured = isinstance(affinity, PairMeasurements)
     named = tree.objective if isinstance(tree, SearchResult) else DEFAULT_OBJECTIVE
     judged = "expected performance" if measured else objective or named
-    others = _others_of_size(chosen, random_trees, seed)
-    groups = _groups(chosen)
+    rules = None if constraints is None else rules_of(constraints, chosen.tasks, chosen.depth)
+    if not _allowed(chosen, rules):
+        raise TreeError(f"the tree {chosen.partitions} is excluded by {constraints}; expected one that they allow")
+    others = _others_of_size(chosen, rules, random_trees, seed)
+    groups = [one for one in _groups(chosen) if _allowed(one, rules)]
+    shared_tree = Tree.shared(chosen.tasks, chosen.depth)
     first = 2 + len(groups)
-    compared = [chosen, Tree.shared(chosen.tasks, chosen.depth), *groups, *others]
+    compared = [chosen, shared_tree, *groups, *others]
     costs = np.array([_costs(compared, one, judged) for one in _with_replicates(affinity)])  # (1 + replicates, trees)
     gains = costs[:, first:].mean(1) - costs[:, 0] if others else np.zeros(len(costs))
     equal = np.array(_costs(compared, _equal_pairs(affinity), judged))
@@ -186,6 +192,7 @@ def advise(
         shared_error=_error(shared[1:]),
         groups=float(costs[0, 2:first].min() - costs[0, 0]) if groups else None,
         unit=_unit(affinity),
+        excluded=not _allowed(shared_tree, rules),
     )
 
 
@@ -197,11 +204,16 @@ def _unit(affinity: Affinity | PairMeasurements) -> str:
     return "in shares of their losses" if affinity.measure.startswith(CHANGES) else "in units of dissimilarity"
 
 
-def _others_of_size(tree: Tree, count: int, seed: int) -> list[Tree]:
+def _allowed(tree: Tree, rules: Rules | None) -> bool:
+    return rules is None or all(rules.allows(stage, labels) for stage, labels in enumerate(tree.labels()))
+
+
+def _others_of_size(tree: Tree, rules: Rules | None, count: int, seed: int) -> list[Tree]:
+    """Random trees of its widths: fewer than asked for where few are drawn that the constraints allow."""
     source, drawn = random.Random(seed), dict[Tree, None]()
-    for _ in range(5 * count):
+    for _ in range((5 if rules is None else 100) * count):
         other = random_tree_of_widths(tree.tasks, tree.widths, source, tree.depths)
-        if other != tree:
+        if other != tree and _allowed(other, rules):
             drawn[other] = None
         if len(drawn) >= count:
             break

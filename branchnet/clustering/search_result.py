@@ -51,6 +51,11 @@ class Resource(NamedTuple):
     limit: float
     tasks: tuple[str, ...] = ()
 
+    @property
+    def whose(self) -> str:
+        """The tasks that count, in words; empty where all do."""
+        return f" for {'+'.join(map(visible, self.tasks))}" if self.tasks else ""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -178,7 +183,7 @@ class SearchResult:
 
 
 def _shown(one: Resource) -> str:
-    return f"{one.size:.6g} {one.unit}" + (f" for {'+'.join(map(visible, one.tasks))}" if one.tasks else "")
+    return f"{one.size:.6g} {one.unit}{one.whose}"
 
 
 def lossless_clusters(tree: Tree, identical: Sequence[Sequence[Sequence[str]]]) -> tuple[Partition, ...]:

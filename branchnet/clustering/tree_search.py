@@ -19,7 +19,8 @@ from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
 from branchnet.clustering.constraints import Constraints
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.exact.dynamic_program import WidthTable
-from branchnet.clustering.exact.subset_search import search_under_subsets, task_limit
+from branchnet.clustering.exact.subset_front import front_under_subsets
+from branchnet.clustering.exact.subset_search import search_under_subsets, task_limits
 from branchnet.clustering.heuristics.bounded_search import AnyProblem, judged, searched, searched_front
 from branchnet.clustering.objectives import DEFAULT_OBJECTIVE, Objective
 from branchnet.clustering.search_problem import (
@@ -75,8 +76,8 @@ def search(
             tell one alone, by unit: `{"params": staged, "latency": table.costs}`.
         budget: a Budget, its text, or a number of parameters. A relative one is a share of N separate networks, heads
             included where they are known. Several at once, `"60% params, 45% flops"`, or a list: the tree meets all.
-            `"8 ms for depth+edges"` counts nodes that serve one of these tasks, and their heads (exact, up to 7 tasks;
-            percentages are of all separate networks, too).
+            `"8 ms for depth+edges"` counts nodes that serve one of these tasks, their heads, and the stitches of a
+            network of these tasks alone (exact up to 10 tasks; percentages are of all separate networks, too).
         head_costs: `{task: number or StageCost}`; None = those of the staged networks; with other costs, heads are
             not counted then.
         objective: how trees are judged, see `branchnet.clustering.objectives`; the paper's is `"mean-max"`. Directed
@@ -124,8 +125,8 @@ def search(
     wanted = as_budget(budget)
     if any(one.tasks for one in wanted.each):
         return _under_subsets(
-            wanted, method, nested, time_limit, affinity, costs, head_costs, objective, stage_weights, shared_stages,
-            constraints, task_weights, stitch_sizes,
+            wanted, method, nested, seed, time_limit, progress, affinity, costs, head_costs, objective, stage_weights,
+            shared_stages, constraints, task_weights, stitch_sizes,
         )  # fmt: skip
     problem = make_problem(
         affinity,
@@ -171,6 +172,7 @@ def pareto_front(
     costs: CostsByUnit,
     *,
     unit: str | Sequence[str] = "params",
+    budget: AnyBudget | None = None,
     head_costs: HeadCostsByUnit | None = None,
     objective: str | Objective = DEFAULT_OBJECTIVE,
     stage_weights: Sequence[float] | str | None = None,
@@ -193,6 +195,7 @@ def pareto_front(
         costs: as `search` takes them.
         unit: the unit in which sizes are counted: `"params"`, `"flops"` or `"latency"`; or several of them, by the
             exact method: no point needs as little of each and costs less, or costs as little and needs less.
+        budget: budgets for some of the tasks that every point meets, such as `"8 ms for depth+edges"`; with one unit.
         head_costs: as `search` takes them.
         objective: as `search` takes it.
         stage_weights: as `search` takes them.
@@ -209,7 +212,8 @@ def pareto_front(
         the others in `also`.
 
     Raises:
-        BudgetError: no tree meets the constraints, or costs do not fit the affinities.
+        BudgetError: no tree meets the constraints or the budget, costs do not fit the affinities, or a budget for all
+            tasks, which a front shows anyway.
         AffinityError: as `search`.
         TreeError: as `search`.
 
@@ -225,6 +229,11 @@ def pareto_front(
     12 million parameters, cost 0.000, widths (3, 3)
     """
     first, *others = [unit] if isinstance(unit, str) else unit
+    if budget is not None:
+        given = (objective, stage_weights, shared_stages, constraints, task_weights, stitch_sizes)
+        return _front_under_subsets(
+            [first, *others], as_budget(budget), method, seed, progress, affinity, costs, head_costs, *given
+        )
     problem = make_problem(
         affinity,
         costs,
@@ -273,7 +282,9 @@ def _under_subsets(
     wanted: Budget,
     method: str,
     nested: bool,
+    seed: int,
     time_limit: float | None,
+    progress: bool,
     affinity: Affinity | PairMeasurements | StageLosses,
     costs: CostsByUnit,
     head_costs: HeadCostsByUnit | None,
@@ -282,16 +293,39 @@ def _under_subsets(
     """The best tree under budgets of which some are for some of the tasks; `others` as `make_problem` takes them."""
     if not nested:
         raise BudgetError("a call of a network that is not nested computes one task; expected budgets for all tasks")
-    problems = [make_problem(affinity, costs, one.unit, head_costs, *others) for one in wanted.each]
-    limits = [task_limit(one, problem, costs, head_costs) for one, problem in zip(wanted.each, problems, strict=True)]
-    with Deadline(time_limit) as deadline:
-        try:
-            return search_under_subsets(problems[0], limits, method, deadline)
-        except OutOfTime as error:
-            raise BudgetError(
-                f"no tree was found for {wanted} within time_limit={time_limit} seconds: budgets for some tasks "
-                "are met by the exact method alone; expected more time, or a budget for all tasks"
-            ) from error
+    problem, limits = task_limits(wanted.each, wanted.unit, affinity, costs, head_costs, *others)
+    warn_uncounted(problem.sizes)
+    warn_limited(problem.sizes)
+    with Deadline(time_limit, show=progress) as deadline:
+        return search_under_subsets(problem, limits, method, seed, deadline)
+
+
+def _front_under_subsets(
+    units: Sequence[str],
+    wanted: Budget,
+    method: str,
+    seed: int,
+    progress: bool,
+    affinity: Affinity | PairMeasurements | StageLosses,
+    costs: CostsByUnit,
+    head_costs: HeadCostsByUnit | None,
+    *others: Any,
+) -> list[SearchResult]:
+    """The front under budgets for some of the tasks; `others` as `make_problem` takes them."""
+    if whole := [one for one in wanted.each if not one.tasks]:
+        raise BudgetError(
+            f"the budget {whole[0]} is for all tasks, and a front has every size; expected budgets for some of them, "
+            "such as '8 ms for depth+edges'"
+        )
+    if len(units) > 1:
+        raise BudgetError(
+            f"a front over {', '.join(units)} under budgets for some of the tasks would have trees that differ in what "
+            f"these need alone; expected one unit, such as unit={units[0]!r}"
+        )
+    problem, limits = task_limits(wanted.each, units[0], affinity, costs, head_costs, *others)
+    warn_uncounted(problem.sizes)
+    with Deadline(show=progress) as deadline:
+        return front_under_subsets(problem, limits, method, seed, deadline)
 
 
 def _takes_long(problem: AnyProblem) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,6 +157,6 @@ def front_data(problem: Problem, trees: Trees) -> FrontPlot:
             for tree in others
         ]
         + drawn,
-        budget=trees.chosen.limit if in_parameters else None,
+        budget=trees.chosen.limit if in_parameters and math.isfinite(trees.chosen.limit) else None,
         objective=f"clustering cost ({problem.options.objective})",
     )

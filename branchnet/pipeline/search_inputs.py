@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets.tree_sizes import Costs, CostsByUnit, HeadCosts
+    from branchnet.clustering.search_result import Resource
     from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.inference import LatencyTable
     from branchnet.pipeline.plans.dry_run import Plan
@@ -181,13 +183,18 @@ def plan_search(
         The plan.
     """
     from branchnet.clustering import count_trees
+    from branchnet.clustering.exact.subset_search import how_under_subsets, task_limits
     from branchnet.clustering.search_problem import choose_method, make_problem
     from branchnet.pipeline.plans.dry_run import Plan
 
-    problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages, also=budget.also)
-    chosen, why = choose_method(problem, method)
     trees = count_trees(len(found.tasks), len(found.locations))
     plan = Plan("search").step(f"{trees:.3g} trees of {len(found.tasks)} tasks and {len(found.locations)} stages")
+    if any(one.tasks for one in budget.each):
+        others = (objective, None, shared_stages)
+        problem, _ = task_limits(budget.each, budget.unit, found, costs, None, *others)
+        return plan.step(f"{how_under_subsets(problem, method)}; --time-limit ends it earlier")
+    problem = make_problem(found, costs, budget.unit, None, objective, None, shared_stages, also=budget.also)
+    chosen, why = choose_method(problem, method)
     if chosen != "exact":
         end = "after a minute" if chosen == "milp" else "when no move helps"
         return plan.step(f"{chosen} search ({why}); ends at --time-limit, or {end}")
@@ -223,8 +230,11 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
     costs, heads = spec.stage_costs, spec.head_costs or None
     assert costs is not None
     stitches = stitch_sizes_for(found, spec, unit)
-    also = budget.also if budget and not any(one.unit == "latency" for one in budget.also) else ()
+    whole = [one for one in (budget.each if budget else ()) if not one.tasks]
+    also = tuple(one for one in whole if one.unit != unit)
+    also = () if any(one.unit == "latency" for one in also) else also
     problem = make_problem(found, costs, unit, heads, objective, stitch_sizes=stitches, also=also)
+    some = _for_some(budget, spec, found, objective, stitches)
     cost = clustering_cost(spec.tree, found, objective=objective)
     bound = recorded.lower_bound if recorded and recorded.lower_bound is not None else float("-inf")
     return SearchResult(
@@ -237,10 +247,26 @@ def chosen_of(spec: Architecture, found: Affinity) -> SearchResult:
         why="",
         objective=objective,
         unit=unit,
-        limit=problem.sizes.limit(budget) if budget else float("inf"),
-        also=tuple(one.resource(spec.tree.widths) for one in problem.further),
+        limit=problem.sizes.limit(whole[0]) if whole and whole[0].unit == unit else float("inf"),
+        also=(*(one.resource(spec.tree.widths) for one in problem.further), *some),
         uncounted=uncounted_operators(costs, heads) if unit == "flops" else (),
     )
+
+
+def _for_some(
+    budget: Budget | None, spec: Architecture, found: Affinity, objective: str, stitches: StitchSizes | None
+) -> tuple[Resource, ...]:
+    """What the tree of a specification needs for some of its tasks; milliseconds are not known to it."""
+    from branchnet.clustering.exact.subset_search import task_limits
+
+    each = [one for one in (budget.each if budget else ()) if one.tasks and one.unit != "latency"]
+    if not each:
+        return ()
+    costs, heads = spec.stage_costs, spec.head_costs or None
+    assert costs is not None
+    others = (objective, None, 0, None, None, stitches)
+    _, limits = task_limits(each, each[0].unit, found, costs, heads, *others)
+    return tuple(one.resource(spec.tree) for one in limits)
 
 
 def front_of(
@@ -276,7 +302,7 @@ def front_of(
         random=random_points(
             found, costs, heads, unit=unit, objective=chosen.objective, budget=budget, stitch_sizes=stitch_sizes
         ),
-        budget=chosen.limit if budget else None,
+        budget=chosen.limit if math.isfinite(chosen.limit) else None,
         resource={"params": "parameters", "flops": "FLOPs"}.get(unit, unit),
         objective=f"clustering cost ({chosen.objective})",
     )
@@ -300,7 +326,8 @@ def random_points(
         heads: of the heads, or None.
         unit: in which sizes are counted.
         objective: how trees are judged.
-        budget: the budget, or None; stitches may exceed it.
+        budget: the budget, or None; stitches may exceed it. What it says of other units or of some of the tasks is left
+            out, as it is in the front.
         stitch_sizes: of one stitch at each location, or None.
 
     Returns:
@@ -310,8 +337,8 @@ def random_points(
 
     depths = found.depths
     draw = partial(random_tree, found.tasks, len(found.locations), seed=random.Random(0), depths=depths or None)
-    if budget is not None:
-        draw = partial(draw, costs=costs, budget=budget, head_costs=heads)
+    if whole := [one for one in (budget.each if budget else ()) if one.unit == unit and not one.tasks]:
+        draw = partial(draw, costs=costs, budget=whole, head_costs=heads)
     drawn = [draw() for _ in range(RANDOM_TREES)]
     return [
         (

@@ -36,7 +36,7 @@ from branchnet.pipeline.labelled_run.labelled_steps import train_on_labels
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.search_inputs import read_latency
 from branchnet.pipeline.tree_choice.choosing import Choice, choose_tree
-from branchnet.pipeline.tree_choice.proposals import Limits
+from branchnet.pipeline.tree_choice.proposals import Limits, drawn_trees
 from branchnet.pipeline.workspace import Workspace, save_json
 from branchnet.reporting.plots.history_plot import write_histories
 from branchnet.stages import StagedNetwork, call, split_all
@@ -216,7 +216,8 @@ def _random_trees_of_same_size(chosen: SearchResult, limits: Limits, problem: Pr
     generator = random.Random(problem.options.seed)
     depths = chosen.tree.depths
     draw = partial(random_tree, chosen.tree.tasks, chosen.tree.depth, seed=generator, costs=limits.costs, depths=depths)
-    drawn = dict.fromkeys(draw(budget=limits.budget, head_costs=limits.heads) for _ in range(RANDOM_TREES))
+    within = partial(draw, budget=limits.budget, head_costs=limits.heads)
+    drawn = dict.fromkeys(drawn_trees(within, RANDOM_TREES))
     shared = Tree.shared(chosen.tree.tasks, chosen.tree.depth, depths)
     others = [tree for tree in drawn if tree not in (chosen.tree, shared) and limits.fits(tree, chosen)]
     others.sort(key=lambda tree: abs(limits.size(tree) - chosen.size))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from branchnet.clustering import Budget, Tree, random_tree, search
+from branchnet.clustering import Budget, Tree, search
 from branchnet.errors import BranchnetError, BudgetError
+from tests.clustering.stitch_toys import random_losses, stitch_affinity_of
 from tests.clustering.toys import all_trees, brute_costs, names, random_affinity, rsa_like_affinity
 
 COSTS = [2.0, 1.0, 4.5]
@@ -81,16 +82,16 @@ def test_what_binds_is_said() -> None:
 
 
 def test_others_refuse_them() -> None:
-    affinity = random_affinity(8, 2, 0)
-    with pytest.raises(BudgetError, match="up to 7 tasks"):
-        search(affinity, [1.0, 1.0], "5 params for t0")
+    with pytest.raises(BranchnetError, match="which takes up to 10"):
+        search(random_affinity(11, 2, 0), [1.0, 1.0], "5 params for t0", method="exact")
     small = random_affinity(3, 2, 0)
-    with pytest.raises(BranchnetError, match="exact method alone"):
-        search(small, [1.0, 1.0], "5 params for t0", method="local")
+    with pytest.raises(BranchnetError, match="'beam' does not know"):
+        search(small, [1.0, 1.0], "5 params for t0", method="beam")
+    stitched = stitch_affinity_of(random_losses(3, 2, 0))
+    with pytest.raises(BranchnetError, match="not known to objective='stitch'"):
+        search(stitched, [1.0, 1.0], "5 params for t0", objective="stitch")
     with pytest.raises(BudgetError, match="computes one task"):
         search(small, [1.0, 1.0], "5 params for t0", nested=False)
-    with pytest.raises(BudgetError, match="some of the tasks"):
-        random_tree(names(3), 2, seed=0, costs=[1.0, 1.0], budget=Budget(0.9, relative=True, tasks=("t0",)))
 
 
 def test_texts() -> None:
@@ -105,5 +106,8 @@ def test_texts() -> None:
 
 def test_a_search_that_runs_out_of_time_says_so() -> None:
     affinity = random_affinity(7, 5, 0)
-    with pytest.raises(BudgetError, match=r"within time_limit=0.001 seconds"):
-        search(affinity, [1.0, 2.0, 3.0, 4.0, 5.0], "60% params, 20% params for t0+t1", time_limit=0.001)
+    text = "60% params, 20% params for t0+t1"
+    found = search(affinity, [1.0, 2.0, 3.0, 4.0, 5.0], text, time_limit=0.001)
+    assert "time limit" in found.why
+    assert found.lower_bound <= search(affinity, [1.0, 2.0, 3.0, 4.0, 5.0], text).cost <= found.cost
+    assert all(one.size <= one.limit for one in found.resources)

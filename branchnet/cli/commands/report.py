@@ -140,6 +140,6 @@ def _what_was_searched(spec: Architecture, found: Affinity) -> dict[str, Any]:
     heads, stitches = spec.head_costs or None, stitch_sizes_for(found, spec, chosen.unit)
     parts: dict[str, Any] = {"chosen": chosen, "front": front_of(chosen, found, costs, heads, stitches)}
     replicates = replicates_of(found)
-    if replicates and chosen.limit < float("inf"):
+    if replicates and chosen.budget is not None:
         parts["stability"] = stability(chosen, replicates, costs, head_costs=heads, stitch_sizes=stitches)
     return parts

@@ -29,7 +29,7 @@ class SearchOptions:
     """The options of `branchnet search`.
 
     Attributes:
-        budget: `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`.
+        budget: `60% params`, `25e6 params`, `4 GMACs`, `50% flops`, `4 ms`; or `4 ms for depth+edges`, some tasks.
         objective: How trees are judged: medoid, mean-pair, mean-max and others, see `branchnet.clustering.objectives`;
             medoid and stitch take the direction of stitching losses into account.
         method: Exact with proof, local search, the published beam search, or an integer programme (milp, for the
@@ -37,7 +37,7 @@ class SearchOptions:
         shared_stages: So many stages are shared by all tasks, come what may.
         latency: What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
         time_limit: Seconds, after which the best tree so far is taken.
-        front: Print the whole front of size against cost, and write nothing.
+        front: Print the whole front of size against cost, and write nothing; budgets for some of the tasks hold in it.
         out: The architecture, YAML.
     """
 
@@ -93,7 +93,9 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     sizes: dict[str, Any] = {"head_costs": heads, "stitch_sizes": stitches}
     how |= sizes | {"seed": options.seed}
     if options.front:
-        results = pareto_front(judged, costs, unit=[one.unit for one in wanted.each], **how)
+        units = [one.unit for one in wanted.each if not one.tasks] or [wanted.unit]
+        some = [one for one in wanted.each if one.tasks] or None
+        results = pareto_front(judged, costs, unit=units, budget=some, **how)
         print_json(list(map(as_record, results))) if options.as_json else print_tables([_front_table(results)])
         return
     with deferred_interrupt() as interrupted:
@@ -153,7 +155,8 @@ def _sentences(
     sizes = []
     for one in result.resources:
         separate = tree_size(alone, costs, head_costs=head_costs, unit=one.unit)
-        sizes.append(f"{si(one.size)} {units[one.unit]}, {percent(one.size / separate)} of separate networks")
+        share = percent(one.size / separate)
+        sizes.append(f"{si(one.size)} {units[one.unit]}{one.whose}, {share} of separate networks")
     bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"
     lines = [
         f"size: {'; '.join(sizes)}",
@@ -188,7 +191,7 @@ def _front_table(results: list[SearchResult]) -> Table:
         for result in results
     )
     columns = (
-        *(Column(f"size ({one.unit})", si) for one in results[0].resources),
+        *(Column(f"size ({one.unit}{one.whose})", si) for one in results[0].resources),
         Column("clustering cost", "{:.5g}".format),
         Column("clusters per stage"),
         Column("proven"),

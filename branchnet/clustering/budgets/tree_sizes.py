@@ -61,6 +61,7 @@ class SizeModel:
         depths: how many stages the tasks pass that leave the trunk early. They count in the widths of the later ones,
             and nothing in their sizes: the table has what is left of a width without them.
         identical: for each stage the groups of tasks with identical weights up to its end; empty where not known.
+        last_stitch: the size of one stitch at the last location, which `fixed` has once for every task.
     """
 
     table: Floats
@@ -70,6 +71,7 @@ class SizeModel:
     limited_by: FirstDifference | None = None
     depths: Mapping[str, int] = field(default_factory=dict)
     identical: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    last_stitch: float = 0.0
 
     @property
     def separate(self) -> float:
@@ -186,12 +188,11 @@ def size_model(
     uncounted = uncounted_operators(costs, head_costs) if unit == "flops" else ()
     early = known_depths(costs, tasks) if depths is None else depths
     table = _without_left(table, [early.get(task, len(table)) for task in tasks])
-    table, stitches = with_stitches(table, stitch_sizes, unit)
+    table, stitches, last = with_stitches(table, stitch_sizes, unit)
     difference = costs.first_difference if isinstance(costs, StageCosts) else None
     limited_by = difference if difference is not None and difference.limits else None
-    return SizeModel(
-        table, _heads(head_costs, tasks, unit) + stitches, unit, uncounted, limited_by, early, identical_tasks(costs)
-    )
+    fixed = _heads(head_costs, tasks, unit) + stitches
+    return SizeModel(table, fixed, unit, uncounted, limited_by, early, identical_tasks(costs), last)
 
 
 def subset_model(
@@ -199,23 +200,27 @@ def subset_model(
 ) -> SizeModel:
     """The sizes of what some of the tasks need: of the heads theirs alone; widths are those of their nodes.
 
+    Stitches are those of a network of these tasks alone.
+
     Args:
         sizes: of all tasks.
         tasks: those that count.
         costs, head_costs: what `sizes` was made of.
 
     Raises:
-        BudgetError: stitches are counted, or tasks leave the trunk early.
+        BudgetError: tasks leave the trunk early.
     """
-    _, heads = stages_and_heads(in_unit(costs, sizes.unit), in_unit(head_costs, sizes.unit))
-    every = 0.0 if heads is None else math.fsum(_head_cost(cost, task, sizes.unit) for task, cost in heads.items())
-    if not math.isclose(every, sizes.fixed, rel_tol=1e-9) or sizes.depths:
+    if sizes.depths:
         raise BudgetError(
-            "a budget for some of the tasks does not count stitches, and tasks that leave the trunk early; expected "
-            "budgets for all tasks"
+            f"a budget for some of the tasks does not count tasks that leave the trunk early, here "
+            f"{', '.join(sizes.depths)}; expected budgets for all tasks"
         )
-    fixed = 0.0 if heads is None else math.fsum(_head_cost(heads[task], task, sizes.unit) for task in tasks)
-    return replace(sizes, fixed=fixed)
+    _, heads = stages_and_heads(in_unit(costs, sizes.unit), in_unit(head_costs, sizes.unit))
+    others = [] if heads is None else [_head_cost(heads[task], task, sizes.unit) for task in heads if task not in tasks]
+    absent = sizes.table.shape[1] - 1 - len(tasks)
+    if not absent:
+        return sizes
+    return replace(sizes, fixed=math.fsum([sizes.fixed, *(-cost for cost in others), -absent * sizes.last_stitch]))
 
 
 def identical_tasks(costs: Costs) -> tuple[tuple[tuple[str, ...], ...], ...]:

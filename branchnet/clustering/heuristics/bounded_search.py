@@ -24,7 +24,7 @@ from branchnet.clustering.trees.tree import Tree
 from branchnet.errors import BudgetError
 
 AnyProblem = Problem | StitchProblem
-_FRONT_BUDGETS = 24
+FRONT_BUDGETS = 24
 
 
 def judged(problem: AnyProblem, labels: Labels, limit: float, method: str, why: str) -> SearchResult:
@@ -81,7 +81,7 @@ def searched(
     # With forced pairs bounds must hold for trees with as many of them; those without surcharges do.
     losses = problem.losses.plain if result.forced else problem.losses
     bounds = _bounds(losses, land, known, effort)
-    return _with_bound(result, bounds, problem.losses.tie, deadline, effort)
+    return with_bound(result, bounds, problem.losses.tie, deadline, effort)
 
 
 def _beam(land: Landscape, deadline: Deadline, seed: int) -> Labels | None:
@@ -113,7 +113,7 @@ def _bounds(losses: StageLosses, land: Landscape, known: float | None, effort: i
         yield from rising_bounds(losses, land.rules, table, 1.0, target=known, effort=max(1, effort // len(tables)))
 
 
-def _with_bound(
+def with_bound(
     result: SearchResult, bounds: Iterator[float], tie: float, deadline: Deadline, effort: int
 ) -> SearchResult:
     """The result with the best of the bounds that time allows; the first is always taken."""
@@ -191,7 +191,7 @@ def _chains_under_several(
         if number:
             bounds.append((len(result.forced), found.bound))
         fitting = of_widths(shares, result.tree.widths) <= 1 + 1e-12
-        if fitting and (best is None or _improves(result, best, problem.losses.tie)):
+        if fitting and (best is None or improves(result, best, problem.losses.tie)):
             best = result
     if best is None:
         models = [problem.sizes, *(one.sizes for one in problem.further)]
@@ -207,7 +207,7 @@ def _chains_under_several(
 def searched_front(problem: AnyProblem, method: str, why: str, seed: int, deadline: Deadline) -> list[SearchResult]:
     """The front at 24 budgets; interrupted, it ends there."""
     least, largest = _smallest_size(problem), problem.sizes.largest
-    limits = np.geomspace(max(least, 1e-300), max(largest, least), _FRONT_BUDGETS)
+    limits = np.geomspace(max(least, 1e-300), max(largest, least), FRONT_BUDGETS)
     points: list[SearchResult] = []
     for limit in limits.tolist():
         points.append(searched(problem, limit, "", method, why, seed, deadline, share=0.25))
@@ -215,12 +215,13 @@ def searched_front(problem: AnyProblem, method: str, why: str, seed: int, deadli
             break
     front: list[SearchResult] = []
     for point in sorted(points, key=lambda point: (point.size, len(point.forced), point.cost)):
-        if not front or _improves(point, front[-1], problem.losses.tie):
+        if not front or improves(point, front[-1], problem.losses.tie):
             front.append(point)
     return front
 
 
-def _improves(point: SearchResult, other: SearchResult, tie: float) -> bool:
+def improves(point: SearchResult, other: SearchResult, tie: float) -> bool:
+    """Whether a result has fewer forced pairs than another one, or as many and a lower cost."""
     if len(point.forced) != len(other.forced):
         return len(point.forced) < len(other.forced)
     return point.cost < other.cost - tie

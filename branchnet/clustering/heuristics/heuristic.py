@@ -32,10 +32,19 @@ class Found:
 
 
 def heuristic_search(
-    land: Landscape, deadline: Deadline, *, seed: int, rounds: int | None = None, start: Labels | None = None
+    land: Landscape,
+    deadline: Deadline,
+    *,
+    seed: int,
+    rounds: int | None = None,
+    start: Labels | None = None,
+    starts: list[Labels] | None = None,
 ) -> Found | None:
-    """The best tree found from several starts; None if no start fits the budget and the rules."""
-    starts = list(_start_trees(land))
+    """The best tree found from several starts; None if no start fits the budget and the rules.
+
+    `starts` are taken in place of those that widths are chosen for, and `start` is added.
+    """
+    starts = list(_start_trees(land)) if starts is None else starts
     if start is not None:
         starts.append(start)
     if not starts:

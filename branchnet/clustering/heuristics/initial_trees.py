@@ -40,6 +40,12 @@ def _fits(labels: Labels, rules: Rules, sizes: Floats, limit: float) -> bool:
 
 def cut_chain(chain: Labels, losses: StageLosses, rules: Rules, sizes: Floats, limit: float) -> Labels | None:
     """The best tree whose partitions all come from `chain`, (N, N), row k - 1 with k clusters; None if none fits."""
+    widths = best_widths(chain_costs(chain, losses, rules), sizes, limit)
+    return None if widths is None else np.array([chain[width - 1] for width in widths])
+
+
+def chain_costs(chain: Labels, losses: StageLosses, rules: Rules) -> Floats:
+    """(D, N + 1) cost of every stage at the partitions of a chain; inf where the rules do not allow one."""
     n = len(losses.tasks)
     table = np.full((losses.depth, n + 1), np.inf)
     for k in range(1, n + 1):
@@ -48,8 +54,7 @@ def cut_chain(chain: Labels, losses: StageLosses, rules: Rules, sizes: Floats, l
         for stage in range(losses.depth):
             if rules.allows(stage, labels):
                 table[stage, k] = quick_stage_cost(losses, stage, clusters)
-    widths = best_widths(table, sizes, limit)
-    return None if widths is None else np.array([chain[width - 1] for width in widths])
+    return table
 
 
 def quick_stage_cost(losses: StageLosses, stage: int, clusters: list[npt.NDArray[np.intp]]) -> float:
@@ -70,13 +75,13 @@ def _quick_value(block: Floats, kind: str) -> float:
 def _chains(losses: StageLosses, rules: Rules) -> Iterator[Labels]:
     """Agglomerative chains by several linkages, and the divisive one that peels off the farthest task."""
     for mixture in (losses.pairs.mean(axis=0), losses.pairs[-1], losses.pairs[0]):
-        ruled = _with_rules((mixture + mixture.T) / 2, rules)  # losses may be directed, distances are not
+        ruled = with_rules((mixture + mixture.T) / 2, rules)  # losses may be directed, distances are not
         for linkage in ("complete", "average"):
             yield agglomerative_chain(ruled, linkage)
         yield peeling_chain(ruled)
 
 
-def _with_rules(pairs: Floats, rules: Rules) -> Floats:
+def with_rules(pairs: Floats, rules: Rules) -> Floats:
     """Losses at which pairs that must share every stage are merged first, and pairs that may not share one last."""
     always, ever_apart = np.logical_and.reduce(rules.together), np.logical_or.reduce(rules.apart)
     far = 10.0 * (1.0 + float(np.abs(pairs).max(initial=0.0)))
@@ -124,19 +129,19 @@ def peeling_chain(pairs: Floats) -> Labels:
 
 def smallest_tree(rules: Rules, sizes: Floats) -> Labels:
     """A small tree that meets the rules: with few clusters, or, if more of them may be smaller, cut from a chain."""
-    coarse = _coarsest_tree(rules)
+    coarse = coarsest_tree(rules)
     if (np.diff(sizes[:, 1:], axis=1) >= 0).all():
         return coarse
     n = sizes.shape[1] - 1
     # Measured latencies need not grow with the width, so fewer clusters are not always smaller.
-    chain = agglomerative_chain(_with_rules(np.zeros((n, n)), rules), "complete")
+    chain = agglomerative_chain(with_rules(np.zeros((n, n)), rules), "complete")
     allowed = [[False, *(rules.allows(d, labels.tolist()) for labels in chain)] for d in range(len(sizes))]
     widths = best_widths(np.where(allowed, sizes, np.inf), np.zeros_like(sizes), 1.0)
     trees = [coarse] if widths is None else [coarse, np.array([chain[width - 1] for width in widths])]
     return min(trees, key=lambda labels: sum(float(row[labels[d].max() + 1]) for d, row in enumerate(sizes)))
 
 
-def _coarsest_tree(rules: Rules) -> Labels:
+def coarsest_tree(rules: Rules) -> Labels:
     """A tree with few clusters that meets the rules: every stage splits only what must be apart."""
     depth, n = rules.apart.shape[:2]
     labels = np.zeros((depth, n), np.int64)

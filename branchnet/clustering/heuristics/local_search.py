@@ -50,6 +50,14 @@ class Landscape:
             return of_widths(self.shares, [int(row.max()) + 1 for row in labels])
         return float(sum(self.sizes[d, row.max() + 1] for d, row in enumerate(labels)))
 
+    def sized(self, labels: Labels, moves: Moves) -> Moves:
+        """The moves with their sizes, where these do not follow from widths."""
+        return moves
+
+    def fitting_swaps(self, labels: Labels) -> Bools:
+        """Which exchanges of two tasks keep to the budget, (N, N): all, as widths stay."""
+        return np.ones((labels.shape[1],) * 2, np.bool_)
+
     def cost(self, labels: Labels) -> float:
         """Cost of a tree in plain floating point."""
         total = 0.0
@@ -198,7 +206,7 @@ def price_moves(land: Landscape, labels: Labels) -> Moves:
             parents = labels[t - 1][representative]
     if land.shares is not None:
         sizes = [shares.max(axis=0) for shares in sizes]
-    return Moves(sets, first, costs, sizes)
+    return land.sized(labels, Moves(sets, first, costs, sizes))
 
 
 def _movable(labels: Labels) -> tuple[Bools, npt.NDArray[np.int64]]:
@@ -348,6 +356,7 @@ def best_swap(land: Landscape, labels: Labels) -> Labels | None:
     change = np.zeros((n, n))
     for d in range(depth):
         change += _swap_costs(land, labels[d], d)
+    change = np.where(land.fitting_swaps(labels), change, np.inf)
     i, j = divmod(int(change.argmin()), n)
     if not change[i, j] < -land.losses.tie:
         return None

@@ -21,8 +21,8 @@ StitchSizes = Sequence[float] | Mapping[str, Sequence[float]]
 """Size of one stitch at each of the D locations, in the unit of the budget; or these by unit."""
 
 
-def with_stitches(table: Floats, stitch_sizes: StitchSizes | None, unit: str) -> tuple[Floats, float]:
-    """The table with stitches, and what they add at any widths.
+def with_stitches(table: Floats, stitch_sizes: StitchSizes | None, unit: str) -> tuple[Floats, float, float]:
+    """The table with stitches, what they add at any widths, and the size of one at the last location.
 
     A stage may cost less than nothing then: a copy more of it saves a large stitch. Every stage has at least one copy,
     so what its cheapest width saves is moved into the constant, and tables are never negative.
@@ -36,13 +36,14 @@ def with_stitches(table: Floats, stitch_sizes: StitchSizes | None, unit: str) ->
         BudgetError: sizes that are negative, not finite or not D, or none in this unit.
     """
     if stitch_sizes is None:
-        return table, 0.0
+        return table, 0.0, 0.0
     sizes = _checked_stitch_sizes(stitch_sizes, len(table), unit)
     slope = np.concatenate([[0.0], sizes[:-1]]) - sizes
     table = table + slope[:, None] * np.arange(table.shape[1])
     saved = np.minimum(table[:, 1:].min(axis=1), 0.0)
     table[:, 1:] -= saved[:, None]
-    return table, math.fsum([(table.shape[1] - 1) * float(sizes[-1]), *saved.tolist()])
+    last = float(sizes[-1])
+    return table, math.fsum([(table.shape[1] - 1) * last, *saved.tolist()]), last
 
 
 def sizes_between(networks: Mapping[str, Any]) -> StitchSizes | None:

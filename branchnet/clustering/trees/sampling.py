@@ -5,7 +5,8 @@ widths first, then from the last stage to the first: a uniform partition of N ta
 uniform partition of those clusters into w_{D-2}, and so on. Of tasks that leave the trunk early, e_d have left before
 stage d; they are alone there, and S(w_{d+1} - e_d, w_d - e_d) takes the place of S(w_{d+1}, w_d). Under a budget,
 vectors of widths are counted by meeting in the middle: the first stages' sizes against the last stages' sorted sizes
-with running sums of exact integers.
+with running sums of exact integers. Further budgets, and those for some of the tasks, are met by drawing again, which
+keeps all trees that fit equally likely.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from branchnet.clustering.budgets.budget import AnyBudget, as_budget
+from branchnet.clustering.budgets.task_limits import TaskLimit, task_limit, too_small
 from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit, SizeModel, fits, size_model
 from branchnet.clustering.trees.counting import stirling
 from branchnet.clustering.trees.tree import Tree
@@ -46,7 +48,7 @@ def random_tree(
         depth: number of stages.
         seed: a number, or a `random.Random` to draw several trees from.
         costs: with `budget`: StageCosts, one number per stage, or a table `costs[stage][width]`.
-        budget: with `costs`: a Budget, its text, or a number of parameters.
+        budget: with `costs`: a Budget, its text, a number of parameters, or several of them, also for some of the tasks.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         shared_stages: the first so many stages are shared by all tasks.
         depths: how many stages the tasks pass that leave the trunk early; None = as the costs say.
@@ -55,7 +57,8 @@ def random_tree(
         The tree.
 
     Raises:
-        BudgetError: no tree fits the budget, or only one of `costs` and `budget` is given.
+        BudgetError: no tree fits the budget, only one of `costs` and `budget` is given, or of several budgets, or one
+            for some of the tasks, none of 10,000 trees that meet the first one for all tasks meets the others.
         TreeError: so many tasks and stages that the vectors of widths cannot be counted.
 
     >>> tree = branchnet.random_tree(["a", "b", "c"], 4, seed=0, costs=[1.0, 1.0, 2.0, 2.0], budget="60% params")
@@ -84,7 +87,7 @@ class TreeSampler:
 
     Attributes:
         tasks: the task names.
-        count: how many trees there are to draw from; of several budgets those that meet the first.
+        count: how many trees there are to draw from; of several budgets those that meet the first one for all tasks.
         depths: how many stages the tasks pass that leave the trunk early.
     """
 
@@ -93,6 +96,7 @@ class TreeSampler:
     depths: Mapping[str, int]
     _halves: _Halves
     _further: tuple[tuple[SizeModel, float], ...] = ()
+    _subsets: tuple[TaskLimit, ...] = ()
 
     def draw(self, generator: random.Random) -> Tree:
         """Draw one tree, each with the same probability.
@@ -104,12 +108,21 @@ class TreeSampler:
             The tree.
 
         Raises:
-            BudgetError: of several budgets, none of many trees that meet the first meets the others.
+            BudgetError: of several budgets, or of one for some of the tasks, none of 10,000 trees that meet the first
+                one for all tasks meets the others.
         """
-        for _ in range(_DRAWS if self._further else 1):
+        for _ in range(_DRAWS if self._further or self._subsets else 1):
             widths = self._halves.pick(generator.randrange(self.count))
             if all(fits(sizes.of_widths(widths), limit) for sizes, limit in self._further):
-                return random_tree_of_widths(self.tasks, widths, generator, self.depths)
+                tree = random_tree_of_widths(self.tasks, widths, generator, self.depths)
+                if all(one.fits(tree) for one in self._subsets):
+                    return tree
+        if self._subsets:
+            written = ", ".join(str(one.budget) for one in self._subsets)
+            raise BudgetError(
+                f"none of {_DRAWS} random trees within the budgets for all tasks meets {written}, though some tree "
+                "may: trees that fit are too rare to be drawn; expected a larger budget for these tasks"
+            )
         raise BudgetError(
             f"none of {_DRAWS} trees that meet the first budget meets the others; expected the scarcest one first"
         )
@@ -177,15 +190,17 @@ def tree_sampler(
         )
     if (costs is None) != (budget is None):
         raise BudgetError("one of costs and budget is missing; expected both: a budget needs the costs of the stages")
-    sizes, limit, further = None, math.inf, []
+    sizes, limit, further, subsets = None, math.inf, [], []
     if costs is not None and budget is not None:
-        wanted = as_budget(budget)
-        sizes = size_model(costs, names, wanted.unit, head_costs, depths=depths)
+        each = as_budget(budget).each
+        models = {one.unit: size_model(costs, names, one.unit, head_costs, depths=depths) for one in each}
+        sizes = models[each[0].unit]
         if len(sizes.table) != depth:
             raise BudgetError(f"costs has {len(sizes.table)} stages; expected {depth}, as the tree")
-        limit = sizes.limit(wanted)
-        models = [size_model(costs, names, one.unit, head_costs, depths=depths) for one in wanted.also]
-        further = [(model, model.limit(wanted)) for model in models]
+        whole = [(models[one.unit], models[one.unit].limit(one)) for one in each if not one.tasks]
+        (sizes, limit), *further = whole or [(sizes, math.inf)]
+        subsets = [task_limit(one, names, models[one.unit], costs, head_costs) for one in each if one.tasks]
+        _check_subsets(subsets)
     early = Tree.separate(names, depth, sizes.depths if sizes else depths).depths
     left = [sum(early.get(task, depth) <= stage for task in names) for stage in range(depth)]
     halves = _Halves(len(names), depth, sizes, limit, shared_stages, left)
@@ -193,7 +208,13 @@ def tree_sampler(
         raise BudgetError(
             f"no tree fits the budget of {limit:.6g}; expected at least {halves.smallest:.6g}", smallest=halves.smallest
         )
-    return TreeSampler(names, halves.total, early, halves, tuple(further))
+    return TreeSampler(names, halves.total, early, halves, tuple(further), tuple(subsets))
+
+
+def _check_subsets(limits: Sequence[TaskLimit]) -> None:
+    for one in limits:
+        if not fits(least := one.least(), one.limit):
+            raise too_small(one, least)
 
 
 class _Halves:

@@ -55,7 +55,7 @@ def plan_run(problem: Problem) -> Plan:
     options = problem.options
     staged = split_all(problem.networks, problem.example, locations=options.locations, depth=options.depth)
     first = deepest(staged)
-    if problem.budget.unit != "latency":  # milliseconds would have to be measured
+    if all(one.unit != "latency" for one in problem.budget.each):  # milliseconds would have to be measured
         check_budget(problem, first.locations, limits_of(problem, staged))
     difference = first.first_difference
     notes = [str(difference)] if difference is not None and difference.limits else []

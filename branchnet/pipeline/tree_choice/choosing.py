@@ -9,6 +9,7 @@ import torch
 
 from branchnet.affinity import Affinity, stitch_affinity
 from branchnet.clustering import SearchResult, clustering_cost
+from branchnet.clustering.stitching.stitch_losses import STITCH
 from branchnet.data.samples import count_samples, read_samples
 from branchnet.pipeline.problem import Problem
 from branchnet.pipeline.tree_choice.measuring import measure_trees
@@ -19,8 +20,10 @@ from branchnet.reporting import MeasuredTree
 from branchnet.stages import StagedNetwork
 from branchnet.stages.interface import call_form
 
-LOSS_OBJECTIVES = ("medoid", "stitch")
-"""How trees are searched with stitching losses: for networks that will be trained, and for those that will not."""
+LOSS_OBJECTIVES = ("medoid", STITCH)
+"""How trees are searched with stitching losses: for networks that will be trained, and for those that will not.
+
+The latter does not know budgets for some of the tasks."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def choose_tree(
         save=lambda result, path: result.save(path),
         load=Affinity.load,
     )
-    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, LOSS_OBJECTIVES)}
+    some = any(one.tasks for one in limits.budget.each)
+    objectives = [name for name in LOSS_OBJECTIVES if name != STITCH or not some]
+    affinities = {"RSA": (affinity, [options.objective]), "stitching losses": (losses, objectives)}
     probe = read_samples(problem.probe, call_form(next(iter(staged.values()))))
     count = probe.known_count
     work = work_of(staged, count, count_samples(problem.validation))
@@ -109,7 +114,8 @@ def choose_tree(
     trees_tried = f"the best of {len(measured)} trees" if len(measured) > 1 else "the only tree that fits"
     said = f"stitched, before any training: {trees_tried} loses {best.mean:.3f} of what constant answers lose"
     workspace.console.print(f"[dim]{said}[/dim]", highlight=False, soft_wrap=True)
-    return Choice(_as_result(best, proposals, proposed, affinity, len(measured)), best.by, losses, tuple(measured))
+    chosen = _as_result(best, proposals, proposed, affinity, limits, len(measured))
+    return Choice(chosen, best.by, losses, tuple(measured))
 
 
 def _measured(
@@ -121,13 +127,20 @@ def _measured(
 
 
 def _as_result(
-    best: MeasuredTree, proposals: tuple[Proposal, ...], proposed: SearchResult, affinity: Affinity, count: int
+    best: MeasuredTree,
+    proposals: tuple[Proposal, ...],
+    proposed: SearchResult,
+    affinity: Affinity,
+    limits: Limits,
+    count: int,
 ) -> SearchResult:
     """The chosen tree as RSA's search sees it, whoever proposed it: its cost, with the bound of that search."""
     result = proposed
     if best.tree != proposed.tree:
         cost = clustering_cost(best.tree, affinity, objective=proposed.objective)
-        result = replace(proposed, tree=best.tree, cost=cost, size=best.size, proven=False, method="measured")
+        also = limits.needed(best.tree, proposed.also)
+        size = limits.size(best.tree, proposed.unit)
+        result = replace(proposed, tree=best.tree, cost=cost, size=size, proven=False, method="measured", also=also)
     found = next((one.found for one in proposals if one.tree == best.tree), None)
     why = (
         f"the best of {count} trees that were measured with stitching layers before any training, proposed by {best.by}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, zip_longest
@@ -11,7 +12,9 @@ from typing import TypeAlias
 
 from branchnet.affinity import Affinity
 from branchnet.clustering import Budget, SearchResult, Tree, clustering_cost, random_tree, search, tree_size
-from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
+from branchnet.clustering.budgets.task_limits import task_limit
+from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit, size_model
+from branchnet.clustering.search_result import Resource
 from branchnet.clustering.stitching.stitch_sizes import StitchSizes
 from branchnet.errors import BudgetError
 from branchnet.pipeline.tree_choice.work import FEWEST_TREES, MOST_TREES, Work
@@ -67,7 +70,18 @@ class Limits:
 
     def fits(self, tree: Tree, found: SearchResult) -> bool:
         """Whether a tree is within the limits that another one was found under."""
-        return all(self.size(tree, one.unit) <= one.limit for one in found.resources)
+        return all(one.size <= one.limit for one in self.needed(tree, found.resources))
+
+    def needed(self, tree: Tree, resources: Sequence[Resource]) -> tuple[Resource, ...]:
+        """What a tree needs of the resources that another one was found with."""
+        return tuple(one._replace(size=self._need(tree, one)) for one in resources)
+
+    def _need(self, tree: Tree, one: Resource) -> float:
+        if not one.tasks:
+            return self.size(tree, one.unit)
+        model = size_model(self.costs, tree.tasks, one.unit, self.heads, self.stitch_sizes, tree.depths)
+        budget = Budget(one.limit, one.unit, tasks=one.tasks)
+        return task_limit(budget, tree.tasks, model, self.costs, self.heads).size(tree)
 
     def search(self, affinity: Affinity, objective: str, seed: int, budget: Budget | None = None) -> SearchResult:
         """The best tree by an affinity and an objective."""
@@ -147,7 +161,7 @@ def _proposals(
         head_costs=limits.heads,
         depths=early,
     )
-    drawn = ((draw(budget=limits.budget), "chance", None) for _ in range(MOST_TREES))
+    drawn = ((tree, "chance", None) for tree in drawn_trees(partial(draw, budget=limits.budget), MOST_TREES))
     shared = (Tree.shared(tasks, depth, early), "sharing everything", None)
     grouped = ((_whole_groups(first.tree, clusters), "whole groups", None) for clusters in first.tree.partitions)
     smaller = (proposed for proposals in zip_longest(*searches) for proposed in proposals if proposed is not None)
@@ -156,9 +170,22 @@ def _proposals(
             yield proposed
 
 
+def drawn_trees(draw: Callable[[], Tree], count: int) -> Iterator[Tree]:
+    """Random trees; none more where those within the budget are too rare to be drawn.
+
+    Args:
+        draw: draws one; some tree fits.
+        count: how many.
+    """
+    with suppress(BudgetError):
+        for _ in range(count):
+            yield draw()
+
+
 def _smaller(size: float, budget: Budget) -> Budget:
-    """Less than a size in the first budget's unit; the others as they are."""
-    return Budget(SMALLER * size, budget.unit, also=budget.also)
+    """Less than a size of all tasks in the first budget's unit; the others, and those of some tasks, as they are."""
+    others = budget.also if not budget.tasks else [one for one in budget.each if one.tasks or one.unit != budget.unit]
+    return Budget(SMALLER * size, budget.unit, also=tuple(others))
 
 
 def _shrinking(name: str, affinity: Affinity, objective: str, limits: Limits, seed: int) -> Iterator[_Proposed]:

@@ -91,9 +91,10 @@ def asked(given: Mapping[str, str], chosen: SearchResult | None) -> Section | No
     if chosen is not None:
         pairs["tasks"] = f"{len(chosen.tree.tasks)}: {', '.join(chosen.tree.tasks)}"
         pairs["objective"] = chosen.objective
-        if np.isfinite(chosen.limit):
-            pairs["limit"] = ", ".join(f"{si(one.limit)} {one.unit}" for one in chosen.resources)
-        pairs["size of the chosen tree"] = ", ".join(f"{si(one.size)} {one.unit}" for one in chosen.resources)
+        if limited := [one for one in chosen.resources if np.isfinite(one.limit)]:
+            pairs["limit"] = ", ".join(f"{si(one.limit)} {one.unit}{one.whose}" for one in limited)
+        sizes = (f"{si(one.size)} {one.unit}{one.whose}" for one in chosen.resources)
+        pairs["size of the chosen tree"] = ", ".join(sizes)
         pairs["clustering cost"] = f"{chosen.cost:.4g}"
         if chosen.first_difference is not None:
             pairs["what limits sharing"] = str(chosen.first_difference)

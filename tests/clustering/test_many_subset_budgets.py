@@ -16,7 +16,6 @@ from branchnet.clustering.trees.sampling import tree_sampler
 from branchnet.errors import BudgetError
 from tests.clustering.toys import all_trees, brute_costs, names, random_affinity, rsa_like_affinity
 
-OBJECTIVES = ["mean-pair", "mean-max", "medoid", "gain", "sum-pairs"]
 COSTS = [2.0, 1.0, 4.5]
 
 
@@ -39,7 +38,7 @@ def texts(n: int, generator: np.random.Generator) -> list[tuple[tuple[str, ...],
 @pytest.mark.parametrize("name", ["mean-pair", "mean-max", "medoid", "gain"])
 def test_local_search_and_bound_against_all_trees(n: int, name: str) -> None:
     trees, gaps = all_trees(n, 3), []
-    for seed in range(4):
+    for seed in range(3):
         affinity = (rsa_like_affinity if seed % 2 else random_affinity)(n, 3, seed)
         cost = brute_costs(affinity, name)
         limits = texts(n, np.random.default_rng(seed))
@@ -62,7 +61,7 @@ def test_local_search_and_bound_against_all_trees(n: int, name: str) -> None:
     assert np.mean(gaps) <= 0.02 * abs(cost).max()
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 10**6), st.sampled_from(["mean-pair", "mean-max", "medoid", "gain"]), st.sampled_from([6, 7]))
 def test_local_search_is_no_better_and_its_bound_no_higher_than_the_exact_method(seed: int, name: str, n: int) -> None:
     affinity = rsa_like_affinity(n, 3, seed)
@@ -105,7 +104,7 @@ def test_sizes_after_moves_and_swaps_are_those_of_the_trees(seed: int) -> None:
                 assert fitting[i, j] == (max(shares) <= 1 + 1e-12)
 
 
-@pytest.mark.parametrize(("n", "name"), [(12, "mean-pair"), (12, "medoid"), (20, "mean-max"), (20, "mean-pair")])
+@pytest.mark.parametrize(("n", "name"), [(12, "mean-pair"), (12, "medoid"), (20, "mean-max")])
 def test_many_tasks(n: int, name: str) -> None:
     affinity = rsa_like_affinity(n, 3, 1)
     text = "60% params, 10 params for t0+t1+t2, 15 params for t2+t3+t4+t5"
@@ -190,7 +189,7 @@ def test_random_trees_are_uniform_among_those_that_fit() -> None:
 
 
 def test_random_trees_say_why_there_are_none() -> None:
-    with pytest.raises(BudgetError, match="smallest feasible one is 7.5 params") as error:
+    with pytest.raises(BudgetError, match=r"smallest feasible one is 7\.5 params") as error:
         random_tree(names(12), 3, seed=0, costs=COSTS, budget="90% params, 7 params for t0+t1+t2")
     assert error.value.smallest == 7.5
     rare = "7.5 params for " + "+".join(names(20)[:12])

@@ -14,6 +14,7 @@ Three relaxations, each valid by itself, of which the best counts:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ def subset_bounds(
     effort: int,
     deadline: Deadline,
 ) -> Iterator[float]:
-    """Lower bounds, each valid by itself.
+    """Lower bounds, each valid by itself; they end where one reaches the cost of the known tree.
 
     Args:
         losses: the objective.
@@ -59,13 +60,20 @@ def subset_bounds(
     n = len(losses.tasks)
     wide = np.array([_of_all_widths(limit, n) for limit in limits])
     tables = list(mixtures(wide)) if len(wide) > 1 else [wide[0]]
-    for table in tables:
-        yield next(rising_bounds(losses, rules, table, 1.0))
-    yield _by_task(losses, rules, limits)
-    yield from _by_block(losses, rules, limits, target, deadline)
-    for table in tables:
-        if np.isfinite(table[:, 1]).all():
-            yield from rising_bounds(losses, rules, table, 1.0, target=target, effort=max(1, effort // len(tables)))
+    finite = [table for table in tables if np.isfinite(table).all()]
+    several = chain(
+        (next(rising_bounds(losses, rules, table, 1.0)) for table in tables),
+        (_by_task(losses, rules, limits) for _ in range(1)),
+        _by_block(losses, rules, limits, target, deadline),
+        *(
+            rising_bounds(losses, rules, table, 1.0, target=target, effort=max(1, effort // len(tables)))
+            for table in finite
+        ),
+    )
+    for bound in several:
+        yield bound
+        if bound >= target:
+            return
 
 
 def _of_all_widths(limit: SubsetLimit, n: int) -> Floats:
@@ -103,7 +111,8 @@ def _of_limit(losses: StageLosses, rules: Rules, limit: SubsetLimit) -> float:
     table = np.full((losses.depth, inside + 1), np.inf)
     for d, pairs in enumerate(losses.pairs):
         if losses.kind == "max":
-            sums = stage_radii(np.maximum(pairs[np.ix_(members, members)], 0.0)).of_widths(inside)[1:]
+            block = np.maximum(pairs[np.ix_(members, members)], 0.0)
+            sums = stage_radii(block).of_widths(inside)[1:] if inside > 1 else np.zeros(1)
             sums = sums + min(float(pairs.min()), 0.0) * (n // 2)
         elif losses.kind == "medoid":
             sums = _medoid_sums(pairs, members)

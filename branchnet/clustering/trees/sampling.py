@@ -48,7 +48,7 @@ def random_tree(
         depth: number of stages.
         seed: a number, or a `random.Random` to draw several trees from.
         costs: with `budget`: StageCosts, one number per stage, or a table `costs[stage][width]`.
-        budget: with `costs`: a Budget, its text, a number of parameters, or several of them, also for some of the tasks.
+        budget: with `costs`: a Budget, its text, a number of parameters, or several of these; for all or some tasks.
         head_costs: `{task: number or StageCost}`; None = heads are not counted.
         shared_stages: the first so many stages are shared by all tasks.
         depths: how many stages the tasks pass that leave the trunk early; None = as the costs say.

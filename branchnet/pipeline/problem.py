@@ -125,7 +125,7 @@ def make_problem(
     Raises:
         SpecError: fewer than two networks, unknown tasks or kinds, a task whose name holds characters that nobody sees.
         DataError: images that cannot be read, or too few of them; a network that answers all of them alike.
-        BudgetError: a budget that cannot be read.
+        BudgetError: a budget that cannot be read, or names an unknown task.
     """
     _check_tasks(networks, options.donor, kinds or {}, metrics or {})
     samples = as_samples(images, "images", call_form(next(iter(networks.values()))))
@@ -147,13 +147,22 @@ def make_problem(
         test=test,
         targets=targets,
         metrics=chosen,
-        budget=budget if isinstance(budget, Budget) else Budget.parse(budget),
+        budget=_checked_budget(budget, tuple(networks)),
         options=options,
         identity=[*hashes, options.held_out, options.seed],
         compiled=compiled,
         further=further,
         kinds=known,
     )
+
+
+def _checked_budget(budget: Budget | str, tasks: Sequence[str]) -> Budget:
+    """The budget, before anything is measured for it."""
+    wanted = budget if isinstance(budget, Budget) else Budget.parse(budget)
+    for one in wanted.each:
+        if unknown := [task for task in one.tasks if task not in tasks]:
+            raise BudgetError(f"the budget {one} names the unknown task {unknown[0]!r}; expected {', '.join(tasks)}")
+    return wanted
 
 
 def _refuse_changing(images: Samples) -> None:

@@ -12,6 +12,7 @@ of a known tree or within a limit, or that another one with the same place is as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -274,7 +275,7 @@ class _Completions:
         return self.possible(grown, stage - 1, place)
 
     def _weighted(self, entry: Entry) -> float:
-        return entry.cost + sum(weight * size for weight, size in zip(self._weights, entry.sizes, strict=True))
+        return entry.cost + math.fsum(weight * size for weight, size in zip(self._weights, entry.sizes, strict=True))
 
 
 def _undominated(entries: list[Entry]) -> list[Entry]:

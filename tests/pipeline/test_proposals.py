@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from branchnet import Affinity, Budget, Tree
+from branchnet.clustering import tree_size
 from branchnet.pipeline.tree_choice.proposals import Limits, propose_trees
 from branchnet.pipeline.tree_choice.work import FITTED, MOST_TREES, Work
 
@@ -68,3 +69,27 @@ def test_work_is_counted_as_by_hand() -> None:
     # one node on foreign features; one stitch, whose three forms are judged on a quarter of the inputs
     assert work.of(tree) == (FITTED + 50) * 3 + 50 * 2 + 3 * FITTED / 4 * (3 + 1)
     assert work.of(Tree.separate(["a", "b"], 2)) == 50 * 2
+
+
+@pytest.mark.parametrize("text", ["260 params, 90 params for a+b", "90 params for a+b"])
+def test_every_tree_keeps_to_a_budget_for_some_of_the_tasks(text: str) -> None:
+    affinity, objectives = affinities()["RSA"]
+    stitches = [1.0, 2.0, 3.0]
+    limits = Limits(COSTS, None, Budget.parse(text), stitches)
+    for one in propose_trees({"RSA": (affinity, objectives)}, limits, 0, _AnyWork()):  # type: ignore[arg-type]
+        needed = limits.needed(one.tree, one.found.resources if one.found else ())
+        stages = [[c for c in stage if {"a", "b"} & set(c)] for stage in one.tree.partitions]
+        alone = Tree(("a", "b"), [[[t for t in c if t in "ab"] for c in stage] for stage in stages])
+        size = tree_size(alone, COSTS, stitch_sizes=stitches)
+        assert size <= 90
+        assert [need.size for need in needed if need.tasks] in ([], [pytest.approx(size)])
+
+
+class _AnyWork:
+    """Work that is never too much."""
+
+    affinities = 1e9
+
+    def of(self, tree: Tree) -> float:
+        """Nothing."""
+        return 0.0

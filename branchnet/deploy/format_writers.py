@@ -49,11 +49,19 @@ _ONNX_BYTES = 2_000_000_000
 """A protobuf message, which an ONNX file is, holds less than 2 GiB."""
 
 
-def _traced(flat: FlatOutputs, example: Example, dynamic: Dynamic) -> ExportedProgram:
+def traced(flat: FlatOutputs, example: Example, dynamic: Dynamic, *, largest: int | None = None) -> ExportedProgram:
+    """Trace a network by torch.export.
+
+    Args:
+        flat: the network.
+        example: inputs; where the batch size is free, two samples or more.
+        dynamic: what may differ from them.
+        largest: the largest batch size; None for any.
+    """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (flat_example(example), {})
     shapes: Any = None
     if dynamic:
-        batch, symbol = batch_size(example), torch.export.Dim("batch", min=1)
+        batch, symbol = batch_size(example), torch.export.Dim("batch", min=1, max=largest)
 
         def shape_of(tensor: Tensor) -> dict[int, Any]:
             sizes = dict.fromkeys(free_sizes(tensor), torch.export.Dim.DYNAMIC) if dynamic == "sizes" else {}
@@ -65,7 +73,7 @@ def _traced(flat: FlatOutputs, example: Example, dynamic: Dynamic) -> ExportedPr
 
 
 def _write_pt2(flat: FlatOutputs, example: Example, path: Path, options: WriterOptions) -> Callable[[Example], Any]:
-    torch.export.save(_traced(flat, example, options.dynamic), path)
+    torch.export.save(traced(flat, example, options.dynamic), path)
     loaded = torch.export.load(path).module()
     return lambda x: call(loaded, x)
 
@@ -75,7 +83,7 @@ def _write_aoti(flat: FlatOutputs, example: Example, path: Path, options: Writer
 
     if problem := compiler_problem(device_of(flat)):
         raise BuildError(f"AOTInductor cannot compile here: {problem}; use format='pt2' or 'onnx'")
-    aoti_compile_and_package(_traced(flat, example, options.dynamic), package_path=str(path))
+    aoti_compile_and_package(traced(flat, example, options.dynamic), package_path=str(path))
     index = next((t.device.index for t in flat.parameters() if t.is_cuda and t.device.index is not None), -1)
     loaded: Any = aoti_load_package(str(path), device_index=index)
     return lambda x: call(loaded, x)
@@ -100,7 +108,7 @@ def _write_onnx(flat: FlatOutputs, example: Example, path: Path, options: Writer
             f"{both[0]!r} is an input and an output of the file; expected different names; rename that task"
         )
     program = torch.onnx.export(
-        _traced(flat, example, options.dynamic),
+        traced(flat, example, options.dynamic),
         input_names=inputs,
         output_names=names,
         opset_version=None if options.opset is None else max(options.opset, _LOWEST_OPSET),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
@@ -44,41 +45,46 @@ def subset_model(model: ModelProto, outputs: Collection[str]) -> ModelProto:
 
 
 class SharedTensors:
-    """A file that holds the large tensors of several models once.
+    """A file that holds the large tensors of several models, equal ones once.
 
     Args:
-        model: the model that has all of them.
         file: what they are written to.
     """
 
-    def __init__(self, model: ModelProto, file: BinaryIO) -> None:
-        self._places: dict[str, tuple[int, int]] = {}
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._offsets: dict[bytes, int] = {}
+
+    def add(self, model: ModelProto) -> None:
+        """Write the large tensors of a model that the file does not hold yet.
+
+        Args:
+            model: the model.
+        """
         for tensor in model.graph.initializer:
             content = _raw(tensor)
-            if len(content) >= INLINE_BYTES:
-                file.seek(-(-file.tell() // _PAGE) * _PAGE)
-                self._places[tensor.name] = (file.tell(), len(content))
-                file.write(content)
-
-    @property
-    def places(self) -> Mapping[str, tuple[int, int]]:
-        """By name of the tensor where it starts and how many bytes it has."""
-        return self._places
+            digest = hashlib.sha256(content).digest()
+            if len(content) >= INLINE_BYTES and digest not in self._offsets:
+                self._file.seek(-(-self._file.tell() // _PAGE) * _PAGE)
+                self._offsets[digest] = self._file.tell()
+                self._file.write(content)
+        self._file.flush()
 
     def refer(self, model: ModelProto, location: str) -> None:
         """Let a model read its large tensors from the file.
 
         Args:
-            model: a model with tensors of the same names and values; it is changed.
+            model: a model whose large tensors were added; it is changed.
             location: the file's path from the model's folder.
         """
         from onnx.external_data_helper import set_external_data
 
         for tensor in model.graph.initializer:
-            if tensor.name in self._places:
-                offset, length = self._places[tensor.name]
-                tensor.raw_data = _raw(tensor)
-                set_external_data(tensor, location, offset=offset, length=length)
+            content = _raw(tensor)
+            if len(content) >= INLINE_BYTES:
+                offset = self._offsets[hashlib.sha256(content).digest()]
+                tensor.raw_data = content
+                set_external_data(tensor, location, offset=offset, length=len(content))
                 tensor.ClearField("raw_data")
                 for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
                     tensor.ClearField(field)

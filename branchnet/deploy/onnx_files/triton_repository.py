@@ -89,7 +89,8 @@ def triton_repository(
     try:
         model = _whole_model(one, example, made, dynamic)
         with (made / WEIGHTS).open("wb") as file:
-            shared = SharedTensors(model, file)
+            shared = SharedTensors(file)
+            shared.add(model)
         for name, tasks in chosen.items():
             own = wanted_tasks(tasks, one.tasks)
             outputs = [output.name for output in model.graph.output if task_of(output.name, one.tasks) in own]

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from branchnet.builder import BranchedNetwork, GroupedNetworks
+from branchnet.builder import BranchedNetwork, GroupedNetworks, SharingNetwork
 from branchnet.data.arguments import check_by_task
 from branchnet.data.collation import placed
 from branchnet.data.samples import Samples, Source, read_samples
@@ -65,7 +65,7 @@ _COMPARED = 2
 @trains_each_network
 @keeping_freed_memory()
 def distill(
-    branched: BranchedNetwork | GroupedNetworks,
+    branched: BranchedNetwork | GroupedNetworks | SharingNetwork,
     networks: Mapping[str, nn.Module] | Teachers,
     images: Source,
     *,
@@ -111,7 +111,8 @@ def distill(
 
     Args:
         branched: the network to train, on the device where it shall be trained. It is left in eval mode. Of
-            `GroupedNetworks` each is trained by itself with all of its tasks, see `branchnet.fit`.
+            `GroupedNetworks` each is trained by itself with all of its tasks, see `branchnet.fit`; of a
+            `SharingNetwork` every batch goes through each task's own path.
         networks: the single-task networks by task, plain or staged; or `Teachers`, to record their outputs once for
             several runs. Where `split_all` was given transforms, what it returned. Tasks of which everything is frozen
             need none, and are not run.

@@ -1,4 +1,8 @@
-"""Training grouped networks: each by itself, as they share nothing, with every task of its set."""
+"""Training what is not one branched network: grouped networks, and tasks that are computed one at a time.
+
+Grouped networks share nothing: each is trained by itself, with every task of its set. The paths of a sharing network
+are trained together: every batch goes through each task's own path, and what several paths share gets all gradients.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from branchnet.builder import GroupedNetworks
+from branchnet.builder import GroupedNetworks, SharingNetwork
 from branchnet.data.samples import read_samples
 from branchnet.errors import TrainingError
 from branchnet.stages.interface import call_form
@@ -39,7 +43,7 @@ class GroupedHistory(History):
 
 
 def trains_each_network(train: Train) -> Train:
-    """Let a training function take `GroupedNetworks` as its first argument: it is called with each of them.
+    """Let a training function take `GroupedNetworks`, of which each is trained, and a `SharingNetwork`'s paths.
 
     Args:
         train: a function of a network, with `checkpoint=` and `description=`.
@@ -50,10 +54,16 @@ def trains_each_network(train: Train) -> Train:
     @wraps(train)
     def train_each(*args: Any, **kwargs: Any) -> History:
         grouped = args[0] if args else kwargs.get(first)
-        if not isinstance(grouped, GroupedNetworks):
+        if not isinstance(grouped, GroupedNetworks | SharingNetwork):
             return train(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        if isinstance(grouped, SharingNetwork):
+            _check_paths(bound.arguments)
+            try:
+                return train(**{**bound.arguments, first: grouped.separate_paths()})
+            finally:
+                grouped.eval()
         _check_all(grouped, bound.arguments)
         arguments = _teachers_once(grouped, bound.arguments)
         try:
@@ -66,6 +76,21 @@ def trains_each_network(train: Train) -> Train:
         return _joined(grouped, histories)
 
     return cast("Train", train_each)
+
+
+def _check_paths(arguments: Mapping[str, Any]) -> None:
+    """Refuse what asks a node which tasks share it: the paths' nodes are of one task each."""
+    refused = {
+        "divide_rate": bool(arguments.get("divide_rate")),
+        "learning_rate": callable(arguments.get("learning_rate")),
+        "scope": arguments.get("scope") in ("first-private-stage", "stitches"),
+        "match": arguments.get("match") in ("features", "both"),
+    }
+    if found := [name for name, wrong in refused.items() if wrong]:
+        raise TrainingError(
+            f"{found[0]}={arguments[found[0]]!r} needs nested sharing; expected training of tasks that are computed "
+            "one at a time without it"
+        )
 
 
 def _check_all(grouped: GroupedNetworks, arguments: Mapping[str, Any]) -> None:

@@ -92,7 +92,8 @@ def fit(
         network: a `BranchedNetwork` with losses by task, or any network with one loss. It is trained on the device
             where it is, and left in eval mode. Of `GroupedNetworks` each is trained by itself with all of its tasks, as
             they share nothing: one after the other, by the same seed, with a checkpoint of its own; an auxiliary task's
-            losses stand under `<task> in network <k>`.
+            losses stand under `<task> in network <k>`. Of a `SharingNetwork` samples go through the path of each task
+            that they have a label of.
         train: K samples with labels, in whatever `branchnet.data.read_samples` takes: (inputs, label) from each, or for
             a branched network (inputs, {task: label}); in memory `(x, y)` or `(x, {task: y})`. A label that a sample
             lacks is None, or left out of the mapping, or in floating-point labels NaN throughout: its task's loss is

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import networkx as nx
+
 from branchnet.builder import BranchedNetwork
 from branchnet.stitching.output_distances import float_leaves
 
@@ -19,7 +21,7 @@ def settled_tasks(branched: BranchedNetwork, found: Mapping[str, Any], wanted: M
     """Find the tasks of which nothing need be trained.
 
     Args:
-        branched: the network; tasks that share a node with each other are settled together or not at all.
+        branched: the network; tasks that share a node or a parameter are settled together or not at all.
         found: its outputs by task, in eval mode, on some samples; tasks that are not trained may be left out.
         wanted: those of the single-task networks.
 
@@ -27,9 +29,17 @@ def settled_tasks(branched: BranchedNetwork, found: Mapping[str, Any], wanted: M
         the tasks; none where all of those that are trained would be, for then it is not this that was asked for.
     """
     equal = {task for task in wanted if _equal(found[task], wanted[task])}
-    together = [set(cluster) & set(wanted) for cluster in branched.tree.partitions[0]]
-    settled = {task for tasks in together if tasks <= equal for task in tasks}
+    settled = {task for tasks in _together(branched) if tasks & set(wanted) <= equal for task in tasks & set(wanted)}
     return frozenset(settled if settled != set(wanted) else ())
+
+
+def _together(branched: BranchedNetwork) -> list[set[str]]:
+    """The tasks in sets that share nothing with each other; parameters tell what paths of separate nodes share."""
+    graph = nx.Graph()
+    for node in branched.members():
+        graph.add_edges_from((task, node.id) for task in node.tasks)
+        graph.add_edges_from((node.id, id(parameter)) for parameter in node.module.parameters())
+    return [part & set(branched.tasks) for part in nx.connected_components(graph)]
 
 
 def _equal(output: Any, wanted: Any) -> bool:

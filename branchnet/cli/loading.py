@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from branchnet.affinity import Affinity, PairMeasurements
     from branchnet.data.samples import Samples
     from branchnet.pipeline.config.run_config import RunConfig
-    from branchnet.specification import Architecture, GroupedArchitecture
+    from branchnet.specification import Architecture, GroupedArchitecture, SharingArchitecture
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def is_specification(path: Path) -> bool:
     from branchnet.specification.strict_yaml import read_document
 
     data = read_document(path).data
-    return isinstance(data, dict) and not data.keys().isdisjoint(("schema_version", "tree", "groups"))
+    return isinstance(data, dict) and not data.keys().isdisjoint(("schema_version", "tree", "groups", "sharing"))
 
 
 def is_label_description(path: Path) -> bool:
@@ -144,14 +144,15 @@ def read_specification(path: Path) -> Architecture | GroupedArchitecture:
     Raises:
         SpecError: every problem of the file, a config, or a folder without a specification.
     """
-    from branchnet.deploy.saving import ARCHITECTURE
     from branchnet.specification import Architecture, GroupedArchitecture
     from branchnet.specification.grouped.grouped_architecture import is_grouped
 
-    if path.is_dir():
-        if not (path / ARCHITECTURE).exists():
-            raise SpecError(f"{path} holds no {ARCHITECTURE}; expected a folder that `branchnet build` wrote")
-        path = path / ARCHITECTURE
+    if read_sharing(path) is not None:
+        raise SpecError(
+            f"{path} describes tasks that are computed one at a time, which `branchnet build`, `distill`, `export` and "
+            "`validate` take; expected the architecture of nested sharing"
+        )
+    path = _file_of(path)
     try:
         return GroupedArchitecture.load(path) if is_grouped(path) else Architecture.load(path)
     except SpecError as error:
@@ -159,6 +160,36 @@ def read_specification(path: Path) -> Architecture | GroupedArchitecture:
             expected = "expected an architecture, as `branchnet split` and `branchnet search` write it"
             raise SpecError(f"{path} is a config; {expected}") from error
         raise
+
+
+def read_sharing(path: Path) -> SharingArchitecture | None:
+    """Read a specification of tasks that are computed one at a time, or the one of a saved network's folder.
+
+    Args:
+        path: a YAML file, or a folder that holds one.
+
+    Returns:
+        The specification; None of any other file.
+
+    Raises:
+        SpecError: every problem of the file, or a folder without a specification.
+    """
+    from branchnet.specification import SharingArchitecture
+    from branchnet.specification.grouped.sharing_architecture import is_sharing
+
+    file = _file_of(path)
+    return SharingArchitecture.load(file) if file.is_file() and is_sharing(file) else None
+
+
+def _file_of(path: Path) -> Path:
+    """The specification of a folder; of a file itself."""
+    from branchnet.deploy.saving import ARCHITECTURE
+
+    if not path.is_dir():
+        return path
+    if not (path / ARCHITECTURE).exists():
+        raise SpecError(f"{path} holds no {ARCHITECTURE}; expected a folder that `branchnet build` wrote")
+    return path / ARCHITECTURE
 
 
 def read_affinity(path: Path) -> Affinity:

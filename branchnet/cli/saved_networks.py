@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from branchnet.cli.loading import placed_networks, read_networks, read_source, read_specification
+from branchnet.cli.loading import placed_networks, read_networks, read_sharing, read_source, read_specification
 from branchnet.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from branchnet.builder import BranchedNetwork, GroupedNetworks
+    from branchnet.builder import BranchedNetwork, GroupedNetworks, SharingNetwork
     from branchnet.specification import Architecture, GroupedArchitecture
 
 
@@ -43,21 +43,41 @@ def read_saved(
         SpecError: a folder without a specification, or networks that must be passed: the option is named.
         CheckpointError: weights that are missing, damaged or do not fit.
     """
+    unnamed = unnamed_tasks(read_specification(folder))
+    return _loaded(folder, config, unnamed, device, dtype)  # type: ignore[no-any-return]
+
+
+def read_saved_sharing(
+    folder: Path, config: Path | None, *, device: str | None = None, dtype: str | None = None
+) -> SharingNetwork | None:
+    """Load a saved network of tasks that are computed one at a time; None where `folder` holds another one.
+
+    Args:
+        folder, config, device, dtype: as for `read_saved`, and so are the errors.
+
+    Returns:
+        The network, in eval mode, or None.
+    """
+    spec = read_sharing(folder)
+    if spec is None:
+        return None
+    return _loaded(folder, config, unnamed_tasks(spec.architecture), device, dtype)  # type: ignore[no-any-return]
+
+
+def _loaded(folder: Path, config: Path | None, unnamed: tuple[str, ...], device: str | None, dtype: str | None) -> Any:
     from branchnet.deploy import load
     from branchnet.deploy.saving import WEIGHTS
 
-    spec = read_specification(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a saved network; expected a folder with {WEIGHTS}")
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder} holds no {WEIGHTS}; expected a folder that `branchnet build` wrote")
-    unnamed = unnamed_tasks(spec)
     if unnamed and config is None:
         raise SpecError(
             f"{folder} does not say how the networks of {', '.join(unnamed)} are made: pass the config, --config"
         )
     saved = load(folder, read_networks(config, unnamed) if unnamed else {})
-    return placed_networks({"": saved}, device, dtype)[""]  # type: ignore[return-value]
+    return placed_networks({"": saved}, device, dtype)[""]
 
 
 def unnamed_tasks(spec: Architecture | GroupedArchitecture) -> tuple[str, ...]:

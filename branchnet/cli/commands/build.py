@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from branchnet.builder import BranchedNetwork, GroupedNetworks
     from branchnet.pipeline.plans.dry_run import Plan
-    from branchnet.specification import Architecture, GroupedArchitecture
+    from branchnet.specification import Architecture, GroupedArchitecture, SharingArchitecture
 
 Spec = Annotated[
     Path, Parameter(help="What `branchnet search` or `branchnet group` wrote; with --add, a saved network.")
@@ -61,7 +61,7 @@ def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None
     Example: `branchnet build architecture.yaml --config branchnet-demo/run.yaml --out branched`
     """
     from branchnet.builder import BranchedNetwork
-    from branchnet.cli.loading import read_networks, read_spec, read_specification
+    from branchnet.cli.loading import read_networks, read_sharing, read_spec, read_specification
     from branchnet.cli.printing import print_json, print_plan, print_text, say
     from branchnet.deploy import save
     from branchnet.pipeline.workspace import checked_folder
@@ -70,6 +70,9 @@ def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None
 
     _check_addition(options)
     out = checked_folder(options.out)
+    if options.add is None and (sharing := read_sharing(architecture)) is not None:
+        _build_sharing(sharing, out, options)
+        return
     spec = read_specification(architecture) if options.add is None else read_spec(architecture)
     networks = read_networks(options.config, spec.tasks if options.add is None else (options.add,))
     grown = None if options.add is None else _grown(architecture, networks[options.add], options)
@@ -94,6 +97,36 @@ def build(architecture: Spec, *, options: BuildOptions = BuildOptions()) -> None
         print_json({"params": count, **({"nodes": donors[0]} if len(each) == 1 else {"networks": donors})})
     else:
         print_text(*(one.tree for one in each), f"{si(count)} parameters; weights from: {_donors(each)}")
+    say(f"wrote {out}", quiet=options.quiet)
+    if options.config is None:
+        say("the weights are random: pass --config to take those of trained networks", quiet=options.quiet)
+
+
+def _build_sharing(spec: SharingArchitecture, out: Path, options: BuildOptions) -> None:
+    """Build and save the network of tasks that are computed one at a time."""
+    import torch
+
+    from branchnet.cli.loading import read_networks, read_source
+    from branchnet.cli.printing import print_json, print_plan, print_text, say
+    from branchnet.deploy import save
+    from branchnet.pipeline.plans.dry_run import Plan, memory_of
+    from branchnet.reporting.units import si
+
+    networks = read_networks(options.config, spec.architecture.tasks)
+    if options.dry_run:
+        plan = Plan("build").step("copy the donors' weights", memory=2 * memory_of(networks))
+        print_plan(plan, [out / "architecture.yaml", out / "weights.safetensors"], as_json=options.as_json)
+        return
+    torch.manual_seed(options.seed)
+    no_input = options.config is not None and spec.architecture.input is None
+    network = spec.build(networks, example=read_source(options.config).example if no_input else None).eval()
+    save(network, out)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if options.as_json:
+        nodes = [[{"tasks": list(node.tasks), "donor": node.donor} for node in stage.nodes] for stage in spec.sharing]
+        print_json({"params": count, "sharing": nodes})
+    else:
+        print_text(network.sharing, f"{si(count)} parameters; each input is computed for one task")
     say(f"wrote {out}", quiet=options.quiet)
     if options.config is None:
         say("the weights are random: pass --config to take those of trained networks", quiet=options.quiet)

@@ -48,7 +48,8 @@ class DistillOptions:
 def distill(branched: Folder, config: Config, *, options: DistillOptions = DistillOptions()) -> None:
     """Train the network in BRANCHED on the images of CONFIG, without labels; print each task before and after.
 
-    Where BRANCHED holds networks for groups of tasks, each is trained by itself with all of its tasks.
+    Where BRANCHED holds networks for groups of tasks, each is trained by itself with all of its tasks; where tasks are
+    computed one at a time, every batch goes through each task's own path.
 
     Tasks are judged on held-out images, by how well they agree with their single-task networks. Interrupted, the same
     command goes on where it stopped.
@@ -58,7 +59,7 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     from branchnet.builder import BranchedNetwork
     from branchnet.cli.loading import changed, not_a_config, read_source, read_spec
     from branchnet.cli.printing import print_json, print_plan, print_tables, say
-    from branchnet.cli.saved_networks import read_saved
+    from branchnet.cli.saved_networks import read_saved, read_saved_sharing
     from branchnet.deploy import save
     from branchnet.errors import DataError, SpecError
     from branchnet.pipeline.distillation_steps import distil_and_compare
@@ -67,13 +68,17 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     from branchnet.utils.progress import silence
 
     out = checked_folder(options.out)
-    network = read_saved(branched, config, device=options.device)
+    sharing = read_saved_sharing(branched, config, device=options.device)
+    # The paths' modules are those of the network: training them trains it.
+    network = sharing.separate_paths() if sharing else read_saved(branched, config, device=options.device)
     given = read_source(config, device=options.device)
     if given.config is None or given.images is None:
         raise not_a_config(config)
     if missing := [task for task in network.tasks if task not in given.networks]:
         raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; {branched} has it")
     one = network if isinstance(network, BranchedNetwork) else None
+    if sharing is not None and options.only is not None:
+        raise DataError(f"--only: tasks of {branched} are computed one at a time and all trained; expected no --only")
     if one is None and options.only is not None:
         raise DataError(f"--only: {branched} holds several networks, which are all trained; expected one network")
     frozen = frozenset() if one is None else one.frozen
@@ -97,11 +102,11 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
             network, networks, given.images, settings, kinds=settings.kinds, checkpoint=unfinished
         )
     described = None
-    if one is not None:
+    if one is not None and sharing is None:
         one.unfreeze(*(one.frozen - frozen))  # `--only` holds for this run; what is saved can be trained on
         spec = read_spec(branched)
         described = Architecture.from_network(one, search=spec.search, description=spec.description)
-    save(network.cpu(), out, architecture=described)
+    save((sharing or network).cpu().eval(), out, architecture=described)
     for file in out.glob(f"{unfinished.stem}*{unfinished.suffix}"):  # one for each network
         file.unlink()
     if options.as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -13,10 +13,11 @@ from branchnet.cli.options import AsJson, Device, DryRun, Dtype, OptionalConfig,
 from branchnet.utils.progress import silence
 
 if TYPE_CHECKING:
+    from branchnet.builder import SharingNetwork
     from branchnet.deploy import Exported
 
 Folder = Annotated[Path, Parameter(help="What `branchnet build` or `branchnet distill` wrote.")]
-Format = Literal["pt2", "aoti", "onnx", "safetensors"]
+Format = Literal["pt2", "aoti", "onnx", "safetensors", "pte"]
 
 
 @Parameter(name="*")
@@ -25,14 +26,14 @@ class ExportOptions:
     """The options of `branchnet export`.
 
     Attributes:
-        format: pt2 (torch.export, loaded by torch alone), aoti (compiled for this kind of device), onnx, or
-            safetensors; by default as the suffix of --out says.
+        format: pt2 (torch.export, loaded by torch alone), aoti (compiled for this kind of device), onnx, safetensors,
+            or pte (ExecuTorch, with a method for all tasks and for each); by default as the suffix of --out says.
         tasks: Only these tasks, with commas between.
         batch_size: Of the example that it is traced with; other sizes work, too.
         int8: Quantise nodes to int8 where that costs the tasks little, for ONNX Runtime on this device; what is lost
             is measured on images of --config.
         max_loss: What a task may lose by --int8; 0 is equal to the float network, 1 as bad as a constant answer.
-        out: The file.
+        out: The file; for --format onnx of tasks that are computed one at a time, the folder of their files.
     """
 
     config: OptionalConfig = None
@@ -52,19 +53,24 @@ class ExportOptions:
 def export(branched: Folder, *, options: ExportOptions = ExportOptions()) -> None:
     """Write the network in BRANCHED as one file for deployment; load it again, and check what it gives.
 
-    Its specification and a model card are written next to it, except of int8 files.
+    Its specification and a model card are written next to it, except of int8 and ExecuTorch files. Tasks that are
+    computed one at a time give an ExecuTorch file, or a folder with an ONNX file each.
 
     Example: `branchnet export distilled --out branched.pt2`, or
     `branchnet export distilled --config run.yaml --int8 --out branched.onnx`
     """
     from branchnet.cli.loading import placed
     from branchnet.cli.printing import print_plan
-    from branchnet.cli.saved_networks import read_branched
+    from branchnet.cli.saved_networks import read_branched, read_saved_sharing
     from branchnet.deploy import export as export_network
     from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of
 
     if options.int8:
         _quantize(branched, options)
+        return
+    sharing = read_saved_sharing(branched, options.config, device=options.device, dtype=options.dtype)
+    if sharing is not None or options.format == "pte" or (options.format is None and options.out.suffix == ".pte"):
+        _write_methods(branched, sharing, options)
         return
     network = read_branched(branched, options.config, device=options.device, dtype=options.dtype).eval()
     if options.dry_run:
@@ -76,6 +82,45 @@ def export(branched: Folder, *, options: ExportOptions = ExportOptions()) -> Non
     with silence() if options.quiet else nullcontext():
         exported = export_network(network, example, options.out, format=options.format, tasks=chosen)
     _print(exported, as_json=options.as_json)
+
+
+def _write_methods(branched: Path, sharing: SharingNetwork | None, options: ExportOptions) -> None:
+    """Write an ExecuTorch program, or ONNX files of tasks that are computed one at a time."""
+    from branchnet.builder.network.surgery import keep_tasks
+    from branchnet.cli.loading import placed
+    from branchnet.cli.printing import print_json, print_plan, print_text
+    from branchnet.cli.saved_networks import read_branched
+    from branchnet.deploy import executorch_program, onnx_task_files
+    from branchnet.errors import SpecError
+    from branchnet.pipeline.plans.dry_run import Plan, batch_of, memory_of
+
+    to_onnx = options.format == "onnx"
+    if sharing is not None and not to_onnx and (options.format or options.out.suffix.removeprefix(".")) != "pte":
+        raise SpecError(
+            f"tasks of {branched} are computed one at a time; expected --format onnx --out FOLDER, or --out FILE.pte"
+        )
+    if sharing is not None and options.tasks is not None:
+        raise SpecError("--tasks with tasks that are computed one at a time; expected all: each has its file or method")
+    network: Any = sharing or read_branched(branched, options.config, device=options.device, dtype=options.dtype).eval()
+    if options.tasks is not None:
+        network = keep_tasks(network, [task.strip() for task in options.tasks.split(",")])
+    if options.dry_run:
+        plan = Plan("export").step("trace, write, and check the file", memory=3 * memory_of({"": network}))
+        print_plan(plan, [options.out], as_json=options.as_json)
+        return
+    example = placed(batch_of(network.interface.random(), options.batch_size), options.device, options.dtype)
+    with silence() if options.quiet else nullcontext():
+        if to_onnx:
+            files = onnx_task_files(network, example, options.out)
+            made = {"models": {task: str(file) for task, file in files.items()}}
+            said = [f"wrote {', '.join(map(str, files.values()))} and their weights, weights.bin"]
+        else:
+            program = executorch_program(network, example, options.out, max_batch_size=max(2, options.batch_size))
+            methods = {name: list(outputs) for name, outputs in program.methods.items()}
+            made = {"model": str(program.path), "methods": methods, "difference": program.difference}
+            said = [f"wrote {program.path}", f"methods: {', '.join(methods)}"]
+            said.append(f"run by ExecuTorch: differs by at most {program.difference:.1e} of an output's largest value")
+    print_json(made) if options.as_json else print_text(*said)
 
 
 def _quantize(branched: Path, options: ExportOptions) -> None:

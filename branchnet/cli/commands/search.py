@@ -11,11 +11,12 @@ from cyclopts import Parameter
 from branchnet.cli.options import AsJson, DryRun, Flag, Quiet, Seed
 
 if TYPE_CHECKING:
-    from branchnet.affinity import Affinity
-    from branchnet.clustering import SearchResult
+    from branchnet.affinity import Affinity, PairMeasurements
+    from branchnet.clustering import Budget, SearchResult
     from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit
     from branchnet.clustering.stitching.stitch_sizes import StitchSizes
     from branchnet.reporting.tables import Table
+    from branchnet.specification import Architecture
 
 Affinities = Annotated[
     Path, Parameter(help="What `branchnet affinity` wrote; or a CSV file of measured pairs, see PairMeasurements.read.")
@@ -37,6 +38,8 @@ class SearchOptions:
         shared_stages: So many stages are shared by all tasks, come what may.
         latency: What `branchnet bench --stages` wrote; budgets such as `4 ms` need it.
         time_limit: Seconds, after which the best tree so far is taken.
+        one_task_per_input: Each input is computed for one task: stages are shared without being nested, which saves
+            memory alone; `branchnet build`, `distill` and `export` take what is written.
         front: Print the whole front of size against cost, and write nothing; budgets for some of the tasks hold in it.
         out: The architecture, YAML.
     """
@@ -47,6 +50,7 @@ class SearchOptions:
     shared_stages: int = 0
     latency: Path | None = None
     time_limit: float | None = None
+    one_task_per_input: Flag = False
     front: Flag = False
     out: Path = Path("architecture.yaml")
     seed: Seed = 0
@@ -85,6 +89,9 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     costs: CostsByUnit = {unit: stages for unit, (stages, _) in every.items()}
     heads = {unit: of_heads for unit, (_, of_heads) in every.items() if of_heads is not None} or None
     how: dict[str, Any] = {name: getattr(options, name) for name in ("objective", "method", "shared_stages")}
+    if options.one_task_per_input:
+        _search_sharing(judged, found, spec, costs, heads, wanted, options)
+        return
     if options.dry_run:
         plan = plan_search(judged, costs, wanted, **how)
         print_plan(plan, [] if options.front else [options.out], as_json=options.as_json)
@@ -118,10 +125,48 @@ def search(affinity: Affinities, split: Split, *, options: SearchOptions = Searc
     say(f"wrote {options.out}{note}", quiet=options.quiet)
 
 
+def _search_sharing(
+    judged: Affinity | PairMeasurements,
+    found: Affinity,
+    spec: Architecture,
+    costs: CostsByUnit,
+    heads: HeadCostsByUnit | None,
+    budget: Budget,
+    options: SearchOptions,
+) -> None:
+    """Find and write the best sharing that need not be nested; print it."""
+    from branchnet.cli.printing import print_json, print_plan, print_text, say
+    from branchnet.clustering import search as find
+    from branchnet.errors import BranchnetError
+    from branchnet.pipeline.plans.dry_run import Plan
+    from branchnet.specification import SharingArchitecture
+    from branchnet.utils.interrupt import deferred_interrupt
+
+    if options.front:
+        raise BranchnetError("--front with --one-task-per-input; expected one of them: fronts are of nested trees")
+    if options.dry_run:
+        plan = Plan("search").step(f"find the best partition of each of {len(spec.locations)} stages", memory=0)
+        print_plan(plan, [options.out], as_json=options.as_json)
+        return
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("objective", "method", "shared_stages", "seed")}
+    with deferred_interrupt() as interrupted:
+        result = find(judged, costs, budget, nested=False, head_costs=heads, time_limit=options.time_limit, **how)
+    assert result.sharing is not None
+    SharingArchitecture.from_sharing(result.sharing, spec, affinity=found).save(options.out)
+    if options.as_json:
+        print_json(as_record(result))
+    else:
+        print_text(result.sharing, *_size_and_cost(result, "sharing", costs, heads))
+    note = " (the search was interrupted)" if interrupted() else ""
+    say(f"wrote {options.out}{note}", quiet=options.quiet)
+
+
 def as_record(result: SearchResult) -> dict[str, object]:
     """A search result as JSON values."""
     return {
-        "tree": [[list(cluster) for cluster in stage] for stage in result.tree.partitions],
+        "tree" if result.sharing is None else "sharing": [
+            [list(cluster) for cluster in stage] for stage in (result.sharing or result.tree).partitions
+        ],
         "cost": result.cost,
         "size": result.size,
         "unit": result.unit,
@@ -145,24 +190,12 @@ def _sentences(
     head_costs: HeadCostsByUnit | None,
     stitch_sizes: StitchSizes | None,
 ) -> list[str]:
-    from branchnet.clustering import Tree, stability, tree_size
+    from branchnet.clustering import stability
     from branchnet.pipeline.search_inputs import replicates_of
     from branchnet.reporting.costing import uncounted_note
-    from branchnet.reporting.units import percent, si
+    from branchnet.reporting.units import percent
 
-    alone = Tree.separate(result.tree.tasks, result.tree.depth, result.tree.depths)
-    units = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}
-    sizes = []
-    for one in result.resources:
-        separate = tree_size(alone, costs, head_costs=head_costs, unit=one.unit)
-        share = percent(one.size / separate)
-        sizes.append(f"{si(one.size)} {units[one.unit]}{one.whose}, {share} of separate networks")
-    bound = "proven: no tree within the budget costs less" if result.proven else f"lower bound {result.lower_bound:.6g}"
-    lines = [
-        f"size: {'; '.join(sizes)}",
-        f"cost: {result.cost:.6g} ({result.objective}); {bound}",
-        f"method: {result.method} ({result.why})",
-    ]
+    lines = _size_and_cost(result, "tree", costs, head_costs)
     if stitch_sizes is not None:
         lines.append("stitches are counted, each with full rank")
     if result.forced:
@@ -175,6 +208,30 @@ def _sentences(
         again = stability(result, replicates, costs, head_costs=head_costs, stitch_sizes=stitch_sizes)
         lines.append(f"sure: the same tree in {percent(again.same_tree)} of {again.replicates} bootstrap replicates")
     return lines
+
+
+def _size_and_cost(
+    result: SearchResult, what: str, costs: CostsByUnit, head_costs: HeadCostsByUnit | None
+) -> list[str]:
+    from branchnet.clustering import Tree, tree_size
+    from branchnet.reporting.units import percent, si
+
+    shared = result.sharing or result.tree
+    alone = Tree.separate(shared.tasks, shared.depth, result.tree.depths if result.sharing is None else None)
+    units = {"params": "parameters", "flops": "FLOPs (multiply-adds)", "latency": "ms"}
+    sizes = []
+    for one in result.resources:
+        separate = tree_size(alone, costs, head_costs=head_costs, unit=one.unit)
+        share = percent(one.size / separate)
+        sizes.append(f"{si(one.size)} {units[one.unit]}{one.whose}, {share} of separate networks")
+    bound = f"lower bound {result.lower_bound:.6g}"
+    if result.proven:
+        bound = f"proven: no {what} within the budget costs less"
+    return [
+        f"size: {'; '.join(sizes)}",
+        f"cost: {result.cost:.6g} ({result.objective}); {bound}",
+        f"method: {result.method} ({result.why})",
+    ]
 
 
 def _front_table(results: list[SearchResult]) -> Table:

@@ -56,15 +56,24 @@ def _problems(path: Path, error: Exception) -> list[str]:
 
 
 def _described(path: Path, *, build: bool) -> str:
-    from branchnet.cli.loading import is_label_description, is_specification, read_config, read_specification
+    from branchnet.cli.loading import (
+        is_label_description,
+        is_specification,
+        read_config,
+        read_sharing,
+        read_specification,
+    )
     from branchnet.data.labelled.described_table import checked_table
-    from branchnet.specification import GroupedArchitecture
+    from branchnet.specification import GroupedArchitecture, SharingArchitecture
 
     if path.is_dir() or is_specification(path):
-        spec = read_specification(path)
+        spec = read_sharing(path) or read_specification(path)
         if build:
             spec.build()
         built = ", and builds" if build else ""
+        if isinstance(spec, SharingArchitecture):
+            tasks, stages = len(spec.architecture.tasks), len(spec.sharing)
+            return f"an architecture of {tasks} tasks, computed one at a time, and {stages} stages is valid{built}"
         if isinstance(spec, GroupedArchitecture):
             return f"an architecture of {len(spec.groups)} networks for {len(spec.tasks)} tasks is valid{built}"
         return f"an architecture of {len(spec.tasks)} tasks and {len(spec.locations)} stages is valid{built}"

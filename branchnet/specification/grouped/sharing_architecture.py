@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError, model_validator
 
 from branchnet.builder.sharing_network import SharingNetwork
+from branchnet.builder.weights.donors import Donors, sharing_donors
 from branchnet.clustering import Sharing, Tree
 from branchnet.errors import SpecError, TreeError
 from branchnet.specification.architecture import MAX_NAMES, SCHEMA_VERSION, Architecture
@@ -22,6 +23,8 @@ from branchnet.utils.files import write_text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from branchnet.affinity import Affinity
 
 _HEADER = """\
 # Tasks that are computed one at a time. `architecture` has a path for each; nodes of `sharing` exist once for all tasks
@@ -86,16 +89,41 @@ class SharingArchitecture(Section):
         Raises:
             SpecError: as `Architecture.from_network`.
         """
-        separate = Architecture.from_network(network.separate_paths())
-        stages = zip(network.locations, network.sharing.partitions, network.donors, strict=True)
+        return cls._of(network.sharing, network.donors, Architecture.from_network(network.separate_paths()))
+
+    @classmethod
+    def from_sharing(
+        cls, sharing: Sharing, separate: Architecture, *, affinity: Affinity | None = None
+    ) -> SharingArchitecture:
+        """Describe what a search has found, before it is built.
+
+        Args:
+            sharing: which tasks share which stage.
+            separate: the tasks' separate networks, as `branchnet split` describes them.
+            affinity: chooses the donors; without one they are the first tasks.
+
+        Returns:
+            the specification.
+
+        Raises:
+            SpecError: separate networks of other tasks or another depth, or that share nodes already.
+        """
+        if (separate.tasks, len(separate.locations)) != (sharing.tasks, sharing.depth):
+            raise SpecError(
+                f"the sharing has {sharing.depth} stages of {', '.join(sharing.tasks)}; expected the specification's "
+                f"{len(separate.locations)} of {', '.join(separate.tasks)}"
+            )
+        return cls._of(sharing, sharing_donors(sharing, affinity), separate)
+
+    @classmethod
+    def _of(cls, sharing: Sharing, donors: Donors, separate: Architecture) -> SharingArchitecture:
+        stages = zip(separate.locations, sharing.partitions, donors, strict=True)
         shared = tuple(
             SharedStage(
                 until=name,
-                nodes=tuple(
-                    SharedNode(tasks=tasks, donor=donor) for tasks, donor in zip(clusters, donors, strict=True)
-                ),
+                nodes=tuple(SharedNode(tasks=tasks, donor=donor) for tasks, donor in zip(clusters, own, strict=True)),
             )
-            for name, clusters, donors in stages
+            for name, clusters, own in stages
         )
         try:
             return cls(sharing=shared, architecture=separate)

@@ -118,8 +118,9 @@ def _build_sharing(spec: SharingArchitecture, out: Path, options: BuildOptions) 
         print_plan(plan, [out / "architecture.yaml", out / "weights.safetensors"], as_json=options.as_json)
         return
     torch.manual_seed(options.seed)
-    no_input = options.config is not None and spec.architecture.input is None
-    network = spec.build(networks, example=read_source(options.config).example if no_input else None).eval()
+    described = options.config is None or spec.architecture.input is not None
+    example = None if described or options.config is None else read_source(options.config).example
+    network = spec.build(networks, example=example).eval()
     save(network, out)
     count = sum(parameter.numel() for parameter in network.parameters())
     if options.as_json:

@@ -112,7 +112,7 @@ def _write_methods(branched: Path, sharing: SharingNetwork | None, options: Expo
     with silence() if options.quiet else nullcontext():
         if to_onnx:
             files = onnx_task_files(network, example, options.out)
-            made = {"models": {task: str(file) for task, file in files.items()}}
+            made: dict[str, Any] = {"models": {task: str(file) for task, file in files.items()}}
             said = [f"wrote {', '.join(map(str, files.values()))} and their weights, weights.bin"]
         else:
             program = executorch_program(network, example, options.out, max_batch_size=max(2, options.batch_size))

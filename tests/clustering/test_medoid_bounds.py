@@ -7,7 +7,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import Budget, Constraints, search
 from branchnet.clustering.bounds.lower_bounds import rising_bounds
 from branchnet.clustering.bounds.medoid_bounds import _Relaxation
-from branchnet.clustering.bounds.width_knapsack import WidthBounds
+from branchnet.clustering.bounds.width_knapsack import PricedWidths
 from branchnet.clustering.search_problem import make_problem
 from tests.clustering.toys import as_affinity, brute_costs, brute_sizes, names, random_affinity, rsa_like_affinity
 
@@ -22,14 +22,13 @@ def test_any_potentials_give_a_concave_function_below_the_optimum(seed: int) -> 
     problem = make_problem(affinity, COSTS[:3], "params", objective="medoid")
     limit = float(generator.uniform(0.4, 0.9)) * problem.sizes.separate
     best = float(brute_costs(affinity, "medoid")[brute_sizes(5, COSTS[:3]) <= limit].min())
-    widths = WidthBounds(problem.rules, problem.sizes.table, limit)
+    widths = PricedWidths(problem.rules, problem.sizes.table, limit)
     relaxation = _Relaxation(problem.losses, problem.rules, widths)
     for spread in (0.01, 0.1, 1.0):
         here, there = (relaxation.start(best) + spread * generator.normal(size=(3, 5, 5)) for _ in range(2))
         here[-1], there[-1] = here[-1, :, :1], there[-1, :, :1]  # in the end one number for each task
-        value, slope = relaxation.value(here, np.inf)
-        other, _ = relaxation.value(there, np.inf)
-        assert slope is not None
+        value, slope = relaxation.value(here)
+        other, _ = relaxation.value(there)
         last = float((slope[-1, :, 0] * (there - here)[-1, :, 0]).sum())
         assert other <= value + float((slope[:-1] * (there - here)[:-1]).sum()) + last + 1e-9
         assert max(value, other) <= best + 1e-9

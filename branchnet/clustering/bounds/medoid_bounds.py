@@ -15,126 +15,183 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.bounds.width_knapsack import WidthBounds
+from branchnet.clustering.bounds.width_knapsack import PricedWidths, WidthBounds
 from branchnet.clustering.constraints import Rules
 
 Floats = npt.NDArray[np.float64]
-# A step adds up D * N^3 numbers: so many tasks at most, and so many steps at least.
-_LARGEST, _LEAST_ROUNDS = 240, 40
+Ints = npt.NDArray[np.int64]
+_LARGEST = 240
 # Steps of Adam (Kingma and Ba 2015), as shares of the stage's median loss: from the first to the last length, and how
 # much is kept of the mean slope and of its square. Any potentials give a valid bound; these decide how fast it rises.
-_FIRST, _LAST, _MEAN, _SQUARE = 0.1, 0.003, 0.9, 0.95
+_FIRST, _LAST, _MEAN, _SQUARE = 0.05, 0.002, 0.95, 0.99
 # So many steps to one value that is handed out.
-_STEPS = 2
+_STEPS = 6
 
 
 def medoid_bounds(
     losses: StageLosses, rules: Rules, sizes: Floats, limit: float, target: float, rounds: int
 ) -> Iterator[float]:
-    """Lower bounds on the cost of every tree that fits, offset not included; none for too many tasks.
+    """Rising lower bounds on the cost of every tree that fits, offset not included; none for too many tasks.
 
     Args:
         losses, rules, sizes, limit: as for `lower_bound`; losses of the kind `medoid`, summed over clusters.
         target: cost of a known tree, which the bounds never exceed.
-        rounds: number of values for 40 tasks, of two steps each; fewer are found for more tasks.
+        rounds: number of values for 40 tasks, of six steps each; fewer are found for more tasks.
     """
     n = len(losses.tasks)
     if not 2 <= n <= _LARGEST:
         return
-    relaxation = _Relaxation(losses, rules, WidthBounds(rules, sizes, limit))
-    at = relaxation.start(target)
-    mean, square, best = np.zeros_like(at), np.zeros_like(at), -np.inf
-    typical = np.median(np.abs(losses.pairs), axis=(1, 2))[:, None, None] / losses.divisor
-    steps = max(min(_STEPS * rounds, _LEAST_ROUNDS), round(_STEPS * rounds * min(1.0, (40 / n) ** 3)))
+    relaxation = _Relaxation(losses, rules, PricedWidths(rules, sizes, limit))
+    # A step takes time as D * N^3, from 40 tasks on.
+    steps = _STEPS * max(1, round(rounds * min(1.0, (40 / n) ** 1.2)))
+    best, best_at = -np.inf, relaxation.start(target)
+    ascent = _Ascent(best_at, _FIRST * relaxation.typical, steps)
     for step in range(steps):
-        value, slope = relaxation.value(at, target)
-        if slope is None:
+        at = ascent.potentials()
+        value, slope = relaxation.value(at)
+        value -= relaxation.rounding(at)
+        if value > best:
+            best, best_at = value, at
+        if best >= target:
             yield target
             return
-        best = max(best, value - relaxation.rounding(at))
         if step % _STEPS == _STEPS - 1:
             yield best
-        mean = _MEAN * mean + (1 - _MEAN) * slope
-        square = _SQUARE * square + (1 - _SQUARE) * slope**2
-        way = mean / (1 - _MEAN ** (step + 1)) / (np.sqrt(square / (1 - _SQUARE ** (step + 1))) + 1e-3)
-        at = at + _FIRST * (_LAST / _FIRST) ** (step / steps) * typical * way
+        ascent.move(slope)
+    # The programme over widths ties neighbouring stages' widths together, which the price on the budget does not.
+    tables, paid = relaxation.tables(best_at)
+    margin = relaxation.rounding(best_at) - paid
+    yield min(target, max(best, WidthBounds(rules, sizes, limit).least(tables)[0] - margin))
+
+
+class _Ascent:
+    """Adam's steps over potentials, once as they are and once as what each task pays for each stage.
+
+    What a task pays for a stage shifts all its potentials from there on together, which single steps take long to do.
+
+    Args:
+        start: potentials (D, N, N) that are the same for all representatives.
+        length: (D, 1, 1) first length of steps.
+        steps: how many there will be.
+    """
+
+    def __init__(self, start: Floats, length: Floats, steps: int) -> None:
+        paid = np.diff(start[:, :, :1], axis=0, prepend=0.0)
+        self._paid, self._own = _Adam(paid, length, steps), _Adam(np.zeros_like(start), length, steps)
+
+    def potentials(self) -> Floats:
+        return np.asarray(np.cumsum(self._paid.place, axis=0) + self._own.place)
+
+    def move(self, slope: Floats) -> None:
+        """A step; `slope[-1]` is that of one number for each task, repeated."""
+        sums = np.concatenate([slope[:-1].sum(axis=2, keepdims=True), slope[-1:, :, :1]])
+        self._paid.move(np.cumsum(sums[::-1], axis=0)[::-1])
+        self._own.move(np.concatenate([slope[:-1], np.zeros_like(slope[-1:])]))
+
+
+class _Adam:
+    def __init__(self, place: Floats, length: Floats, steps: int) -> None:
+        self.place = place
+        self._length, self._steps, self._step = length, steps, 0
+        self._mean, self._square = np.zeros_like(place), np.zeros_like(place)
+
+    def move(self, slope: Floats) -> None:
+        self._mean = _MEAN * self._mean + (1 - _MEAN) * slope
+        self._square = _SQUARE * self._square + (1 - _SQUARE) * slope**2
+        length = self._length * (_LAST / _FIRST) ** (self._step / self._steps)
+        self._step += 1
+        mean, square = self._mean / (1 - _MEAN**self._step), self._square / (1 - _SQUARE**self._step)
+        self.place = self.place + length * mean / (np.sqrt(square) + 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
 class _Relaxation:
     losses: StageLosses
     rules: Rules
-    widths: WidthBounds
+    widths: PricedWidths
+
+    @cached_property
+    def typical(self) -> Floats:
+        """(D, 1, 1), the stage's median loss."""
+        return np.median(np.abs(self.losses.pairs), axis=(1, 2))[:, None, None] / self.losses.divisor
 
     def start(self, target: float) -> Floats:
         """Potentials (D, N, N), `[d, t, a]`: every task pays the same for each stage, in proportion to its losses."""
-        served = self._served()
-        typical = np.array([np.median(stage[np.isfinite(stage)]) for stage in served])
+        apart = self.rules.apart.transpose(0, 2, 1)
+        served = [stage[~far] for stage, far in zip(self._served, apart, strict=True)]
+        typical = np.array([np.median(stage) for stage in served])
         total = max(float(typical.sum()), 1e-300)
         share = typical / total * target / len(self.losses.tasks)
-        return np.broadcast_to(np.cumsum(share)[:, None, None], served.shape).copy()
+        return np.broadcast_to(np.cumsum(share)[:, None, None], self._served.shape).copy()
 
+    @cached_property
     def _served(self) -> Floats:
-        """`[d, t, a]`: what task t loses by representative a; inf where the two may not share."""
-        pairs = np.where(self.rules.apart, np.inf, self.losses.pairs / self.losses.divisor)
-        return np.asarray(pairs.transpose(0, 2, 1))
+        """`[d, t, a]`: what task t loses by representative a."""
+        return np.ascontiguousarray((self.losses.pairs / self.losses.divisor).transpose(0, 2, 1))
+
+    def _left(self, d: int, at: Floats) -> Floats:
+        """`[t, a]`: what the node costs a task less its potential there; too much to gain where they may not share."""
+        left = self._served[d] - at[d]
+        if (apart := self.rules.apart[d]).any():
+            left[apart.T] = float(np.abs(at[d - 1]).max()) if d else 0.0
+        return left
 
     def rounding(self, at: Floats) -> float:
         """How far rounding may raise a value at these potentials."""
-        largest = float(np.abs(at).max(initial=0.0)) + float(np.abs(self.losses.pairs).max(initial=0.0))
+        largest = float(np.abs(at).max(initial=0.0)) + float(np.abs(self._served).max(initial=0.0))
         n, depth = len(self.losses.tasks), self.losses.depth
-        return 4 * n * n * depth * float(np.finfo(np.float64).eps) * largest
+        return 4 * n**3 * depth * float(np.finfo(np.float64).eps) * largest
 
-    def value(self, at: Floats, target: float) -> tuple[float, Floats | None]:
-        """Value and slope of the dual function; no slope where the value reaches the target, rounding included."""
-        served, n = self._served(), len(self.losses.tasks)
-        tables, nodes = np.full((self.losses.depth, n + 1), np.inf), []
-        for d, stage in enumerate(served):
-            left = stage - at[d]
-            worth, parents = _best_parents(left, at[d - 1] if d else np.zeros((n, 1)))
-            order = np.argsort(worth, kind="stable")
-            tables[d, 1:] = np.cumsum(worth[order])
-            nodes.append((order, parents))
-        # The last potentials of a task are one number: what it must have paid in the end.
-        paid = float(at[-1, :, 0].sum())
-        value, best = self.widths.least(tables, target + self.rounding(at) - paid)
-        if not best:
-            return target, None
+    def tables(self, at: Floats) -> tuple[Floats, float]:
+        """(D, N + 1) least worths of so many nodes of a stage, and what all tasks have paid in the end."""
+        worths = [np.sort(self._nodes(d, at)[0]) for d in range(self.losses.depth)]
+        return _cumulated(worths), _paid(at)
+
+    def value(self, at: Floats) -> tuple[float, Floats]:
+        """Value and slope of the dual function."""
+        n = len(self.losses.tasks)
+        nodes = [self._nodes(d, at) for d in range(self.losses.depth)]
+        orders = [np.argsort(worth, kind="stable") for worth, _ in nodes]
+        best = self.widths.least(_cumulated([node[0][order] for node, order in zip(nodes, orders, strict=True)]))
         slope = np.zeros_like(at)
-        for d, width in enumerate(best):
-            order, parents = nodes[d]
-            chosen = order[:width]
-            above = at[d - 1][:, parents[chosen]] if d else np.zeros((n, 1))
-            taken = (served[d][:, chosen] - at[d][:, chosen] + above < 0).astype(np.float64)
-            taken[chosen, np.arange(width)] = 1.0
+        for d, (order, wide, narrow) in enumerate(zip(orders, best.wide, best.narrow, strict=True)):
+            rank = np.arange(max(wide, narrow))
+            weight = best.share * (rank < wide) + (1 - best.share) * (rank < narrow)
+            chosen = order[: len(rank)]
+            parents = nodes[d][1][chosen]
+            above = at[d - 1][:, parents] if d else np.zeros((n, 1))
+            taken = weight * (self._left(d, at)[:, chosen] + above < 0)
+            taken[chosen, rank] = weight
             slope[d][:, chosen] -= taken
             if d:
-                np.add.at(slope[d - 1].T, parents[chosen], taken.T)
-        # In the end every task arrives once, wherever.
+                np.add.at(slope[d - 1].T, parents, taken.T)
+        # The last potentials of a task are one number: in the end every task arrives once, wherever.
         slope[-1] = (1.0 + slope[-1].sum(axis=1))[:, None]
-        return value + paid, slope
+        return best.value + _paid(at), slope
+
+    def _nodes(self, d: int, at: Floats) -> tuple[Floats, Ints]:
+        """For each representative the least sum of what tasks gain on the edge from a parent, and that parent."""
+        left = self._left(d, at)
+        above = at[d - 1] if d else np.zeros((len(left), 1))
+        # A task gains min(x, 0) = (x - |x|) / 2 with x = above + left; the representative itself x, whatever it is.
+        sums = left.sum(axis=0)[:, None] + above.sum(axis=0)
+        gains = (sums - cdist(left.T, -above.T, "cityblock")) / 2
+        gains += np.maximum(above + left.diagonal()[:, None], 0.0)
+        parents = gains.argmin(axis=1)
+        return gains[np.arange(len(left)), parents], parents
 
 
-def _best_parents(left: Floats, above: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """For each representative the least sum over tasks of what they gain on the edge from a parent, and that parent.
+def _cumulated(worths: list[Floats]) -> Floats:
+    sums = np.cumsum(worths, axis=1)
+    return np.concatenate([np.full((len(sums), 1), np.inf), sums], axis=1)
 
-    Args:
-        left: (N, N), `[t, a]`; what the node costs a task less its potential there.
-        above: (N, parents), `[t, b]`; the potentials at the parents.
-    """
-    n = len(left)
-    worth, parents = np.empty(n), np.empty(n, np.int64)
-    for a in range(n):
-        gains = above + left[:, a, None]
-        own = gains[a].copy()
-        np.minimum(gains, 0.0, out=gains)
-        gains[a] = own
-        sums = gains.sum(axis=0)
-        parents[a] = int(sums.argmin())
-        worth[a] = sums[parents[a]]
-    return worth, parents
+
+def _paid(at: Floats) -> float:
+    return float(at[-1, :, 0].sum())

@@ -169,8 +169,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for bounds.md and bounds.json")
     given = parser.parse_args()
     rows: list[Row] = []
-    for n, objective, family, share, seed in itertools.product(
-        given.tasks, given.objectives, given.families, given.shares, range(given.seeds)
+    # Shares before objectives, so that a run that is stopped has whole tables.
+    for n, share, objective, family, seed in itertools.product(
+        given.tasks, given.shares, given.objectives, given.families, range(given.seeds)
     ):
         rows.append(gap(family, objective, n, share, seed))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

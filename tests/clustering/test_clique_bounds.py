@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from branchnet.clustering.bounds.clique_bounds import (
-    clique_diameters,
-    cover_thresholds,
     diameter_sums,
     may_have_clique,
     stage_radii,
@@ -49,9 +47,10 @@ def test_cover_of_a_ring_of_five() -> None:
     """Neighbours lose 0.1: two pairs and a single task at most, an excess of 2; more needs the others' loss of 1."""
     pairs = np.where(nx.to_numpy_array(nx.cycle_graph(5)) > 0, 0.1, 1.0)
     np.fill_diagonal(pairs, 0.0)
-    smallest = clique_diameters(pairs)
-    assert smallest.tolist() == [0.0, 0.0, 0.1, 1.0, 1.0, 1.0]
-    assert cover_thresholds(pairs, smallest).tolist() == [0.0, 0.1, 0.1, 1.0, 1.0]
+    radii = stage_radii(pairs)
+    assert radii.smallest.tolist() == [0.0, 0.0, 0.1, 1.0, 1.0, 1.0]
+    assert radii.own.tolist() == [[0.0, 0.0, 0.1, 1.0, 1.0, 1.0]] * 5
+    assert radii.cover.tolist() == [0.0, 0.1, 0.1, 1.0, 1.0]
 
 
 def test_sums_by_hand() -> None:

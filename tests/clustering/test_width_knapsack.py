@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
-from branchnet.clustering.bounds.width_knapsack import WidthBounds, best_widths
+from branchnet.clustering.bounds.width_knapsack import PricedWidths, WidthBounds, best_widths
 from branchnet.clustering.constraints import Constraints, rules_of
 
 Sums = list[tuple[float, tuple[int, ...]]]
@@ -94,3 +95,22 @@ def test_sums_that_do_not_matter_are_not_found() -> None:
     assert bounds(sizes, 4.0).least(table, most=4.0) == (np.inf, ())
     assert bounds(sizes, 4.0).least(table, most=4.1) == (4.0, (1, 3))
     assert bounds(sizes, 100.0).least(np.array([[np.inf, 1.0], [np.inf, np.inf]])[:, [0, 1, 1, 1]]) == (np.inf, ())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.0, 1.0))
+def test_the_best_price_is_the_linear_programme_over_mixtures_of_widths(seed: int, share: float) -> None:
+    generator = np.random.default_rng(seed)
+    depth, n = int(generator.integers(1, 4)), int(generator.integers(2, 6))
+    table, sizes = generator.uniform(-1, 1, (depth, n + 1)), generator.uniform(0.1, 3.0, (depth, n + 1))
+    least, largest = (getattr(sizes[:, 1:], way)(axis=1).sum() for way in ("min", "max"))
+    limit = float(least + share * (largest - least)) * (1 + 1e-9)
+    found = PricedWidths(rules_of(Constraints(), [f"t{i}" for i in range(n)], depth), sizes, limit).least(table)
+    each = np.kron(np.eye(depth), np.ones(n))
+    exact = linprog(table[:, 1:].ravel(), sizes[:, 1:].reshape(1, -1), [limit], each, np.ones(depth), (0, 1))
+    assert found.value == pytest.approx(exact.fun, abs=1e-6)
+    stages = np.arange(depth)
+    mixed = [found.share * one[stages, found.wide] + (1 - found.share) * one[stages, found.narrow]
+             for one in (table, sizes)]  # fmt: skip
+    assert mixed[0].sum() == pytest.approx(exact.fun, abs=1e-6)
+    assert mixed[1].sum() <= limit * (1 + 1e-6)

@@ -35,10 +35,12 @@ class StageRadii:
     Attributes:
         smallest: (N + 1,), g(m).
         cover: (N,), cover(x).
+        own: (N, N + 1), `[i, m]`, the same as g(m) for m tasks of which i is one.
     """
 
     smallest: Floats
     cover: Floats
+    own: Floats
     _sums: dict[int, Floats] = field(default_factory=dict, repr=False)
 
     def sums(self, largest: int) -> Floats:
@@ -58,7 +60,8 @@ class StageRadii:
 def stage_radii(pairs: Floats) -> StageRadii:
     """The radii of a stage with these losses, (N, N), none negative."""
     smallest = clique_diameters(pairs)
-    return StageRadii(smallest, cover_thresholds(pairs, smallest))
+    own = _own_diameters(pairs, smallest)
+    return StageRadii(smallest, cover_thresholds(pairs, own), own)
 
 
 def diameter_sums(smallest: Floats, cover: Floats) -> Floats:
@@ -86,16 +89,15 @@ def clique_diameters(pairs: Floats) -> Floats:
     return np.maximum(core, _searched_diameters(pairs)) if len(pairs) <= _SEARCHED_TASKS else core
 
 
-def cover_thresholds(pairs: Floats, smallest: Floats) -> Floats:
+def cover_thresholds(pairs: Floats, own: Floats) -> Floats:
     """cover(x) for x = 0..N - 1.
 
     Args:
         pairs: (N, N) losses.
-        smallest: (N + 1,), g(m).
+        own: (N, N + 1), `[i, m]`, a lower bound on the diameter of any m tasks of which i is one.
     """
     n = len(pairs)
     thresholds = np.unique(pairs[np.triu_indices(n, 1)])
-    own = _own_diameters(pairs, smallest)
     cover = np.full(n, np.inf)
     cover[0] = 0.0
     reached = above = 0

@@ -8,9 +8,10 @@ First each stage is bounded on its own, as a function of its width, and the widt
   every value of it, and their upper envelope bounds every width.
 - `medoid`: all tasks but the k representatives lose at least their nearest loss.
 
-Given the cost of a known tree, what ties the stages together is added where the number of tasks allows it: by branching
-on chains of nested clusters for `max` (`chain_branch_and_bound`), by Lagrangian relaxation for `mean` and `sum`
-(`lagrangian_bounds`) and for `medoid` (`medoid_bounds`).
+Given the cost of a known tree, what ties the stages together is added where the number of tasks allows it: for `max`
+by branching on chains of nested clusters (`chain_branch_and_bound`) and by Lagrangian relaxation over lenses
+(`radius_bounds`), by Lagrangian relaxation for `mean` and `sum` (`lagrangian_bounds`) and for `medoid`
+(`medoid_bounds`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from branchnet.clustering.bounds.chain_branch_and_bound import chain_bounds
 from branchnet.clustering.bounds.clique_bounds import StageRadii, stage_radii
 from branchnet.clustering.bounds.lagrangian_bounds import pair_bounds
 from branchnet.clustering.bounds.medoid_bounds import medoid_bounds
+from branchnet.clustering.bounds.radius_bounds import radius_bounds
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
 
 Floats = npt.NDArray[np.float64]
 EFFORT = 400  # steps for 40 tasks
+# Branching on chains ends where so many steps leave more than this share of the gap; the share of steps over lenses.
+_IDLE, _PROGRESS, _LENSES = 30, 0.97, 0.4
 
 
 def lower_bound(
@@ -76,7 +80,7 @@ def rising_bounds(
     known, gained = target - losses.offset, 0.0
     if radii is not None:
         gained = float(below.sum()) / losses.divisor * (1 if losses.averaged else len(losses.tasks) // 2)
-        tighter = chain_bounds(losses, radii, rules, sizes, limit, known - gained, effort)
+        tighter = _largest_loss_bounds(losses, radii, rules, sizes, limit, known - gained, effort)
     elif losses.kind in ("mean", "sum") and not losses.averaged:
         pairs = losses.pairs / losses.divisor
         worth = np.array([_best_slope(stage, losses.kind, k) for stage, k in zip(pairs, widths, strict=True)])
@@ -86,6 +90,29 @@ def rising_bounds(
     else:
         return
     yield from (value + gained + losses.offset for value in tighter)
+
+
+def _largest_loss_bounds(
+    losses: StageLosses,
+    radii: Sequence[StageRadii],
+    rules: Rules,
+    sizes: Floats,
+    limit: float,
+    target: float,
+    effort: int,
+) -> Iterator[float]:
+    """Chains first, which are best where one cluster is much larger than the others; then lenses."""
+    best, left = 0.0, []
+    for value in chain_bounds(losses, radii, rules, sizes, limit, target, effort):
+        best = max(best, value)
+        yield best
+        if value > 0.0:
+            left.append(target - best)
+        if len(left) > _IDLE and left[-1] > _PROGRESS * left[-1 - _IDLE]:
+            break
+    if best < target:
+        for value in radius_bounds(losses, radii, rules, sizes, limit, target, round(_LENSES * effort)):
+            yield max(best, value)
 
 
 def stage_tables(losses: StageLosses) -> Floats:

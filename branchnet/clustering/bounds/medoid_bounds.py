@@ -22,15 +22,14 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from branchnet.clustering.additive_losses import StageLosses
+from branchnet.clustering.bounds.ascent import Ascent
 from branchnet.clustering.bounds.width_knapsack import PricedWidths, WidthBounds
 from branchnet.clustering.constraints import Rules
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _LARGEST = 240
-# Steps of Adam (Kingma and Ba 2015), as shares of the stage's median loss: from the first to the last length, and how
-# much is kept of the mean slope and of its square. Any potentials give a valid bound; these decide how fast it rises.
-_FIRST, _LAST, _MEAN, _SQUARE = 0.05, 0.002, 0.95, 0.99
+_LENGTH = 0.05  # first length of steps, as a share of the stage's median loss
 # So many steps to one value that is handed out.
 _STEPS = 6
 
@@ -52,7 +51,7 @@ def medoid_bounds(
     # A step takes time as D * N^3, from 40 tasks on.
     steps = _STEPS * max(1, round(rounds * min(1.0, (40 / n) ** 1.2)))
     best, best_at = -np.inf, relaxation.start(target)
-    ascent = _Ascent(best_at, _FIRST * relaxation.typical, steps)
+    ascent = Ascent(best_at, _LENGTH * relaxation.typical, steps)
     for step in range(steps):
         at = ascent.potentials()
         value, slope = relaxation.value(at)
@@ -69,46 +68,6 @@ def medoid_bounds(
     tables, paid = relaxation.tables(best_at)
     margin = relaxation.rounding(best_at) - paid
     yield min(target, max(best, WidthBounds(rules, sizes, limit).least(tables)[0] - margin))
-
-
-class _Ascent:
-    """Adam's steps over potentials, once as they are and once as what each task pays for each stage.
-
-    What a task pays for a stage shifts all its potentials from there on together, which single steps take long to do.
-
-    Args:
-        start: potentials (D, N, N) that are the same for all representatives.
-        length: (D, 1, 1) first length of steps.
-        steps: how many there will be.
-    """
-
-    def __init__(self, start: Floats, length: Floats, steps: int) -> None:
-        paid = np.diff(start[:, :, :1], axis=0, prepend=0.0)
-        self._paid, self._own = _Adam(paid, length, steps), _Adam(np.zeros_like(start), length, steps)
-
-    def potentials(self) -> Floats:
-        return np.asarray(np.cumsum(self._paid.place, axis=0) + self._own.place)
-
-    def move(self, slope: Floats) -> None:
-        """A step; `slope[-1]` is that of one number for each task, repeated."""
-        sums = np.concatenate([slope[:-1].sum(axis=2, keepdims=True), slope[-1:, :, :1]])
-        self._paid.move(np.cumsum(sums[::-1], axis=0)[::-1])
-        self._own.move(np.concatenate([slope[:-1], np.zeros_like(slope[-1:])]))
-
-
-class _Adam:
-    def __init__(self, place: Floats, length: Floats, steps: int) -> None:
-        self.place = place
-        self._length, self._steps, self._step = length, steps, 0
-        self._mean, self._square = np.zeros_like(place), np.zeros_like(place)
-
-    def move(self, slope: Floats) -> None:
-        self._mean = _MEAN * self._mean + (1 - _MEAN) * slope
-        self._square = _SQUARE * self._square + (1 - _SQUARE) * slope**2
-        length = self._length * (_LAST / _FIRST) ** (self._step / self._steps)
-        self._step += 1
-        mean, square = self._mean / (1 - _MEAN**self._step), self._square / (1 - _SQUARE**self._step)
-        self.place = self.place + length * mean / (np.sqrt(square) + 1e-3)
 
 
 @dataclass(frozen=True, eq=False)

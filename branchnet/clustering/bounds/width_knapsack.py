@@ -28,8 +28,8 @@ def best_widths(table: Floats, sizes: Floats, limit: float) -> tuple[int, ...] |
         sizes: (D, N + 1) size of stage d at width w.
         limit: largest sum of sizes.
     """
-    steps = _steps(sizes, limit, up=True)
-    layers = _programme(table, steps)
+    steps = _steps(sizes, limit, STEPS, up=True)
+    layers = _programme(table, steps, STEPS)
     return _trace(steps, layers) if np.isfinite(layers[-1].costs).any() else None
 
 
@@ -40,11 +40,12 @@ class WidthBounds:
         rules: the constraints; they limit the widths of every stage.
         sizes: (D, N + 1) size of stage d at width w.
         limit: largest sum of sizes.
+        number: into how many steps the limit is cut; fewer are faster, and the bound a little lower.
     """
 
-    def __init__(self, rules: Rules, sizes: Floats, limit: float) -> None:
-        self._barred = _barred(rules, sizes)
-        self._steps = _steps(sizes, limit, up=False)
+    def __init__(self, rules: Rules, sizes: Floats, limit: float, number: int = STEPS) -> None:
+        self._barred, self._number = _barred(rules, sizes), number
+        self._steps = _steps(sizes, limit, number, up=False)
 
     def least(self, table: Floats, most: float = np.inf) -> tuple[float, tuple[int, ...]]:
         """The least sum, and widths that attain it; inf and no widths where no sum is below `most`.
@@ -58,7 +59,7 @@ class WidthBounds:
         if not np.isfinite(lowest).all():
             return np.inf, ()
         allowed[allowed + (lowest.sum() - lowest)[:, None] >= most] = np.inf
-        layers = _programme(allowed, self._steps)
+        layers = _programme(allowed, self._steps, self._number)
         value = float(layers[-1].costs.min(initial=np.inf))
         return (value, _trace(self._steps, layers)) if value < most else (np.inf, ())
 
@@ -140,13 +141,13 @@ def _barred(rules: Rules, sizes: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray((widths < np.maximum(least, 1)) | (widths > most))
 
 
-def _steps(sizes: Floats, limit: float, *, up: bool) -> Ints:
+def _steps(sizes: Floats, limit: float, number: int, *, up: bool) -> Ints:
     if limit <= 0:
-        return np.where(sizes > 0, STEPS + 1, 0)
+        return np.where(sizes > 0, number + 1, 0)
     # 1e-9 of a step: a size that is a whole number of steps must not become one more (or fewer) by rounding.
-    exact = sizes * (STEPS / limit)
+    exact = sizes * (number / limit)
     rounded = np.ceil(exact - 1e-9) if up else np.floor(exact + 1e-9)
-    return np.minimum(rounded, STEPS + 1).astype(np.int64)
+    return np.minimum(rounded, number + 1).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +158,18 @@ class _Layer:
     costs: Floats
 
 
-def _programme(table: Floats, steps: Ints) -> list[_Layer]:
+def _programme(table: Floats, steps: Ints, number: int) -> list[_Layer]:
     """One layer for each stage, with the widths that are possible there."""
     layers: list[_Layer] = []
     for stage, (costs, needed) in enumerate(zip(table, steps, strict=True)):
-        widths = np.flatnonzero(np.isfinite(costs) & (needed <= STEPS))
-        least = np.full((len(widths), STEPS + 1), np.inf)
+        widths = np.flatnonzero(np.isfinite(costs) & (needed <= number))
+        least = np.full((len(widths), number + 1), np.inf)
         for row, width in enumerate(widths.tolist()):
             step = int(needed[width])
             if stage == 0:
                 least[row, step:] = costs[width]
             elif (last := int(np.searchsorted(layers[-1].widths, width, side="right"))) > 0:
-                np.add(layers[-1].costs[last - 1, : STEPS + 1 - step], costs[width], out=least[row, step:])
+                np.add(layers[-1].costs[last - 1, : number + 1 - step], costs[width], out=least[row, step:])
             if row:
                 np.minimum(least[row], least[row - 1], out=least[row])
         layers.append(_Layer(widths, least))
@@ -177,7 +178,7 @@ def _programme(table: Floats, steps: Ints) -> list[_Layer]:
 
 def _trace(steps: Ints, layers: list[_Layer]) -> tuple[int, ...]:
     widths: list[int] = []
-    most, room = layers[-1].widths[-1], STEPS
+    most, room = layers[-1].widths[-1], layers[-1].costs.shape[1] - 1
     for stage in range(len(layers) - 1, -1, -1):
         layer = layers[stage]
         column = layer.costs[: int(np.searchsorted(layer.widths, most, side="right")), room]

@@ -33,8 +33,9 @@ from branchnet.clustering.constraints import Rules
 
 Floats = npt.NDArray[np.float64]
 EFFORT = 400  # steps for 40 tasks
-# Branching on chains ends where so many steps leave more than this share of the gap; the share of steps over lenses.
-_IDLE, _PROGRESS, _LENSES = 30, 0.97, 0.4
+# Branching on chains ends where so many steps leave more than this share of the gap, unless it is already near, as a
+# share of the cost; and the share of the steps that goes over lenses.
+_IDLE, _PROGRESS, _NEAR, _LENSES = 30, 0.97, 0.1, 0.4
 
 
 def lower_bound(
@@ -108,7 +109,7 @@ def _largest_loss_bounds(
         yield best
         if value > 0.0:
             left.append(target - best)
-        if len(left) > _IDLE and left[-1] > _PROGRESS * left[-1 - _IDLE]:
+        if len(left) > _IDLE and left[-1] > max(_PROGRESS * left[-1 - _IDLE], _NEAR * target):
             break
     if best < target:
         for value in radius_bounds(losses, radii, rules, sizes, limit, target, round(_LENSES * effort)):

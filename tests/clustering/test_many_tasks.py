@@ -13,7 +13,7 @@ from branchnet.affinity.tensor import Affinity
 from branchnet.clustering import OBJECTIVES, Budget, Constraints, Tree, pareto_front, random_tree, search
 from branchnet.clustering.additive_losses import StageLosses
 from branchnet.clustering.bounds import chain_branch_and_bound as chains
-from branchnet.clustering.bounds.clique_bounds import clique_diameters
+from branchnet.clustering.bounds.clique_bounds import clique_diameters, stage_radii
 from branchnet.clustering.bounds.lower_bounds import lower_bound, rising_bounds
 from branchnet.clustering.heuristics.local_search import apply_move, price_moves
 from branchnet.clustering.search_problem import make_problem
@@ -137,14 +137,16 @@ def test_a_bound_that_reaches_the_cost_is_a_proof(name: str) -> None:
 
 @pytest.mark.parametrize("effort", [1, 3])
 def test_effort_limits_the_number_of_branchings(effort: int) -> None:
-    """After a bound of stages on their own and one for each range of chains (4 stages, sizes 5 to 10)."""
+    """After one bound for each range of chains (4 stages, sizes 5 to 10)."""
     problem = make_problem(random_affinity(10, 4, 1), COSTS[:4], "params", objective="mean-max")
     limit = 0.5 * problem.sizes.separate
 
     def bounds(effort: int) -> list[float]:
-        return list(rising_bounds(problem.losses, problem.rules, problem.sizes.table, limit, target=1e3, effort=effort))
+        radii = [stage_radii(pairs) for pairs in problem.losses.pairs]
+        table = problem.sizes.table
+        return list(chains.chain_bounds(problem.losses, radii, problem.rules, table, limit, 1e3, effort))
 
-    assert len(bounds(effort)) == 1 + 4 * 6 + effort + 1
+    assert len(bounds(effort)) == 4 * 6 + effort + 1
     assert len(bounds(20)) > 1 + 4 * 6 + 10
 
 

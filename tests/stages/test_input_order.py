@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from branchnet.stages.tracing.input_order import InputOrder
+from branchnet.stages.tracing.input_order import InputOrder, takes_channels_last
 from tests.stages.checks import assert_untouched, everything
 
 CPU = torch.device("cpu")
@@ -113,3 +113,14 @@ def test_networks_that_cannot_be_copied_get_the_usual_order() -> None:
             raise TypeError("only one of me")
 
     assert not laid_out(InputOrder(Alone(3, 6, 3)))
+
+
+@pytest.mark.parametrize(("channels", "stride", "taken"), [(4, 2, False), (7, 3, False), (4, 1, True), (8, 2, True)])
+def test_convolutions_that_break_memory_backward_are_not_given_channels_last(
+    channels: int, stride: int, taken: bool
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, stride=stride))
+    images = torch.randn(2, 3, 16, 16)
+    assert takes_channels_last(network, images) is taken
+    with torch.no_grad():  # the forward pass is right
+        assert takes_channels_last(network, images)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from branchnet.data.collation import channels_last, leaves, map_tensors, moved, placed
 from branchnet.stages.interface import call
 from branchnet.stages.tracing.trial import random_states_kept, tensors_of
-from branchnet.utils.installed_torch.torch_internals import pytree
+from branchnet.utils.installed_torch.torch_internals import TorchDispatchMode, pytree
 
 Run: TypeAlias = Callable[[Any, Any], Any]
 """From a network and its inputs to the outputs."""
@@ -93,10 +93,38 @@ def takes_channels_last(network: nn.Module, inputs: Any, run: Run = call, device
             tried = copy.deepcopy(network, {number: _copied(tensor) for number, tensor in tensors.items()})
             tried = tried if device is None else tried.to(device)
             given = channels_last(map_tensors(torch.clone, inputs if device is None else moved(inputs, device)))
-            _run_backward(run(tried, given), tried)
+            with _BrokenBackward() as broken:
+                outputs = run(tried, given)
+            if broken.found:
+                return False
+            _run_backward(outputs, tried)
     except Exception:  # whatever it is: it comes again where the network is run in the usual order
         return False
     return True
+
+
+class _BrokenBackward(TorchDispatchMode):
+    """Looks for convolutions whose backward pass writes past its memory in torch 2.13 and 2.14 on CPUs with AVX-512.
+
+    Those of 2 to 7 channels channels last with kernels of 1 x 1 and larger strides: "double free or corruption", or
+    other numbers without a word.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.convolution.default and torch.is_grad_enabled():
+            images, weight, _, stride = args[:4]
+            self.found |= bool(
+                images.device.type == "cpu"
+                and images.dim() == 4
+                and 1 < images.shape[1] < 8
+                and set(weight.shape[2:]) == {1}
+                and max(stride) > 1
+            )
+        return function(*args, **(kwargs or {}))
 
 
 def _changed_by_order(inputs: Any) -> bool:

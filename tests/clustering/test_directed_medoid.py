@@ -158,7 +158,7 @@ def test_stitches_are_counted_under_every_objective(affinity: Affinity, name: st
 
 
 def test_large_stitches_make_early_branches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("branchnet.clustering.heuristics.bounded_search._FRONT_BUDGETS", 4)
+    monkeypatch.setattr("branchnet.clustering.heuristics.bounded_search.FRONT_BUDGETS", 4)
     affinity, stitches = rsa_like_affinity(3, 2, 0), [100.0, 0.0]
     front = pareto_front(affinity, [1.0, 1.0], stitch_sizes=stitches)
     assert front[0].tree.widths == (1, 1)

@@ -97,7 +97,7 @@ class _Relaxation:
 
     def _left(self, d: int, at: Floats) -> Floats:
         """`[t, a]`: what the node costs a task less its potential there; too much to gain where they may not share."""
-        left = self._served[d] - at[d]
+        left: Floats = self._served[d] - at[d]
         if (apart := self.rules.apart[d]).any():
             left[apart.T] = float(np.abs(at[d - 1]).max()) if d else 0.0
         return left

@@ -128,7 +128,7 @@ class _Relaxation:
             for radii, pairs in zip(self.radii, self.losses.pairs, strict=True)
         ]
         both = np.array([np.minimum(clique, clique.T) for clique in cliques], dtype=np.float64)
-        return np.minimum(both[:, None], np.arange(n, 0, -1.0)[:, None, None])
+        return np.asarray(np.minimum(both[:, None], np.arange(n, 0, -1.0)[:, None, None]))
 
     @cached_property
     def _large(self) -> npt.NDArray[np.bool_]:

@@ -93,7 +93,7 @@ def takes_channels_last(network: nn.Module, inputs: Any, run: Run = call, device
             tried = copy.deepcopy(network, {number: _copied(tensor) for number, tensor in tensors.items()})
             tried = tried if device is None else tried.to(device)
             given = channels_last(map_tensors(torch.clone, inputs if device is None else moved(inputs, device)))
-            with _BrokenBackward() as broken:
+            with _BrokenBackward() as broken:  # type: ignore[no-untyped-call]
                 outputs = run(tried, given)
             if broken.found:
                 return False
@@ -110,9 +110,7 @@ class _BrokenBackward(TorchDispatchMode):
     other numbers without a word.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
+    found = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten.convolution.default and torch.is_grad_enabled():

@@ -104,7 +104,14 @@ def test_sizes_after_moves_and_swaps_are_those_of_the_trees(seed: int) -> None:
                 assert fitting[i, j] == (max(shares) <= 1 + 1e-12)
 
 
-@pytest.mark.parametrize(("n", "name"), [(12, "mean-pair"), (12, "medoid"), (20, "mean-max")])
+@pytest.mark.parametrize(
+    ("n", "name"),
+    [
+        (20, "mean-max"),
+        pytest.param(12, "mean-pair", marks=pytest.mark.slow),
+        pytest.param(12, "medoid", marks=pytest.mark.slow),
+    ],
+)
 def test_many_tasks(n: int, name: str) -> None:
     affinity = rsa_like_affinity(n, 3, 1)
     text = "60% params, 10 params for t0+t1+t2, 15 params for t2+t3+t4+t5"

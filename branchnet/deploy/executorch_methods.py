@@ -126,10 +126,11 @@ def executorch_program(
             raise BuildError(f"ExecuTorch export failed: {type(error).__name__}: {first_line(error)}") from error
         with atomic_write(target) as written:
             written.write_bytes(content)
-            differences = [
-                compared_outputs(expected[name], [run(x) for x in samples])
-                for name, run in _loaded(written, outputs).items()
-            ]
+            try:
+                found = {name: [run(x) for x in samples] for name, run in _loaded(written, outputs).items()}
+            except RuntimeError as error:
+                raise BuildError(f"ExecuTorch cannot run what it wrote: {first_line(error)}") from error
+            differences = [compared_outputs(expected[name], each) for name, each in found.items()]
     return ExecutorchProgram(target, outputs, max(max(each.values()) for each in differences), batches)
 
 

@@ -59,7 +59,7 @@ def trains_each_network(train: Train) -> Train:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         if isinstance(grouped, SharingNetwork):
-            _check_paths(bound.arguments)
+            check_paths(bound.arguments)
             try:
                 return train(**{**bound.arguments, first: grouped.separate_paths()})
             finally:
@@ -78,7 +78,7 @@ def trains_each_network(train: Train) -> Train:
     return cast("Train", train_each)
 
 
-def _check_paths(arguments: Mapping[str, Any]) -> None:
+def check_paths(arguments: Mapping[str, Any]) -> None:
     """Refuse what asks a node which tasks share it: the paths' nodes are of one task each."""
     refused = {
         "divide_rate": bool(arguments.get("divide_rate")),

@@ -149,3 +149,21 @@ def test_what_does_not_fit_is_refused() -> None:
         advise(Tree.shared(TASKS, 2), families(), random_trees=0)
     with pytest.raises(TreeError):
         advise(Tree.shared(["x", "y"], 2), families())
+
+
+def test_trees_are_drawn_where_constraints_keep_many_tasks_together() -> None:
+    names = [f"t{number}" for number in range(10)]
+    values = np.random.default_rng(0).uniform(0.1, 0.9, (1, 10, 10))
+    affinity = Affinity(names, ["only"], (values + values.transpose(0, 2, 1)) / 2)
+    tree = Tree(names, [[names[:4], [*names[4:9]], names[9:]]])
+    rules = Constraints(together=[names[:4], names[4:7]])
+    advice = advise(tree, affinity, objective="mean-pair", constraints=rules)
+    singles = [tree for tree in enumerate_trees(["a", "b", *names[7:]], 1) if tree.widths == (3,)]
+    whole = {"a": names[:4], "b": names[4:7]}
+    allowed = [
+        Tree(names, [[[task for one in cluster for task in whole.get(one, [one])] for cluster in one.partitions[0]]])
+        for one in singles
+    ]
+    costs = [clustering_cost(one, affinity, objective="mean-pair") for one in allowed if one != tree]
+    assert len(costs) == 24  # Stirling's S(5, 3) = 25
+    assert advice.gain == pytest.approx(np.mean(costs) - clustering_cost(tree, affinity, objective="mean-pair"))

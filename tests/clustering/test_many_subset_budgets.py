@@ -217,3 +217,20 @@ def test_stitches_are_those_of_a_network_of_these_tasks() -> None:
         ],
     )
     assert found.also[0].size == pytest.approx(tree_size(alone, COSTS, stitch_sizes=stitches))
+
+
+def test_the_smallest_budget_of_an_error_is_one_that_can_be_kept() -> None:
+    affinity, heads = rsa_like_affinity(3, 2, 1), {"t0": 1e6 + 0.1, "t1": 0.3, "t2": 0.7}
+    with pytest.raises(BudgetError) as caught:
+        search(affinity, [0.3, 0.4], "1 params for t0+t1", head_costs=heads, method="exact")
+    assert caught.value.smallest is not None
+    least = Budget(caught.value.smallest, "params", tasks=("t0", "t1"))
+    for method in ("exact", "local"):
+        found = search(affinity, [0.3, 0.4], least, head_costs=heads, method=method)
+        assert found.also[0].size == pytest.approx(1e6 + 0.1 + 0.3 + 0.7)
+
+
+def test_local_search_finds_the_one_tree_that_fits_where_sizes_fall() -> None:
+    table = [[0, 3, 2, 2, 9], [0, 5, 1, 1, 8]]
+    found = search(rsa_like_affinity(4, 2, 1), table, "3 params for t0+t1", method="local")
+    assert found.also[0].size == 3

@@ -65,6 +65,7 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     from branchnet.pipeline.distillation_steps import distil_and_compare
     from branchnet.pipeline.workspace import checked_folder
     from branchnet.specification import Architecture
+    from branchnet.training.grouped_training import check_paths
     from branchnet.utils.progress import silence
 
     out = checked_folder(options.out)
@@ -79,6 +80,8 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     one = network if isinstance(network, BranchedNetwork) else None
     if sharing is not None and options.only is not None:
         raise DataError(f"--only: tasks of {branched} are computed one at a time and all trained; expected no --only")
+    if sharing is not None:
+        check_paths(given.config.distillation)
     if one is None and options.only is not None:
         raise DataError(f"--only: {branched} holds several networks, which are all trained; expected one network")
     frozen = frozenset() if one is None else one.frozen

@@ -29,7 +29,7 @@ class ExportOptions:
         format: pt2 (torch.export, loaded by torch alone), aoti (compiled for this kind of device), onnx, safetensors,
             or pte (ExecuTorch, with a method for all tasks and for each); by default as the suffix of --out says.
         tasks: Only these tasks, with commas between.
-        batch_size: Of the example that it is traced with; other sizes work, too.
+        batch_size: Of the example that it is traced with; other sizes work, too, of pte files those up to it.
         int8: Quantise nodes to int8 where that costs the tasks little, for ONNX Runtime on this device; what is lost
             is measured on images of --config.
         max_loss: What a task may lose by --int8; 0 is equal to the float network, 1 as bad as a constant answer.
@@ -99,6 +99,8 @@ def _write_methods(branched: Path, sharing: SharingNetwork | None, options: Expo
         raise SpecError(
             f"tasks of {branched} are computed one at a time; expected --format onnx --out FOLDER, or --out FILE.pte"
         )
+    if to_onnx and options.out == ExportOptions.out:
+        raise SpecError(f"--out is the default {options.out}; expected a folder for the ONNX files, such as models")
     if sharing is not None and options.tasks is not None:
         raise SpecError("--tasks with tasks that are computed one at a time; expected all: each has its file or method")
     network: Any = sharing or read_branched(branched, options.config, device=options.device, dtype=options.dtype).eval()
@@ -115,7 +117,8 @@ def _write_methods(branched: Path, sharing: SharingNetwork | None, options: Expo
             made: dict[str, Any] = {"models": {task: str(file) for task, file in files.items()}}
             said = [f"wrote {', '.join(map(str, files.values()))} and their weights, weights.bin"]
         else:
-            program = executorch_program(network, example, options.out, max_batch_size=max(2, options.batch_size))
+            most = options.batch_size if options.batch_size > 1 else None
+            program = executorch_program(network, example, options.out, max_batch_size=most)
             methods = {name: list(outputs) for name, outputs in program.methods.items()}
             made = {"model": str(program.path), "methods": methods, "difference": program.difference}
             said = [f"wrote {program.path}", f"methods: {', '.join(methods)}"]

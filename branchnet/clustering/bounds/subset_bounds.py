@@ -241,7 +241,7 @@ def _of_block(
     small = Rules(rules.together[held], rules.apart[held], fewest, most)
     costs = [_block_costs(losses, small, grid, members, d) for d in range(losses.depth)]
     own = [_of_members(limit, block) for limit in limits if set(limit.members) & set(block)]
-    return relaxed(subset_tables(grid, costs, own), target, deadline).bound if own else 0.0
+    return relaxed(subset_tables(grid, costs, own), target, deadline).bound
 
 
 def _of_members(limit: SubsetLimit, block: Sequence[int]) -> SubsetLimit:

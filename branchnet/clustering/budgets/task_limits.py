@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.clustering.budgets.budget import Budget
-from branchnet.clustering.budgets.tree_sizes import CostsByUnit, HeadCostsByUnit, SizeModel, fits, subset_model
+from branchnet.clustering.budgets.tree_sizes import (
+    TOLERANCE,
+    CostsByUnit,
+    HeadCostsByUnit,
+    SizeModel,
+    fits,
+    subset_model,
+)
 from branchnet.clustering.constraints import Rules
 from branchnet.clustering.search_result import Resource
 from branchnet.clustering.trees.tree import Tree
@@ -52,7 +59,9 @@ class TaskLimit:
 
     def shares(self) -> Floats:
         """Stages as shares of what the limit leaves beside the heads; if it leaves nothing, stages of size 0 fit."""
-        room, table = self.limit - self.sizes.fixed, self.sizes.table
+        table = self.sizes.table
+        # Shares are compared with 1 + TOLERANCE, so that sizes with the heads are with as much of the whole limit.
+        room = (self.limit + TOLERANCE * abs(self.limit) - self.sizes.fixed) / (1 + TOLERANCE)
         if room > 0:
             return np.asarray(table / room)
         if fits(self.sizes.fixed, self.limit):

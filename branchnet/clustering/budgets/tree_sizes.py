@@ -45,7 +45,7 @@ HeadCosts = Mapping[str, float] | Mapping[str, StageCost]
 CostsByUnit: TypeAlias = Costs | Mapping[str, Costs]
 """The same, or for several budgets one for each unit."""
 HeadCostsByUnit: TypeAlias = HeadCosts | Mapping[str, HeadCosts]
-_TOLERANCE = 1e-12
+TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class SizeModel:
 
 def fits(size: float | Floats, limit: float) -> bool | npt.NDArray[np.bool_]:
     """Whether a size is within a limit, up to a relative 1e-12 of rounding: 60% of N networks may be 0.6 N exactly."""
-    return size <= limit + _TOLERANCE * abs(limit)
+    return size <= limit + TOLERANCE * abs(limit)
 
 
 def in_unit(costs: Any, unit: str) -> Any:

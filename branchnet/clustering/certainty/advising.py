@@ -7,6 +7,7 @@ the score's uncertainty. Where it is not, no tree of that size is likely to beat
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +53,7 @@ class Advice:
             where there are none, or more than 8 tasks.
         unit: what costs are in, in words.
         excluded: whether constraints exclude the fully shared network.
+        constrained: whether there were constraints.
 
     >>> tree = branchnet.Tree.grouped([["a", "b"], ["c"]], 1)
     >>> unit = "in units of dissimilarity"
@@ -74,6 +76,7 @@ class Advice:
     groups: float | None
     unit: str
     excluded: bool = False
+    constrained: bool = False
 
     @property
     def distinct(self) -> bool:
@@ -90,7 +93,11 @@ class Advice:
 
     def _about_size(self) -> str:
         if np.isnan(self.better_than):
-            return "There is no other tree of this size."
+            return (
+                "No other tree of this size that the constraints allow was drawn."
+                if self.constrained
+                else "There is no other tree of this size."
+            )
         known = "" if np.isnan(self.chance) else f" (chance alone explains up to {self.chance:.2g})"
         about = "" if np.isnan(self.error) else f" (± {SURE * self.error:.2g})"
         than = f"random trees of its size cost {self.gain:.3g}{about} more {self.unit}{known}"
@@ -142,7 +149,8 @@ def advise(
         affinity: what it was found by; with `samples` (measured with `bootstrap`), differences get errors.
         objective: how trees are judged; None = the result's, or the default of `search`.
         constraints: those of the search: random trees and groups are drawn among what they allow.
-        random_trees: how many trees of the same widths are drawn; fewer where there are fewer.
+        random_trees: how many trees of the same widths are drawn; fewer where there are fewer, or where constraints
+            allow few of those that are drawn.
         seed: of the draws.
 
     Returns:
@@ -193,6 +201,7 @@ def advise(
         groups=float(costs[0, 2:first].min() - costs[0, 0]) if groups else None,
         unit=_unit(affinity),
         excluded=not _allowed(shared_tree, rules),
+        constrained=rules is not None,
     )
 
 
@@ -209,15 +218,35 @@ def _allowed(tree: Tree, rules: Rules | None) -> bool:
 
 
 def _others_of_size(tree: Tree, rules: Rules | None, count: int, seed: int) -> list[Tree]:
-    """Random trees of its widths: fewer than asked for where few are drawn that the constraints allow."""
+    """Random trees of its widths: fewer than asked for where few are drawn that the constraints allow.
+
+    Tasks that are together at all stages are drawn as one.
+    """
     source, drawn = random.Random(seed), dict[Tree, None]()
-    for _ in range((5 if rules is None else 100) * count):
-        other = random_tree_of_widths(tree.tasks, tree.widths, source, tree.depths)
+    groups = _inseparable(tree.tasks, rules)
+    for _ in range((5 if rules is None else 20) * count):
+        one = random_tree_of_widths(tuple(groups), tree.widths, source, tree.depths)
+        other = one if len(groups) == len(tree.tasks) else _with_groups(tree.tasks, one, groups)
         if other != tree and _allowed(other, rules):
             drawn[other] = None
         if len(drawn) >= count:
             break
     return list(drawn)
+
+
+def _inseparable(tasks: Sequence[str], rules: Rules | None) -> dict[str, list[str]]:
+    """The tasks by the first of those that they are with at all stages."""
+    found: dict[str, list[str]] = {}
+    for number, task in enumerate(tasks):
+        first = number if rules is None else int(np.argmax(rules.together.all(0)[number]))
+        found.setdefault(tasks[min(first, number)], []).append(task)
+    return found
+
+
+def _with_groups(tasks: Sequence[str], tree: Tree, groups: Mapping[str, Sequence[str]]) -> Tree:
+    """The tree of all tasks in which those of a group are where the group's first task is."""
+    partitions = [[[t for one in cluster for t in groups[one]] for cluster in stage] for stage in tree.partitions]
+    return Tree(tasks, partitions)
 
 
 def _groups(tree: Tree) -> list[Tree]:

@@ -40,7 +40,9 @@ def front_under_subsets(
     if largest.proven and largest.method == "exact":
         points = list(_falling(problem, limits, method, seed, deadline, largest))
     else:
-        points = _at_sizes(problem, limits, method, seed, deadline, largest)
+        points = [largest]
+    if points[-1].method != "exact" and not _interrupted(points[-1]):
+        points += _at_sizes(problem, limits, method, seed, deadline, points[-1])
     front: list[SearchResult] = []
     for point in sorted(points, key=lambda point: (point.size, len(point.forced), point.cost)):
         if not front or improves(point, front[-1], problem.losses.tie):
@@ -66,6 +68,8 @@ def _falling(
     while True:
         below = _at_most(problem, point.size * (1 - 1e-9))
         yield _as_point(point)
+        if point.method != "exact" or _interrupted(point):
+            return
         try:
             point = search_under_subsets(problem, [below, *limits], method, seed, deadline)
         except BudgetError:  # no tree is smaller
@@ -90,7 +94,13 @@ def _at_sizes(
         except BudgetError:  # a tree that meets the limits may need more than the smallest of all
             continue
         points.append(_as_point(found))
+        if _interrupted(found):
+            break
     return points
+
+
+def _interrupted(point: SearchResult) -> bool:
+    return "interrupted" in point.why
 
 
 def _as_point(result: SearchResult) -> SearchResult:

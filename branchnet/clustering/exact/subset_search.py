@@ -173,18 +173,26 @@ class _Search:
             if not fits(least := one.least(problem.rules), one.limit):
                 raise too_small(one, least, reached=self._smallest(one) <= least * (1 + 1e-12))
         land = subset_landscape(problem.losses, problem.rules, self.limits)
-        found = heuristic_search(land, self.deadline, seed=self.seed, rounds=rounds, starts=subset_starts(land))
+        fitting = [labels for one in self.limits for labels in self._small_trees(one) if self._fits(labels)]
+        starts = [*subset_starts(land), *fitting]
+        found = heuristic_search(land, self.deadline, seed=self.seed, rounds=rounds, starts=starts)
         return (None, "") if found is None else (found.labels, found.stopped)
 
-    def _smallest(self, one: TaskLimit) -> float:
-        """The least of the trees that local searches start from, of what one limit counts."""
+    def _fits(self, labels: Labels) -> bool:
+        return all(one.fits(self._tree(labels)) for one in self.limits)
+
+    def _small_trees(self, one: TaskLimit) -> list[Labels]:
+        """The trees that local searches under one limit alone start from."""
         rules, losses = self.problem.rules, self.problem.losses
         large = dataclasses.replace(one, limit=one.sizes.largest * (1 + len(one.tasks)) + 1)
         tight = dataclasses.replace(one, limit=one.least(rules) * (1 + 1e-9))
-        trees = [
+        return [
             labels for limit in (tight, large) for labels in subset_starts(subset_landscape(losses, rules, [limit]))
         ]
-        return min((one.size(self._tree(labels)) for labels in trees), default=math.inf)
+
+    def _smallest(self, one: TaskLimit) -> float:
+        """The least of these trees, of what the limit counts."""
+        return min((one.size(self._tree(labels)) for labels in self._small_trees(one)), default=math.inf)
 
     def _tree(self, labels: Labels) -> Tree:
         return Tree.from_labels(self.problem.losses.tasks, labels)
@@ -279,7 +287,8 @@ class _Search:
     def _together(self, start: str, caveat: str, smallest: Sequence[str]) -> BudgetError:
         written = ", ".join(str(one.budget) for one in self.limits)
         if len(self.limits) == 1:
-            return BudgetError(f"{start} the budget of {written}{caveat}; the smallest tree found needs {smallest[0]}")
+            needed = smallest[0].split(" for ")[0]
+            return BudgetError(f"{start} the budget of {written}{caveat}; the smallest tree found needs {needed}")
         found = "" if caveat else ", though some tree fits each of them"
         return BudgetError(
             f"{start} the budgets {written} together{found}{caveat}; the smallest sizes are {'; '.join(smallest)}, not "

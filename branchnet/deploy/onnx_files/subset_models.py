@@ -63,8 +63,9 @@ class SharedTensors:
         """
         for tensor in model.graph.initializer:
             content = _raw(tensor)
-            digest = hashlib.sha256(content).digest()
-            if len(content) >= INLINE_BYTES and digest not in self._offsets:
+            if len(content) < INLINE_BYTES:
+                continue
+            if (digest := hashlib.sha256(content).digest()) not in self._offsets:
                 self._file.seek(-(-self._file.tell() // _PAGE) * _PAGE)
                 self._offsets[digest] = self._file.tell()
                 self._file.write(content)

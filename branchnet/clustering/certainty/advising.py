@@ -238,7 +238,7 @@ def _inseparable(tasks: Sequence[str], rules: Rules | None) -> dict[str, list[st
     """The tasks by the first of those that they are with at all stages."""
     found: dict[str, list[str]] = {}
     for number, task in enumerate(tasks):
-        first = number if rules is None else int(np.argmax(rules.together.all(0)[number]))
+        first = number if rules is None else int(np.argmax(rules.together[:, number].all(axis=0)))
         found.setdefault(tasks[min(first, number)], []).append(task)
     return found
 

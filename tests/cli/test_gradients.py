@@ -71,7 +71,7 @@ def by_hand(rate: float) -> np.ndarray:
     """1 - L_j after / L_j before, where the weights of one stage take task i's step: copies, autograd and a loop."""
     network = branchnet.load("shared")
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))[8:24]  # a fifth is held out
-    pixels = torch.from_numpy(np.load("images.npz")["images"]).movedim(-1, 1).float() / 255
+    pixels = torch.from_numpy(np.load("images.npz")["images"]).movedim(-1, 1).float().contiguous() / 255
     namespace: dict = {}
     exec(TRUTH, namespace)
     labels = namespace["labels"]()
@@ -112,7 +112,7 @@ def test_a_shared_network_is_trained_and_what_is_found_can_be_searched(walker: W
 
 def test_stitches_are_judged_by_the_losses_that_the_config_names(walker: Walker) -> None:
     """The labels lie near what the networks answer; one network, without a loss, is compared with its own outputs."""
-    pixels = torch.from_numpy(np.load("images.npz")["images"]).movedim(-1, 1).float() / 255
+    pixels = torch.from_numpy(np.load("images.npz")["images"]).movedim(-1, 1).float().contiguous() / 255
     networks, labels = {}, {}
     for task, kind in TASKS.items():
         networks[task] = branchnet.create("branchnet:scene_network", outputs=1, kind=kind, width=4).eval()

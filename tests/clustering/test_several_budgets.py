@@ -47,7 +47,11 @@ def test_the_best_tree_within_both_is_that_of_brute_force(seed, objective, param
     for one in found.resources:
         assert one.size == pytest.approx(tree_size(found.tree, COSTS, unit=one.unit)) and one.size <= one.limit
     for method in ("local", "beam"):
-        other = search(affinity, COSTS, budget, objective=objective, method=method)
+        try:
+            other = search(affinity, COSTS, budget, objective=objective, method=method)
+        except BudgetError as error:  # where little fits, a heuristic may find none, and says so
+            assert "may exist" in str(error) and len(fitting) <= 8  # of 154
+            continue
         assert share(other.tree, "params") <= params + 1e-9 and share(other.tree, "flops") <= flops + 1e-9
         assert other.lower_bound <= min(fitting) + 1e-9 <= other.cost + 2e-9
 

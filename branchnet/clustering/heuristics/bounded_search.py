@@ -13,7 +13,7 @@ from branchnet.clustering.bounds.lower_bounds import EFFORT, rising_bounds
 from branchnet.clustering.budgets.further_limits import largest_shares, mixtures, of_widths, shares_of_limits
 from branchnet.clustering.deadline import Deadline, OutOfTime
 from branchnet.clustering.heuristics.beam_search import beam_search
-from branchnet.clustering.heuristics.heuristic import heuristic_search
+from branchnet.clustering.heuristics.heuristic import fitting_trees, heuristic_search
 from branchnet.clustering.heuristics.initial_trees import smallest_tree
 from branchnet.clustering.heuristics.local_search import Labels, Landscape
 from branchnet.clustering.search_problem import Problem, StitchProblem, infeasible, infeasible_together
@@ -85,13 +85,16 @@ def searched(
 
 
 def _beam(land: Landscape, deadline: Deadline, seed: int) -> Labels | None:
-    """The beam's tree; with several budgets the cheapest that fits them of those found under each surrogate."""
+    """The beam's tree; with several budgets the cheapest that fits them of those found under each surrogate.
+
+    Where none of these fits, the cheapest tree that local search would start from.
+    """
     if land.shares is None:
         return beam_search(land, deadline, seed=seed)
     tables = [land.sizes, *mixtures(land.shares)]
     found = [beam_search(dataclasses.replace(land, sizes=one, shares=None), deadline, seed=seed) for one in tables]
     fitting = [labels for labels in found if labels is not None and land.size(labels) <= 1 + 1e-12]
-    return min(fitting, key=land.cost, default=None)
+    return min(fitting or fitting_trees(land), key=land.cost, default=None)
 
 
 def _nothing_fits(problem: Problem, limit: float, budget: str) -> BudgetError:

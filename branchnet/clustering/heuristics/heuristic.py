@@ -44,7 +44,7 @@ def heuristic_search(
 
     `starts` are taken in place of those that widths are chosen for, and `start` is added.
     """
-    starts = list(_start_trees(land)) if starts is None else starts
+    starts = list(fitting_trees(land)) if starts is None else starts
     if start is not None:
         starts.append(start)
     if not starts:
@@ -72,7 +72,7 @@ def heuristic_search(
     return Found(seen.best, "")
 
 
-def _start_trees(land: Landscape) -> Iterator[Labels]:
+def fitting_trees(land: Landscape) -> Iterator[Labels]:
     """Trees to start from that fit all budgets."""
     yield from start_trees(land.losses, land.rules, land.sizes, land.limit)
     for table in mixtures(land.shares) if land.shares is not None else ():

@@ -45,9 +45,7 @@ def test_lower_bound_is_never_above_the_optimum(affinity: Affinity, name: str, s
     assert bound <= best + 1e-10 * max(abs(best), 1.0)
     if seed % 4 == 0:
         land = problem.landscape(limit)
-        tighter = lower_bound(
-            problem.losses, problem.rules, land.sizes, limit, target=best + 0.1 * abs(best) + 1e-3, effort=40
-        )
+        tighter = lower_bound(problem.losses, problem.rules, land.sizes, limit, target=best + 0.1 * abs(best) + 1e-3)
         assert bound <= tighter <= best + 1e-9 * max(abs(best), 1.0)
 
 
@@ -68,7 +66,7 @@ def test_chain_bounds_rise_and_stay_below_the_optimum(name: str, small: int, mon
         problem = make_problem(affinity, costs, "params", objective=name, constraints=constraints)
         land = problem.landscape(best.limit)
         target = best.cost * float(generator.choice([1.0, 1.001, 1.5])) + 1e-9
-        bounds = list(rising_bounds(problem.losses, problem.rules, land.sizes, land.limit, target=target, effort=40))
+        bounds = list(rising_bounds(problem.losses, problem.rules, land.sizes, land.limit, target=target))
         assert max(bounds) <= best.cost + 1e-9
         assert all(later >= earlier - 1e-12 for earlier, later in pairwise(bounds[1:]))
         gaps.append(1 - max(bounds) / best.cost)

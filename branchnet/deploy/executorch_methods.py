@@ -1,7 +1,7 @@
 """One file for devices: an ExecuTorch program with a method for each set of tasks, which holds every weight once.
 
 ExecuTorch and its XNNPACK delegate store constants by their content. Methods traced from one prepared network have
-equal constants, so the nodes that several methods run stand in the file once.
+equal constants, so the file holds the nodes that several methods run once.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def executorch_program(
     """Write an ExecuTorch program, for phones and other devices, with one method for each set of tasks.
 
     A method computes only what its tasks need, by XNNPACK where that has the operators and by ExecuTorch's portable
-    ones elsewhere. Weights that several methods use stand in the file once. The constant method `branchnet` returns
+    ones elsewhere. The file holds weights that several methods use once. The constant method `branchnet` returns
     JSON with the tasks, each method's outputs in order, labels and preprocessing. Every method is run by ExecuTorch's
     runtime and compared with the network before the file is put in place.
 

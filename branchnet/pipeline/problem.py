@@ -16,7 +16,7 @@ from branchnet.data import ImageFolder, to_images
 from branchnet.data.call_forms import CallForm, described
 from branchnet.data.collation import placed
 from branchnet.data.samples import Batch, Samples, Source, read_samples
-from branchnet.errors import BudgetError, DataError, SpecError, TrainingError
+from branchnet.errors import DataError, SpecError, TrainingError
 from branchnet.pipeline.config.run_config import Kind, RunOptions, unknown_donor
 from branchnet.pipeline.labelled_run.labelled_training import LabelledTraining
 from branchnet.pipeline.output_kinds import first_tensor, known_kinds, metrics_of, on_first_tensor
@@ -159,9 +159,7 @@ def make_problem(
 def _checked_budget(budget: Budget | str, tasks: Sequence[str]) -> Budget:
     """The budget, before anything is measured for it."""
     wanted = budget if isinstance(budget, Budget) else Budget.parse(budget)
-    for one in wanted.each:
-        if unknown := [task for task in one.tasks if task not in tasks]:
-            raise BudgetError(f"the budget {one} names the unknown task {unknown[0]!r}; expected {', '.join(tasks)}")
+    wanted.check_tasks(tasks)
     return wanted
 
 

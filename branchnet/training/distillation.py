@@ -28,7 +28,7 @@ from branchnet.stages.interface import call_form
 from branchnet.stages.tracing.trial import trial
 from branchnet.stages.transforms import described_transform, holds_transform
 from branchnet.training.batchnorm import foreign_modules, reestimate_batchnorm, reestimate_without_harm
-from branchnet.training.grouped_training import trains_each_network
+from branchnet.training.grouped_training import takes_grouped_and_sharing
 from branchnet.training.held_out_samples import HeldOutSamples, given_samples, set_aside
 from branchnet.training.matching.distilled_losses import DistilledLosses, Match
 from branchnet.training.matching.output_forms import OutputFunctions, applied, check_forms, differing_form
@@ -62,7 +62,7 @@ _COMPARED = 2
 """Samples on which outputs are compared first, their forms and values; BatchNorm in training mode needs two."""
 
 
-@trains_each_network
+@takes_grouped_and_sharing
 @keeping_freed_memory()
 def distill(
     branched: BranchedNetwork | GroupedNetworks | SharingNetwork,

@@ -42,7 +42,7 @@ class GroupedHistory(History):
     networks: tuple[History, ...] = ()
 
 
-def trains_each_network(train: Train) -> Train:
+def takes_grouped_and_sharing(train: Train) -> Train:
     """Let a training function take `GroupedNetworks`, of which each is trained, and a `SharingNetwork`'s paths.
 
     Args:
@@ -52,7 +52,7 @@ def trains_each_network(train: Train) -> Train:
     first = next(iter(signature.parameters))
 
     @wraps(train)
-    def train_each(*args: Any, **kwargs: Any) -> History:
+    def train_any(*args: Any, **kwargs: Any) -> History:
         grouped = args[0] if args else kwargs.get(first)
         if not isinstance(grouped, GroupedNetworks | SharingNetwork):
             return train(*args, **kwargs)
@@ -75,7 +75,7 @@ def trains_each_network(train: Train) -> Train:
             grouped.eval()
         return _joined(grouped, histories)
 
-    return cast("Train", train_each)
+    return cast("Train", train_any)
 
 
 def check_paths(arguments: Mapping[str, Any]) -> None:

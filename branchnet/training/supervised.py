@@ -11,7 +11,7 @@ from torch import nn
 
 from branchnet.data.samples import Source
 from branchnet.errors import TrainingError
-from branchnet.training.grouped_training import trains_each_network
+from branchnet.training.grouped_training import takes_grouped_and_sharing
 from branchnet.training.judging.foreign_metrics import AnyMetric
 from branchnet.training.matching.output_losses import MatchKind
 from branchnet.training.optimization.batch_order import Mix
@@ -43,7 +43,7 @@ WEIGHTING_RATE = 1e-3
 """Of parameters that weigh losses, whatever the network's rate."""
 
 
-@trains_each_network
+@takes_grouped_and_sharing
 @keeping_freed_memory()
 def fit(
     network: nn.Module,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,27 +11,22 @@ import torch
 
 import branchnet
 from branchnet.builder import SharingNetwork
-from branchnet.cli import main
 from branchnet.data import scenes
 from branchnet.specification import SharingArchitecture
-from tests.cli.toys import SIZE, TASKS, Walker, make_folder
+from tests.cli.toys import SIZE, TASKS, Walker, make_folder, walk
+
+LINES = (
+    "split run.yaml --locations 3",
+    "affinity run.yaml split.yaml",
+    "search affinity.npz split.yaml --budget 70%params --one-task-per-input --out sharing.yaml",
+    "build sharing.yaml --config run.yaml --out built",
+)
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_folder(tmp_path_factory.mktemp("walk"))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for line in (
-            "split run.yaml --locations 3",
-            "affinity run.yaml split.yaml",
-            "search affinity.npz split.yaml --budget 70%params --one-task-per-input --out sharing.yaml",
-            "build sharing.yaml --config run.yaml --out built",
-        ):
-            assert main(line.split()) == 0, line
-    finally:
-        os.chdir(before)
+    walk(folder, LINES)
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from branchnet.cli import VERBS, main
 from branchnet.data import scenes
 from branchnet.specification import GroupedArchitecture
 from branchnet.specification.grouped.grouped_architecture import is_grouped
-from tests.cli.toys import SIZE, TASKS, Walker, make_folder
+from tests.cli.toys import SIZE, TASKS, Walker, make_folder, walk
 
 LINES = (
     "split run.yaml --locations 3",
@@ -37,13 +36,7 @@ LINES = (
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder after split, affinity, search, build and distill."""
     folder = make_folder(tmp_path_factory.mktemp("walk"))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for line in LINES:
-            assert main(line.replace("80%", "80%params").split()) == 0, line
-    finally:
-        os.chdir(before)
+    walk(folder, [line.replace("80%", "80%params") for line in LINES])
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,17 @@ def make_folder(folder: Path) -> Path:
     lines += ["images: {npz: images.npz, size: 32}", "budget: 60% params", "steps: 2", "batch_size: 8"]
     (folder / "run.yaml").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def walk(folder: Path, lines: Iterable[str]) -> None:
+    """Run lines of the command in a folder, of which none may fail."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for line in lines:
+            assert main(line.split()) == 0, line
+    finally:
+        os.chdir(before)
 
 
 class Walker:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from branchnet.builder import BranchedNetwork, GroupedNetworks
     from branchnet.pipeline.config.run_config import RunConfig
     from branchnet.pipeline.plans.dry_run import Plan
+    from branchnet.reporting import Comparison
 
 Folder = Annotated[Path, Parameter(help="What `branchnet build` wrote.")]
 
@@ -77,15 +78,14 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
         raise not_a_config(config)
     if missing := [task for task in network.tasks if task not in given.networks]:
         raise SpecError(f"{config}: networks: {', '.join(missing)} is missing; {branched} has it")
-    one = network if isinstance(network, BranchedNetwork) else None
-    if sharing is not None and options.only is not None:
-        raise DataError(f"--only: tasks of {branched} are computed one at a time and all trained; expected no --only")
     if sharing is not None:
         check_paths(given.config.distillation)
-    if one is None and options.only is not None:
-        raise DataError(f"--only: {branched} holds several networks, which are all trained; expected one network")
+    one = network if sharing is None and isinstance(network, BranchedNetwork) else None
     frozen = frozenset() if one is None else one.frozen
-    if one is not None and options.only is not None:
+    if options.only is not None:
+        if one is None:
+            held = "several networks" if sharing is None else "tasks that are computed one at a time"
+            raise DataError(f"--only: {branched} holds {held}, which are all trained; expected one network")
         _freeze_others(one, [task.strip() for task in options.only.split(",")])
     settings = changed(
         given.config,
@@ -105,7 +105,7 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
             network, networks, given.images, settings, kinds=settings.kinds, checkpoint=unfinished
         )
     described = None
-    if one is not None and sharing is None:
+    if one is not None:
         one.unfreeze(*(one.frozen - frozen))  # `--only` holds for this run; what is saved can be trained on
         spec = read_spec(branched)
         described = Architecture.from_network(one, search=spec.search, description=spec.description)
@@ -113,16 +113,7 @@ def distill(branched: Folder, config: Config, *, options: DistillOptions = Disti
     for file in out.glob(f"{unfinished.stem}*{unfinished.suffix}"):  # one for each network
         file.unlink()
     if options.as_json:
-        print_json(
-            {
-                judged.name: {
-                    "metrics": dict(judged.metrics),
-                    "changes": {task: change.to_dict() for task, change in comparison.changes(judged).items()},
-                    "delta": comparison.delta(judged),
-                }
-                for judged in comparison.networks
-            }
-        )
+        print_json(_as_record(comparison))
     else:
         print_tables([comparison.task_table()])
     say(f"wrote {out}", quiet=options.quiet)
@@ -144,6 +135,18 @@ def _plan(network: BranchedNetwork | GroupedNetworks, example: Any, settings: Ru
         batch_size=settings.batch_size,
         activations=sum(stages) + sum(heads),
     )
+
+
+def _as_record(comparison: Comparison) -> dict[str, Any]:
+    """Metrics and changes of every network as JSON values."""
+    return {
+        judged.name: {
+            "metrics": dict(judged.metrics),
+            "changes": {task: change.to_dict() for task, change in comparison.changes(judged).items()},
+            "delta": comparison.delta(judged),
+        }
+        for judged in comparison.networks
+    }
 
 
 def _freeze_others(network: BranchedNetwork, wanted: list[str]) -> None:

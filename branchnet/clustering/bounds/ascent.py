@@ -5,12 +5,65 @@ Any place gives a valid bound; how steps are made decides only how fast the boun
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 # How much is kept of the mean slope and of its square, and what the last step's length is of the first one's.
 _MEAN, _SQUARE, _SHRINKS = 0.95, 0.99, 0.04
+
+
+Place = TypeVar("Place")
+Slopes = TypeVar("Slopes")
+
+
+@dataclass(frozen=True)
+class Best(Generic[Place]):
+    """The largest value of an ascent, and where it is."""
+
+    value: float
+    at: Place
+
+
+def climb(
+    place: Callable[[], Place],
+    value: Callable[[Place], tuple[float, Slopes]],
+    move: Callable[[Slopes], None],
+    *,
+    steps: int,
+    every: int,
+    target: float,
+) -> Generator[float, None, Best[Place]]:
+    """Go up, and hand out the best value so far; it ends early where that reaches the target.
+
+    Args:
+        place: where the ascent is.
+        value: the function there, and what `move` needs of its slope.
+        move: a step.
+        steps: how many.
+        every: how many go to one value that is handed out.
+        target: what no value needs to exceed.
+
+    Returns:
+        The best.
+    """
+    best = Best(-np.inf, place())
+    for step in range(steps):
+        at = place()
+        found, slopes = value(at)
+        if found > best.value:
+            best = Best(found, at)
+        if best.value >= target:
+            yield target
+            return best
+        if step % every == every - 1:
+            yield best.value
+        move(slopes)
+    return best
 
 
 class Ascent:

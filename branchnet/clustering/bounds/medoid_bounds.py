@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.bounds.ascent import Ascent
+from branchnet.clustering.bounds.ascent import Ascent, climb
 from branchnet.clustering.bounds.width_knapsack import PricedWidths, WidthBounds
 from branchnet.clustering.constraints import Rules
 
@@ -50,24 +50,19 @@ def medoid_bounds(
     relaxation = _Relaxation(losses, rules, PricedWidths(rules, sizes, limit))
     # A step takes time as D * N^3, from 40 tasks on.
     steps = _STEPS * max(1, round(rounds * min(1.0, (40 / n) ** 1.2)))
-    best, best_at = -np.inf, relaxation.start(target)
-    ascent = Ascent(best_at, _LENGTH * relaxation.typical, steps)
-    for step in range(steps):
-        at = ascent.potentials()
-        value, slope = relaxation.value(at)
-        value -= relaxation.rounding(at)
-        if value > best:
-            best, best_at = value, at
-        if best >= target:
-            yield target
-            return
-        if step % _STEPS == _STEPS - 1:
-            yield best
-        ascent.move(slope)
+    ascent = Ascent(relaxation.start(target), _LENGTH * relaxation.typical, steps)
+
+    def value(at: Floats) -> tuple[float, Floats]:
+        found, slope = relaxation.value(at)
+        return found - relaxation.rounding(at), slope
+
+    best = yield from climb(ascent.potentials, value, ascent.move, steps=steps, every=_STEPS, target=target)
+    if best.value >= target:
+        return
     # The programme over widths ties neighbouring stages' widths together, which the price on the budget does not.
-    tables, paid = relaxation.tables(best_at)
-    margin = relaxation.rounding(best_at) - paid
-    yield min(target, max(best, WidthBounds(rules, sizes, limit).least(tables)[0] - margin))
+    tables, paid = relaxation.tables(best.at)
+    margin = relaxation.rounding(best.at) - paid
+    yield min(target, max(best.value, WidthBounds(rules, sizes, limit).least(tables)[0] - margin))
 
 
 @dataclass(frozen=True, eq=False)

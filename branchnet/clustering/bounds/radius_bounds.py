@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from branchnet.clustering.additive_losses import StageLosses
-from branchnet.clustering.bounds.ascent import Adam, Ascent
+from branchnet.clustering.bounds.ascent import Adam, Ascent, climb
 from branchnet.clustering.bounds.clique_bounds import StageRadii
 from branchnet.clustering.bounds.width_knapsack import WidthBounds
 from branchnet.clustering.constraints import Rules
@@ -63,23 +63,24 @@ def radius_bounds(
     length = _LENGTH * np.diff(start[:, :1, :1], axis=0, prepend=0.0)
     ascent = Ascent(start, length, steps)
     excess = Adam(np.zeros(start.shape[:2]), length[:, 0] * _EXCESS_LENGTH / _LENGTH, steps)
-    best, best_at = -np.inf, (start, excess.place)
-    for step in range(steps):
-        at = ascent.potentials(), excess.place
-        value, *slopes = relaxation.value(*at, widths)
-        value -= relaxation.rounding(*at)
-        if value > best:
-            best, best_at = value, at
-        if best >= target:
-            yield target
-            return
-        if step % _STEPS == _STEPS - 1:
-            yield best
+
+    def place() -> tuple[Floats, Floats]:
+        return ascent.potentials(), excess.place
+
+    def value(at: tuple[Floats, Floats]) -> tuple[float, tuple[Floats, Floats]]:
+        found, *slopes = relaxation.value(*at, widths)
+        return found - relaxation.rounding(*at), (slopes[0], slopes[1])
+
+    def move(slopes: tuple[Floats, Floats]) -> None:
         ascent.move(slopes[0])
         excess.move(slopes[1])
         excess.place = np.maximum(excess.place, 0.0)
-    value = relaxation.value(*best_at, WidthBounds(rules, sizes, limit))[0] - relaxation.rounding(*best_at)
-    yield min(target, max(best, value))
+
+    best = yield from climb(place, value, move, steps=steps, every=_STEPS, target=target)
+    if best.value >= target:
+        return
+    last = relaxation.value(*best.at, WidthBounds(rules, sizes, limit))[0] - relaxation.rounding(*best.at)
+    yield min(target, max(best.value, last))
 
 
 class _Stage(NamedTuple):

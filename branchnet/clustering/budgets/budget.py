@@ -124,6 +124,21 @@ class Budget:
         unit, factor = _unit_of(word, text)
         return cls(number * factor, unit)
 
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Refuse tasks that there are none of.
+
+        Args:
+            tasks: those that there are.
+
+        Raises:
+            BudgetError: it names another task.
+        """
+        for one in self.each:
+            if unknown := [task for task in one.tasks if task not in tasks]:
+                raise BudgetError(
+                    f"the budget {one} names the unknown task {unknown[0]!r}; expected {', '.join(tasks)}"
+                )
+
     def __str__(self) -> str:
         if self.also:
             return ", ".join(map(str, self.each))

@@ -58,7 +58,7 @@ class TaskLimit:
         return Resource(self.sizes.unit, self.size(tree), self.limit, self.budget.tasks)
 
     def shares(self) -> Floats:
-        """Stages as shares of what the limit leaves beside the heads; if it leaves nothing, stages of size 0 fit."""
+        """Stages as shares of the limit less the heads; if nothing is left, stages of size 0 fit."""
         table = self.sizes.table
         # Shares are compared with 1 + TOLERANCE, so that sizes with the heads are with as much of the whole limit.
         room = (self.limit + TOLERANCE * abs(self.limit) - self.sizes.fixed) / (1 + TOLERANCE)
@@ -113,8 +113,7 @@ def task_limit(
     Raises:
         BudgetError: it names an unknown task, or tasks leave the trunk early.
     """
-    if unknown := [task for task in budget.tasks if task not in tasks]:
-        raise BudgetError(f"the budget {budget} names the unknown task {unknown[0]!r}; expected {', '.join(tasks)}")
+    budget.check_tasks(tasks)
     whole = sizes.limit(dataclasses.replace(budget, tasks=()))
     counted = tuple(task for task in tasks if not budget.tasks or task in budget.tasks)
     members = tuple(list(tasks).index(task) for task in counted)
